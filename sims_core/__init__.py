@@ -1,0 +1,45 @@
+"""SIMS, written once: guidance, diffusion, sampling, Algorithm 1 and the self-consuming loop.
+
+Names are imported on first use, so that ``import sims_core`` and ``--help`` stay cheap (no torch).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "guidance": ("extrapolate", "guided", "merge_weights", "omega_from_autoguidance"),
+    "diffusion": ("EDM", "LogNormal", "denoising_loss", "from_angle", "to_angle"),
+    "sampling": ("Churn", "Sampler", "angle_sigmas", "cosine_sigmas", "edm_sigmas", "generate", "sample", "trajectory"),
+    "learner": ("Learner", "Mergeable"),
+    "algorithm": (
+        "AUXILIARY_DATA",
+        "METHODS",
+        "Trained",
+        "complement",
+        "distribution_control",
+        "neon",
+        "sims",
+        "standard",
+    ),
+    "loop": ("POLICIES", "Generation", "Policy", "Turn", "parse_policy", "self_consuming_loop"),
+    "runs": ("RunFolder",),
+    "seeds": ("Seed",),
+    "grids": ("Budget", "parse_budget", "parse_grid"),
+    "errors": ("InputError", "choose"),
+}
+_WHERE = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *sorted(_WHERE)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'sims_core' has no attribute {name!r}")
+    return getattr(import_module(f"sims_core.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,159 @@
+"""Algorithm 1 of SIMS (arXiv 2408.16333), its alternatives under one signature, and Algorithm 2.
+
+A method is a function ``(learner, train, *, real, seed, start) -> Trained``: what one generation does with its
+training set. `sims` and `neon` also take n_synthetic, budget, omega and auxiliary_data; bind them with
+`functools.partial`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sims_core.errors import InputError
+from sims_core.learner import Data, Learner, Model
+from sims_core.seeds import Seed
+
+
+@dataclass(frozen=True)
+class Trained(Generic[Model, Data]):
+    """What a method made: the model to sample from, and the parts it was made of."""
+
+    model: Model
+    base: Model
+    auxiliary: Model | None = None
+    synthetic: Data | None = None
+
+
+AuxiliaryData = Callable[[Learner[Model, Data], Data, Data, Data], Data]
+"""``(learner, real, train, synthetic) -> Data``: what the auxiliary is fine-tuned on."""
+
+#: The sources disagree on what the auxiliary sees. The author's summary and Neon: the synthetic items alone. The
+#: caption of the paper's Figure 2: the same real data plus synthetic data from the base. Our reading for loops is
+#: 'train+synthetic', the base's own training set of that generation plus its samples.
+AUXILIARY_DATA: dict[str, AuxiliaryData[Any, Any]] = {
+    "synthetic": lambda learner, real, train, synthetic: synthetic,
+    "train+synthetic": lambda learner, real, train, synthetic: learner.union(train, synthetic),
+    "real+synthetic": lambda learner, real, train, synthetic: learner.union(real, synthetic),
+}
+
+
+def sims(
+    learner: Learner[Model, Data],
+    train: Data,
+    *,
+    n_synthetic: Any,
+    budget: Any,
+    omega: Any,
+    auxiliary_data: AuxiliaryData[Model, Data] = AUXILIARY_DATA["synthetic"],
+    real: Data | None = None,
+    seed: Seed,
+    start: Model | None = None,
+) -> Trained[Model, Data]:
+    """Algorithm 1: base from data, synthetic from base, auxiliary by fine-tuning, extrapolate away from it.
+
+    train: the base's training set. real: the real data alone, where a loop's training set holds more (default:
+    ``train``). n_synthetic, budget, omega: numbers or one a row, as the learner takes them. start: a model to
+    train the base from.
+    """
+    base, auxiliary, synthetic = _self_train(learner, train, n_synthetic, budget, auxiliary_data, real, seed, start)
+    return Trained(learner.extrapolate(base, auxiliary, omega), base, auxiliary, synthetic)
+
+
+def neon(
+    learner: Any,
+    train: Data,
+    *,
+    n_synthetic: Any,
+    budget: Any,
+    omega: Any,
+    auxiliary_data: AuxiliaryData[Any, Data] = AUXILIARY_DATA["synthetic"],
+    real: Data | None = None,
+    seed: Seed,
+    start: Any = None,
+) -> Trained[Any, Data]:
+    """Neon (arXiv 2510.03597): the same, but parameters are extrapolated, so a sample costs one evaluation a step."""
+    base, auxiliary, synthetic = _self_train(learner, train, n_synthetic, budget, auxiliary_data, real, seed, start)
+    return Trained(learner.merge(base, auxiliary, omega), base, auxiliary, synthetic)
+
+
+def standard(
+    learner: Learner[Model, Data],
+    train: Data,
+    *,
+    real: Data | None = None,
+    seed: Seed,
+    start: Model | None = None,
+) -> Trained[Model, Data]:
+    """Standard training: the base itself (SIMS at omega = 0, with the same seeds)."""
+    base = learner.fit(train, seed=seed.child("fit"), start=start)
+    return Trained(base, base)
+
+
+def _self_train(
+    learner: Learner[Model, Data],
+    train: Data,
+    n_synthetic: Any,
+    budget: Any,
+    auxiliary_data: AuxiliaryData[Model, Data],
+    real: Data | None,
+    seed: Seed,
+    start: Model | None,
+) -> tuple[Model, Model, Data]:
+    """Steps 1 to 3 of Algorithm 1: one round of self-training."""
+    base = learner.fit(train, seed=seed.child("fit"), start=start)
+    synthetic = learner.sample(base, n_synthetic, seed=seed.child("auxiliary-data"))
+    data = auxiliary_data(learner, train if real is None else real, train, synthetic)
+    auxiliary = learner.finetune(base, data, budget, seed=seed.child("finetune"))
+    return base, auxiliary, synthetic
+
+
+Method = Callable[..., Trained[Any, Any]]
+METHODS: dict[str, Method] = {"standard": standard, "sims": sims, "neon": neon}
+
+
+def complement(base: ArrayLike, target: ArrayLike, strength: float = 1.0) -> NDArray[np.float64]:
+    """Class shares of the auxiliary's data that move the output from ``base`` toward ``target``.
+
+    Our reading of Algorithm 2's "complement": p_aux proportional to max(p_k - a (q_k - p_k), 0) with base shares p,
+    target q and strength a; exact in the linear regime when omega * eta * a = 1, where eta is how far the auxiliary
+    moved toward its data. base, target: (K,) non-negative, summing to 1. Raises `InputError` otherwise.
+    """
+    p, q = (np.asarray(v, dtype=np.float64) for v in (base, target))
+    for name, shares in (("base", p), ("target", q)):
+        if shares.ndim != 1 or (shares < 0).any() or not np.isclose(shares.sum(), 1):
+            raise InputError(name, np.asarray(shares).tolist(), "give one non-negative share a class, summing to 1")
+    if p.shape != q.shape:
+        raise InputError("target", q.tolist(), f"the base has {p.size} classes")
+    if not strength > 0:
+        raise InputError("strength", strength, "give a positive number")
+    shares = np.maximum(p - strength * (q - p), 0)
+    return np.asarray(shares / shares.sum(), dtype=np.float64)
+
+
+def distribution_control(
+    learner: Learner[Model, Data],
+    train: Data,
+    *,
+    draw: Callable[[Model, NDArray[np.float64], Seed], Data],
+    base_shares: ArrayLike,
+    target_shares: ArrayLike,
+    strength: float = 1.0,
+    budget: Any,
+    omega: Any,
+    seed: Seed,
+    start: Model | None = None,
+) -> Trained[Model, Data]:
+    """Algorithm 2: SIMS whose auxiliary is trained on samples with the complement of the target distribution.
+
+    draw: ``(base, shares, seed) -> Data``, synthetic items of the base in the given class shares (by conditional
+    sampling, or by drawing and selecting with a classifier).
+    """
+    base = learner.fit(train, seed=seed.child("fit"), start=start)
+    synthetic = draw(base, complement(base_shares, target_shares, strength), seed.child("auxiliary-data"))
+    auxiliary = learner.finetune(base, synthetic, budget, seed=seed.child("finetune"))
+    return Trained(learner.extrapolate(base, auxiliary, omega), base, auxiliary, synthetic)

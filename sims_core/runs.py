@@ -1,0 +1,177 @@
+"""Run folders: settings and provenance as JSON, one shard a finished piece of work, resume by looking.
+
+A folder can be killed at any instant: every file is written beside its place and moved into it, so what exists is
+whole. The same command picks up what is there; other settings are refused with the difference; a finished folder is
+recognised. One process at a time works in a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sims_core import __version__
+from sims_core.errors import InputError
+
+_LIBRARIES = ("numpy", "scipy", "torch", "pandas", "pot", "joblib")
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a temporary file in the same folder, then move it to ``path`` in one step.
+
+    The temporary name keeps the suffix, because writers choose formats by it.
+    """
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically, keys in the given order. Non-finite numbers are refused (they are not JSON)."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    write_atomic(path, lambda temporary: temporary.write_text(text))
+
+
+def provenance() -> dict[str, Any]:
+    """Version, git revision (if any), library versions, platform, command line and time (UTC)."""
+    versions = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return {
+        "version": __version__,
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": versions,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _git_revision() -> str | None:
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+class RunFolder:
+    """A folder that holds one run. Make it with `open`, which checks it, and use it as a context manager."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self._lock: int | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, settings: dict[str, Any], *, argument: str = "--out") -> RunFolder:
+        """Create the folder, or return to it if its settings are these.
+
+        settings: JSON-able, everything that decides the result (not: workers, chunk sizes, the folder's own name).
+        Raises `InputError` naming ``argument``: the path cannot be written, holds something else, holds a run with
+        other settings (the message says which), or another process is at work in it.
+        """
+        path = Path(path)
+        settings = json.loads(json.dumps(settings, allow_nan=False))
+        record = path / "settings.json"
+        if record.exists():
+            _refuse_other_settings(record, settings, argument)
+        elif path.is_dir() and any(p.name != ".lock" and ".part" not in p.name for p in path.iterdir()):
+            raise InputError(argument, str(path), "the folder is not empty and holds no run; name another one")
+        folder = cls(path, settings)
+        try:
+            (path / "shards").mkdir(parents=True, exist_ok=True)
+            folder._take_lock(argument)
+            for stale in path.rglob(".*.part*"):
+                stale.unlink(missing_ok=True)
+            if not record.exists():
+                write_json(record, {"settings": settings, "provenance": provenance()})
+        except OSError as error:
+            folder.close()
+            reason = error.strerror or type(error).__name__
+            raise InputError(
+                argument, str(path), f"cannot write there ({reason}); name a folder that you can write"
+            ) from None
+        return folder
+
+    def _take_lock(self, argument: str) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows: two commands in one folder are then the user's to avoid
+            return
+        self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise InputError(argument, str(self.path), "another process is at work in this folder") from None
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` has been called here."""
+        return (self.path / "finished.json").exists()
+
+    def finish(self, **facts: Any) -> None:
+        """Mark the run as whole; ``facts`` (JSON-able) go into finished.json."""
+        write_json(
+            self.path / "finished.json", {"finished": datetime.now(timezone.utc).isoformat(timespec="seconds"), **facts}
+        )
+
+    def shard(self, name: str, write: Callable[[Path], object]) -> None:
+        """Add one finished piece of work, ``shards/name`` (with its suffix), atomically."""
+        write_atomic(self.path / "shards" / name, write)
+
+    def shards(self, suffix: str) -> Iterator[Path]:
+        """The pieces of work that are there, sorted by name."""
+        yield from sorted(p for p in (self.path / "shards").glob(f"*{suffix}") if not p.name.startswith("."))
+
+
+def _refuse_other_settings(record: Path, settings: dict[str, Any], argument: str) -> None:
+    try:
+        there = json.loads(record.read_text())["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(argument, str(record), "not a run's settings; name another folder") from None
+    if there == settings:
+        return
+    keys = [k for k in {**there, **settings} if there.get(k) != settings.get(k)]
+    shown = "; ".join(f"{k}: {_short(there.get(k))} there, {_short(settings.get(k))} here" for k in keys)
+    raise InputError(argument, str(record.parent), f"it holds a run with other settings ({shown}); name another folder")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,10 +7,12 @@ as in EDM; what precision the denoiser computes in is its own affair.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,7 +37,8 @@ def cosine_sigmas(steps: int, s: float = 0.008) -> Tensor:
 
     alpha_bar(t) = cos^2((t/steps + s) / (1 + s) pi/2), normalised to 1 at t = 0 (Nichol & Dhariwal 2021), and
     sigma^2 = (1 - alpha_bar) / alpha_bar. The level at t = 0 is sigma = 0, so a grid of ``steps`` points takes
-    steps - 1 evaluations: the published loop's last one, at sigma = 0, returns its input (Neon's toy, arXiv 2510.03597).
+    steps - 1 evaluations: the published loop's last one, at sigma = 0, returns its input
+    (Neon's toy, arXiv 2510.03597).
     """
     t = torch.arange(steps - 1, -1, -1, dtype=torch.float64) / steps
     alpha_bar = torch.cos((t + s) / (1 + s) * math.pi / 2) ** 2
@@ -46,7 +49,7 @@ def cosine_sigmas(steps: int, s: float = 0.008) -> Tensor:
 
 
 def angle_sigmas(steps: int, sigma_data: float = 0.5, sigma_max: float = 80.0) -> Tensor:
-    """Levels evenly spaced in the angle arctan(sigma / sigma_data), from sigma_max to 0. Shape (steps + 1,), float64."""
+    """Levels evenly spaced in arctan(sigma / sigma_data), from sigma_max to 0. Shape (steps + 1,), float64."""
     top = math.atan2(sigma_max, sigma_data)
     sigmas = sigma_data * torch.tan(torch.linspace(top, 0, steps + 1, dtype=torch.float64))
     sigmas[0], sigmas[-1] = sigma_max, 0
@@ -137,7 +140,7 @@ def trajectory(
         raise InputError("noise", None, "churn adds noise at every step: give a function shape -> standard normal")
     x, sigmas = x.to(dtype), sigmas.to("cpu", torch.float64)  # levels stay on the host: no device sync in the loop
     yield x
-    for sigma, target in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, target in itertools.pairwise(sigmas):
         if churn is not None and noise is not None and churn.minimum <= sigma <= churn.maximum:
             gamma = min(churn.amount / (len(sigmas) - 1), math.sqrt(2) - 1)
             raised = sigma * (1 + gamma)
@@ -150,9 +153,7 @@ def trajectory(
 @torch.no_grad()
 def sample(denoiser: Denoiser, x: Tensor, sigmas: Tensor, **options: object) -> Tensor:
     """The last state of `trajectory` (same arguments), without gradients. Shape and device of ``x``."""
-    for x in trajectory(denoiser, x, sigmas, **options):  # type: ignore[arg-type]  # noqa: B007
-        pass
-    return x
+    return deque(trajectory(denoiser, x, sigmas, **options), maxlen=1)[0]  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------- a sampler with a name
@@ -173,12 +174,12 @@ class Sampler:
     rho: float = 7.0
     churn: Churn | None = None
 
-    #: name -> (grid, solver, evaluations of n steps, what it is)
-    KNOWN = {
-        "ddim": ("cosine", "euler", lambda n: n - 1, "cosine grid of N points, Euler"),
-        "euler": ("edm", "euler", lambda n: n, "EDM grid, Euler"),
-        "heun": ("edm", "heun", lambda n: 2 * n - 1, "EDM grid, Heun"),
-        "rk4": ("angle", "rk4", lambda n: 4 * n, "angle grid, Runge-Kutta of order 4"),
+    #: name -> (grid, solver, evaluations per step, evaluations saved at the end)
+    KNOWN: ClassVar[dict[str, tuple[str, str, int, int]]] = {
+        "ddim": ("cosine", "euler", 1, 1),  # a grid of N points has N - 1 steps
+        "euler": ("edm", "euler", 1, 0),
+        "heun": ("edm", "heun", 2, 1),  # the last step is Euler
+        "rk4": ("angle", "rk4", 4, 1),  # the slope at sigma = 0 is known
     }
 
     @classmethod
@@ -201,7 +202,10 @@ class Sampler:
     @property
     def nfe(self) -> int:
         """Network evaluations a sample takes (of one network). 0 for 'exact'."""
-        return self.KNOWN[self.name][2](self.steps) if self.steps else 0
+        if not self.steps:
+            return 0
+        _, _, per_step, saved = self.KNOWN[self.name]
+        return per_step * self.steps - saved
 
     def doubled(self) -> Sampler:
         """The same sampler with twice the steps: the equal-cost control of two-network guidance."""
@@ -250,6 +254,7 @@ class SampleNoise:
         self._generators = [seed.child("sample", int(i)).torch() for i in indices]
 
     def __call__(self, shape: Sequence[int]) -> Tensor:
+        """Draws of the given shape; its first axis is the rows this noise was made for."""
         if shape[0] != len(self._generators):
             raise InputError("shape", tuple(shape), f"this noise has {len(self._generators)} rows")
         rows = [torch.randn(tuple(shape[1:]), generator=g, dtype=torch.float64) for g in self._generators]

@@ -1,0 +1,77 @@
+"""One look for every figure: the same colour for the same thing everywhere, safe for colour-blind readers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sims_core.runs import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: Regimes of the phase diagram: the paper's green, orange and purple, told apart by lightness as well.
+REGIME = {
+    "prevention": "#7b4fa3",
+    "strong": "#f0a030",
+    "weak": "#9fd08c",
+    "MAD": "#c9c9c9",
+    "divergent": "#4d4d4d",
+    "undecided": "#ffffff",
+}
+#: Methods (Okabe-Ito).
+METHOD = {"standard": "#4d4d4d", "equal-cost": "#d55e00", "sims": "#0072b2", "neon": "#009e73", "real": "#000000"}
+#: An ordered family of curves, light to dark.
+SEQUENCE = ("#a6cbe3", "#5a9bc9", "#2467a4", "#0b2f5f")
+
+_RC = {
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "svg.hashsalt": "sims",
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The project's matplotlib settings, on a backend without a screen."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def sequence(count: int) -> list[str]:
+    """``count`` colours from light to dark."""
+    from matplotlib.colors import LinearSegmentedColormap, to_hex
+
+    ramp = LinearSegmentedColormap.from_list("sims", SEQUENCE)
+    return [to_hex(ramp(i / max(1, count - 1))) for i in range(count)] if count > 1 else [SEQUENCE[2]]
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``stem.png`` and ``stem.svg`` atomically, without dates, and close the figure."""
+    from matplotlib import pyplot as plt
+
+    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        write_atomic(path, lambda temporary, m=metadata: figure.savefig(temporary, metadata=m))  # type: ignore[misc]
+    plt.close(figure)
+    return paths

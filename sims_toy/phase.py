@@ -1,0 +1,95 @@
+"""Confidence intervals by a paired bootstrap, and the regimes of the MAD-prevention phase diagram.
+
+Trials share their seeds across cells, so the bootstrap resamples whole trials, the same for every cell: ratios between
+cells keep the pairing. A cell with a diverged trial (infinite distance) is divergent; its means are infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sims_core.errors import InputError
+from sims_core.seeds import Seed
+from sims_toy.theory import TOLERANCE
+
+Array = NDArray[np.float64]
+
+#: Ten generations make d_T, the distance at convergence (our reading; fewer in runs of under twenty).
+LAST = 10
+LEVEL = 0.95
+REGIMES = ("prevention", "strong", "weak", "MAD", "divergent", "undecided")
+
+
+def resampling_weights(trials: int, seed: Seed, resamples: int = 1000) -> Array:
+    """Bootstrap weights (resamples, trials): each row says how often each trial was drawn, over ``trials``."""
+    if trials < 1:
+        raise InputError("trials", trials, "give at least 1")
+    counts = seed.child("bootstrap").numpy().multinomial(trials, np.full(trials, 1 / trials), size=resamples)
+    return np.asarray(counts / trials, dtype=np.float64)
+
+
+def weighted(weights: Array, values: Array) -> Array:
+    """Resampled means (resamples, ...) of values (trials, ...); where a trial is infinite, so is every mean."""
+    finite = np.isfinite(values)
+    means = np.tensordot(weights, np.where(finite, values, 0.0), axes=1)
+    return np.where(finite.all(0), means, np.inf)
+
+
+def interval(resampled: Array) -> tuple[Array, Array]:
+    """Percentile interval at `LEVEL` over the first axis; (inf, inf) where the resampled values are not finite."""
+    bad = ~np.isfinite(resampled).all(0)
+    low, high = np.quantile(np.where(bad, 0.0, resampled), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.where(bad, np.inf, low), np.where(bad, np.inf, high)
+
+
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """A ratio of means in which infinity over anything is infinity: a diverged cell never looks harmless."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(np.isfinite(numerator), numerator / denominator, np.inf)
+
+
+def last_generations(generations: int) -> slice:
+    """The generations whose mean is d_T: the last ten, or the last half of a run of under twenty, never the first."""
+    return slice(max(generations - LAST, (generations + 1) // 2, min(1, generations - 1)), generations)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a cell's intervals allow: a regime, or 'undecided' with its two candidates."""
+
+    regime: str
+    candidates: tuple[str, ...]
+
+
+def classify(own: Sequence[float], standard: Sequence[float], gain: Sequence[float], *, diverged: bool) -> Verdict:
+    """The regime of a cell from three ratios, each (value, low, high).
+
+    own = d_T(w) / d_1(w), standard = d_T(w) / d_1(0), gain = d_T(w) / d_T(0). Prevention: own <= 1.05 and standard
+    <= 1.05. Strong mitigation: standard <= 1.05. Weak mitigation: gain < 1. Otherwise MAD. A label is given only when
+    the interval's far end satisfies its condition (or fails it, for the labels below); otherwise 'undecided', with
+    the label of the point values and the nearest other one that the intervals allow. Our reading of Figure 4.
+    """
+    if diverged:
+        return Verdict("divergent", ("divergent",))
+    names = ("own", "standard", "gain")
+    rows = dict(zip(names, (own, standard, gain), strict=True))
+    limits = {"own": TOLERANCE, "standard": TOLERANCE, "gain": 1.0}
+    at_value = {k: (rows[k][0] <= limits[k] if k != "gain" else rows[k][0] < 1) for k in names}
+    surely = {k: (rows[k][2] <= limits[k] if k != "gain" else rows[k][2] < 1) for k in names}
+    possibly = {k: (rows[k][1] <= limits[k] if k != "gain" else rows[k][1] < 1) for k in names}
+    best, worst, point = (_label(**answers) for answers in (possibly, surely, at_value))
+    if best == worst:
+        return Verdict(point, (point,))
+    other = worst if point == best else best
+    first, second = sorted((point, other), key=REGIMES.index)
+    return Verdict("undecided", (first, second))
+
+
+def _label(own: bool, standard: bool, gain: bool) -> str:
+    if standard:
+        return "prevention" if own else "strong"
+    return "weak" if gain else "MAD"

@@ -259,7 +259,11 @@ def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFram
             "w2_mean": means[i],
             "w2_se": np.where(whole, deviation / np.sqrt(experiment.trials), np.inf),
         }
-        for name, value, samples in (("w2", None, resampled[i]), ("ratio_own", own_mean, own), ("ratio_standard", std_mean, std)):
+        for name, value, samples in (
+            ("w2", None, resampled[i]),
+            ("ratio_own", own_mean, own),
+            ("ratio_standard", std_mean, std),
+        ):
             if value is not None:
                 columns[name] = value
             columns[f"{name}_low"], columns[f"{name}_high"] = phase.interval(samples)
@@ -296,4 +300,6 @@ def _regime(
         triples[name] = (float(value), float(low[0]), float(high[0]))
         row[name], row[f"{name}_low"], row[f"{name}_high"] = triples[name]
     verdict = phase.classify(triples["own"], triples["standard"], triples["gain"], diverged=diverged > 0)
+    if len(w2) < phase.FEW and verdict.regime != "divergent":
+        verdict = phase.Verdict("undecided", verdict.candidates)
     return row | {"regime": verdict.regime, "candidates": " or ".join(verdict.candidates)}

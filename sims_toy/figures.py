@@ -103,11 +103,20 @@ def _converged(
         else:
             _label_end(axis, inside["omega"], inside["standard"], f"{size:g}", colour)
         curve = theory[(theory["synthetic_size"] == size) & (theory["generation"] == "limit")]
-        axis.plot(curve["omega"], curve["w2_rms"] / curve["w2_rms_standard_first"], color=colour, lw=0.8, ls="--")
+        bounded = (curve["w2_rms"] / curve["w2_rms_standard_first"]).replace(np.inf, np.nan)
+        axis.plot(curve["omega"], bounded, color=colour, lw=0.8, ls="--")
         control = regimes[(regimes["method"] == "equal-cost") & (regimes["synthetic_size"] == size)]
         for value in control["standard"]:
-            axis.annotate(f"◂{size:g}", (0.0, value), xycoords=("axes fraction", "data"), xytext=(1, 0), fontsize=6.5,
-                          textcoords="offset points", va="center", color=METHOD["equal-cost"])
+            axis.annotate(
+                f"◂{size:g}",
+                (0.0, value),
+                xycoords=("axes fraction", "data"),
+                xytext=(1, 0),
+                fontsize=6.5,
+                textcoords="offset points",
+                va="center",
+                color=METHOD["equal-cost"],
+            )
     axis.axhline(1.05, color="#888888", lw=0.7)
     axis.set_xlabel(r"guidance $\omega$")
     axis.set_ylabel(r"$d_T(\omega)\,/\,d_1(0)$")
@@ -123,8 +132,13 @@ def _over_generations(axis: Axes, sweep: pd.DataFrame, main: pd.DataFrame, size:
         curve = sweep[(sweep["synthetic_size"] == size) & (sweep["omega"] == cell["omega"])]
         curve = curve[np.isfinite(curve["ratio_own"])].sort_values("generation")
         colour = REGIME[str(cell["candidates"]).split(" or ")[-1].split(" ")[0]]
-        axis.plot(curve["generation"], curve["ratio_own"], color=colour, lw=1.3,
-                  ls="--" if cell["regime"] == "undecided" else "-")
+        axis.plot(
+            curve["generation"],
+            curve["ratio_own"],
+            color=colour,
+            lw=1.3,
+            ls="--" if cell["regime"] == "undecided" else "-",
+        )
         if len(curve):
             ends.append((float(curve["ratio_own"].iloc[-5:].mean()), rf"$\omega$={cell['omega']:g}", "black"))
     axis.axhline(1.05, color="#888888", lw=0.7)
@@ -137,8 +151,16 @@ def _over_generations(axis: Axes, sweep: pd.DataFrame, main: pd.DataFrame, size:
 
 def _label_end(axis: Axes, x: pd.Series, y: pd.Series, text: str, colour: str) -> None:
     if len(x):
-        axis.annotate(text, (x.iloc[-1], y.iloc[-1]), xytext=(3, 0), textcoords="offset points", va="center",
-                      fontsize=7, color=colour, annotation_clip=False)
+        axis.annotate(
+            text,
+            (x.iloc[-1], y.iloc[-1]),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7,
+            color=colour,
+            annotation_clip=False,
+        )
 
 
 def _stack_labels(axis: Axes, ends: list[tuple[float, str, str]], gap: float) -> None:
@@ -146,8 +168,17 @@ def _stack_labels(axis: Axes, ends: list[tuple[float, str, str]], gap: float) ->
     height = -np.inf
     for value, text, colour in sorted(ends):
         height = max(value, height + gap)
-        axis.annotate(text, (1.0, height), xycoords=("axes fraction", "data"), xytext=(3, 0), color=colour,
-                      textcoords="offset points", va="center", fontsize=6.5, annotation_clip=False)
+        axis.annotate(
+            text,
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(3, 0),
+            color=colour,
+            textcoords="offset points",
+            va="center",
+            fontsize=6.5,
+            annotation_clip=False,
+        )
 
 
 def phase_diagram(

@@ -21,6 +21,8 @@ Array = NDArray[np.float64]
 #: Ten generations make d_T, the distance at convergence (our reading; fewer in runs of under twenty).
 LAST = 10
 LEVEL = 0.95
+#: Below this many trials a bootstrap says nothing, and no regime is decided.
+FEW = 8
 REGIMES = ("prevention", "strong", "weak", "MAD", "divergent", "undecided")
 
 
@@ -54,7 +56,7 @@ def ratio(numerator: Array, denominator: Array) -> Array:
 
 def last_generations(generations: int) -> slice:
     """The generations whose mean is d_T: the last ten, or the last half of a run of under twenty, never the first."""
-    return slice(max(generations - LAST, (generations + 1) // 2, min(1, generations - 1)), generations)
+    return slice(max(generations - LAST, (generations + 1) // 2) if generations > 1 else 0, generations)
 
 
 @dataclass(frozen=True)

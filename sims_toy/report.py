@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sims_toy.experiment import Experiment
 
 TABLES = ("sweep", "regimes", "theory", "boundaries")
+#: More combinations of the other axes than this are left to the tables.
+MOST_FACETS = 8
 #: Axes on which a figure holds one value; each combination gets figures of its own.
 FACET = ["method", "loop", "sampler", "real_size", "budget", "aux"]
 
@@ -54,7 +56,15 @@ def theory_tables(experiment: Experiment, settings: dict[str, Any]) -> tuple[pd.
     groups: dict[tuple[Any, ...], set[int]] = {}
     for c in experiment.cells:
         if c.method == "sims" and c.loop == "augmentation":
-            key = (c.method, c.loop, c.sampler, c.real_size, c.budget, 0 if same else c.auxiliary_size, c.auxiliary_data)
+            key = (
+                c.method,
+                c.loop,
+                c.sampler,
+                c.real_size,
+                c.budget,
+                0 if same else c.auxiliary_size,
+                c.auxiliary_data,
+            )
             groups.setdefault(key, set()).add(c.synthetic_size)
     curves, edges = [], []
     for (method, loop, sampler, n, budget, aux, reading), sizes in groups.items():
@@ -64,7 +74,9 @@ def theory_tables(experiment: Experiment, settings: dict[str, Any]) -> tuple[pd.
         beta_sq = float(w2_squared(perfect.output, real)[0]) if sampler != "exact" else 0.0
         facet = {"method": method, "loop": loop, "sampler": sampler, "real_size": n, "budget": budget, "aux": aux}
 
-        def setting(m: float, n: int = n, aux: int = aux, eta: float = eta, reading: str = reading, b: float = beta_sq) -> theory.Setting:
+        def setting(
+            m: float, n: int = n, aux: int = aux, eta: float = eta, reading: str = reading, b: float = beta_sq
+        ) -> theory.Setting:
             return theory.Setting(n, m, aux or m, eta, reading, b, v)
 
         for m in sorted(sizes):
@@ -101,11 +113,11 @@ def theory_tables(experiment: Experiment, settings: dict[str, Any]) -> tuple[pd.
 
 
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
-    """The figures of every facet: figure4 and phase_diagram, numbered from the second facet on."""
+    """The figures of the first `MOST_FACETS` facets: figure4 and phase_diagram, numbered from the second on."""
     regimes = frames["regimes"].assign(aux=_aux(frames["regimes"], settings))
     sweep = frames["sweep"].assign(aux=_aux(frames["sweep"], settings))
     paths: list[Path] = []
-    facets = regimes[~regimes["method"].isin(["standard", "equal-cost"])][FACET].drop_duplicates()
+    facets = regimes[~regimes["method"].isin(["standard", "equal-cost"])][FACET].drop_duplicates().head(MOST_FACETS)
     for number, (_, facet) in enumerate(facets.iterrows()):
         suffix = f"-{number + 1}" if number else ""
         mine = (regimes[FACET] == facet).all(axis=1)
@@ -201,8 +213,12 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
         worst = rows.loc[rows["own"].idxmax()]
         return f"|D_s| = {worst['synthetic_size']}: standard training ends at {worst['own']:.2f}x of generation 1."
     first = guided.iloc[0]
-    part = guided[(guided[["method", "auxiliary_data", "loop", "sampler", "real_size", "budget"]] ==
-                   first[["method", "auxiliary_data", "loop", "sampler", "real_size", "budget"]]).all(axis=1)]
+    part = guided[
+        (
+            guided[["method", "auxiliary_data", "loop", "sampler", "real_size", "budget"]]
+            == first[["method", "auxiliary_data", "loop", "sampler", "real_size", "budget"]]
+        ).all(axis=1)
+    ]
     part = part[part["synthetic_size"] == part["synthetic_size"].max()]
     best = part.loc[part["standard"].idxmin()]
     standard, _ = _companions(regimes, best.to_dict())

@@ -122,10 +122,16 @@ def plan(sweep: Sweep) -> tuple[Experiment, dict[str, Any]]:
     try:
         Gaussian.single(mean, covariance)
     except InputError as error:
-        name, text = ("--real-mean", sweep.real_mean) if error.argument == "mean" else ("--real-covariance", sweep.real_covariance)
+        name, text = (
+            ("--real-mean", sweep.real_mean)
+            if error.argument == "mean"
+            else ("--real-covariance", sweep.real_covariance)
+        )
         raise InputError(name, text, error.expected) from None
     except ValueError:
-        raise InputError("--real-covariance", sweep.real_covariance, "every row needs the same number of entries") from None
+        raise InputError(
+            "--real-covariance", sweep.real_covariance, "every row needs the same number of entries"
+        ) from None
 
     if any(m in ("sims", "neon") for m in methods) and 0.0 not in omegas:
         omegas = sorted([0.0, *omegas])  # omega = 0 is what every other omega is compared with
@@ -193,7 +199,9 @@ def _budgets(text: str, learner: str) -> list[str]:
     for budget in budgets:
         if learner == "exact" and budget.unit != "eta":
             raise InputError(
-                "--budget", budget.text, "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data"
+                "--budget",
+                budget.text,
+                "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data",
             )
     return [b.text for b in budgets]
 
@@ -253,8 +261,10 @@ def describe(experiment: Experiment, settings: dict[str, Any], *, estimate: bool
     """The plan in words; with ``estimate``, its cost from a short trial run."""
     loops = len(experiment.cells) * experiment.trials
     lines = [f"{key:>16}  {_brief(value)}" for key, value in settings.items()]
-    lines.append(f"{'plan':>16}  {len(experiment.cells)} cells x {experiment.trials} trials = {loops} loops of "
-                 f"{experiment.generations} generations")
+    lines.append(
+        f"{'plan':>16}  {len(experiment.cells)} cells x {experiment.trials} trials = {loops} loops of "
+        f"{experiment.generations} generations"
+    )
     if estimate:
         lines.append(f"{'estimate':>16}  about {_duration(_estimate(experiment))} of one core, on this machine")
     return "\n".join(lines)
@@ -295,9 +305,7 @@ def _duration(seconds: float) -> str:
 
 def run_command(argv: Sequence[str]) -> None:
     """The command itself."""
-    sweep = parse_command(
-        Sweep, argv, prog="python -m sims_toy.sweep", description=str(Sweep.__doc__), presets=PRESETS
-    )
+    sweep = parse_command(Sweep, argv, prog="python -m sims_toy.sweep", description=str(Sweep.__doc__), presets=PRESETS)
     if sweep.dry_run:
         experiment, settings = plan(sweep)
         print(describe(experiment, settings, estimate=True))

@@ -1,0 +1,46 @@
+"""What every learner must do, as one set of checks. A test module parametrises it with its learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sims_core import Learner, Seed
+
+
+@dataclass
+class Case:
+    """A learner, data for it, a budget, a sample size, and how to compare two models (or data sets) exactly."""
+
+    learner: Any
+    data: Any
+    budget: Any
+    size: Any
+    same: Callable[[Any, Any], bool]
+    count: Callable[[Any], float]
+
+
+def check(case: Case) -> None:
+    learner, seed = case.learner, Seed(11)
+    assert isinstance(learner, Learner)
+    base = learner.fit(case.data, seed=seed.child("fit"))
+    assert case.same(base, learner.fit(case.data, seed=seed.child("fit"))), "fit is not reproducible"
+
+    drawn = learner.sample(base, case.size, seed=seed.child("a"))
+    assert case.same(drawn, learner.sample(base, case.size, seed=seed.child("a"))), "sample is not reproducible"
+    assert not case.same(drawn, learner.sample(base, case.size, seed=seed.child("b"))), "sample ignores its seed"
+    assert case.count(drawn) == case.size
+
+    before = learner.sample(base, case.size, seed=seed.child("a"))
+    auxiliary = learner.finetune(base, drawn, case.budget, seed=seed.child("tune"))
+    assert case.same(before, learner.sample(base, case.size, seed=seed.child("a"))), "finetune changed its model"
+    assert not case.same(base, auxiliary)
+
+    zero = learner.extrapolate(base, auxiliary, 0.0)
+    assert case.same(learner.sample(zero, case.size, seed=seed.child("a")), drawn), "omega = 0 is not the base"
+    one = learner.extrapolate(base, auxiliary, 1.0)
+    assert not case.same(learner.sample(one, case.size, seed=seed.child("a")), drawn), "omega = 1 is the base"
+
+    both = learner.union(case.data, drawn)
+    assert case.count(both) == case.count(case.data) + case.count(drawn)

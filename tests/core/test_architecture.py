@@ -1,0 +1,61 @@
+"""Imports run downward, and the cheap things are cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FORBIDDEN = {
+    "sims_core": {"sims_toy", "sims_image"},
+    "sims_toy": {"sims_image", "PIL", "torchvision", "safetensors", "torch_fidelity"},
+    "sims_image": {"sims_toy"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", [p for p in FORBIDDEN if (ROOT / p).is_dir()])
+def test_imports_run_downward(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        assert not imported(path) & FORBIDDEN[package], path
+
+
+@pytest.mark.parametrize("package", [p for p in FORBIDDEN if (ROOT / p).is_dir()])
+def test_no_file_outgrows_its_room(package):
+    long = {p.name: n for p in (ROOT / package).rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
+    assert not long
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return done.stdout
+
+
+def test_import_is_cheap():
+    heavy = run(
+        "import sys, sims_core, sims_toy, sims_toy.sweep;"
+        "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'ot') if m in sys.modules])"
+    )
+    assert heavy.strip() == "[]"
+
+
+def test_every_public_name_resolves():
+    import sims_core
+
+    for name in sims_core.__all__:
+        assert getattr(sims_core, name) is not None
+    with pytest.raises(AttributeError):
+        sims_core.nothing  # noqa: B018

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sims_core import InputError, extrapolate, guided, merge_weights, omega_from_autoguidance
+
+X = torch.linspace(-2, 3, 24, dtype=torch.float64).reshape(4, 3, 2)
+SIGMA = torch.tensor(1.5, dtype=torch.float64)
+
+
+def base(x, sigma):
+    return 0.7 * x + sigma
+
+
+def auxiliary(x, sigma):
+    return 0.4 * x - sigma**2
+
+
+@given(st.floats(-5, 5))
+def test_extrapolation_is_the_papers_line(omega):
+    b, a = base(X, SIGMA), auxiliary(X, SIGMA)
+    torch.testing.assert_close(extrapolate(b, a, omega), (1 + omega) * b - omega * a)
+
+
+@given(st.floats(-3, 3))
+def test_autoguidance_is_the_same_object(w):
+    b, a = base(X, SIGMA), auxiliary(X, SIGMA)
+    torch.testing.assert_close(guided(base, auxiliary, omega_from_autoguidance(w))(X, SIGMA), a + w * (b - a))
+
+
+def test_omega_zero_is_the_base_bit_for_bit_and_does_not_run_the_auxiliary():
+    def never(x, sigma):
+        raise AssertionError("the auxiliary was evaluated")
+
+    assert torch.equal(guided(base, never, 0.0)(X, SIGMA), base(X, SIGMA))
+    per_sample = guided(base, auxiliary, torch.tensor([0.0, 1.0, 0.0, -1.0], dtype=torch.float64))(X, SIGMA)
+    assert torch.equal(per_sample[[0, 2]], base(X, SIGMA)[[0, 2]])
+    assert not torch.allclose(per_sample[[1, 3]], base(X, SIGMA)[[1, 3]])
+
+
+def test_omega_one_is_guidance():
+    assert not torch.allclose(guided(base, auxiliary, 1.0)(X, SIGMA), base(X, SIGMA))
+
+
+def test_omega_as_a_function_of_sigma():
+    ramp = guided(base, auxiliary, lambda sigma: 2 * float(sigma))
+    torch.testing.assert_close(ramp(X, SIGMA), guided(base, auxiliary, 3.0)(X, SIGMA))
+    assert torch.equal(guided(base, auxiliary, lambda sigma: 0.0)(X, SIGMA), base(X, SIGMA))
+
+
+def test_interval_limits_the_guidance_and_its_cost():
+    calls = []
+
+    def counted(x, sigma):
+        calls.append(float(sigma))
+        return auxiliary(x, sigma)
+
+    denoiser = guided(base, counted, 2.0, interval=(0.5, 2.0))
+    for level in (0.4, 0.5, 1.0, 2.0, 2.1):
+        sigma = torch.tensor(level, dtype=torch.float64)
+        out = denoiser(X, sigma)
+        inside = 0.5 <= level <= 2.0
+        expected = guided(base, auxiliary, 2.0)(X, sigma) if inside else base(X, sigma)
+        assert torch.equal(out, expected)
+    assert calls == [0.5, 1.0, 2.0]
+    with pytest.raises(InputError, match="zero-dim"):
+        denoiser(X, torch.full((4, 1, 1), 1.0))
+
+
+def test_half_precision_outputs_are_combined_in_float32():
+    b = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    a = torch.tensor([1.0078125, 2.015625], dtype=torch.bfloat16)
+    out = extrapolate(b, a, 3.0)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, b.float() * 4 - a.float() * 3)
+
+
+@pytest.mark.parametrize("omega", [float("nan"), float("inf")])
+def test_omega_must_be_finite(omega):
+    with pytest.raises(InputError, match="omega"):
+        guided(base, auxiliary, omega)
+
+
+def test_bad_shapes_and_intervals_are_named():
+    with pytest.raises(InputError, match="interval"):
+        guided(base, auxiliary, 1.0, interval=(2.0, 1.0))
+    with pytest.raises(InputError, match=r"omega.*\(4,\)"):
+        extrapolate(X, X, torch.ones(3))
+
+
+def test_weights_merge_as_neon_does():
+    one = {"w": torch.tensor([1.0, 2.0]), "n": torch.tensor(7)}
+    two = {"w": torch.tensor([2.0, 1.0]), "n": torch.tensor(9)}
+    merged = merge_weights(one, two, 0.5)
+    torch.testing.assert_close(merged["w"], torch.tensor([0.5, 2.5]))
+    assert merged["n"] == 7
+    assert torch.equal(merge_weights(one, two, 0.0)["w"], one["w"])
+    with pytest.raises(InputError, match="'extra'"):
+        merge_weights(one, {**two, "extra": torch.zeros(1)}, 1.0)
+    with pytest.raises(InputError, match="shape"):
+        merge_weights(one, {**two, "w": torch.zeros(3)}, 1.0)

@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+
+from sims_core import InputError, Seed
+from sims_toy import phase
+
+
+@pytest.mark.parametrize(
+    ("own", "standard", "gain", "expected"),
+    [
+        ((0.9, 0.85, 0.95), (0.9, 0.85, 0.95), (0.6, 0.5, 0.7), "prevention"),
+        ((1.2, 1.15, 1.25), (0.9, 0.85, 0.95), (0.6, 0.5, 0.7), "strong"),
+        ((1.2, 1.15, 1.25), (1.3, 1.2, 1.4), (0.9, 0.8, 0.95), "weak"),
+        ((0.9, 0.85, 0.95), (1.3, 1.2, 1.4), (0.9, 0.8, 0.95), "weak"),
+        ((1.6, 1.5, 1.7), (1.6, 1.5, 1.7), (1.0, 1.0, 1.0), "MAD"),
+    ],
+)
+def test_decided_cells(own, standard, gain, expected):
+    assert phase.classify(own, standard, gain, diverged=False) == phase.Verdict(expected, (expected,))
+    assert phase.classify(own, standard, gain, diverged=True).regime == "divergent"
+
+
+@pytest.mark.parametrize(
+    ("own", "standard", "gain", "candidates"),
+    [
+        ((1.04, 1.0, 1.08), (0.9, 0.85, 0.95), (0.6, 0.5, 0.7), ("prevention", "strong")),
+        ((1.06, 1.0, 1.08), (0.9, 0.85, 0.95), (0.6, 0.5, 0.7), ("prevention", "strong")),
+        ((1.5, 1.4, 1.6), (1.04, 1.0, 1.08), (0.6, 0.5, 0.7), ("strong", "weak")),
+        ((1.5, 1.4, 1.6), (1.3, 1.2, 1.4), (0.99, 0.95, 1.02), ("weak", "MAD")),
+        ((0.9, 0.8, 1.0), (1.06, 1.0, 1.1), (0.6, 0.5, 0.7), ("prevention", "weak")),
+    ],
+)
+def test_undecided_cells_name_their_two_candidates(own, standard, gain, candidates):
+    verdict = phase.classify(own, standard, gain, diverged=False)
+    assert verdict.regime == "undecided" and verdict.candidates == candidates
+
+
+def test_bootstrap_covers_and_pairs():
+    """Intervals of a mean cover it at their level; a ratio of paired trials is narrower than an unpaired one."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for i in range(300):
+        x = rng.gamma(4.0, 1.0, 100)
+        low, high = phase.interval(phase.weighted(phase.resampling_weights(100, Seed(i), 400), x[:, None]))
+        covered += low[0] <= 4.0 <= high[0]
+    assert abs(covered / 300 - phase.LEVEL) < 4 * math.sqrt(0.05 * 0.95 / 300)
+    common = rng.gamma(9.0, 1.0, 200)
+    a, b = common * 1.1 + rng.normal(size=200) * 0.01, common
+    weights = phase.resampling_weights(200, Seed(1))
+    paired = phase.interval((phase.weighted(weights, a[:, None]) / phase.weighted(weights, b[:, None])))
+    unpaired = phase.interval(phase.weighted(weights, a[:, None]) / phase.weighted(weights, b[::-1, None]))
+    assert (paired[1] - paired[0])[0] < 0.1 * (unpaired[1] - unpaired[0])[0]
+    with pytest.raises(InputError, match="trials"):
+        phase.resampling_weights(0, Seed(0))
+
+
+def test_divergence_is_not_averaged_away():
+    values = np.ones((10, 3))
+    values[4, 2] = np.inf
+    means = phase.weighted(phase.resampling_weights(10, Seed(0)), values)
+    assert np.isinf(means[:, 2]).all() and np.isfinite(means[:, :2]).all()
+    low, high = phase.interval(means)
+    assert np.isinf(low[2]) and np.isinf(high[2]) and low[0] == pytest.approx(1)
+    assert np.isinf(phase.ratio(np.array([np.inf]), np.array([np.inf])))[0]
+
+
+@pytest.mark.parametrize(
+    ("generations", "first", "count"), [(100, 90, 10), (20, 10, 10), (12, 6, 6), (3, 2, 1), (2, 1, 1), (1, 0, 1)]
+)
+def test_last_generations(generations, first, count):
+    window = phase.last_generations(generations)
+    assert (window.start, window.stop - window.start) == (first, count)

@@ -1,0 +1,338 @@
+"""The command as a user meets it: outputs, FACTS' tables, reproducibility, resuming, refusals."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sims_core import InputError
+from sims_toy import experiment, report
+from sims_toy.sweep import PRESETS, Sweep, describe, plan, run_sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+COLUMNS = (
+    "learner method loop sampler real_size synthetic_size auxiliary_size budget omega generation trials diverged "
+    "auxiliary_data w2_sq_mean w2_mean w2_se w2_low w2_high ratio_own ratio_own_low ratio_own_high ratio_standard "
+    "ratio_standard_low ratio_standard_high"
+).split()
+SMALL = Sweep(omega="0:4:2", synthetic_size="125,500", generations=6, trials=9, workers=1)
+
+
+def command(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "sims_toy.sweep", *map(str, words)], capture_output=True, text=True, cwd=ROOT, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return run_sweep(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("sweep") / "run")))
+
+
+def test_outputs(small):
+    files = {p.name for p in small.folder.iterdir()}
+    expected = {"settings.json", "sweep.parquet", "sweep.csv", "regimes.csv", "figure4.png", "figure4.svg"}
+    assert expected | {"phase_diagram.png", "phase_diagram.svg", "theory.csv", "boundaries.csv"} <= files
+    table = pd.read_parquet(small.folder / "sweep.parquet")
+    assert list(table.columns) == COLUMNS
+    cells = 2 * (1 + 1 + 3)  # per |D_s|: standard, its equal-cost control, three omegas
+    assert len(table) == cells * 6 and len(small.tables["regimes"]) == cells
+    pd.testing.assert_frame_equal(table, pd.read_csv(small.folder / "sweep.csv", dtype={"budget": str}))
+    zero = table[(table["method"] == "sims") & (table["omega"] == 0)].reset_index(drop=True)
+    base = table[table["method"] == "standard"].reset_index(drop=True)
+    np.testing.assert_array_equal(zero["w2_mean"], base["w2_mean"])  # omega = 0 is standard training, bit for bit
+    assert ((table["w2_low"] <= table["w2_mean"]) & (table["w2_mean"] <= table["w2_high"])).all()
+    first = table[table["generation"] == 1]
+    assert (first["ratio_own"] == 1).all() and (first["ratio_own_high"] == 1).all()
+    assert set(table[table["method"] == "equal-cost"]["sampler"]) == {"ddim:40"}
+    assert report.conclusion(small.tables).startswith("|D_s| = 500: standard training")
+
+
+def test_table_columns_mean_what_they_say(small):
+    """Every statistic from the raw shards, independently."""
+    shards = [np.load(p) for p in sorted((small.folder / "shards").glob("*.npz"))]
+    exp, _ = plan(SMALL)
+    w2 = np.full((len(exp.cells), 9, 6), np.nan)
+    for shard in shards:
+        w2[np.ix_(shard["cells"], shard["trials"])] = shard["w2"]
+    table = small.tables["sweep"]
+    for i, cell in enumerate(exp.cells):
+        rows = table.iloc[i * 6 : (i + 1) * 6]
+        np.testing.assert_allclose(rows["w2_mean"], w2[i].mean(0))
+        np.testing.assert_allclose(rows["w2_sq_mean"], (w2[i] ** 2).mean(0))
+        np.testing.assert_allclose(rows["w2_se"], w2[i].std(0, ddof=1) / 3)
+        standard = next(
+            j for j, c in enumerate(exp.cells) if c.method == "standard" and c.synthetic_size == cell.synthetic_size
+        )
+        np.testing.assert_allclose(rows["ratio_standard"], w2[i].mean(0) / w2[standard].mean(0)[0])
+        assert (rows["omega"] == cell.omega).all() and list(rows["generation"]) == [1, 2, 3, 4, 5, 6]
+
+
+# FACTS 3.7: d_1 and d_T / d_1(0), synthetic reading, auxiliary on 10,000 points, 200 trials, 60 generations
+OMEGAS = (0, 0.5, 1, 2, 3, 4, 5)
+TABLE7_FIRST = {
+    "1": (0.146, 0.100, 0.080, 0.151, 0.292, 0.442, 0.592),
+    "0.3": (0.145, 0.132, 0.122, 0.097, 0.076, 0.084, 0.099),
+}
+TABLE7_LAST = {
+    125: (1.09, 0.99, 0.91, 0.71, 0.57, 0.60, 0.73),
+    250: (1.18, 1.05, 0.93, 0.73, 0.61, 0.63, 0.75),
+    500: (1.35, 1.22, 1.07, 0.81, 0.63, 0.66, 0.86),
+    1000: (1.69, 1.51, 1.32, 0.98, 0.72, 0.69, 1.06),
+}
+# FACTS 3.8: train+synthetic, n_aux = m; columns omega = 0 1 2 3 4 5
+TABLE8 = {
+    125: (
+        (0.147, 0.139, 0.127, 0.126, 0.133, 0.137),
+        (1.09, 1.10, 1.09, 1.07, 1.04, 1.02),
+        (1.09, 1.04, 0.94, 0.92, 0.94, 0.95),
+    ),
+    250: (
+        (0.147, 0.131, 0.117, 0.120, 0.136, 0.151),
+        (1.18, 1.19, 1.16, 1.08, 0.98, 0.95),
+        (1.18, 1.07, 0.93, 0.88, 0.91, 0.98),
+    ),
+    500: (
+        (0.147, 0.120, 0.106, 0.121, 0.161, 0.193),
+        (1.34, 1.37, 1.25, 1.01, 0.84, 0.83),
+        (1.34, 1.13, 0.91, 0.83, 0.91, 1.10),
+    ),
+    1000: (
+        (0.147, 0.107, 0.101, 0.140, 0.212, 0.269),
+        (1.65, 1.73, 1.31, 0.82, 0.76, 0.89),
+        (1.65, 1.26, 0.90, 0.79, 1.09, 1.64),
+    ),
+}
+THEIR_TRIALS = 200
+
+
+def relative_error(regimes, name):
+    return ((regimes[f"{name}_high"] - regimes[f"{name}_low"]) / (2 * 1.96 * regimes[name])).to_numpy()
+
+
+def z_scores(regimes, name, expected, digits, trials, standard):
+    """(ours - FACTS) / standard error: ours from the interval, theirs for 200 trials, and the rounding's.
+
+    Theirs were not paired across omega, so their d_T(w) / d_1(0) carries the errors of both distances in full.
+    """
+    value = regimes[name].to_numpy()
+    ours = theirs = value * relative_error(regimes, name)
+    if name == "standard":
+        theirs = value * np.hypot(relative_error(regimes, "last"), relative_error(standard, "first")[0])
+    rounding = 10.0**-digits / np.sqrt(12)
+    return (value - np.array(expected)) / np.sqrt(ours**2 + theirs**2 * trials / THEIR_TRIALS + rounding**2)
+
+
+def sims_rows(result, size, budget="1"):
+    r = result.tables["regimes"]
+    return r[(r["method"] == "sims") & (r["synthetic_size"] == size) & (r["budget"] == budget)].sort_values("omega")
+
+
+def standard_row(result):
+    r = result.tables["regimes"]
+    return r[r["method"] == "standard"].iloc[:1]
+
+
+def test_table_8_by_the_command(tmp_path):
+    trials = 400
+    result = run_sweep(Sweep(omega="0:5:1", trials=trials, generations=60, workers=1, out=str(tmp_path / "run")))
+    z = []
+    for size, rows in TABLE8.items():
+        cells = sims_rows(result, size)
+        for name, expected, digits in zip(("first", "own", "standard"), rows, (3, 2, 2), strict=True):
+            z.append(z_scores(cells, name, expected, digits, trials, standard_row(result)))
+    z = np.abs(np.concatenate(z))
+    assert z.max() < 4.2 and np.mean(z > 2) < 0.15, np.sort(z)[-8:]  # 72 figures, strongly correlated
+    best = {size: float(sims_rows(result, size).set_index("omega")["standard"].idxmin()) for size in TABLE8}
+    assert set(best.values()) <= {3.0, 4.0} and best[500] == best[1000] == 3.0
+    # equal-cost control, FACTS 3.8: .74 / .85 / 1.02 for m = 125 / 500 / 1000
+    r = result.tables["regimes"]
+    control = r[(r["method"] == "equal-cost")].set_index("synthetic_size").loc[[125, 500, 1000]]
+    assert np.abs(z_scores(control, "standard", (0.74, 0.85, 1.02), 2, trials, standard_row(result))).max() < 4
+    regimes = {size: sims_rows(result, size).set_index("omega")["regime"] for size in TABLE8}
+    assert regimes[1000][3.0] == regimes[500][4.0] == "prevention" and regimes[125][2.0] == "strong"
+    assert regimes[1000][0.0] == "MAD" and regimes[1000][1.0] == "weak"
+
+
+def test_table_7_by_the_command(tmp_path):
+    trials = 200
+    sweep = Sweep(
+        omega=",".join(map(str, OMEGAS)),
+        auxiliary_data="synthetic",
+        auxiliary_size="10000",
+        budget="0.3,1",
+        trials=trials,
+        generations=60,
+        workers=1,
+        out=str(tmp_path / "run"),
+    )
+    result = run_sweep(sweep)
+    base = standard_row(result)
+    z = [z_scores(sims_rows(result, 125, b), "first", v, 3, trials, base) for b, v in TABLE7_FIRST.items()]
+    z += [z_scores(sims_rows(result, size, "0.3"), "standard", v, 2, trials, base) for size, v in TABLE7_LAST.items()]
+    z = np.abs(np.concatenate(z))
+    assert z.max() < 4.2 and np.mean(z > 2) < 0.15, np.sort(z)[-8:]
+
+
+def test_real_plus_synthetic_diverges_and_says_so(tmp_path):
+    sweep = dataclasses.replace(
+        SMALL,
+        auxiliary_data="real+synthetic",
+        omega="0,5",
+        synthetic_size="1000",
+        generations=20,
+        out=str(tmp_path / "r"),
+    )
+    result = run_sweep(sweep)
+    row = sims_rows(result, 1000).iloc[-1]
+    assert row["regime"] == "divergent" and row["diverged"] > 0 and np.isinf(row["last"])
+    table = result.tables["sweep"]
+    worst = table[(table["omega"] == 5) & (table["generation"] == 20)].iloc[0]
+    assert worst["diverged"] > 0 and np.isinf(worst["w2_mean"]) and np.isinf(worst["ratio_standard"])
+
+
+def test_chunks_and_workers_do_not_change_a_bit():
+    exp, _ = plan(
+        dataclasses.replace(SMALL, loop="augmentation,fresh,accumulate,mixed:0.3", method="sims,neon", trials=5)
+    )
+    reference = experiment.run(exp)
+    for chunk in (1, 7, 64):
+        few = dataclasses.replace(exp, generations=2) if chunk == 1 else exp
+        np.testing.assert_array_equal(experiment.run(few, chunk=chunk), reference[..., : few.generations])
+    np.testing.assert_array_equal(experiment.run(exp, chunk=50, workers=2), reference)
+
+
+def bytes_of(folder):
+    return {n: (Path(folder) / n).read_bytes() for n in ("sweep.csv", "regimes.csv", "sweep.parquet")}
+
+
+def test_killed_and_resumed_by_the_same_command(tmp_path):
+    words = ["--omega", "0:5:1", "--trials", "40", "--generations", "30", "--chunk", "60", "--workers", "1"]
+    whole = tmp_path / "whole"
+    assert command(*words, "--out", whole).returncode == 0
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sims_toy.sweep", *words, "--out", str(out)],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list(out.glob("shards/cells-*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(float(np.random.default_rng().uniform(0, 0.5)))  # any moment will do
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    partial = len(list(out.glob("shards/cells-*.npz")))
+    assert partial > 0 and not (out / "finished.json").exists()
+    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("shards/cells-*.npz")}
+    assert command(*words, "--out", out, "--chunk", "77").returncode == 0
+    assert all((out / "shards" / name).stat().st_mtime_ns == t for name, t in kept.items())  # nothing recomputed
+    assert bytes_of(out) == bytes_of(whole)
+
+    again = command(*words, "--out", out)
+    assert again.returncode == 0 and "finished: nothing to compute" in again.stdout
+    other = command(*words, "--out", out, "--seed", "5")
+    assert other.returncode == 2 and "seed: 0 there, 5 here" in other.stderr and other.stderr.count("\n") == 1
+
+
+BAD = [
+    (["--omega", "5:0"], "reversed"),
+    (["--omega", ""], "empty"),
+    (["--omega", "0:5:0"], "step"),
+    (["--omega", "nan"], "not finite"),
+    (["--synthetic-size=-5"], "at least|between"),
+    (["--real-size", "10.5"], "whole number"),
+    (["--trials", "1"], "--trials"),
+    (["--trials", "ten"], "--trials"),
+    (["--generations", "0"], "--generations"),
+    (["--chunk", "0"], "--chunk"),
+    (["--seed=-1"], "--seed"),
+    (["--real-covariance", "1,2;2,1"], "positive definite"),
+    (["--real-covariance", "1,2;2"], "same number"),
+    (["--real-mean", "0,0,0"], "3 x 3"),
+    (["--auxiliary-data", "sinthetic"], "did you mean 'synthetic'"),
+    (["--method", "simms"], "did you mean 'sims'"),
+    (["--loop", "augmentaton"], "did you mean 'augmentation'"),
+    (["--loop", "polluted"], "foreign"),
+    (["--sampler", "heunn:18"], "did you mean 'heun'"),
+    (["--learner", "exat"], "did you mean 'exact'"),
+    (["--preset", "figure5"], "did you mean 'figure4'"),
+    (["--budget", "50k"], "exact learner takes eta"),
+    (["--budget", "3"], "eta in"),
+    (["--omgea", "0:5"], "did you mean '--omega'"),
+    (["--omega"], "--omega"),
+    (["--out", "/dev/null/x"], "cannot write"),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), BAD, ids=[" ".join(w) for w, _ in BAD])
+def test_bad_input_is_one_line_and_leaves_nothing(words, says, tmp_path, capsys, monkeypatch):
+    import re
+
+    from sims_core.command import main_with_errors
+    from sims_toy.sweep import run_command
+
+    monkeypatch.chdir(tmp_path)
+    assert main_with_errors(run_command, words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and re.search(says, error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_exit_code_from_the_shell(tmp_path):
+    done = command("--omega", "5:0", "--out", tmp_path / "run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_help_and_dry_run(tmp_path):
+    text = command("--help").stdout
+    assert all(f"--{f.name.replace('_', '-')}" in text for f in dataclasses.fields(Sweep))
+    done = command("--dry-run", "--omega", "0:5", "--out", tmp_path / "run", "--generations", "5", "--trials", "20")
+    assert done.returncode == 0 and "estimate" in done.stdout and "52 cells" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_presets_are_defaults_that_options_override(tmp_path):
+    done = command("--preset", "figure4", "--dry-run", "--trials", "20", "--generations", "3", "--omega", "0:2:1")
+    assert done.returncode == 0
+    assert "train+synthetic, synthetic, real+synthetic" in done.stdout and "0.0, 1.0, 2.0" in done.stdout
+    for preset in PRESETS.values():
+        assert describe(*plan(preset), estimate=False)
+
+
+def test_every_axis_takes_a_grid(tmp_path):
+    sweep = Sweep(
+        omega="0,1", real_size="100,200", synthetic_size="50:100:50", auxiliary_size="30,60", budget="0:1:0.5",
+        method="standard,sims,neon", loop="augmentation,fully-synthetic", sampler="ddim:5,heun:3,exact",
+        auxiliary_data="synthetic,train+synthetic", generations=2, trials=3, workers=1, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    result = run_sweep(sweep)
+    axes = ["method", "loop", "sampler", "real_size", "synthetic_size", "auxiliary_size", "budget", "auxiliary_data"]
+    regimes = result.tables["regimes"]
+    guided = regimes[regimes["method"].isin(["sims", "neon"])]
+    assert [guided[a].nunique() for a in axes] == [2, 2, 3, 2, 2, 2, 3, 2]
+    assert len(guided) == 2 * 2 * 3 * 2 * 2 * 2 * 3 * 2 * 2 and not guided.duplicated([*axes, "omega"]).any()
+    assert (regimes["regime"][regimes["diverged"] == 0] == "undecided").all()  # three trials decide nothing
+    assert len([p for p in result.figures if p.suffix == ".png"]) == 2 * report.MOST_FACETS
+
+
+def test_settings_record(small):
+    record = json.loads((small.folder / "settings.json").read_text())
+    assert record["settings"]["omega"] == [0.0, 2.0, 4.0] and record["settings"]["trials"] == 9
+    assert record["provenance"]["version"] and "torch" in record["provenance"]["libraries"]
+
+
+def test_plan_refuses_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="--omega"):
+        run_sweep(dataclasses.replace(SMALL, omega="3:1", out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()

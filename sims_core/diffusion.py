@@ -87,7 +87,8 @@ def denoising_loss(denoiser: Denoiser, clean: Tensor, sigma: Tensor, noise: Tens
 def to_angle(x: Tensor, sigma: Tensor, sigma_data: float) -> tuple[Tensor, Tensor]:
     """Angle coordinates: u = x / sqrt(sigma^2 + sigma_data^2) and tan(theta) = sigma / sigma_data.
 
-    As TrigFlow (arXiv 2410.11081, Sec. 3). Then u = cos(theta) y / sigma_data + sin(theta) n, and the prior at theta = pi / 2 is N(0, I) exactly.
+    As TrigFlow (arXiv 2410.11081, Sec. 3). Then u = cos(theta) y / sigma_data + sin(theta) n, and the
+    prior at theta = pi / 2 is N(0, I) exactly.
     """
     return x / (sigma**2 + sigma_data**2).sqrt(), torch.atan2(sigma, torch.as_tensor(sigma_data, dtype=sigma.dtype))
 

@@ -53,7 +53,7 @@ def style() -> Iterator[None]:
     import matplotlib
 
     matplotlib.use("Agg", force=False)
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(_RC):  # type: ignore[arg-type]
         yield
 
 

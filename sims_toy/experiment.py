@@ -269,11 +269,32 @@ def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFram
             columns[f"{name}_low"], columns[f"{name}_high"] = phase.interval(samples)
         sweep.append(pd.DataFrame({**identity, **columns}))
         regimes.append(identity | _regime(cell, w2[i], resampled[i], resampled[s], means[i], means[s], last))
-    order = (
-        "learner method loop sampler real_size synthetic_size auxiliary_size budget omega generation trials diverged "
-        "auxiliary_data w2_sq_mean w2_mean w2_se w2_low w2_high ratio_own ratio_own_low ratio_own_high "
-        "ratio_standard ratio_standard_low ratio_standard_high"
-    ).split()
+    order = [
+        "learner",
+        "method",
+        "loop",
+        "sampler",
+        "real_size",
+        "synthetic_size",
+        "auxiliary_size",
+        "budget",
+        "omega",
+        "generation",
+        "trials",
+        "diverged",
+        "auxiliary_data",
+        "w2_sq_mean",
+        "w2_mean",
+        "w2_se",
+        "w2_low",
+        "w2_high",
+        "ratio_own",
+        "ratio_own_low",
+        "ratio_own_high",
+        "ratio_standard",
+        "ratio_standard_low",
+        "ratio_standard_high",
+    ]
     return pd.concat(sweep, ignore_index=True)[order], pd.DataFrame(regimes)
 
 

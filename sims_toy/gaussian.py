@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sims_core.errors import InputError
@@ -171,7 +172,7 @@ def fit(data: Statistics, ddof: int = 0) -> Gaussian:
     return Gaussian(data.mean, data.cov * (data.n / (data.n - ddof))[:, None, None])
 
 
-def standard_moments(sizes: Sequence[int], dim: int, seeds: Sequence[Seed]) -> tuple[np.ndarray, np.ndarray]:
+def standard_moments(sizes: ArrayLike, dim: int, seeds: Sequence[Seed]) -> tuple[np.ndarray, np.ndarray]:
     """Mean (K, d) and scatter / n (K, d, d) of n_k draws of N(0, I), without drawing them, one seed a row.
 
     The mean is N(0, I/n); the scatter about it is Wishart with n - 1 degrees of freedom and independent of it. The

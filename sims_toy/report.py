@@ -155,8 +155,8 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
         f"sampler {facet['sampler']}, {budget}, {aux}, {settings['trials']} paired trials, "
         f"{settings['generations']} generations, seed {settings['seed']}; d_T is the mean of the last ten. "
         "Bands: 95 % bootstrap intervals. Thin dashes: closed form, first order, root mean square. Orange: standard "
-        "training with twice the sampler steps (equal cost). Regime colours, |D_r|, the real Gaussian, the sampler and what the "
-        "auxiliary is trained on are our reading; the paper does not state them."
+        "training with twice the sampler steps (equal cost). Regimes, |D_r|, the real Gaussian, the sampler and what "
+        "the auxiliary is trained on are our reading; the paper does not state them."
     )
 
 
@@ -227,7 +227,8 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
     if best["regime"] == "undecided":
         label = f"undecided between {best['candidates'].replace(' or ', ' and ')}; more trials decide"
     effect = f"ω = {best['omega']:g} holds it at {best['standard']:.2f}x" if best["omega"] else "no ω > 0 does better"
-    return f"|D_s| = {best['synthetic_size']}: standard training {verb} {standard:.2f}x of generation 1; {effect}: {label}."
+    start = f"|D_s| = {best['synthetic_size']}: standard training {verb} {standard:.2f}x of generation 1"
+    return f"{start}; {effect}: {label}."
 
 
 from sims_core.seeds import Seed  # noqa: E402

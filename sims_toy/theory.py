@@ -52,6 +52,7 @@ elsewhere: the optimum with the auxiliary's own noise, and the phase boundaries 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -244,7 +245,7 @@ def _where_negative(f: Callable[[float], float], setting: Setting, top: float) -
         poles = np.flatnonzero(np.isfinite(values[:-1]) != np.isfinite(values[1:]))
         roots += [float(grid[i + 1]) for i in poles]
     cuts = [0.0, *sorted(float(r) for r in roots if 0 < r < top), top]
-    pieces = [(a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if f((a + b) / 2) <= 0]
+    pieces = [(a, b) for a, b in itertools.pairwise(cuts) if f((a + b) / 2) <= 0]
     joined: list[tuple[float, float]] = []
     for a, b in pieces:
         if joined and math.isclose(joined[-1][1], a):

@@ -1,5 +1,6 @@
 """Algorithm 1, its alternatives and the loop, on a learner that is easy to follow: models and data are numbers."""
 
+import itertools
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -125,7 +126,7 @@ def run(policy, generations=4, method=standard, n=2, **more):
 def test_augmentation_keeps_the_real_data():
     turns, _ = run(POLICIES["augmentation"])
     assert [t.index for t in turns] == [1, 2, 3, 4]
-    for before, turn in zip(turns, turns[1:], strict=False):
+    for before, turn in itertools.pairwise(turns):
         assert turn.train == REAL + (before.model + 1.0,) * 2
     # g = (mean(real) + g + 1) / 2: drift 1 settles at 1 + 1
     assert turns[-1].model == pytest.approx(2.0 - 0.5**3)

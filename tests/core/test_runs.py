@@ -84,7 +84,10 @@ def test_stale_parts_of_a_killed_run_are_swept_away(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no advisory locks")
 def test_two_processes_do_not_share_a_folder(tmp_path):
     path = tmp_path / "run"
-    code = f"import time; from sims_core import RunFolder; f = RunFolder.open({str(path)!r}, {SETTINGS!r}); print('in', flush=True); time.sleep(60)"
+    code = (
+        f"import time; from sims_core import RunFolder; f = RunFolder.open({str(path)!r}, {SETTINGS!r});"
+        "print('in', flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "in\n"

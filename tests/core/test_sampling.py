@@ -1,5 +1,6 @@
 """Every sampler against closed forms on Gaussians, where a fixed-step ODE solver is an affine map."""
 
+import itertools
 import math
 
 import pytest
@@ -28,8 +29,15 @@ def w2_of_map(matrix, cov=COV):
 
 @pytest.mark.parametrize(
     ("name", "w2"),
-    [("ddim:10", 0.2366), ("ddim:20", 0.1273), ("ddim:50", 0.0533), ("ddim:100", 0.0271)]
-    + [("heun:10", 0.311), ("heun:18", 0.0792), ("heun:40", 0.0138)],
+    [
+        ("ddim:10", 0.2366),
+        ("ddim:20", 0.1273),
+        ("ddim:50", 0.0533),
+        ("ddim:100", 0.0271),
+        ("heun:10", 0.311),
+        ("heun:18", 0.0792),
+        ("heun:40", 0.0138),
+    ],
 )
 def test_sampler_bias_on_the_reference_gaussian(name, w2):
     """FACTS 3.3, to the digits given."""
@@ -75,7 +83,7 @@ def test_solvers_converge_at_their_order(name, order):
 
         levels = torch.linspace(4.0, 0.5, steps + 1, dtype=torch.float64)
         y = x
-        for a, b in zip(levels[:-1], levels[1:], strict=True):
+        for a, b in itertools.pairwise(levels):
             y = SOLVERS[name](gaussian(), y, a, b, 1.0)
         return float((y - exact).abs().max())
 

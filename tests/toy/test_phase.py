@@ -49,7 +49,7 @@ def test_bootstrap_covers_and_pairs():
     common = rng.gamma(9.0, 1.0, 200)
     a, b = common * 1.1 + rng.normal(size=200) * 0.01, common
     weights = phase.resampling_weights(200, Seed(1))
-    paired = phase.interval((phase.weighted(weights, a[:, None]) / phase.weighted(weights, b[:, None])))
+    paired = phase.interval(phase.weighted(weights, a[:, None]) / phase.weighted(weights, b[:, None]))
     unpaired = phase.interval(phase.weighted(weights, a[:, None]) / phase.weighted(weights, b[::-1, None]))
     assert (paired[1] - paired[0])[0] < 0.1 * (unpaired[1] - unpaired[0])[0]
     with pytest.raises(InputError, match="trials"):

@@ -18,11 +18,32 @@ from sims_toy import experiment, report
 from sims_toy.sweep import PRESETS, Sweep, describe, plan, run_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
-COLUMNS = (
-    "learner method loop sampler real_size synthetic_size auxiliary_size budget omega generation trials diverged "
-    "auxiliary_data w2_sq_mean w2_mean w2_se w2_low w2_high ratio_own ratio_own_low ratio_own_high ratio_standard "
-    "ratio_standard_low ratio_standard_high"
-).split()
+COLUMNS = [
+    "learner",
+    "method",
+    "loop",
+    "sampler",
+    "real_size",
+    "synthetic_size",
+    "auxiliary_size",
+    "budget",
+    "omega",
+    "generation",
+    "trials",
+    "diverged",
+    "auxiliary_data",
+    "w2_sq_mean",
+    "w2_mean",
+    "w2_se",
+    "w2_low",
+    "w2_high",
+    "ratio_own",
+    "ratio_own_low",
+    "ratio_own_high",
+    "ratio_standard",
+    "ratio_standard_low",
+    "ratio_standard_high",
+]
 SMALL = Sweep(omega="0:4:2", synthetic_size="125,500", generations=6, trials=9, workers=1)
 
 

@@ -1,6 +1,6 @@
 # make demo: install and run the sweep.  make test: lint, types, tests.  Variables: PYTHON, TORCH_INDEX, SWEEP.
 PYTHON ?= python3
-# PyTorch's own index, where the pinned build would otherwise bring CUDA: https://download.pytorch.org/whl/cpu
+# PyTorch's own CPU index (see its installation page), where the pinned build would otherwise bring CUDA
 TORCH_INDEX ?=
 SWEEP ?= --omega 0:5
 VENV := .venv

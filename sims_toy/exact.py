@@ -23,6 +23,7 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import gaussian
 from sims_toy.gaussian import Gaussian, Statistics
+from sims_toy.theory import Mode
 
 #: The flow of a guided 'exact' sampler has no closed form where the covariances do not commute: it is integrated
 #: this finely instead (relative error in the standard deviations below 1e-7).
@@ -77,6 +78,40 @@ def push(denoiser: Denoiser, sampler: Sampler, like: Gaussian) -> Gaussian:
     offset = ends[:, 0]
     matrix = ends[:, 1:] - offset[:, None]  # row i is the image of basis vector i
     return Gaussian(offset, matrix.mT @ matrix)
+
+
+def sampler_modes(sampler: Sampler, real: Gaussian, step: float = 1e-6) -> tuple[Mode, ...]:
+    """The sampler's drift and gain at the real Gaussian (one row), mode by mode, for `sims_toy.theory`.
+
+    In the real covariance's eigenbasis the modes do not mix: one for each entry of the mean and for each pair (i, j)
+    of the covariance. Drifts are read off the sampler's affine map, gains by central differences of size ``step``.
+    """
+    learner = ExactLearner(sampler, noise=False)
+    values, vectors = (x[0] for x in real.eigen)
+    d = real.dim
+
+    def output(mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
+        out = learner.fit(Statistics(torch.ones(1, dtype=torch.float64), mean, cov), seed=Seed(0)).output
+        return out.mean[0] @ vectors, vectors.T @ out.cov[0] @ vectors
+
+    mean0, cov0 = output(real.mean, real.cov)
+    modes = []
+    for i in range(d):
+        shift = step * vectors[:, i]
+        gain = (output(real.mean + shift, real.cov)[0] - output(real.mean - shift, real.cov)[0])[i] / (2 * step)
+        modes.append(Mode(float(mean0[i] - real.mean[0] @ vectors[:, i]), float(values[i]), float(gain)))
+        for j in range(i, d):
+            outer = torch.outer(vectors[:, i], vectors[:, j])
+            change = step * (outer + outer.T) / 2
+            moved = (output(real.mean, real.cov + change)[1] - output(real.mean, real.cov - change)[1])[i, j]
+            gain = moved / (2 * step * (1.0 if i == j else 0.5))
+            if i == j:
+                drift = float(cov0[i, i] - values[i])
+                modes.append(Mode(drift, float(values[i] / 2), float(gain), variance=float(values[i])))
+            else:
+                noise = float(values[i] * values[j] / (values[i] + values[j]))
+                modes.append(Mode(0.0, noise, float(gain)))
+    return tuple(modes)
 
 
 class ExactLearner:

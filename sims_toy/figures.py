@@ -100,8 +100,6 @@ def _converged(
         inside = mine[mine["standard"] < top]
         if len(inside) == len(mine):
             ends.append((float(mine["standard"].iloc[-1]), f"{size:g}", colour))
-        else:
-            _label_end(axis, inside["omega"], inside["standard"], f"{size:g}", colour)
         curve = theory[(theory["synthetic_size"] == size) & (theory["generation"] == "limit")]
         bounded = (curve["w2_rms"] / curve["w2_rms_standard_first"]).replace(np.inf, np.nan)
         axis.plot(curve["omega"], bounded, color=colour, lw=0.8, ls="--")

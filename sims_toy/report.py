@@ -45,12 +45,11 @@ def theory_tables(experiment: Experiment, settings: dict[str, Any]) -> tuple[pd.
     import pandas as pd
 
     from sims_core.sampling import Sampler
-    from sims_toy.exact import ExactLearner
-    from sims_toy.gaussian import Gaussian, w2_squared
+    from sims_toy.exact import sampler_modes
+    from sims_toy.gaussian import Gaussian
 
     real = Gaussian.single(experiment.mean, experiment.covariance)
     sigma_data = float(real.cov.diagonal(dim1=1, dim2=2).mean().sqrt())
-    v = theory.data_noise(experiment.covariance)
     same = settings["auxiliary_size"] == "same"
     omegas = np.linspace(min(settings["omega"]), max(settings["omega"]), 101)
     groups: dict[tuple[Any, ...], set[int]] = {}
@@ -69,15 +68,12 @@ def theory_tables(experiment: Experiment, settings: dict[str, Any]) -> tuple[pd.
     curves, edges = [], []
     for (method, loop, sampler, n, budget, aux, reading), sizes in groups.items():
         eta = float(budget) if settings["learner"] == "exact" else 1.0
-        learner = ExactLearner(Sampler.parse(sampler, sigma_data=sigma_data), noise=False)
-        perfect = learner.fit(learner.draw(real, 1, seed=_NO_SEED), seed=_NO_SEED)
-        beta_sq = float(w2_squared(perfect.output, real)[0]) if sampler != "exact" else 0.0
+        modes = sampler_modes(Sampler.parse(sampler, sigma_data=sigma_data), real)
         facet = {"method": method, "loop": loop, "sampler": sampler, "real_size": n, "budget": budget, "aux": aux}
 
-        def setting(
-            m: float, n: int = n, aux: int = aux, eta: float = eta, reading: str = reading, b: float = beta_sq
-        ) -> theory.Setting:
-            return theory.Setting(n, m, aux or m, eta, reading, b, v)
+        def setting(m: float, n: int = n, aux: int = aux, eta: float = eta, reading: str = reading,
+                    modes: tuple[theory.Mode, ...] = modes) -> theory.Setting:  # fmt: skip
+            return theory.Setting(n, m, aux or m, eta, reading, modes)
 
         for m in sorted(sizes):
             first = np.sqrt(theory.response(setting(m), 0.0, 1).w2_sq)
@@ -154,17 +150,17 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
         f"[{', '.join(f'{v:g}' for v in settings['real_mean'])}], covariance [{cov}]), |D_r| = {facet['real_size']}, "
         f"sampler {facet['sampler']}, {budget}, {aux}, {settings['trials']} paired trials, "
         f"{settings['generations']} generations, seed {settings['seed']}; d_T is the mean of the last ten. "
-        "Bands: 95 % bootstrap intervals. Thin dashes: closed form, first order, root mean square. Orange: standard "
-        "training with twice the sampler steps (equal cost). Regimes, |D_r|, the real Gaussian, the sampler and what "
-        "the auxiliary is trained on are our reading; the paper does not state them."
+        "Bands: 95 % bootstrap intervals. Thin dashes: linear response, root mean square. Orange: standard "
+        "training with twice the sampler steps (equal cost). Regimes, |D_r|, the real Gaussian, the sampler and "
+        "what the auxiliary is trained on are our reading; the paper does not state them."
     )
 
 
 def phase_caption(text: str) -> str:
     """The phase diagram's caption from the figure's."""
     lines = (
-        "Lines: first-order boundaries of prevention (thick), strong mitigation (medium), weak mitigation (thin); "
-        "dotted: optimal omega. "
+        "Lines: boundaries by linear response of prevention (thick), strong mitigation (medium) and weak mitigation "
+        "(thin); dotted: optimal omega. "
     )
     return lines + text.split(" Bands:")[0] + " Regimes are our reading."
 
@@ -231,6 +227,16 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
     return f"{start}; {effect}: {label}."
 
 
-from sims_core.seeds import Seed  # noqa: E402
+def diagnosis(experiment: Experiment) -> str:
+    """Whether SIMS can help, said before any guidance is looked at: the error budget and the drift-error cosine."""
+    from sims_core.sampling import Sampler
+    from sims_core.seeds import Seed
+    from sims_toy.diagnosis import diagnose
+    from sims_toy.gaussian import Gaussian
 
-_NO_SEED = Seed(0)
+    real = Gaussian.single(experiment.mean, experiment.covariance)
+    sigma_data = float(real.cov.diagonal(dim1=1, dim2=2).mean().sqrt())
+    cell = experiment.cells[0]
+    return str(
+        diagnose(Sampler.parse(cell.sampler, sigma_data=sigma_data), real, cell.real_size, seed=Seed(experiment.seed))
+    )

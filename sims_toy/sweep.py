@@ -319,6 +319,7 @@ def run_command(argv: Sequence[str]) -> None:
     print(report.summary(result.tables, asdict(sweep)))
     print(f"figure: {result.figures[0]}")
     print(f"tables: {result.folder / 'sweep.csv'}, {result.folder / 'regimes.csv'}")
+    print(report.diagnosis(plan(sweep)[0]))
     print(report.conclusion(result.tables))
 
 

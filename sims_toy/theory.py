@@ -2,11 +2,12 @@ r"""Closed forms for Gaussians: what SIMS corrects, what it amplifies, and where
 
 Linear response
 ---------------
-Write parameters as displacements from the real Gaussian in coordinates whose squared length is W2^2
-(`sims_toy.gaussian.tangent`). To first order
+Write parameters as displacements from the real Gaussian. To first order
 
-* fitting n points of a distribution adds noise xi / sqrt(n) with E|xi|^2 = v (`data_noise`);
-* the sampler adds a fixed drift beta (its bias at the real Gaussian), beta^2 = |beta|^2 = W2^2.
+* fitting n points of a distribution adds noise xi / sqrt(n) with E|xi|^2 = v (`data_noise`), in units of W2^2;
+* the sampler adds a drift beta (its bias at the real Gaussian) and passes a displacement on with a gain J: a model
+  displaced by c gives samples displaced by beta + J c. J = 1 is the plain first order; the real J (0.84 to 0.93 for
+  DDIM-20) is read off the sampler itself, mode by mode (`sims_toy.exact.sampler_modes`).
 
 Generation t trains its base b_t on D_r (n points, noise eps_r, the same in every generation) with m points of
 generation t-1, lam = m / (n + m):
@@ -15,15 +16,15 @@ generation t-1, lam = m / (n + m):
 
 Its auxiliary moves the fraction eta toward the fit of its own data, of which the base's n_aux samples are the share
 kappa: 1 for 'synthetic', n_aux / (n_train + n_aux) for 'train+synthetic' with n_train = n at t = 1 and n + m after,
-and n_aux / (n + n_aux) for 'real+synthetic'. With Omega = omega eta kappa the SIMS model's samples are displaced by
+and n_aux / (n + n_aux) for 'real+synthetic'. With Omega = omega eta kappa and x = omega eta (1 - kappa) for
+'real+synthetic', x = 0 otherwise, the SIMS model's samples are displaced by
 
-    g_t = b_t + (1 - Omega) beta - Omega zeta_t / sqrt(n_aux)                              (synthetic, train+synthetic)
-    g_t = A b_t - (A - 1) eps_r + (1 - Omega) beta - Omega zeta_t / sqrt(n_aux),           (real+synthetic)
-          A = 1 + omega eta (1 - kappa).
+    g_t = A b_t - J x eps_r + (1 - J Omega) beta - J Omega zeta_t / sqrt(n_aux),    A = J (1 + x + Omega (1 - J)).
 
-So SIMS removes the fraction Omega of the drift beta, leaves b_t (what the base's own samples carry faithfully), and
-adds noise. Averages over the draws follow by carrying three numbers through the loop: the coefficients of beta and of
-eps_r, and the variance of what is independent (`response`). At convergence, for A = 1,
+At J = 1 and x = 0 this is g_t = b_t + (1 - Omega) beta - Omega zeta_t / sqrt(n_aux): SIMS removes the fraction Omega
+of the drift beta, leaves b_t (what the base's own samples carry faithfully), and adds noise. Averages over the draws
+follow by carrying three numbers through the loop: the coefficients of beta and of eps_r, and the variance of what is
+independent (`response`). At convergence, for J = 1 and x = 0,
 
     E W2^2 = beta^2 (1 - Omega)^2 / (1 - lam)^2 + v [ 1/n + (lam^2 / m + Omega^2 / n_aux) / (1 - lam^2) ].
 
@@ -36,12 +37,11 @@ Omega* = beta^2 / (beta^2 + V_aux) with V_aux = v / n_aux, and through the loop'
 the loop enlarges a repeated drift by 1 / (1 - lam) but independent noise only by 1 / sqrt(1 - lam^2), so more of the
 drift is worth removing. For 'train+synthetic' with n_aux = m this is omega* = (1 + 2r)^2 / (r (1 + 2r) + V_1 / beta^2)
 with r = m / n and V_1 = v / n. As V_1 / beta^2 = 0.42 for N(0, [[2,1],[1,2]]), n = 1000 and DDIM-20, omega* lies
-between 2.6 and 2.9 for every m from 125 to 1000: one omega, close to 3, serves all |D_s|, as the paper's Figure 4
-reports.
+between 2.6 and 2.9 for every m from 125 to 1000, and with the sampler's gain between 2.8 and 3.1: one omega, close to
+3, serves all |D_s|, as the paper's Figure 4 reports.
 
-First order holds while Omega and beta are small against the spread of the data; `docs/mathematics.md` has the
-departure measured against Monte-Carlo. The population limit without this approximation is
-`sims_toy.exact.ExactLearner(noise=False)`.
+`docs/mathematics.md` has the departure of both orders from Monte-Carlo. The population limit without approximation
+is `sims_toy.exact.ExactLearner(noise=False)`.
 
 Prior work. Kaiser, Adaloglou et al. (arXiv 2411.10257): if the negative model's error is alpha times the positive's,
 w = 1 / (alpha - 1) cancels it, the noise-free limit omega eta = 1. Neon (arXiv 2510.03597): optimum and safe window
@@ -59,10 +59,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
 from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.errors import InputError, choose
+
+Array = NDArray[np.float64]
 
 #: A regime's tolerance: a distance may exceed what it is compared with by 5 % (our reading of Figure 4's colours).
 TOLERANCE = 1.05
@@ -85,12 +87,35 @@ def standard_limit(n: float, m: float) -> float:
 
 
 @dataclass(frozen=True)
+class Mode:
+    """One direction of the parameters in which the sampler acts by itself.
+
+    drift: the sampler's bias there, in the parameter's own units. noise: its share of v. gain: J, how much of a
+    displacement the sampler passes on. variance: the real variance, where the parameter is one (then W2^2 of a
+    displacement mu is (sqrt(variance + mu) - sqrt(variance))^2 rather than mu^2).
+    """
+
+    drift: float
+    noise: float
+    gain: float = 1.0
+    variance: float | None = None
+
+    def squared(self, coefficient: Array) -> Array:
+        """W2^2 of the mean displacement ``coefficient * drift``."""
+        finite = np.isfinite(coefficient)
+        mu = np.where(finite, coefficient, 0.0) * self.drift
+        if self.variance is not None:
+            mu = np.sqrt(np.maximum(self.variance + mu, 0)) - math.sqrt(self.variance)
+        return np.where(finite, mu**2, np.inf)
+
+
+@dataclass(frozen=True)
 class Setting:
     """One column of the phase diagram: everything but omega.
 
     n: |D_r|. m: |D_s|. n_aux: synthetic points the auxiliary sees. eta: how far it moves toward its data, [0, 1].
-    auxiliary_data: a name of `sims_core.algorithm.AUXILIARY_DATA`. beta_sq: the sampler's squared bias (W2^2).
-    v: `data_noise` of the real covariance. Raises `InputError` for sizes that are not positive or eta outside [0, 1].
+    auxiliary_data: a name of `sims_core.algorithm.AUXILIARY_DATA`. modes: from `plain_modes` (first order, gain 1)
+    or `sims_toy.exact.sampler_modes`. Raises `InputError` for sizes that are not positive or eta outside [0, 1].
     """
 
     n: float
@@ -98,8 +123,7 @@ class Setting:
     n_aux: float
     eta: float
     auxiliary_data: str
-    beta_sq: float
-    v: float
+    modes: tuple[Mode, ...]
 
     def __post_init__(self) -> None:
         for name in ("n", "m", "n_aux"):
@@ -114,6 +138,12 @@ class Setting:
         """Synthetic share of the loop's training set, m / (n + m)."""
         return self.m / (self.n + self.m)
 
+    @property
+    def quadratic(self) -> bool:
+        """Whether E[W2^2] is a quadratic in omega: gain 1 everywhere, and an auxiliary that sees no extra real data."""
+        plain = all(mode.gain == 1 and mode.variance is None for mode in self.modes)
+        return plain and self.auxiliary_data != "real+synthetic"
+
     def kappa(self, first: bool) -> float:
         """Share of the base's own samples in the auxiliary's data, at the first or a later generation."""
         if self.auxiliary_data == "synthetic":
@@ -122,130 +152,141 @@ class Setting:
         return self.n_aux / (rest + self.n_aux)
 
 
+def plain_modes(beta_sq: float, v: float) -> tuple[Mode, ...]:
+    """Plain first order: one mode with the sampler's squared bias (W2^2), `data_noise` v, and gain 1."""
+    return (Mode(drift=math.sqrt(beta_sq), noise=v),)
+
+
 @dataclass(frozen=True)
 class Response:
-    """First-order response at one generation; arrays follow omega's shape.
+    """Linear response at one generation, in W2^2; arrays follow omega's shape.
 
-    drift: coefficient of beta. real: coefficient of eps_r. noise: variance of the independent rest, in units of v.
+    bias_sq: squared distance of the mean. variance: the spread around it, the real data's own draw included.
     """
 
-    setting: Setting
-    drift: NDArray[np.float64]
-    real: NDArray[np.float64]
-    noise: NDArray[np.float64]
+    bias_sq: Array
+    variance: Array
 
     @property
-    def bias_sq(self) -> NDArray[np.float64]:
-        """Squared mean displacement, in W2^2."""
-        return np.asarray(self.setting.beta_sq * self.drift**2)
-
-    @property
-    def variance(self) -> NDArray[np.float64]:
-        """Variance around it, in W2^2, the real data's own draw included."""
-        return np.asarray(self.setting.v * (self.real**2 / self.setting.n + self.noise))
-
-    @property
-    def w2_sq(self) -> NDArray[np.float64]:
-        """E[W2^2] to first order."""
+    def w2_sq(self) -> Array:
+        """E[W2^2]."""
         return np.asarray(self.bias_sq + self.variance)
 
 
 def response(setting: Setting, omega: ArrayLike, generation: float = math.inf) -> Response:
     """Linear response of the augmentation loop at a generation (1, 2, ...) or at convergence (inf, the default).
 
-    Where the loop has no limit (lam A >= 1, 'real+synthetic' only) the limit's entries are inf.
+    Where the loop has no limit (lam |A| >= 1) the limit's entries are inf.
     """
+    if not math.isinf(generation) and (generation < 1 or generation != int(generation)):
+        raise InputError("generation", generation, "give 1, 2, ... or inf")
     w = np.asarray(omega, dtype=np.float64)
+    bias_sq, variance = np.zeros_like(w), np.zeros_like(w)
+    for mode in setting.modes:
+        drift, real, noise = _coefficients(setting, mode.gain, w, generation)
+        bias_sq = bias_sq + mode.squared(drift)
+        variance = variance + mode.noise * (real**2 / setting.n + noise)
+    return Response(bias_sq, variance)
+
+
+def _coefficients(setting: Setting, gain: float, w: Array, generation: float) -> tuple[Array, Array, Array]:
+    """Coefficients of beta and eps_r, and the independent variance in units of v, for one mode of gain J."""
     lam = setting.lam
 
-    def step(first: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def step(first: bool) -> tuple[Array, Array, Array, Array]:
         kappa = setting.kappa(first)
-        gain = 1 + w * setting.eta * (1 - kappa) if setting.auxiliary_data == "real+synthetic" else np.ones_like(w)
-        return gain, w * setting.eta * kappa
+        big = w * setting.eta * kappa
+        x = w * setting.eta * (1 - kappa) if setting.auxiliary_data == "real+synthetic" else np.zeros_like(w)
+        return gain * (1 + x + big * (1 - gain)), gain * x, 1 - gain * big, gain * big
 
     if math.isinf(generation):
-        gain, big = step(first=False)
-        stable = lam * np.abs(gain) < 1
+        a, back, kept, added = step(first=False)
+        stable = lam * np.abs(a) < 1
         with np.errstate(divide="ignore", invalid="ignore"):
-            drift = np.where(stable, (1 - big) / (1 - lam * gain), np.inf)
-            noise = (gain**2 * lam**2 / setting.m + big**2 / setting.n_aux) / (1 - gain**2 * lam**2)
-        return Response(setting, drift, np.ones_like(w), np.where(stable, noise, np.inf))
-    if generation < 1 or generation != int(generation):
-        raise InputError("generation", generation, "give 1, 2, ... or inf")
+            drift = np.where(stable, kept / (1 - lam * a), np.inf)
+            real = np.where(stable, (a * (1 - lam) - back) / (1 - lam * a), np.inf)
+            noise = np.where(
+                stable, (a**2 * lam**2 / setting.m + added**2 / setting.n_aux) / (1 - a**2 * lam**2), np.inf
+            )
+        return drift, real, noise
     base = (np.zeros_like(w), np.ones_like(w), np.zeros_like(w))
     for t in range(1, int(generation) + 1):
-        gain, big = step(first=t == 1)
-        drift = gain * base[0] + 1 - big
-        real = gain * base[1] - (gain - 1)
-        noise = gain**2 * base[2] + big**2 / setting.n_aux
+        a, back, kept, added = step(first=t == 1)
+        drift, real = a * base[0] + kept, a * base[1] - back
+        noise = a**2 * base[2] + added**2 / setting.n_aux
         base = (lam * drift, 1 - lam + lam * real, lam**2 * (noise + 1 / setting.m))
-    return Response(setting, drift, real, noise)
+    return drift, real, noise
 
 
 def optimal_omega(setting: Setting, generation: float = math.inf) -> float:
     """The omega that minimises E[W2^2] at the first generation (1) or at convergence (inf): the shrinkage law.
 
-    Closed form for 'synthetic' and 'train+synthetic' (see the module's text); nan for 'real+synthetic', whose optimum
-    this function does not give, and for eta = 0, where omega does nothing.
+    Closed form (see the module's text) where `Setting.quadratic` holds; found numerically in [0, 50] with a sampler's
+    gain; nan for 'real+synthetic', whose loop punishes every omega, and for eta = 0, where omega does nothing.
     """
     if setting.auxiliary_data == "real+synthetic" or setting.eta == 0:
         return math.nan
     if generation not in (1, math.inf):
         raise InputError("generation", generation, "give 1 or inf")
     first = generation == 1
-    v_aux = setting.v / setting.n_aux * (1 if first else (1 - setting.lam) / (1 + setting.lam))
-    total = setting.beta_sq + v_aux
-    if total == 0:
+    if not setting.quadratic:
+        grid = np.linspace(0, 50, 2001)
+        i = int(np.argmin(response(setting, grid, generation).w2_sq))
+        low, high = grid[max(i - 1, 0)], grid[min(i + 1, len(grid) - 1)]
+        found = minimize_scalar(
+            lambda w: float(response(setting, w, generation).w2_sq), bounds=(low, high), method="bounded"
+        )
+        return float(found.x)
+    beta_sq = sum(mode.drift**2 for mode in setting.modes)
+    v = sum(mode.noise for mode in setting.modes)
+    v_aux = v / setting.n_aux * (1 if first else (1 - setting.lam) / (1 + setting.lam))
+    if beta_sq + v_aux == 0:
         return 0.0
-    return setting.beta_sq / total / (setting.eta * setting.kappa(first))
+    return beta_sq / (beta_sq + v_aux) / (setting.eta * setting.kappa(first))
 
 
 def error_at_optimum(setting: Setting, generation: float = math.inf) -> float:
-    """E[W2^2] left at `optimal_omega`; at generation 1 it is V_1 + beta^2 V_aux / (beta^2 + V_aux)."""
+    """E[W2^2] left at `optimal_omega`; plainly at generation 1 it is V_1 + beta^2 V_aux / (beta^2 + V_aux)."""
     return float(response(setting, optimal_omega(setting, generation), generation).w2_sq)
 
 
 def boundaries(setting: Setting, omega_max: float = 20.0) -> dict[str, list[tuple[float, float]]]:
-    """The intervals of omega in [0, omega_max] where each regime's condition holds, to first order, at convergence.
+    """The intervals of omega in [0, omega_max] where each regime's condition holds at convergence.
 
     With d^2 = E[W2^2] and c = `TOLERANCE`: 'prevention' d_inf(w) <= c d_1(w) and d_inf(w) <= c d_1(0); 'strong'
     d_inf(w) <= c d_1(0); 'weak' d_inf(w) <= d_inf(0); 'finite' d_inf(w) < inf. The conditions are quadratic
-    inequalities in omega, solved in closed form, for 'synthetic' and 'train+synthetic'; rational ones, solved
-    numerically between their poles, for 'real+synthetic'.
+    inequalities in omega, solved in closed form, where `Setting.quadratic` holds; rational ones, bracketed on a grid
+    and solved numerically, elsewhere.
     """
     c2 = TOLERANCE**2
-    first0 = float(response(setting, 0.0, 1).w2_sq)
-    last0 = float(response(setting, 0.0).w2_sq)
+    first0, last0 = float(response(setting, 0.0, 1).w2_sq), float(response(setting, 0.0).w2_sq)
 
-    def limit(w: float) -> float:
-        return float(response(setting, w).w2_sq)
+    def limit(w: ArrayLike) -> Array:
+        return response(setting, w).w2_sq
 
-    own = _where_negative(lambda w: limit(w) - c2 * float(response(setting, w, 1).w2_sq), setting, omega_max)
+    own = _where_negative(lambda w: limit(w) - c2 * response(setting, w, 1).w2_sq, setting, omega_max)
     strong = _where_negative(lambda w: limit(w) - c2 * first0, setting, omega_max)
     weak = _where_negative(lambda w: limit(w) - last0, setting, omega_max)
-    edge = omega_max
-    if setting.auxiliary_data == "real+synthetic" and setting.eta > 0:
-        edge = min(omega_max, (1 / setting.lam - 1) / (setting.eta * (1 - setting.kappa(False))))
-    return {"prevention": _intersect(own, strong), "strong": strong, "weak": weak, "finite": [(0.0, edge)]}
+    finite = _where_negative(lambda w: np.where(np.isfinite(limit(w)), -1.0, 1.0), setting, omega_max)
+    return {"prevention": _intersect(own, strong), "strong": strong, "weak": weak, "finite": finite}
 
 
-def _where_negative(f: Callable[[float], float], setting: Setting, top: float) -> list[tuple[float, float]]:
-    if setting.auxiliary_data != "real+synthetic":
-        at = (f(-1.0), f(0.0), f(1.0))  # f is a quadratic: three values give it exactly
-        coefficients = ((at[0] + at[2]) / 2 - at[1], (at[2] - at[0]) / 2, at[1])
+def _where_negative(f: Callable[[ArrayLike], Array], setting: Setting, top: float) -> list[tuple[float, float]]:
+    """Maximal intervals of [0, top] on which f <= 0."""
+    if setting.quadratic:
+        below, at, above = (float(f(w)) for w in (-1.0, 0.0, 1.0))  # three values give a quadratic exactly
+        coefficients = ((below + above) / 2 - at, (above - below) / 2, at)
         roots = [float(r.real) for r in np.roots(coefficients) if abs(r.imag) < 1e-12] if any(coefficients[:2]) else []
     else:
-        grid = np.linspace(0, top, 2001)
-        values = np.array([f(w) for w in grid])
-        roots = [
-            brentq(f, a, b)
-            for a, b, fa, fb in zip(grid[:-1], grid[1:], values[:-1], values[1:], strict=True)
-            if math.isfinite(fa) and math.isfinite(fb) and (fa < 0) != (fb < 0)
-        ]
-        poles = np.flatnonzero(np.isfinite(values[:-1]) != np.isfinite(values[1:]))
-        roots += [float(grid[i + 1]) for i in poles]
-    cuts = [0.0, *sorted(float(r) for r in roots if 0 < r < top), top]
-    pieces = [(a, b) for a, b in itertools.pairwise(cuts) if f((a + b) / 2) <= 0]
+        grid = np.linspace(0, top, 801)
+        values = f(grid)
+        roots = []
+        for i in np.flatnonzero((values[:-1] <= 0) != (values[1:] <= 0)):
+            low, high = float(grid[i]), float(grid[i + 1])
+            smooth = np.isfinite(values[i : i + 2]).all() and not np.array_equal(np.abs(values[i : i + 2]), [1, 1])
+            roots.append(float(brentq(lambda w: float(f(w)), low, high)) if smooth else _bisect(f, low, high))
+    cuts = [0.0, *sorted(r for r in roots if 0 < r < top), top]
+    pieces = [(a, b) for a, b in itertools.pairwise(cuts) if float(f((a + b) / 2)) <= 0]
     joined: list[tuple[float, float]] = []
     for a, b in pieces:
         if joined and math.isclose(joined[-1][1], a):
@@ -253,6 +294,18 @@ def _where_negative(f: Callable[[float], float], setting: Setting, top: float) -
         else:
             joined.append((a, b))
     return joined
+
+
+def _bisect(f: Callable[[ArrayLike], Array], low: float, high: float) -> float:
+    """Where f's sign changes by a jump (a pole of the limit)."""
+    sign = float(f(low)) <= 0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if (float(f(middle)) <= 0) == sign:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
 
 
 def _intersect(a: list[tuple[float, float]], b: list[tuple[float, float]]) -> list[tuple[float, float]]:

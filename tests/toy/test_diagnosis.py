@@ -39,4 +39,4 @@ def test_the_cosine_predicts_whether_sims_helps():
         gains.append(1 - min(w2_sq(w) for w in (0.5, 0.75, 1.0, 1.25)) / w2_sq(0.0))
     assert cosines == sorted(cosines) and gains == sorted(gains)
     assert gains[0] < 0.15 and gains[-1] > 0.9
-    assert abs(budget("exact").cosine) < 1e-12 and budget("exact").sampler == 0
+    assert abs(budget("exact").cosine) < 1e-12 and budget("exact").sampler == pytest.approx(0, abs=1e-7)

@@ -44,7 +44,8 @@ def main() -> None:
     for size in (125, 250, 500, 1000):
         cells = [i for i, c in enumerate(experiment.cells) if c.method == "sims" and c.synthetic_size == size]
         omegas = np.array([experiment.cells[i].omega for i in cells])
-        for name, generation, found in (("1", 1, w2_sq[cells, :, 0]), ("limit", math.inf, w2_sq[cells, :, -20:].mean(2))):
+        late = w2_sq[cells, :, -20:].mean(2)
+        for name, generation, found in (("1", 1, w2_sq[cells, :, 0]), ("limit", math.inf, late)):
             fit = np.polynomial.Polynomial.fit(omegas, found.mean(1), 5, w=1 / found.std(1))
             fine = np.linspace(0, 5, 5001)
             row = {"size": size, "generation": name, "omega_best": float(fine[fit(fine).argmin()])}

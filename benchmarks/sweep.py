@@ -51,7 +51,8 @@ def main() -> None:
     loops = len(grid.cells) * grid.trials
     wall, _ = timed(grid, workers=cores)
     figures |= {"grid_cells": len(grid.cells), "grid_wall_s": wall, "loops_per_s": loops / wall}
-    print(f"full grid, {len(grid.cells)} cells x {grid.trials} trials x {grid.generations} generations, {cores} workers")
+    size = f"{len(grid.cells)} cells x {grid.trials} trials x {grid.generations} generations"
+    print(f"full grid, {size}, {cores} workers")
     print(f"  wall {wall:.1f} s, {loops / wall:.0f} loops/s")
 
     base = Sweep(omega="0:5:1", synthetic_size="250", trials=100, generations=20)

@@ -6,6 +6,7 @@ Neon's merge is ``base.with_params(extrapolate(base.params, auxiliary.params, om
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +19,6 @@ from torch import Tensor
 from sims_core.errors import InputError, choose
 from sims_core.guidance import Denoiser
 from sims_core.seeds import Seed
-from sims_toy import kernel
 from sims_toy.mlp import Mlp, Stacked
 from sims_toy.targets import (
     CosineTime,
@@ -122,7 +122,9 @@ class Ensemble:
             if not isinstance(parametrisation, EpsilonParametrisation):
                 raise InputError("time", time, "only epsilon-prediction takes a time input; EDM's is ln(sigma) / 4")
             parametrisation = replace(parametrisation, time=time)
-        compiled = use_numba(backend, self)
+        forward = _forward
+        if use_numba(backend, self):
+            from sims_toy.kernel import forward
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             if x.ndim != 3 or x.shape[0] != len(self) or x.shape[2] != self.mlp.dim:
@@ -132,7 +134,7 @@ class Ensemble:
             c_in, moment, skip, out = (c.expand(len(self), -1, 1) for c in coefficients)
             wide = x.to(torch.float64)
             rows = torch.cat([wide * c_in, moment.expand(-1, x.shape[1], 1)], 2).to(self.params.dtype).mT.contiguous()
-            inner = (kernel.forward if compiled else _forward)(self.mlp, self.params, rows)
+            inner = forward(self.mlp, self.params, rows)
             return (skip * wide + out * inner.mT.to(torch.float64)).to(x.dtype)
 
         return denoise
@@ -196,7 +198,12 @@ def chunks(indices: Tensor, mlp: Mlp, columns: int, device: torch.device, chunk:
 def use_numba(backend: str, ensemble: Ensemble) -> bool:
     """Whether to use the compiled kernel; raises `InputError` where it is asked for and cannot run."""
     choose("backend", backend, BACKENDS)
-    fits = ensemble.params.device.type == "cpu" and ensemble.params.dtype == torch.float32
-    if backend == "numba" and not (fits and kernel.AVAILABLE):
+    able = ensemble.params.device.type == "cpu" and ensemble.params.dtype == torch.float32 and numba_available()
+    if backend == "numba" and not able:
         raise InputError("backend", backend, "it needs float32 networks on the CPU and the numba package")
-    return backend != "torch" and fits and kernel.AVAILABLE
+    return backend != "torch" and able
+
+
+def numba_available() -> bool:
+    """Whether the optional package numba is installed."""
+    return importlib.util.find_spec("numba") is not None

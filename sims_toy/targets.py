@@ -155,9 +155,9 @@ def random_words(keys: Tensor, counters: Tensor) -> Tensor:
     in the compiled kernel (Steele, Lea & Flood 2014; each stream is a stretch of one cycle of length 2^64).
     """
     z = keys + (counters + 1) * _GOLDEN
-    z = (z ^ _shift(z, 30)).mul_(_MIX1)
-    z = (z ^ _shift(z, 27)).mul_(_MIX2)
-    return z ^ _shift(z, 31)
+    z = z.bitwise_xor_(_shift(z, 30)).mul_(_MIX1)  # in place: fresh memory costs more than the arithmetic
+    z = z.bitwise_xor_(_shift(z, 27)).mul_(_MIX2)
+    return z.bitwise_xor_(_shift(z, 31))
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:

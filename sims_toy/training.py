@@ -18,7 +18,6 @@ from torch import Tensor
 from sims_core.diffusion import LogNormal
 from sims_core.errors import InputError, choose
 from sims_core.seeds import Seed
-from sims_toy import kernel
 from sims_toy.ensemble import Ensemble, chunks, use_numba
 from sims_toy.mlp import Mlp, Stacked
 from sims_toy.targets import (
@@ -182,6 +181,8 @@ def train(
         return level_table(ensemble.parametrisation, levels, std).to(params.dtype)
 
     if compiled:
+        from sims_toy import kernel
+
         for part in torch.arange(k).split(64):
             at = slice(int(part[0]), int(part[-1]) + 1)
             averages = None if ema is None else ema[at]

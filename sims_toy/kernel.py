@@ -31,7 +31,7 @@ def _fit(function: Any, degree: int, low: float, high: float) -> tuple[np.float3
     return tuple(np.float32(c) for c in fit.coef)
 
 
-_E0, _E1, _E2, _E3, _E4, _E5, _E6 = _fit(np.exp2, 6, -0.5, 0.5)
+_E0, _E1, _E2, _E3, _E4, _E5 = _fit(np.exp2, 5, -0.5, 0.5)
 _S0, _S1, _S2, _S3, _S4 = _fit(lambda z: np.pi * np.sinc(np.sqrt(np.abs(z))), 4, 0, 0.25)
 _C0, _C1, _C2, _C3, _C4, _C5 = _fit(lambda z: np.cos(np.pi * np.sqrt(np.abs(z))), 5, 0, 0.25)
 _A0, _A1, _A2, _A3, _A4 = (np.float32(2 / (2 * i + 1)) for i in range(5))  # 2 artanh(s) / s
@@ -45,10 +45,12 @@ _sums = {*_fast, "reassoc"}
 
 @njit(fastmath=_fast, inline="always")
 def _exp(x):  # type: ignore[no-untyped-def]
-    t = min(max(x, -_TOP), _TOP) * _LOG2E
+    x = -_TOP if x < -_TOP else x
+    x = _TOP if x > _TOP else x
+    t = x * _LOG2E
     n = np.floor(t + _HALF)
     f = t - n
-    p = _E0 + f * (_E1 + f * (_E2 + f * (_E3 + f * (_E4 + f * (_E5 + f * _E6)))))
+    p = _E0 + f * (_E1 + f * (_E2 + f * (_E3 + f * (_E4 + f * _E5))))
     return p * tiles.as_float((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
@@ -100,17 +102,18 @@ def _product(w, sr, si, rows, n, a, sa, out, so, columns):  # type: ignore[no-un
 @njit(error_model="numpy")
 def _outer(x, sx, rows, y, sy, columns, n, g, sg):  # type: ignore[no-untyped-def]
     """g[r, c] += sum_b x[r, b] y[c, b] over n vectors."""
-    whole_rows, whole_columns = rows // 4 * 4, columns // 4 * 4
-    for r in range(0, whole_rows, 4):
-        for c in range(0, whole_columns, 4):
-            tiles.dots44(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
+    tall, broad = tiles.TALL, tiles.BROAD
+    whole_rows, whole_columns = rows // tall * tall, columns // broad * broad
+    for r in range(0, whole_rows, tall):
+        for c in range(0, whole_columns, broad):
+            tiles.dots(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
         for c in range(whole_columns, columns):
-            tiles.dots41(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
+            tiles.dots_column(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
     for r in range(whole_rows, rows):
-        for c in range(0, whole_columns, 4):
-            tiles.dots14(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
+        for c in range(0, whole_columns, broad):
+            tiles.dots_row(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
         for c in range(whole_columns, columns):
-            tiles.dots11(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
+            tiles.dots_one(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
 
 
 @njit(fastmath=_fast, error_model="numpy")
@@ -319,6 +322,7 @@ def train(
     columns = min(settings.layout(mlp.dim, int(counts.max())).padded, BLOCK)
     work = _work(mlp, 3, columns)
     adam = tuple(np.float32(v) for v in (settings.beta1, settings.beta2, settings.eps))
+    scalars = {rows: settings.scalars(rows).numpy().astype(np.float32) for rows in counts.clamp(max=settings.batch).tolist()}
     for k in range(len(params)):
         plan = settings.layout(mlp.dim, int(counts[k]))
         points = np.zeros((2 * plan.pairs, plan.count), np.float32)
@@ -326,10 +330,9 @@ def train(
         numbers = (plan.rows, plan.padded, plan.pairs, plan.levels, plan.reference, plan.words)
         average = np.empty(0, np.float32) if ema is None else ema[k].numpy()
         flags = (plan.stratified, settings.target == "posterior")
-        key, scalars = np.uint64(int(keys[k]) % 2**64), settings.scalars(plan.rows).numpy().astype(np.float32)
-        entries, silu = table[k].contiguous().numpy(), mlp.activation == "silu"
+        key, entries, silu = np.uint64(int(keys[k]) % 2**64), table[k].numpy(), mlp.activation == "silu"
         _train(
-            layers, silu, params[k].numpy(), average, points, key, entries, numbers, flags, scalars, adam,
+            layers, silu, params[k].numpy(), average, points, key, entries, numbers, flags, scalars[plan.rows], adam,
             loss[k].numpy(), work,
         )  # fmt: skip
 

@@ -15,7 +15,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
-LANES, ROWS = (16, 8) if WIDE else (8, 4)  # of a tile two vectors wide: 16 or 8 registers of sums
+LANES = 16 if WIDE else 8
+ROWS = 8 if WIDE else 4  # of a product's tile, two vectors wide: 16 or 8 registers of sums
+TALL, BROAD = (8, 3) if WIDE else (4, 2)  # a tile of dot products: 24 or 8 registers of sums
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -41,6 +43,24 @@ def _sums(b: Any, rows: int, columns: int) -> list[list[Any]]:
 
 def _multiply_add(b: Any, total: Any, x: Any, y: Any) -> None:
     b.store(b.fadd(b.load(total), b.fmul(x, y, flags=("contract",)), flags=("contract",)), total)
+
+
+def _lanes(numbers: list[int]) -> Any:
+    return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
+
+
+def _horizontal(b: Any, vectors: list[Any]) -> list[Any]:
+    """The sum over each vector's lanes, LANES of them a vector, in order: a tree that folds two vectors into one."""
+    vectors = vectors + [ir.Constant(_VECTOR, None)] * (-len(vectors) % LANES)
+    width = LANES
+    while width > 1:
+        starts = range(0, 2 * LANES, width)
+        low = _lanes([start + i for start in starts for i in range(width // 2)])
+        high = _lanes([start + i for start in starts for i in range(width // 2, width)])
+        pairs = zip(vectors[::2], vectors[1::2], strict=True)
+        vectors = [b.fadd(b.shuffle_vector(u, v, low), b.shuffle_vector(u, v, high)) for u, v in pairs]
+        width //= 2
+    return vectors
 
 
 def _tile(rows: int) -> Any:
@@ -78,12 +98,15 @@ def _dots(rows: int, columns: int) -> Any:
                     value = _load(b, x, _VECTOR, b.mul(_const(r), sx), at)
                     for c in range(columns):
                         _multiply_add(b, sums[r][c], value, ys[c])
-            kind = ir.FunctionType(_FLOAT, [_FLOAT, _VECTOR])
-            add = cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+            room = 1 << (columns - 1).bit_length()  # a power of 2 a row, so that no row is torn
+            blank = [ir.Constant(_VECTOR, None)] * (room - columns)
+            totals = _horizontal(b, [v for row in sums for v in [*(b.load(total) for total in row), *blank]])
             for r in range(rows):
-                for c in range(columns):
-                    to = _pointer(b, g, _FLOAT, b.mul(_const(r), sg), _const(c))
-                    b.store(b.call(add, [b.load(to), b.load(sums[r][c])], fastmath=("reassoc",)), to)
+                whole, first = divmod(r * room, LANES)
+                kind, none = ir.VectorType(_FLOAT, columns), ir.Constant(_VECTOR, ir.Undefined)
+                row = b.shuffle_vector(totals[whole], none, _lanes([first + c for c in range(columns)]))
+                to = _pointer(b, g, kind, b.mul(_const(r), sg))
+                b.store(b.fadd(b.load(to, align=4), row), to, align=4)
             return context.get_dummy_value()
 
         return types.void(x, sx, y, sy, n, g, sg), code
@@ -101,8 +124,8 @@ def _cast(source: Any, target: Any, kind: Any) -> Callable[..., Any]:
 #: (w, sr, si, n, a, sa, out, so): out[r, :2 LANES] = sum_{i < n} w[r, i] a[i, :2 LANES], for ROWS rows, and for one
 product, product_one = _tile(ROWS), _tile(1)
 
-#: (x, sx, y, sy, n, g, sg): g[r, c] += x[r] . y[c] over n vectors of LANES, for a tile of rows x columns
-dots44, dots41, dots14, dots11 = _dots(4, 4), _dots(4, 1), _dots(1, 4), _dots(1, 1)
+#: (x, sx, y, sy, n, g, sg): g[r, c] += x[r] . y[c] over n vectors of LANES, for TALL or one row, BROAD or one column
+dots, dots_column, dots_row, dots_one = _dots(TALL, BROAD), _dots(TALL, 1), _dots(1, BROAD), _dots(1, 1)
 
 as_float = _cast(types.int32, types.float32, _FLOAT)
 as_bits = _cast(types.float32, types.int32, ir.IntType(32))

@@ -176,9 +176,9 @@ def train(
     data = data.to(params)
 
     def table(part: Tensor) -> Tensor:
-        std = ensemble.sigma_data[part.to(ensemble.sigma_data.device)]
+        std, which = ensemble.sigma_data[part.to(ensemble.sigma_data.device)].unique(return_inverse=True)
         levels = training_levels(settings.noise, std, settings.levels)
-        return level_table(ensemble.parametrisation, levels, std).to(params.dtype)
+        return level_table(ensemble.parametrisation, levels, std).to(params.dtype)[which]
 
     if compiled:
         from sims_toy import kernel

@@ -140,10 +140,11 @@ class Stacked:
             if i == 0:
                 break
             back = torch.bmm(weights[i][:, :, :-1].mT, delta, out=self._deltas[i - 1])
-            if not self.mlp.active(i - 1):
-                delta = back
-            elif self.mlp.activation == "silu":
-                delta = torch.ops.aten.silu_backward(back, self._hidden[i - 1])
-            else:
-                delta = torch.ops.aten.threshold_backward(back, self._hidden[i - 1], 0)
+            if self.mlp.active(i - 1):
+                hidden = self._hidden[i - 1]
+                if self.mlp.activation == "silu":
+                    torch.ops.aten.silu_backward.grad_input(back, hidden, grad_input=back)
+                else:
+                    torch.ops.aten.threshold_backward.grad_input(back, hidden, 0, grad_input=back)
+            delta = back
         return self.gradient

@@ -2,7 +2,7 @@
 
 Written in LLVM's language because compilers do not keep such a tile in registers by themselves: about twice the speed
 of loops, and of a BLAS library on products as small as these. Pointers are integer addresses of float32; strides count
-floats.
+floats. After editing this file remove numba's cache of `sims_toy.kernel`, which watches that file alone.
 """
 
 from __future__ import annotations

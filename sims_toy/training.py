@@ -39,7 +39,7 @@ class Schedule:
     """
 
     peak: float = 1e-2
-    warmup: int = 0
+    warmup: int = 10
     decay: str = "cosine"
     final: float = 0.0
 
@@ -70,7 +70,7 @@ class Training:
     """
 
     steps: int = 200
-    batch: int = 128
+    batch: int = 64
     schedule: Schedule = Schedule()
     target: str = "posterior"
     reference: int | None = None

@@ -192,7 +192,7 @@ def chunks(indices: Tensor, mlp: Mlp, columns: int, device: torch.device, chunk:
         chunk = max(1, min(32, 150_000 // (columns * max(mlp.widths)))) if device.type == "cpu" else 16384
     if chunk < 1:
         raise InputError("chunk", chunk, "give a positive number of networks")
-    yield from indices.split(chunk)
+    yield from torch.split(indices, chunk)
 
 
 def use_numba(backend: str, ensemble: Ensemble) -> bool:

@@ -314,7 +314,7 @@ def train(
     settings: Training,
     loss: Tensor,
 ) -> None:
-    """Train the networks of ``params`` [K, P] in place, and ``ema``; fills ``loss`` [K, steps]. All float32, on the CPU.
+    """Train the networks of ``params`` [K, P] in place, and ``ema``; fills ``loss`` [K, steps]. Float32, on the CPU.
 
     data: [K, N, d]; counts, keys: [K]; table: [K, T, 5] (`sims_toy.targets.level_table`). Diverged rows become NaN.
     """
@@ -322,7 +322,9 @@ def train(
     columns = min(settings.layout(mlp.dim, int(counts.max())).padded, BLOCK)
     work = _work(mlp, 3, columns)
     adam = tuple(np.float32(v) for v in (settings.beta1, settings.beta2, settings.eps))
-    scalars = {rows: settings.scalars(rows).numpy().astype(np.float32) for rows in counts.clamp(max=settings.batch).tolist()}
+    scalars = {
+        rows: settings.scalars(rows).numpy().astype(np.float32) for rows in counts.clamp(max=settings.batch).tolist()
+    }
     for k in range(len(params)):
         plan = settings.layout(mlp.dim, int(counts[k]))
         points = np.zeros((2 * plan.pairs, plan.count), np.float32)

@@ -38,7 +38,8 @@ def _load(b: Any, base: Any, kind: Any, *offsets: Any) -> Any:
 
 
 def _sums(b: Any, rows: int, columns: int) -> list[list[Any]]:
-    return [[cgutils.alloca_once_value(b, ir.Constant(_VECTOR, None)) for _ in range(columns)] for _ in range(rows)]
+    zero: Any = ir.Constant(_VECTOR, None)
+    return [[cgutils.alloca_once_value(b, zero) for _ in range(columns)] for _ in range(rows)]  # type: ignore[no-untyped-call]
 
 
 def _multiply_add(b: Any, total: Any, x: Any, y: Any) -> None:
@@ -118,7 +119,7 @@ def _cast(source: Any, target: Any, kind: Any) -> Callable[..., Any]:
     def build(context: Any, value: Any) -> Any:
         return target(source), lambda context, b, signature, args: b.bitcast(args[0], kind)
 
-    return intrinsic(build)  # type: ignore[no-any-return]
+    return intrinsic(build)
 
 
 #: (w, sr, si, n, a, sa, out, so): out[r, :2 LANES] = sum_{i < n} w[r, i] a[i, :2 LANES], for ROWS rows, and for one

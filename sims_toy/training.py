@@ -176,30 +176,31 @@ def train(
     data = data.to(params)
 
     def table(part: Tensor) -> Tensor:
-        std, which = ensemble.sigma_data[part.to(ensemble.sigma_data.device)].unique(return_inverse=True)
+        std, which = torch.unique(ensemble.sigma_data[part.to(ensemble.sigma_data.device)], return_inverse=True)
         levels = training_levels(settings.noise, std, settings.levels)
         return level_table(ensemble.parametrisation, levels, std).to(params.dtype)[which]
 
     if compiled:
         from sims_toy import kernel
 
-        for part in torch.arange(k).split(64):
-            at = slice(int(part[0]), int(part[-1]) + 1)
-            averages = None if ema is None else ema[at]
+        for part in torch.split(torch.arange(k), 64):
+            at = slice(int(part[0]), int(part[-1]) + 1)  # a slice: the kernel fills views
+            average = None if ema is None else ema[at]
             kernel.train(
-                ensemble.mlp, params[at], averages, data[at], sizes[at], keys[at], table(part), settings, loss[at]
+                ensemble.mlp, params[at], average, data[at], sizes[at], keys[at], table(part), settings, loss[at]
             )
     else:
-        for count in sizes.unique().tolist():
+        for count in torch.unique(sizes).tolist():
             same = (sizes == count).nonzero()[:, 0]
             columns = settings.layout(d, count).padded
             for part in chunks(same, ensemble.mlp, columns, params.device, chunk):
-                at = part.to(params.device)
-                run = _Run(ensemble.mlp, params[at], data[at, :count], keys[at], table(part), settings, ema is not None)
-                loss[at] = run.train(cuda_graph)
-                params[at] = run.params
+                own = part.to(params.device)
+                points = data[own, :count]
+                run = _Run(ensemble.mlp, params[own], points, keys[own], table(part), settings, ema is not None)
+                loss[own] = run.train(cuda_graph)
+                params[own] = run.params
                 if ema is not None and run.ema is not None:
-                    ema[at] = run.ema
+                    ema[own] = run.ema
     result = ensemble.with_params(params)
     return Trained(result, None if ema is None else ensemble.with_params(ema), loss, result.diverged)
 

@@ -300,7 +300,7 @@ def test_posterior_mean_equals_brute_force():
 
 
 def test_every_target_has_the_same_minimiser():
-    """E[g(x) (target - E[y|x])] = 0 for test functions g, for plain and subset targets; not so without the own point."""
+    """E[g(x) (target - E[y|x])] = 0 for plain and subset targets, whatever g; not so for subsets without the own y."""
     data, layout = gaussian(1, 40)[0], Layout(256, 2, 40, 1, 8, False)
     points, _, noise, subset = layout.draw(torch.tensor([11]), torch.arange(400), torch.float64)
     sigma = torch.full((400, 256), 0.8, dtype=torch.float64)
@@ -398,13 +398,19 @@ def test_200_adam_steps_reach_the_maximum_likelihood_fit():
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_diverged_network_is_recorded_and_disturbs_nobody(backend):
+@pytest.mark.parametrize("which", ["gradient", "loss"])
+def test_a_diverged_network_is_recorded_and_disturbs_nobody(backend, which):
     data = gaussian(4, 60).float()
-    e = Ensemble.initial(Mlp(2, (8, 8)), seeds(4), init="torch")
+    e = Ensemble.initial(Mlp(2, (8, 8), "relu"), seeds(4), init="torch")
     settings = replace(SETTINGS, target="plain")
     clean = train(e, data, seeds(4), settings, backend=backend)
     assert not clean.diverged.any()
-    data[2] *= 1e30  # finite, but its square is not
+    if which == "gradient":
+        data[2] *= 1e30  # finite, but its square is not
+    else:  # silent units under an output of 1e25: only the loss overflows, and every gradient is finite
+        e.params[2] = 0
+        e.mlp.views(e.params)[0][2, :, -1] = -1
+        e.mlp.views(e.params)[-1][2, :, -1] = 1e25
     found = train(e, data, seeds(4), settings, backend=backend)
     assert found.diverged.tolist() == [False, False, True, False]
     assert found.ensemble.params[2].isnan().all() and found.loss[2].isfinite().logical_not().all()

@@ -173,7 +173,7 @@ def train(
     compiled = not cuda_graph and use_numba(backend, ensemble)
 
     bits = np.stack([seed.child("train").sequence().generate_state(1, np.uint64) for seed in seeds])[:, 0]
-    keys = torch.from_numpy(bits.view(np.int64)).to(data.device)
+    keys = torch.from_numpy(bits.view(np.int64)).to(ensemble.params.device)
     params = ensemble.params.clone()
     ema = params.clone() if settings.ema_halflife is not None else None
     loss = params.new_empty(k, settings.steps)
@@ -228,6 +228,7 @@ class _Run:
         self.stack.input.zero_()[:, -1] = 1
         self.scalars = settings.scalars(self.layout.rows).to(params)
         self.loss = params.new_zeros(k, settings.steps)
+        self.nan = params.new_full((), torch.nan)  # on the device: a graph may not copy from the host
         self.share = params.new_zeros(self.layout.padded)  # padding rows weigh nothing
         self.share[: self.layout.rows] = 1 / (self.layout.rows * mlp.dim)
 
@@ -281,7 +282,7 @@ class _Run:
         self.second.mul_(self.settings.beta2).add_(gradient.square_().mul_(1 - self.settings.beta2))
         update = self.first / (self.second * correction).sqrt_().add_(self.settings.eps)
         # a rate of NaN marks a diverged network for good, and touches no other
-        self.params.sub_(update.mul_(torch.where(sound, rate, torch.nan)[:, None]))
+        self.params.sub_(update.mul_(torch.where(sound, rate, self.nan)[:, None]))
         if self.ema is not None:
             self.ema.add_((self.params - self.ema).mul_(fresh))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy import stats
 from scipy.stats import qmc
 from torch import Tensor
@@ -481,6 +482,9 @@ def test_select_join_copy_merge_and_files(tmp_path: Path):
         back = Ensemble.load(tmp_path / "networks.safetensors")
         assert torch.equal(back.params, which.params) and torch.equal(back.sigma_data, which.sigma_data)
         assert (back.mlp, back.parametrisation) == (which.mlp, which.parametrisation)
+    save_file({"params": e.params}, str(tmp_path / "other.safetensors"))
+    with pytest.raises(InputError, match="not written by"):
+        Ensemble.load(tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="CosineTime"):
         replace(epsilon, parametrisation=EpsilonParametrisation(torch.log)).save(tmp_path / "x.safetensors")
 

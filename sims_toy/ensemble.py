@@ -151,9 +151,9 @@ class Ensemble:
             if not isinstance(time, CosineTime):
                 raise InputError("time", time, "only a CosineTime can be saved; save the parameters yourself")
             settings |= {"parametrisation": "epsilon", "time": asdict(time)}
-        arrays = {"params": self.params.cpu().numpy(), "sigma_data": self.sigma_data.cpu().numpy()}
+        params, sigma_data = self.params.cpu().numpy(), self.sigma_data.cpu().numpy()
         with Path(path).open("wb") as file:  # given a name, numpy would add to it
-            np.savez(file, settings=np.array(json.dumps(settings)), **arrays)
+            np.savez(file, settings=np.array(json.dumps(settings)), params=params, sigma_data=sigma_data)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu") -> Ensemble:

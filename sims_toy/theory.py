@@ -261,13 +261,15 @@ def boundaries(setting: Setting, omega_max: float = 20.0) -> dict[str, list[tupl
     c2 = TOLERANCE**2
     first0, last0 = float(response(setting, 0.0, 1).w2_sq), float(response(setting, 0.0).w2_sq)
 
-    def limit(w: ArrayLike) -> Array:
-        return response(setting, w).w2_sq
+    def excess(w: ArrayLike, bound: ArrayLike) -> Array:
+        limit = response(setting, w).w2_sq
+        with np.errstate(invalid="ignore"):  # inf is above every bound, inf included
+            return np.where(np.isfinite(limit), limit - bound, np.inf)
 
-    own = _where_negative(lambda w: limit(w) - c2 * response(setting, w, 1).w2_sq, setting, omega_max)
-    strong = _where_negative(lambda w: limit(w) - c2 * first0, setting, omega_max)
-    weak = _where_negative(lambda w: limit(w) - last0, setting, omega_max)
-    finite = _where_negative(lambda w: np.where(np.isfinite(limit(w)), -1.0, 1.0), setting, omega_max)
+    own = _where_negative(lambda w: excess(w, c2 * response(setting, w, 1).w2_sq), setting, omega_max)
+    strong = _where_negative(lambda w: excess(w, c2 * first0), setting, omega_max)
+    weak = _where_negative(lambda w: excess(w, last0), setting, omega_max)
+    finite = _where_negative(lambda w: np.sign(excess(w, 0.0) - 1e300), setting, omega_max)
     return {"prevention": _intersect(own, strong), "strong": strong, "weak": weak, "finite": finite}
 
 

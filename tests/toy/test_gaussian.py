@@ -198,9 +198,9 @@ def test_points_and_floors():
 def test_empirical_distances():
     x = np.random.default_rng(0).standard_normal((60, 2))
     assert wasserstein.exact(x, x) == pytest.approx(0, abs=1e-6)
-    assert wasserstein.exact([*x, 3, 4], x) == pytest.approx(5)
+    assert wasserstein.exact(x + np.array([3, 4]), x) == pytest.approx(5)
     # the sliced distance of a shift t in d dimensions is |t| / sqrt(d) on average over directions
-    assert wasserstein.sliced([*x, 3, 4], x, directions=4000) == pytest.approx(5 / math.sqrt(2), rel=0.05)
+    assert wasserstein.sliced(x + np.array([3, 4]), x, directions=4000) == pytest.approx(5 / math.sqrt(2), rel=0.05)
     assert wasserstein.sliced(x + 1, x, seed=Seed(1)) == wasserstein.sliced(x + 1, x, seed=Seed(1))
     brute = min(
         math.sqrt(np.mean(np.sum((x[:5][list(p)] - x[5:10]) ** 2, 1)))

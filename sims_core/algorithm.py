@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 from sims_core.errors import InputError
 from sims_core.learner import Data, Learner, Model
 from sims_core.seeds import Seed
+
+ModelIn = TypeVar("ModelIn", contravariant=True)
+DataOut = TypeVar("DataOut", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,15 @@ class Trained(Generic[Model, Data]):
 
 AuxiliaryData = Callable[[Learner[Model, Data], Data, Data, Data], Data]
 """``(learner, real, train, synthetic) -> Data``: what the auxiliary is fine-tuned on."""
+
+
+class Negatives(Protocol[ModelIn, DataOut]):
+    """``(base, n, *, seed) -> Data``: how the auxiliary's synthetic items are drawn."""
+
+    def __call__(self, base: ModelIn, n: Any, *, seed: Seed) -> DataOut:
+        """Draw ``n`` synthetic items from ``base``."""
+        ...
+
 
 #: The sources disagree on what the auxiliary sees. The author's summary and Neon: the synthetic items alone. The
 #: caption of the paper's Figure 2: the same real data plus synthetic data from the base. Our reading for loops is
@@ -50,6 +62,7 @@ def sims(
     budget: Any,
     omega: Any,
     auxiliary_data: AuxiliaryData[Model, Data] = AUXILIARY_DATA["synthetic"],
+    negatives: Negatives[Model, Data] | None = None,
     real: Data | None = None,
     seed: Seed,
     start: Model | None = None,
@@ -57,10 +70,12 @@ def sims(
     """Algorithm 1: base from data, synthetic from base, auxiliary by fine-tuning, extrapolate away from it.
 
     train: the base's training set. real: the real data alone, where a loop's training set holds more (default:
-    ``train``). n_synthetic, budget, omega: numbers or one a row, as the learner takes them. start: a model to
-    train the base from.
+    ``train``). n_synthetic, budget, omega: numbers or one a row, as the learner takes them. negatives: how the
+    auxiliary's synthetic items are drawn (default: ``learner.sample``). start: a model to train the base from.
     """
-    base, auxiliary, synthetic = _self_train(learner, train, n_synthetic, budget, auxiliary_data, real, seed, start)
+    base, auxiliary, synthetic = _self_train(
+        learner, train, n_synthetic, budget, auxiliary_data, negatives, real, seed, start
+    )
     return Trained(learner.extrapolate(base, auxiliary, omega), base, auxiliary, synthetic)
 
 
@@ -72,12 +87,15 @@ def neon(
     budget: Any,
     omega: Any,
     auxiliary_data: AuxiliaryData[Any, Data] = AUXILIARY_DATA["synthetic"],
+    negatives: Negatives[Any, Data] | None = None,
     real: Data | None = None,
     seed: Seed,
     start: Any = None,
 ) -> Trained[Any, Data]:
     """Neon (arXiv 2510.03597): the same, but parameters are extrapolated, so a sample costs one evaluation a step."""
-    base, auxiliary, synthetic = _self_train(learner, train, n_synthetic, budget, auxiliary_data, real, seed, start)
+    base, auxiliary, synthetic = _self_train(
+        learner, train, n_synthetic, budget, auxiliary_data, negatives, real, seed, start
+    )
     return Trained(learner.merge(base, auxiliary, omega), base, auxiliary, synthetic)
 
 
@@ -100,13 +118,14 @@ def _self_train(
     n_synthetic: Any,
     budget: Any,
     auxiliary_data: AuxiliaryData[Model, Data],
+    negatives: Negatives[Model, Data] | None,
     real: Data | None,
     seed: Seed,
     start: Model | None,
 ) -> tuple[Model, Model, Data]:
     """Steps 1 to 3 of Algorithm 1: one round of self-training."""
     base = learner.fit(train, seed=seed.child("fit"), start=start)
-    synthetic = learner.sample(base, n_synthetic, seed=seed.child("auxiliary-data"))
+    synthetic = (negatives or learner.sample)(base, n_synthetic, seed=seed.child("auxiliary-data"))
     data = auxiliary_data(learner, train if real is None else real, train, synthetic)
     auxiliary = learner.finetune(base, data, budget, seed=seed.child("finetune"))
     return base, auxiliary, synthetic

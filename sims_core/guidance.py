@@ -74,6 +74,16 @@ def omega_from_autoguidance(w: float) -> float:
     return w - 1.0
 
 
+def scaled(denoiser: Denoiser, zeta: float) -> Denoiser:
+    """The denoiser whose score is multiplied by zeta: ``D' = x + zeta (D - x)``; zeta > 1 seeks modes.
+
+    Neon (arXiv 2510.03597, appendix) draws its toy's negatives this way.
+    """
+    if zeta == 1:
+        return denoiser
+    return lambda x, sigma: x + zeta * (denoiser(x, sigma) - x)
+
+
 def merge_weights(base: Mapping[str, Tensor], auxiliary: Mapping[str, Tensor], omega: float) -> dict[str, Tensor]:
     """Neon: ``(1 + omega) theta_base - omega theta_aux`` for every floating tensor of two state dicts.
 

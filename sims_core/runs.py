@@ -155,9 +155,10 @@ class RunFolder:
         """Add one finished piece of work, ``shards/name`` (with its suffix), atomically."""
         write_atomic(self.path / "shards" / name, write)
 
-    def shards(self, suffix: str) -> Iterator[Path]:
-        """The pieces of work that are there, sorted by name."""
-        yield from sorted(p for p in (self.path / "shards").glob(f"*{suffix}") if not p.name.startswith("."))
+    def shards(self, suffix: str, label: str = "") -> Iterator[Path]:
+        """The pieces of work that are there, sorted by name; ``label`` is how their names begin."""
+        found = (self.path / "shards").glob(f"{label}*{suffix}")
+        yield from sorted(p for p in found if not p.name.startswith("."))
 
 
 def _refuse_other_settings(record: Path, settings: dict[str, Any], argument: str) -> None:

@@ -8,7 +8,7 @@ distributions, so the cost depends on no data size. R cells run at once, with si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sims_core.errors import InputError
-from sims_core.guidance import Denoiser, guided
+from sims_core.guidance import Denoiser, guided, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import gaussian
@@ -165,6 +165,14 @@ class ExactLearner:
         if self.temperature != 1:
             output = Gaussian(output.mean, output.cov * self.temperature)
         return self.draw(output, n, seed=seed)
+
+    def negatives(self, scale: float) -> Callable[..., Statistics]:
+        """A `sample` whose score is scaled by ``scale``: D' = x + scale (D - x) (Neon, arXiv 2510.03597, appendix)."""
+
+        def draw(model: ExactModel, n: ArrayLike, *, seed: Seed) -> Statistics:
+            return self.draw(push(scaled(model.denoise, scale), self.sampler, model.base), n, seed=seed)
+
+        return draw
 
     def draw(self, source: Gaussian, n: ArrayLike, *, seed: Seed) -> Statistics:
         """Statistics of n points of ``source`` (R rows or single), drawn exactly at a cost that n does not change."""

@@ -1,4 +1,4 @@
-"""One grid of cells in, one tidy table out.
+"""One grid of cells in, the distances of every trial and generation out (`sims_toy.tables` makes tables of them).
 
 A cell is one setting of every axis. What a cell's trial gives depends on the run's seed, the trial and the cell alone;
 so pieces of work (some cells times some trials) can have any size and be done in any order, by any number of workers,
@@ -7,6 +7,7 @@ and a run that was killed goes on with the pairs that are missing.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,16 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, choose
+from sims_core.grids import parse_budget
 from sims_core.loop import parse_policy
 from sims_core.seeds import Seed
-from sims_toy import phase
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from sims_core.algorithm import Method
     from sims_core.runs import RunFolder
+    from sims_toy.settings import NetworkSettings
 
 Array = NDArray[np.float64]
 
@@ -63,6 +63,7 @@ class Experiment:
     seed: int
     mean: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
+    network: NetworkSettings | None = None
 
     def settings(self) -> dict[str, Any]:
         """JSON-able record of the experiment."""
@@ -78,26 +79,29 @@ def run(
     *,
     folder: RunFolder | None = None,
     workers: int = 1,
-    chunk: int = 2048,
+    chunk: int = 0,
     progress: bool = False,
+    label: str = "cells",
+    scheduler: str = "",
 ) -> Array:
     """W2 to the real distribution of every generation's samples, (cells, trials, generations); inf where diverged.
 
-    folder: keeps finished pieces, and has those of an earlier, killed run. workers: processes, one thread each.
-    chunk: rows (cells x trials) a piece. Neither changes a bit of the result.
+    folder: keeps finished pieces (under ``label``), and has those of an earlier, killed run. workers: processes, one
+    thread each. chunk: rows (cells x trials) a piece, 0 for the learner's own. scheduler: the address of a Dask
+    cluster that does the work instead. None of them changes a bit of the result.
     """
     shape = (len(experiment.cells), experiment.trials, experiment.generations)
     result = np.full(shape, np.nan)
     done = np.zeros(shape[:2], dtype=bool)
     if folder is not None:
-        for path in folder.shards(".npz"):
+        for path in folder.shards(".npz", label):
             with np.load(path) as shard:
                 where = np.ix_(shard["cells"], shard["trials"])
                 result[where], done[where] = shard["w2"], True
     pieces = list(_pieces(experiment, ~done, chunk))
-    for piece, values in _work(experiment, pieces, workers, progress, int(done.sum())):
+    for piece, values in _work(experiment, pieces, workers, progress, int(done.sum()), scheduler):
         if folder is not None:
-            name = f"cells-{piece[0][0]:06d}-trials-{piece[1][0]:06d}-{len(piece[0])}x{len(piece[1])}.npz"
+            name = f"{label}-{piece[0][0]:06d}-trials-{piece[1][0]:06d}-{len(piece[0])}x{len(piece[1])}.npz"
             folder.shard(name, partial(_save, piece=piece, values=values))
         result[np.ix_(*piece)] = values
     return result
@@ -108,38 +112,46 @@ def _save(path: Path, *, piece: Piece, values: Array) -> None:
 
 
 def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> Iterator[Piece]:
-    """Split what is missing into units of work: cells of one structure with the same missing trials."""
-    if chunk < 1:
-        raise InputError("--chunk", chunk, "give a positive number of rows")
+    """Split what is missing into units of work: cells of one structure with the same missing trials.
+
+    Cells of one size share their random draws (and networks of one size their batches), so they are kept together.
+    """
+    if chunk < 0:
+        raise InputError("--chunk", chunk, "give a positive number of rows, or 0 for the learner's own")
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, cell in enumerate(experiment.cells):
         trials = tuple(np.flatnonzero(missing[number]).tolist())
         if trials:
-            # cells of one size share their random draws, so they are kept together
             sizes = (cell.real_size, cell.synthetic_size, cell.auxiliary_size)
             groups.setdefault((cell.structure, trials, sizes), []).append(number)
     merged: dict[tuple[Any, ...], list[int]] = {}
-    for (structure, trials, _), numbers in groups.items():
-        merged.setdefault((structure, trials), []).extend(numbers)
-    for (_, trials), numbers in merged.items():
-        together = min(len(trials), chunk, max(25, chunk // len(numbers)))
-        per_piece = max(1, chunk // together)
+    for (structure, trials, sizes), numbers in groups.items():
+        mixed = () if LEARNERS[structure[0]].mixes_sizes else sizes
+        merged.setdefault((structure, trials, mixed), []).extend(numbers)
+    for (structure, trials, _), numbers in merged.items():
+        learner = LEARNERS[structure[0]]
+        rows = chunk or learner.chunk
+        together = min(len(trials), rows, max(learner.least_trials, rows // len(numbers)))
+        per_piece = max(1, rows // together)
         for first in range(0, len(numbers), per_piece):
             for trial in range(0, len(trials), together):
                 yield tuple(numbers[first : first + per_piece]), tuple(trials[trial : trial + together])
 
 
 def _work(
-    experiment: Experiment, pieces: Sequence[Piece], workers: int, progress: bool, already: int
+    experiment: Experiment, pieces: Sequence[Piece], workers: int, progress: bool, already: int, scheduler: str
 ) -> Iterator[tuple[Piece, Array]]:
     """Measure the pieces, in whatever order they finish."""
     from tqdm import tqdm
 
     total = sum(len(c) * len(t) for c, t in pieces)
-    bar = tqdm(total=total + already, initial=already, unit="loop", desc="sweep", disable=not progress, smoothing=0.1)
+    name = experiment.cells[0].learner if experiment.cells else "sweep"
+    bar = tqdm(total=total + already, initial=already, unit="loop", desc=name, disable=not progress, smoothing=0.1)
     with bar:
-        if workers <= 1 or len(pieces) <= 1:
-            finished: Iterator[tuple[Piece, Array]] = (_measure(experiment, piece) for piece in pieces)
+        if scheduler:
+            finished = _on_cluster(experiment, pieces, scheduler)
+        elif workers <= 1 or len(pieces) <= 1:
+            finished = (_measure(experiment, piece) for piece in pieces)
         else:
             import joblib
 
@@ -148,6 +160,25 @@ def _work(
         for piece, values in finished:
             yield piece, values
             bar.update(values.shape[0] * values.shape[1])
+
+
+def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -> Iterator[tuple[Piece, Array]]:
+    """The same pieces on a Dask cluster, by joblib's Dask backend; a worker that dies is replaced by another."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError(
+            "--scheduler", address, "it needs the extra 'cluster': pip install 'sims-diffusion[cluster]'"
+        ) from None
+    import joblib
+
+    try:
+        client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, TimeoutError) as error:
+        raise InputError("--scheduler", address, f"no Dask scheduler answers there ({type(error).__name__})") from None
+    with client, joblib.parallel_config("dask", wait_for_workers_timeout=30):
+        parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all")
+        yield from parallel(joblib.delayed(_measure)(experiment, piece) for piece in pieces)
 
 
 def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Array]:
@@ -159,7 +190,7 @@ def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Array]:
     torch.set_num_threads(1)
     try:
         cells = [experiment.cells[i] for i in piece[0]]
-        return piece, LEARNERS[cells[0].learner](experiment, cells, piece[1])
+        return piece, LEARNERS[cells[0].learner].measure(experiment, cells, piece[1])
     finally:
         torch.set_num_threads(threads)
 
@@ -169,31 +200,58 @@ def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Array]:
 
 def measure_exact(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Array:
     """The exact learner on cells of one structure: W2 (cells, trials, generations)."""
-    from sims_core.loop import self_consuming_loop
     from sims_core.sampling import Sampler
     from sims_toy.exact import ExactLearner
+
+    sampler = Sampler.parse(cells[0].sampler, sigma_data=_spread(experiment))
+    learner = ExactLearner(sampler, np.tile(trials, len(cells)))
+    return _measure_loop(learner, experiment, cells, trials)
+
+
+def measure_network(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Array:
+    """Trained networks on cells of one structure and one size: W2 (cells, trials, generations)."""
+    from sims_core.sampling import Sampler
+    from sims_toy.network import NetworkLearner
+
+    sampler = Sampler.parse(cells[0].sampler, sigma_data=_spread(experiment))
+    learner = NetworkLearner(sampler, np.tile(trials, len(cells)), experiment.network)
+    return _measure_loop(learner, experiment, cells, trials)
+
+
+def _spread(experiment: Experiment) -> float:
+    """The real data's root mean square standard deviation: sigma_data."""
+    return float(np.sqrt(np.diag(np.asarray(experiment.covariance)).mean()))
+
+
+def _measure_loop(learner: Any, experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Array:
+    """The self-consuming loop of every (cell, trial) at once, and its W2 generation by generation."""
+    from dataclasses import replace as changed
+
+    from sims_core.loop import self_consuming_loop
     from sims_toy.gaussian import Gaussian
 
     real = Gaussian.single(experiment.mean, experiment.covariance)
-    sigma_data = float(real.cov.diagonal(dim1=1, dim2=2).mean().sqrt())
-    first = cells[0]
-    learner = ExactLearner(Sampler.parse(first.sampler, sigma_data=sigma_data), np.tile(trials, len(cells)))
     seed = Seed(experiment.seed)
+    first = cells[0]
 
     def per_row(values: Sequence[float]) -> Array:
         return np.repeat(np.asarray(values, dtype=np.float64), len(trials))
 
+    policy = parse_policy(first.loop)
+    if experiment.network is not None and first.learner == "network" and experiment.network.start == "warm":
+        policy = changed(policy, warm=True)
     real_size = per_row([c.real_size for c in cells])
     loop = self_consuming_loop(
         learner,
         learner.draw(real, real_size, seed=seed.child("real")),
         method=bind_method(
             first,
+            learner,
             n_synthetic=per_row([c.auxiliary_size for c in cells]),
-            budget=per_row([float(c.budget) for c in cells]),
+            budget=per_row([parse_budget("budget", c.budget).value for c in cells]),
             omega=per_row([c.omega for c in cells]),
         ),
-        policy=parse_policy(first.loop),
+        policy=policy,
         n_synthetic=per_row([c.synthetic_size for c in cells]),
         generations=experiment.generations,
         seed=seed,
@@ -203,124 +261,51 @@ def measure_exact(experiment: Experiment, cells: Sequence[Cell], trials: Sequenc
     return np.stack(w2, axis=-1).reshape(len(cells), len(trials), experiment.generations)
 
 
-def bind_method(cell: Cell, *, n_synthetic: Any, budget: Any, omega: Any) -> Method:
+def parse_reading(argument: str, text: str) -> tuple[str, float]:
+    """What the auxiliary is trained on: ``synthetic``, or ``synthetic@0.9`` for negatives drawn with scaled scores."""
+    from sims_core.algorithm import AUXILIARY_DATA
+
+    name, at, scale = text.partition("@")
+    choose(argument, name, AUXILIARY_DATA)
+    if not at:
+        return name, 1.0
+    try:
+        value = float(scale)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise InputError(argument, text, f"write {name}@Z with a score scale Z > 0, such as {name}@0.9")
+    return name, value
+
+
+def bind_method(cell: Cell, learner: Any, *, n_synthetic: Any, budget: Any, omega: Any) -> Method:
     """The cell's method of `sims_core.algorithm` with its settings bound."""
     from sims_core.algorithm import AUXILIARY_DATA, METHODS
 
     if cell.auxiliary_data == "none":
         return METHODS["standard"]
+    reading, scale = parse_reading("auxiliary_data", cell.auxiliary_data)
     return partial(
         METHODS[cell.method],
         n_synthetic=n_synthetic,
         budget=budget,
         omega=omega,
-        auxiliary_data=AUXILIARY_DATA[cell.auxiliary_data],
+        auxiliary_data=AUXILIARY_DATA[reading],
+        negatives=None if scale == 1 else learner.negatives(scale),
     )
 
 
-LEARNERS: dict[str, Callable[[Experiment, Sequence[Cell], Sequence[int]], Array]] = {"exact": measure_exact}
+@dataclass(frozen=True)
+class Measurer:
+    """How a learner is run: rows a piece of work, whether sizes may differ in it, and the least trials to share."""
+
+    measure: Callable[[Experiment, Sequence[Cell], Sequence[int]], Array]
+    chunk: int
+    mixes_sizes: bool
+    least_trials: int
 
 
-# -------------------------------------------------------------------- tables
-
-
-def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tidy table (one row a cell and generation) and the regimes (one row a cell).
-
-    Intervals are percentile bootstraps over whole trials, paired across cells (`sims_toy.phase`). ``ratio_own`` is
-    d_t(w) / d_1(w); ``ratio_standard`` is d_t(w) / d_1(0), standard training's first generation with the same sizes,
-    loop and reference sampler.
-    """
-    import pandas as pd
-
-    weights = phase.resampling_weights(experiment.trials, Seed(experiment.seed))
-    resampled = [phase.weighted(weights, w2[i]) for i in range(len(experiment.cells))]  # each (resamples, generations)
-    means = np.where(np.isfinite(w2).all(1), w2.mean(1), np.inf)
-    standards = {
-        (c.learner, c.loop, c.sampler, c.real_size, c.synthetic_size): i
-        for i, c in enumerate(experiment.cells)
-        if c.method == "standard"
-    }
-    last = phase.last_generations(experiment.generations)
-    sweep, regimes = [], []
-    for i, cell in enumerate(experiment.cells):
-        s = standards[(cell.learner, cell.loop, cell.reference or cell.sampler, cell.real_size, cell.synthetic_size)]
-        identity = {k: v for k, v in asdict(cell).items() if k != "reference"} | {"trials": experiment.trials}
-        own, own_mean = phase.ratio(resampled[i], resampled[i][:, :1]), phase.ratio(means[i], means[i][0])
-        std, std_mean = phase.ratio(resampled[i], resampled[s][:, :1]), phase.ratio(means[i], means[s][0])
-        finite = np.isfinite(w2[i])
-        whole = finite.all(0)
-        w2_sq = np.where(whole, (np.where(finite, w2[i], 0) ** 2).mean(0), np.inf)
-        deviation = np.where(finite, w2[i], 0).std(0, ddof=1) if experiment.trials > 1 else np.full(len(whole), np.nan)
-        columns = {
-            "generation": np.arange(1, experiment.generations + 1),
-            "diverged": (~finite).sum(0),
-            "w2_sq_mean": w2_sq,
-            "w2_mean": means[i],
-            "w2_se": np.where(whole, deviation / np.sqrt(experiment.trials), np.inf),
-        }
-        for name, value, samples in (
-            ("w2", None, resampled[i]),
-            ("ratio_own", own_mean, own),
-            ("ratio_standard", std_mean, std),
-        ):
-            if value is not None:
-                columns[name] = value
-            columns[f"{name}_low"], columns[f"{name}_high"] = phase.interval(samples)
-        sweep.append(pd.DataFrame({**identity, **columns}))
-        regimes.append(identity | _regime(cell, w2[i], resampled[i], resampled[s], means[i], means[s], last))
-    order = [
-        "learner",
-        "method",
-        "loop",
-        "sampler",
-        "real_size",
-        "synthetic_size",
-        "auxiliary_size",
-        "budget",
-        "omega",
-        "generation",
-        "trials",
-        "diverged",
-        "auxiliary_data",
-        "w2_sq_mean",
-        "w2_mean",
-        "w2_se",
-        "w2_low",
-        "w2_high",
-        "ratio_own",
-        "ratio_own_low",
-        "ratio_own_high",
-        "ratio_standard",
-        "ratio_standard_low",
-        "ratio_standard_high",
-    ]
-    return pd.concat(sweep, ignore_index=True)[order], pd.DataFrame(regimes)
-
-
-def _regime(
-    cell: Cell, w2: Array, mine: Array, standard: Array, mean: Array, standard_mean: Array, last: slice
-) -> dict[str, Any]:
-    """One row of regimes.csv."""
-    from sims_core.sampling import Sampler
-
-    evaluations = Sampler.parse(cell.sampler).nfe * (2 if cell.method == "sims" else 1)
-    diverged = int((~np.isfinite(w2)).any(1).sum())
-    row: dict[str, Any] = {"nfe": evaluations, "diverged": diverged}
-    d_t, d_t_standard = mine[:, last].mean(1), standard[:, last].mean(1)
-    top, top_standard = mean[last].mean(), standard_mean[last].mean()
-    triples = {}
-    for name, value, samples in (
-        ("first", mean[0], mine[:, 0]),
-        ("last", top, d_t),
-        ("own", phase.ratio(top, mean[0]), phase.ratio(d_t, mine[:, 0])),
-        ("standard", phase.ratio(top, standard_mean[0]), phase.ratio(d_t, standard[:, 0])),
-        ("gain", phase.ratio(top, top_standard), phase.ratio(d_t, d_t_standard)),
-    ):
-        low, high = phase.interval(samples[:, None])
-        triples[name] = (float(value), float(low[0]), float(high[0]))
-        row[name], row[f"{name}_low"], row[f"{name}_high"] = triples[name]
-    verdict = phase.classify(triples["own"], triples["standard"], triples["gain"], diverged=diverged > 0)
-    if len(w2) < phase.FEW and verdict.regime != "divergent":
-        verdict = phase.Verdict("undecided", verdict.candidates)
-    return row | {"regime": verdict.regime, "candidates": " or ".join(verdict.candidates)}
+LEARNERS: dict[str, Measurer] = {
+    "exact": Measurer(measure_exact, 2048, True, 25),
+    "network": Measurer(measure_network, 24, False, 1),
+}

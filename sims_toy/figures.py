@@ -18,12 +18,20 @@ _LABEL = {"prevention": "prevention", "strong": "strong mitigation", "weak": "we
 
 
 def figure4(
-    sweep: pd.DataFrame, regimes: pd.DataFrame, theory: pd.DataFrame, stem: Path, *, reading: str, caption: str
+    sweep: pd.DataFrame,
+    regimes: pd.DataFrame,
+    theory: pd.DataFrame,
+    stem: Path,
+    *,
+    reading: str,
+    caption: str,
+    beneath: pd.DataFrame | None = None,
 ) -> list[Path]:
     """The four panels of the paper's Figure 4 for one auxiliary reading, and a row for the other readings, if any.
 
     sweep, regimes, theory: the tables of one facet (one value on every axis but omega, |D_s| and the reading), with
-    the controls' rows. Returns the paths written: stem.png and stem.svg.
+    the controls' rows. beneath: the exact learner's regimes, drawn as thin lines in place of the theory's dashes.
+    Returns the paths written: stem.png and stem.svg.
     """
     import matplotlib.pyplot as plt
 
@@ -35,8 +43,9 @@ def figure4(
     rows = 2 + bool(others)
     with style():
         figure, axes = plt.subplots(rows, 2, figsize=(7.4, 2.75 * rows + 0.6))
-        _first_generation(axes[0, 0], main, regimes, theory[theory["auxiliary_data"] == reading], colours)
-        _converged(axes[0, 1], main, regimes, theory[theory["auxiliary_data"] == reading], colours)
+        under = _beneath(theory, beneath, reading)
+        _first_generation(axes[0, 0], main, regimes, under, colours)
+        _converged(axes[0, 1], main, regimes, under, colours)
         axes[0, 1].set_title(f"At convergence, auxiliary on {reading}")
         shown = [s for s in (250, 125) if s in sizes] or sizes[::-1]
         panels = (shown * 2)[:2] if len(shown) > 1 else shown[:1]
@@ -50,22 +59,38 @@ def figure4(
                 axis.set_axis_off()
                 continue
             part = regimes[(regimes["auxiliary_data"] == other) & (regimes["method"] != "standard")]
-            _converged(axis, part, regimes, theory[theory["auxiliary_data"] == other], colours)
+            _converged(axis, part, regimes, _beneath(theory, beneath, other), colours)
             axis.set_title(f"At convergence, auxiliary on {other}")
         figure.supxlabel(textwrap.fill(caption, 128), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
 
 
+def _beneath(theory: pd.DataFrame, exact: pd.DataFrame | None, reading: str) -> pd.DataFrame:
+    """Columns synthetic_size, omega, under_first, under_limit (nan where infinite) of what is drawn beneath."""
+    if exact is not None:
+        under = exact[exact["auxiliary_data"] == reading].sort_values("omega")
+        under = under.rename(columns={"first": "under_first", "standard": "under_limit"})
+    else:
+        mine = theory[theory["auxiliary_data"] == reading]
+        first = mine[mine["generation"] == "1"].rename(columns={"w2_rms": "under_first"})
+        limit = mine[mine["generation"] == "limit"]
+        ratio = (limit["w2_rms"] / limit["w2_rms_standard_first"]).to_numpy(dtype=float)
+        under = first.assign(under_limit=ratio)
+    under = under[["synthetic_size", "omega", "under_first", "under_limit"]].replace(np.inf, np.nan)
+    under.attrs["style"] = "--" if exact is None else "-"
+    return under
+
+
 def _first_generation(
-    axis: Axes, main: pd.DataFrame, regimes: pd.DataFrame, theory: pd.DataFrame, colours: dict[Any, str]
+    axis: Axes, main: pd.DataFrame, regimes: pd.DataFrame, under: pd.DataFrame, colours: dict[Any, str]
 ) -> None:
     for size, colour in colours.items():
         part = main[main["synthetic_size"] == size].sort_values("omega")
         axis.fill_between(part["omega"], part["first_low"], part["first_high"], color=colour, alpha=0.3, lw=0)
         axis.plot(part["omega"], part["first"], color=colour)
         _label_end(axis, part["omega"], part["first"], f"{size:g}", colour)
-        curve = theory[(theory["synthetic_size"] == size) & (theory["generation"] == "1")]
-        axis.plot(curve["omega"], curve["w2_rms"], color=colour, lw=0.8, ls="--")
+        curve = under[under["synthetic_size"] == size]
+        axis.plot(curve["omega"], curve["under_first"], color=colour, lw=0.8, ls=under.attrs["style"])
     control = regimes[regimes["method"] == "equal-cost"]
     if len(control):
         axis.axhline(control["first"].iloc[0], color=METHOD["equal-cost"], lw=1, ls=":")
@@ -87,7 +112,7 @@ def _first_generation(
 
 
 def _converged(
-    axis: Axes, part: pd.DataFrame, regimes: pd.DataFrame, theory: pd.DataFrame, colours: dict[Any, str]
+    axis: Axes, part: pd.DataFrame, regimes: pd.DataFrame, under: pd.DataFrame, colours: dict[Any, str]
 ) -> None:
     top = 2.2
     ends: list[tuple[float, str, str]] = []
@@ -100,9 +125,8 @@ def _converged(
         inside = mine[mine["standard"] < top]
         if len(inside) == len(mine):
             ends.append((float(mine["standard"].iloc[-1]), f"{size:g}", colour))
-        curve = theory[(theory["synthetic_size"] == size) & (theory["generation"] == "limit")]
-        bounded = (curve["w2_rms"] / curve["w2_rms_standard_first"]).replace(np.inf, np.nan)
-        axis.plot(curve["omega"], bounded, color=colour, lw=0.8, ls="--")
+        curve = under[under["synthetic_size"] == size]
+        axis.plot(curve["omega"], curve["under_limit"], color=colour, lw=0.8, ls=under.attrs["style"])
         control = regimes[(regimes["method"] == "equal-cost") & (regimes["synthetic_size"] == size)]
         for value in control["standard"]:
             axis.annotate(

@@ -7,7 +7,6 @@ R rows are independent networks. A row's result depends on its stream and its da
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,8 +16,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sims_core.errors import InputError, choose
-from sims_core.guidance import Denoiser, extrapolate, guided
+from sims_core.errors import InputError
+from sims_core.guidance import Denoiser, extrapolate, guided, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy.ensemble import Ensemble
@@ -26,73 +25,12 @@ from sims_toy.exact import DIVERGED
 from sims_toy.gaussian import Gaussian, Statistics, w2_squared
 from sims_toy.gaussian import fit as moments_fit
 from sims_toy.mlp import Mlp
-from sims_toy.targets import CosineSteps, CosineTime, EpsilonParametrisation
-from sims_toy.training import Schedule, Training, train
+from sims_toy.settings import NetworkSettings
+from sims_toy.targets import CosineTime, EpsilonParametrisation
+from sims_toy.training import Training, train
 
 #: The sampler for measurements that must have no sampler bias (relative error in the spread below 0.02 %).
 UNBIASED = Sampler("rk4", 8)
-
-
-@dataclass(frozen=True)
-class NetworkSettings:
-    """Architecture and training of the networks of a sweep. Defaults reach 1.03 x the maximum-likelihood W2."""
-
-    width: int = 32
-    """Units a hidden layer."""
-    layers: int = 2
-    """Hidden layers."""
-    activation: str = "silu"
-    """silu or relu."""
-    parametrisation: str = "edm"
-    """edm, or epsilon (noise prediction on the cosine schedule of 1000 steps)."""
-    target: str = "posterior"
-    """posterior (stable target field, over the whole data set) or plain denoising score matching."""
-    steps: int = 200
-    """Adam steps of a base."""
-    batch: int = 64
-    """Rows a step; 0 is the whole data set."""
-    rate: float = 1e-2
-    """Peak learning rate of a base."""
-    decay: str = "cosine"
-    """cosine, linear or constant, down to 0."""
-    auxiliary_rate: float = 1e-2
-    """Peak learning rate of an auxiliary's fine-tuning, with the same decay over its own budget."""
-    start: str = "scratch"
-    """How a generation's base starts: scratch, or warm from the previous generation's base."""
-    linear_first: bool = False
-    """No activation after the first layer, as in Neon's published toy."""
-    time: str = "matched"
-    """Epsilon-prediction's time input when sampling: matched to training, or sampler (t / (N - 1) of the sampler's
-    N-step grid, Neon's published mismatch)."""
-
-    def __post_init__(self) -> None:
-        for name, low in (("width", 1), ("layers", 1), ("steps", 1), ("batch", 0)):
-            if getattr(self, name) < low:
-                raise InputError(f"--network.{name}", getattr(self, name), f"give a whole number of at least {low}")
-        for name in ("rate", "auxiliary_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"--network.{name.replace('_', '-')}", getattr(self, name), "give a positive number")
-        choose("--network.activation", self.activation, ("silu", "relu"))
-        choose("--network.parametrisation", self.parametrisation, ("edm", "epsilon"))
-        choose("--network.target", self.target, ("posterior", "plain"))
-        choose("--network.decay", self.decay, ("cosine", "linear", "constant"))
-        choose("--network.start", self.start, ("scratch", "warm"))
-        choose("--network.time", self.time, ("matched", "sampler"))
-
-    def training(self, points: int, budget: float | None = None) -> Training:
-        """Settings of a base (budget None), or of an auxiliary for ``budget`` samples seen, on ``points`` points."""
-        rows = min(self.batch or points, points)
-        steps = self.steps if budget is None else max(1, round(budget / rows))
-        peak = self.rate if budget is None else self.auxiliary_rate
-        warmup = 0 if self.decay == "constant" else min(10, steps // 2)
-        extra = {"noise": CosineSteps(), "stratified": False} if self.parametrisation == "epsilon" else {}
-        return Training(
-            steps=steps, batch=rows, schedule=Schedule(peak, warmup, self.decay), target=self.target, **extra
-        )  # type: ignore[arg-type]
-
-    def samples_seen(self, points: int) -> int:
-        """A base's budget: steps x batch."""
-        return self.steps * min(self.batch or points, points)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +56,6 @@ class NetworkModel:
     def output(self) -> Gaussian:
         """Mean and covariance of this model's samples, by quadrature over the sampler's start (R rows)."""
         return push_moments(self.denoise, self.sampler, len(self.base), self.base.mlp.dim)
-
-
-def scaled(denoiser: Denoiser, zeta: float) -> Denoiser:
-    """The denoiser whose score is multiplied by zeta: D' = x + zeta (D - x) (Neon, arXiv 2510.03597, appendix)."""
-    if zeta == 1:
-        return denoiser
-    return lambda x, sigma: x + zeta * (denoiser(x, sigma) - x)
 
 
 def push_moments(denoiser: Denoiser, sampler: Sampler, rows: int, dim: int) -> Gaussian:

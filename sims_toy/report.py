@@ -8,24 +8,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_toy import figures, theory
-from sims_toy.experiment import tables
+from sims_toy.tables import FACET, tables, theory_tables
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sims_toy.experiment import Experiment
+    from sims_toy.planning import Plan
 
 TABLES = ("sweep", "regimes", "theory", "boundaries")
 #: More combinations of the other axes than this are left to the tables.
 MOST_FACETS = 8
-#: Axes on which a figure holds one value; each combination gets figures of its own.
-FACET = ["method", "loop", "sampler", "real_size", "budget", "aux"]
 
 
-def make(experiment: Experiment, settings: dict[str, Any], w2: np.ndarray) -> dict[str, pd.DataFrame]:
-    """All tables of a sweep from its distances (cells, trials, generations)."""
-    sweep, regimes = tables(experiment, w2)
-    curves, edges = theory_tables(experiment, settings)
+def make(planned: Plan, w2: np.ndarray, overlay: np.ndarray | None) -> dict[str, pd.DataFrame]:
+    """All tables of a sweep from its distances (cells, trials, generations), the overlay's rows after its own."""
+    import pandas as pd
+
+    parts = [tables(planned.experiment, w2)]
+    if planned.overlay is not None and overlay is not None:
+        parts.append(tables(planned.overlay, overlay))
+    sweep, regimes = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
+    curves, edges = theory_tables(planned.exact, planned.settings)
     return {"sweep": sweep, "regimes": regimes, "theory": curves, "boundaries": edges}
 
 
@@ -36,104 +40,45 @@ def load(folder: Path) -> dict[str, pd.DataFrame]:
     return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
 
 
-def theory_tables(experiment: Experiment, settings: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Closed-form curves and phase boundaries for the sweep's SIMS cells in the augmentation loop.
-
-    theory: W2 (root of E[W2^2]) at generation 1 and at convergence on a fine grid of omega. boundaries: the intervals
-    of omega of each regime over a fine grid of |D_s|, and the optimum (omega_low = omega_high). Empty for the rest.
-    """
-    import pandas as pd
-
-    from sims_core.sampling import Sampler
-    from sims_toy.exact import sampler_modes
-    from sims_toy.gaussian import Gaussian
-
-    real = Gaussian.single(experiment.mean, experiment.covariance)
-    sigma_data = float(real.cov.diagonal(dim1=1, dim2=2).mean().sqrt())
-    same = settings["auxiliary_size"] == "same"
-    omegas = np.linspace(min(settings["omega"]), max(settings["omega"]), 101)
-    groups: dict[tuple[Any, ...], set[int]] = {}
-    for c in experiment.cells:
-        if c.method == "sims" and c.loop == "augmentation":
-            key = (
-                c.method,
-                c.loop,
-                c.sampler,
-                c.real_size,
-                c.budget,
-                0 if same else c.auxiliary_size,
-                c.auxiliary_data,
-            )
-            groups.setdefault(key, set()).add(c.synthetic_size)
-    curves, edges = [], []
-    for (method, loop, sampler, n, budget, aux, reading), sizes in groups.items():
-        eta = float(budget) if settings["learner"] == "exact" else 1.0
-        modes = sampler_modes(Sampler.parse(sampler, sigma_data=sigma_data), real)
-        facet = {"method": method, "loop": loop, "sampler": sampler, "real_size": n, "budget": budget, "aux": aux}
-
-        def setting(m: float, n: int = n, aux: int = aux, eta: float = eta, reading: str = reading,
-                    modes: tuple[theory.Mode, ...] = modes) -> theory.Setting:  # fmt: skip
-            return theory.Setting(n, m, aux or m, eta, reading, modes)
-
-        for m in sorted(sizes):
-            first = np.sqrt(theory.response(setting(m), 0.0, 1).w2_sq)
-            for name, generation in (("1", 1.0), ("limit", np.inf)):
-                rms = np.sqrt(theory.response(setting(m), omegas, generation).w2_sq)
-                curves.append(
-                    pd.DataFrame(
-                        facet
-                        | {"auxiliary_data": reading, "synthetic_size": m, "generation": name, "omega": omegas}
-                        | {"w2_rms": rms, "w2_rms_standard_first": first}
-                    )
-                )
-        middle = np.sqrt(min(sizes) * max(sizes))
-        spread = max(max(sizes) / min(sizes), 2.0)
-        for m in np.geomspace(middle / spread, middle * spread, 81):
-            found = theory.boundaries(setting(m), max(20.0, float(omegas[-1])))
-            best = theory.optimal_omega(setting(m))
-            found["optimum"] = [(best, best)] if np.isfinite(best) else []
-            for regime, pieces in found.items():
-                for i, (low, high) in enumerate(pieces):
-                    edges.append(
-                        facet
-                        | {"auxiliary_data": reading, "synthetic_size": m, "regime": regime, "piece": i}
-                        | {"omega_low": low, "omega_high": high}
-                    )
-    columns = [*FACET, "auxiliary_data", "synthetic_size"]
-    curve_columns = [*columns, "generation", "omega", "w2_rms", "w2_rms_standard_first"]
-    edge_columns = [*columns, "regime", "piece", "omega_low", "omega_high"]
-    return (
-        pd.concat(curves, ignore_index=True)[curve_columns] if curves else pd.DataFrame(columns=curve_columns),
-        pd.DataFrame(edges, columns=edge_columns),
-    )
-
-
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
     """The figures of the first `MOST_FACETS` facets: figure4 and phase_diagram, numbered from the second on."""
     regimes = frames["regimes"].assign(aux=_aux(frames["regimes"], settings))
     sweep = frames["sweep"].assign(aux=_aux(frames["sweep"], settings))
+    own, exact = regimes["learner"] == settings["learner"], regimes["learner"] == "exact"
+    # beneath the networks lies the exact learner, whose budget is written as an eta
+    beneath = FACET if settings["learner"] == "exact" else [c for c in FACET if c != "budget"]
+    guided = ~regimes["method"].isin(["standard", "equal-cost"])
+    reading = settings["auxiliary_data"][0]
     paths: list[Path] = []
-    facets = regimes[~regimes["method"].isin(["standard", "equal-cost"])][FACET].drop_duplicates().head(MOST_FACETS)
-    for number, (_, facet) in enumerate(facets.iterrows()):
+    for number, (_, facet) in enumerate(regimes[own & guided][FACET].drop_duplicates().head(MOST_FACETS).iterrows()):
         suffix = f"-{number + 1}" if number else ""
-        mine = (regimes[FACET] == facet).all(axis=1)
         control = (
-            regimes["method"].isin(["standard", "equal-cost"])
+            own
+            & ~guided
             & (regimes["loop"] == facet["loop"])
             & (regimes["real_size"] == facet["real_size"])
             & ((regimes["sampler"] == facet["sampler"]) | (regimes["method"] == "equal-cost"))
         )
-        curves = frames["theory"][(frames["theory"][FACET] == facet).all(axis=1)]
-        edges = frames["boundaries"][(frames["boundaries"][FACET] == facet).all(axis=1)]
+        mine = own & _matches(regimes, facet, FACET)
+        curves, edges = (frames[n][_matches(frames[n], facet, beneath)] for n in ("theory", "boundaries"))
         text = caption(facet.to_dict(), settings)
-        reading = settings["auxiliary_data"][0]
-        here = sweep[(sweep[FACET] == facet).all(axis=1)]
-        both = regimes[mine | control]
-        paths += figures.figure4(here, both, curves, folder / f"figure4{suffix}", reading=reading, caption=text)
+        paths += figures.figure4(
+            sweep[(sweep["learner"] == settings["learner"]) & _matches(sweep, facet, FACET)],
+            regimes[mine | control],
+            curves,
+            folder / f"figure4{suffix}",
+            reading=reading,
+            caption=text,
+            beneath=regimes[exact & guided & _matches(regimes, facet, beneath)] if (~own).any() else None,
+        )
         paths += figures.phase_diagram(
             regimes[mine], edges, folder / f"phase_diagram{suffix}", reading=reading, caption=phase_caption(text)
         )
     return paths
+
+
+def _matches(frame: pd.DataFrame, facet: pd.Series, columns: list[str]) -> pd.Series:
+    return (frame[columns] == facet[columns]).all(axis=1)
 
 
 def _aux(frame: pd.DataFrame, settings: dict[str, Any]) -> pd.Series:
@@ -144,15 +89,24 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
     """The settings of a facet, and which of them are our reading."""
     aux = "|D_aux| = |D_s|" if not facet["aux"] else f"|D_aux| = {facet['aux']}"
     cov = "; ".join(", ".join(f"{v:g}" for v in row) for row in settings["real_covariance"])
-    budget = f"eta = {facet['budget']}" if settings["learner"] == "exact" else f"budget {facet['budget']}"
+    budget, beneath, networks = f"eta = {facet['budget']}", "Thin dashes: linear response, root mean square.", ""
+    if settings["learner"] == "network":
+        n = settings["network"]
+        budget = f"auxiliary budget {facet['budget']} samples"
+        beneath = "Thin lines: the exact learner (eta = 1)."
+        networks = (
+            f" Networks: {n['layers']} x {n['width']} {n['activation']}, {n['parametrisation']}, {n['target']} target, "
+            f"{n['steps']} Adam steps of {n['batch'] or 'all'} rows from {n['start']}, rate {n['rate']:g}, auxiliary "
+            f"{n['auxiliary_rate']:g}."
+        )
     return (
         f"{settings['learner']} learner, {facet['method']}, {facet['loop']} loop: real data N(mean "
         f"[{', '.join(f'{v:g}' for v in settings['real_mean'])}], covariance [{cov}]), |D_r| = {facet['real_size']}, "
         f"sampler {facet['sampler']}, {budget}, {aux}, {settings['trials']} paired trials, "
         f"{settings['generations']} generations, seed {settings['seed']}; d_T is the mean of the last ten. "
-        "Bands: 95 % bootstrap intervals. Thin dashes: linear response, root mean square. Orange: standard "
-        "training with twice the sampler steps (equal cost). Regimes, |D_r|, the real Gaussian, the sampler and "
-        "what the auxiliary is trained on are our reading; the paper does not state them."
+        f"Bands: 95 % bootstrap intervals. {beneath} Orange: standard training with twice the sampler steps (equal "
+        "cost). Regimes, |D_r|, the real Gaussian, the sampler, what the auxiliary is trained on and how long are our "
+        f"reading; the paper does not state them.{networks}"
     )
 
 
@@ -165,9 +119,9 @@ def phase_caption(text: str) -> str:
     return lines + text.split(" Bands:")[0] + " Regimes are our reading."
 
 
-def summary(frames: dict[str, pd.DataFrame], _settings: dict[str, Any] | None = None) -> str:
+def summary(frames: dict[str, pd.DataFrame]) -> str:
     """The printed table: one line a size, with standard training, the best omega and the equal-cost control."""
-    regimes = frames["regimes"]
+    regimes = _main(frames)
     keys = ["method", "auxiliary_data", "loop", "sampler", "real_size", "budget", "synthetic_size"]
     head = (
         f"{'|D_s|':>7} {'auxiliary data':>16} {'standard':>9} {'equal cost':>10} {'best ω':>7} {'d_1(ω)':>8} "
@@ -188,6 +142,12 @@ def summary(frames: dict[str, pd.DataFrame], _settings: dict[str, Any] | None = 
     return "\n".join(lines)
 
 
+def _main(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The regimes of the learner that was asked for, without the one drawn beneath it."""
+    regimes = frames["regimes"]
+    return regimes[regimes["learner"] == regimes["learner"].iloc[0]]
+
+
 def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, float | None]:
     """d_T / d_1(0) of standard training and of its equal-cost control at a cell's sizes."""
     same = (
@@ -202,7 +162,7 @@ def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, floa
 
 def conclusion(frames: dict[str, pd.DataFrame]) -> str:
     """One sentence: what standard training does at the largest |D_s|, and what the best omega does."""
-    regimes = frames["regimes"]
+    regimes = _main(frames)
     guided = regimes[regimes["method"].isin(["sims", "neon"])]
     if guided.empty:
         rows = regimes[regimes["method"] == "standard"]

@@ -261,7 +261,7 @@ def boundaries(setting: Setting, omega_max: float = 20.0) -> dict[str, list[tupl
     c2 = TOLERANCE**2
     first0, last0 = float(response(setting, 0.0, 1).w2_sq), float(response(setting, 0.0).w2_sq)
 
-    def excess(w: ArrayLike, bound: ArrayLike) -> Array:
+    def excess(w: ArrayLike, bound: Array | float) -> Array:
         limit = response(setting, w).w2_sq
         with np.errstate(invalid="ignore"):  # inf is above every bound, inf included
             return np.where(np.isfinite(limit), limit - bound, np.inf)

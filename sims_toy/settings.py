@@ -1,0 +1,189 @@
+"""What a sweep can be asked for: the networks' settings, the command's options and its presets. No heavy imports."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated
+
+from sims_core.errors import InputError, choose
+
+if TYPE_CHECKING:
+    from sims_toy.training import Training
+
+
+@dataclass(frozen=True)
+class NetworkSettings:
+    """Architecture and training of the networks of a sweep (`--network.NAME`).
+
+    The defaults reach 1.01 times the maximum-likelihood fit's W2, and auxiliaries that converge on their data.
+    """
+
+    width: int = 32
+    """Units a hidden layer."""
+    layers: int = 2
+    """Hidden layers."""
+    activation: str = "silu"
+    """silu or relu."""
+    parametrisation: str = "edm"
+    """edm, or epsilon (noise prediction on the cosine schedule of 1000 steps)."""
+    target: str = "posterior"
+    """posterior (stable target field, over the whole data set) or plain denoising score matching."""
+    steps: int = 200
+    """Adam steps of a base."""
+    batch: int = 128
+    """Rows a step; 0 is the whole data set."""
+    rate: float = 1e-2
+    """Peak learning rate of a base."""
+    decay: str = "cosine"
+    """cosine, linear or constant, down to 0."""
+    auxiliary_rate: float = 1e-3
+    """Peak learning rate of an auxiliary's fine-tuning (a tenth of the base's, as in Neon's toy: it starts warm)."""
+    start: str = "scratch"
+    """How a generation's base starts: scratch, or warm from the previous generation's base."""
+    linear_first: bool = False
+    """No activation after the first layer, as in Neon's published toy."""
+    time: str = "matched"
+    """Epsilon-prediction's time input when sampling: matched to training, or sampler (t / (N - 1) of the sampler's
+    N-step grid, Neon's published mismatch)."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("width", 1), ("layers", 1), ("steps", 1), ("batch", 0)):
+            if getattr(self, name) < low:
+                raise InputError(f"--network.{name}", getattr(self, name), f"give a whole number of at least {low}")
+        for name in ("rate", "auxiliary_rate"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"--network.{name.replace('_', '-')}", getattr(self, name), "give a positive number")
+        choose("--network.activation", self.activation, ("silu", "relu"))
+        choose("--network.parametrisation", self.parametrisation, ("edm", "epsilon"))
+        choose("--network.target", self.target, ("posterior", "plain"))
+        choose("--network.decay", self.decay, ("cosine", "linear", "constant"))
+        choose("--network.start", self.start, ("scratch", "warm"))
+        choose("--network.time", self.time, ("matched", "sampler"))
+
+    def training(self, points: int, budget: float | None = None) -> Training:
+        """Settings of a base (budget None), or of an auxiliary for ``budget`` samples seen, on ``points`` points."""
+        from sims_toy.targets import CosineSteps
+        from sims_toy.training import Schedule, Training
+
+        rows = min(self.batch or points, points)
+        steps = self.steps if budget is None else max(1, round(budget / rows))
+        peak = self.rate if budget is None else self.auxiliary_rate
+        warmup = 0 if self.decay == "constant" else min(10, steps // 2)
+        settings = Training(steps=steps, batch=rows, schedule=Schedule(peak, warmup, self.decay), target=self.target)
+        return (
+            replace(settings, noise=CosineSteps(), stratified=False) if self.parametrisation == "epsilon" else settings
+        )
+
+
+LOOPS = ("augmentation", "fully-synthetic", "fresh", "accumulate", "mixed:R")
+SWEEP_METHODS = ("standard", "sims", "neon")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Sweep the guidance omega through the self-consuming loop on a Gaussian, and say what it prevents.
+
+    The defaults are the paper's Figure 4 in our reading: N(0, [[2,1],[1,2]]), 1000 real points, DDIM-20, auxiliaries
+    trained to convergence on the base's training set plus |D_s| of its samples, synthetic augmentation. Axes take a
+    grid: a:b (eleven values, both ends included), a:b:step, or a,b,c. Standard training and its equal-cost control
+    (twice the sampler steps) are always run beside, and the exact learner's curve beneath the networks'.
+    """
+
+    preset: str = ""
+    """Change the defaults: 'figure4' is the full reproduction (100 generations, four |D_s|, all three readings of what
+    the auxiliary is trained on); 'neon' is the published toy of Neon's appendix."""
+    omega: str = "0:5"
+    """Guidance strengths; 0 is the base. Negative values are allowed (write --omega=-1:1)."""
+    synthetic_size: str = ""
+    """Synthetic points a generation, |D_s|; default 250,1000 for networks, 125,250,500,1000 for the exact learner."""
+    real_size: str = "1000"
+    """Real points, |D_r|."""
+    auxiliary_size: str = "same"
+    """Synthetic points the auxiliary sees; 'same' is |D_s|."""
+    auxiliary_data: str = "train+synthetic"
+    """What the auxiliary is trained on: synthetic, train+synthetic, real+synthetic (several with commas); NAME@Z draws
+    its synthetic points with the score scaled by Z."""
+    budget: str = ""
+    """Auxiliary's training. Networks: samples seen (steps x batch) with a unit, such as 25.6k; default as much as the
+    base. Exact learner: eta in [0, 1], how far it moves from the base to its data; default 1."""
+    method: str = "standard,sims"
+    """standard, sims, neon (several with commas)."""
+    loop: str = "augmentation"
+    """augmentation, fully-synthetic, fresh, accumulate, mixed:R (several with commas)."""
+    sampler: str = "ddim:20"
+    """ddim:N, euler:N, heun:N, rk4:N, and exact for the exact learner (several with commas)."""
+    learner: str = "network"
+    """network: trained score networks. exact: models are Gaussians, training is maximum likelihood, sampling runs the
+    real sampler."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    """Architecture and training of the networks."""
+    generations: int = 0
+    """Generations of the loop; default 20 for networks and 100 for the exact learner."""
+    trials: int = 0
+    """Independent repetitions, paired across cells; default 16 for networks and 1000 for the exact learner."""
+    real_mean: str = "0,0"
+    """Mean of the real Gaussian, any dimension."""
+    real_covariance: str = "2,1;1,2"
+    """Covariance of the real Gaussian, rows separated by ';'."""
+    seed: int = 0
+    """Every random draw follows from it."""
+    workers: int = 0
+    """Processes, one thread each; 0 is one a core. Does not change the result."""
+    chunk: int = 0
+    """Loops a piece of work; 0 is the learner's own. Does not change the result."""
+    scheduler: str = ""
+    """Address of a Dask cluster that does the work (extra 'cluster'). Does not change the result."""
+    out: str = ""
+    """Run folder; default runs/sweep-<hash of the settings>. The same command resumes a run that was stopped."""
+    dry_run: Annotated[bool, "flag"] = False
+    """Print the plan and what it will cost, and stop."""
+
+
+#: Defaults that depend on the learner: what an empty option or a 0 stands for.
+BY_LEARNER = {
+    "exact": {"synthetic_size": "125,250,500,1000", "budget": "1", "generations": 100, "trials": 1000},
+    "network": {"synthetic_size": "250,1000", "budget": "", "generations": 20, "trials": 16},
+}
+
+_NEON = NetworkSettings(
+    width=32,
+    layers=5,
+    activation="relu",
+    linear_first=True,
+    parametrisation="epsilon",
+    target="plain",
+    steps=10_000,
+    batch=0,
+    rate=1e-4,
+    auxiliary_rate=1e-5,
+    decay="constant",
+    time="sampler",
+)
+
+PRESETS = {
+    # Figure 4 in full: 100 generations, four |D_s|, and the other readings of the auxiliary's data beside ours
+    "figure4": replace(
+        Sweep(),
+        preset="figure4",
+        omega="0:5:0.5",
+        synthetic_size="125,250,500,1000",
+        auxiliary_data="train+synthetic,synthetic,real+synthetic",
+        generations=100,
+    ),
+    # Neon's published toy (arXiv 2510.03597, appendix), with the quirks of its notebook: the time input of a 20-step
+    # grid when sampling (--network.time matched mends it), and a deterministic sampler under the name eta = 1
+    "neon": replace(
+        Sweep(),
+        preset="neon",
+        omega="-2:2:0.04",
+        method="standard,neon",
+        synthetic_size="1000",
+        auxiliary_data="synthetic@0.9,synthetic@1.1",
+        budget="50k,250k",
+        generations=1,
+        trials=8,
+        seed=42,
+        network=_NEON,
+    ),
+}

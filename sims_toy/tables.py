@@ -1,0 +1,190 @@
+"""From distances to tidy tables: one row a cell and generation, and one row a cell with its regime."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sims_core.algorithm import AUXILIARY_DATA
+from sims_core.seeds import Seed
+from sims_toy import phase, theory
+from sims_toy.experiment import Array, Cell, Experiment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Axes on which a figure holds one value; each combination gets figures of its own. 'aux' is |D_aux|, 0 for |D_s|.
+FACET = ["method", "loop", "sampler", "real_size", "budget", "aux"]
+_COLUMNS = [*FACET, "auxiliary_data", "synthetic_size"]
+_CURVE = [*_COLUMNS, "generation", "omega", "w2_rms", "w2_rms_standard_first"]
+_EDGE = [*_COLUMNS, "regime", "piece", "omega_low", "omega_high"]
+
+
+def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tidy table (one row a cell and generation) and the regimes (one row a cell).
+
+    Intervals are percentile bootstraps over whole trials, paired across cells (`sims_toy.phase`). ``ratio_own`` is
+    d_t(w) / d_1(w); ``ratio_standard`` is d_t(w) / d_1(0), standard training's first generation with the same sizes,
+    loop and reference sampler.
+    """
+    import pandas as pd
+
+    weights = phase.resampling_weights(experiment.trials, Seed(experiment.seed))
+    means = np.where(np.isfinite(w2).all(1), w2.mean(1), np.inf)
+    standards = {
+        (c.learner, c.loop, c.sampler, c.real_size, c.synthetic_size): i
+        for i, c in enumerate(experiment.cells)
+        if c.method == "standard"
+    }
+    last = phase.last_generations(experiment.generations)
+    anchors = {i: phase.weighted(weights, w2[i]) for i in standards.values()}  # (resamples, generations) each
+    sweep, regimes = [], []
+    for i, cell in enumerate(experiment.cells):
+        s = standards[(cell.learner, cell.loop, cell.reference or cell.sampler, cell.real_size, cell.synthetic_size)]
+        identity = {k: v for k, v in asdict(cell).items() if k != "reference"} | {"trials": experiment.trials}
+        mine, anchor = anchors.get(i), anchors[s]
+        if mine is None:
+            mine = phase.weighted(weights, w2[i])
+        own, own_mean = phase.ratio(mine, mine[:, :1]), phase.ratio(means[i], means[i][0])
+        std, std_mean = phase.ratio(mine, anchor[:, :1]), phase.ratio(means[i], means[s][0])
+        finite = np.isfinite(w2[i])
+        whole = finite.all(0)
+        w2_sq = np.where(whole, (np.where(finite, w2[i], 0) ** 2).mean(0), np.inf)
+        deviation = np.where(finite, w2[i], 0).std(0, ddof=1) if experiment.trials > 1 else np.full(len(whole), np.nan)
+        columns = {
+            "generation": np.arange(1, experiment.generations + 1),
+            "diverged": (~finite).sum(0),
+            "w2_sq_mean": w2_sq,
+            "w2_mean": means[i],
+            "w2_se": np.where(whole, deviation / np.sqrt(experiment.trials), np.inf),
+        }
+        for name, value, samples in (
+            ("w2", None, mine),
+            ("ratio_own", own_mean, own),
+            ("ratio_standard", std_mean, std),
+        ):
+            if value is not None:
+                columns[name] = value
+            columns[f"{name}_low"], columns[f"{name}_high"] = phase.interval(samples)
+        sweep.append(pd.DataFrame({**identity, **columns}))
+        regimes.append(identity | _regime(cell, w2[i], mine, anchor, means[i], means[s], last))
+    order = [
+        "learner",
+        "method",
+        "loop",
+        "sampler",
+        "real_size",
+        "synthetic_size",
+        "auxiliary_size",
+        "budget",
+        "omega",
+        "generation",
+        "trials",
+        "diverged",
+        "auxiliary_data",
+        "w2_sq_mean",
+        "w2_mean",
+        "w2_se",
+        "w2_low",
+        "w2_high",
+        "ratio_own",
+        "ratio_own_low",
+        "ratio_own_high",
+        "ratio_standard",
+        "ratio_standard_low",
+        "ratio_standard_high",
+    ]
+    return pd.concat(sweep, ignore_index=True)[order], pd.DataFrame(regimes)
+
+
+def _regime(
+    cell: Cell, w2: Array, mine: Array, standard: Array, mean: Array, standard_mean: Array, last: slice
+) -> dict[str, Any]:
+    """One row of regimes.csv."""
+    from sims_core.sampling import Sampler
+
+    evaluations = Sampler.parse(cell.sampler).nfe * (2 if cell.method == "sims" else 1)
+    diverged = int((~np.isfinite(w2)).any(1).sum())
+    row: dict[str, Any] = {"nfe": evaluations, "diverged": diverged}
+    d_t, d_t_standard = mine[:, last].mean(1), standard[:, last].mean(1)
+    top, top_standard = mean[last].mean(), standard_mean[last].mean()
+    triples = {}
+    for name, value, samples in (
+        ("first", mean[0], mine[:, 0]),
+        ("last", top, d_t),
+        ("own", phase.ratio(top, mean[0]), phase.ratio(d_t, mine[:, 0])),
+        ("standard", phase.ratio(top, standard_mean[0]), phase.ratio(d_t, standard[:, 0])),
+        ("gain", phase.ratio(top, top_standard), phase.ratio(d_t, d_t_standard)),
+    ):
+        low, high = phase.interval(samples[:, None])
+        triples[name] = (float(value), float(low[0]), float(high[0]))
+        row[name], row[f"{name}_low"], row[f"{name}_high"] = triples[name]
+    verdict = phase.classify(triples["own"], triples["standard"], triples["gain"], diverged=diverged > 0)
+    if len(w2) < phase.FEW and verdict.regime != "divergent":
+        verdict = phase.Verdict("undecided", verdict.candidates)
+    return row | {"regime": verdict.regime, "candidates": " or ".join(verdict.candidates)}
+
+
+def theory_tables(experiment: Experiment | None, settings: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Closed-form curves and phase boundaries for the sweep's SIMS cells in the augmentation loop.
+
+    theory: W2 (root of E[W2^2]) at generation 1 and at convergence on a fine grid of omega. boundaries: the intervals
+    of omega of each regime over a fine grid of |D_s|, and the optimum (omega_low = omega_high). Empty for the rest.
+    """
+    import pandas as pd
+
+    from sims_core.sampling import Sampler
+    from sims_toy.exact import sampler_modes
+    from sims_toy.gaussian import Gaussian
+
+    if experiment is None:
+        return pd.DataFrame(columns=_CURVE), pd.DataFrame(columns=_EDGE)
+    real = Gaussian.single(experiment.mean, experiment.covariance)
+    sigma_data = float(real.cov.diagonal(dim1=1, dim2=2).mean().sqrt())
+    same = settings["auxiliary_size"] == "same"
+    omegas = np.linspace(min(settings["omega"]), max(settings["omega"]), 101)
+    groups: dict[tuple[Any, ...], set[int]] = {}
+    for c in experiment.cells:
+        if c.method == "sims" and c.loop == "augmentation" and c.auxiliary_data in AUXILIARY_DATA:
+            aux = 0 if same else c.auxiliary_size
+            key = (c.method, c.loop, c.sampler, c.real_size, c.budget, aux, c.auxiliary_data)
+            groups.setdefault(key, set()).add(c.synthetic_size)
+    curves, edges = [], []
+    for (method, loop, sampler, n, budget, aux, reading), sizes in groups.items():
+        modes = sampler_modes(Sampler.parse(sampler, sigma_data=sigma_data), real)
+        facet = {"method": method, "loop": loop, "sampler": sampler, "real_size": n, "budget": budget, "aux": aux}
+
+        def setting(m: float, n: int = n, aux: int = aux, eta: float = float(budget), reading: str = reading,
+                    modes: tuple[theory.Mode, ...] = modes) -> theory.Setting:  # fmt: skip
+            return theory.Setting(n, m, aux or m, eta, reading, modes)
+
+        for m in sorted(sizes):
+            first = np.sqrt(theory.response(setting(m), 0.0, 1).w2_sq)
+            for name, generation in (("1", 1.0), ("limit", np.inf)):
+                rms = np.sqrt(theory.response(setting(m), omegas, generation).w2_sq)
+                curves.append(
+                    pd.DataFrame(
+                        facet
+                        | {"auxiliary_data": reading, "synthetic_size": m, "generation": name, "omega": omegas}
+                        | {"w2_rms": rms, "w2_rms_standard_first": first}
+                    )
+                )
+        middle = np.sqrt(min(sizes) * max(sizes))
+        spread = max(max(sizes) / min(sizes), 2.0)
+        for m in np.geomspace(middle / spread, middle * spread, 81):
+            found = theory.boundaries(setting(m), max(20.0, float(omegas[-1])))
+            best = theory.optimal_omega(setting(m))
+            found["optimum"] = [(best, best)] if np.isfinite(best) else []
+            for regime, pieces in found.items():
+                for i, (low, high) in enumerate(pieces):
+                    edges.append(
+                        facet
+                        | {"auxiliary_data": reading, "synthetic_size": m, "regime": regime, "piece": i}
+                        | {"omega_low": low, "omega_high": high}
+                    )
+    return (
+        pd.concat(curves, ignore_index=True)[_CURVE] if curves else pd.DataFrame(columns=_CURVE),
+        pd.DataFrame(edges, columns=_EDGE),
+    )

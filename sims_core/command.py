@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -45,8 +46,7 @@ def parse_command(
             raise
         raise InputError("arguments", " ".join(argv), _one_line(complaints.getvalue())) from None
     if unknown:
-        options = ["--" + field.replace("_", "-") for field in getattr(cls, "__dataclass_fields__", {})]
-        choose("option", unknown[0].split("=")[0], options)
+        choose("option", unknown[0].split("=")[0], _options(default))
     return parsed
 
 
@@ -63,6 +63,15 @@ def main_with_errors(run: Callable[[Sequence[str]], None], argv: Sequence[str] |
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _options(settings: object, prefix: str = "--") -> list[str]:
+    """The command-line options of a settings dataclass, nested ones with their dotted names."""
+    found: list[str] = []
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        name, value = prefix + field.name.replace("_", "-"), getattr(settings, field.name)
+        found += _options(value, name + ".") if dataclasses.is_dataclass(value) else [name]
+    return found
 
 
 def _option(argv: Sequence[str], name: str) -> str:

@@ -1,1 +1,34 @@
-"""SIMS at toy scale: exact Gaussian theory, trained score networks, and the sweeps over them."""
+"""SIMS at toy scale: exact Gaussian theory, trained score networks, and the sweeps over them.
+
+Names are imported on first use, so that ``import sims_toy`` stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "diagnosis": ("Diagnosis", "diagnose", "diagnose_network"),
+    "ensemble": ("Ensemble",),
+    "exact": ("ExactLearner", "sampler_modes"),
+    "figures": ("score_fields",),
+    "gaussian": ("Gaussian",),
+    "mlp": ("Mlp",),
+    "network": ("NetworkLearner", "measured_eta"),
+    "settings": ("NetworkSettings", "Sweep"),
+    "sweep": ("plan", "run_sweep"),
+    "training": ("Schedule", "Training", "train"),
+}
+_WHERE = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'sims_toy' has no attribute {name!r}")
+    return getattr(import_module(f"sims_toy.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,8 +1,9 @@
-"""Figures of the sweep, drawn from its tables only (sweep, regimes, theory, boundaries)."""
+"""Figures of the sweep, drawn from its tables only, and score fields of single models."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from sims_core.style import METHOD, REGIME, save, sequence, style
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+
+    from sims_core.guidance import Denoiser
 
 _LABEL = {"prevention": "prevention", "strong": "strong mitigation", "weak": "weak mitigation"}
 
@@ -47,8 +50,8 @@ def figure4(
         _first_generation(axes[0, 0], main, regimes, under, colours)
         _converged(axes[0, 1], main, regimes, under, colours)
         axes[0, 1].set_title(f"At convergence, auxiliary on {reading}")
-        shown = [s for s in (250, 125) if s in sizes] or sizes[::-1]
-        panels = (shown * 2)[:2] if len(shown) > 1 else shown[:1]
+        shown = [s for s in (250, 125) if s in sizes]  # the paper's two, else the largest
+        panels = [*shown, *(s for s in sizes[::-1] if s not in shown)][:2]
         for axis, size in zip(axes[1], [*panels, None], strict=False):
             if size is None:
                 axis.set_axis_off()
@@ -85,7 +88,7 @@ def _first_generation(
     axis: Axes, main: pd.DataFrame, regimes: pd.DataFrame, under: pd.DataFrame, colours: dict[Any, str]
 ) -> None:
     for size, colour in colours.items():
-        part = main[main["synthetic_size"] == size].sort_values("omega")
+        part = main[(main["synthetic_size"] == size) & np.isfinite(main["first"])].sort_values("omega")
         axis.fill_between(part["omega"], part["first_low"], part["first_high"], color=colour, alpha=0.3, lw=0)
         axis.plot(part["omega"], part["first"], color=colour)
         _label_end(axis, part["omega"], part["first"], f"{size:g}", colour)
@@ -253,3 +256,38 @@ def _edges(centres: np.ndarray) -> np.ndarray:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
     middle = (centres[:-1] + centres[1:]) / 2
     return np.concatenate([[centres[0] * 2 - middle[0]], middle, [centres[-1] * 2 - middle[-1]]])
+
+
+def score_fields(
+    models: Mapping[str, Denoiser],
+    samples: Mapping[str, np.ndarray],
+    stem: Path,
+    *,
+    sigma: float = 0.5,
+    extent: float = 4.0,
+    caption: str = "",
+) -> list[Path]:
+    """The score field of each two-dimensional model as arrows, its samples beneath.
+
+    models: name -> denoiser D(x, sigma) on x (1, n, 2). samples: name -> points (n, 2), of any of the names.
+    sigma: the noise level shown. extent: half the side of the square shown. Returns the paths written.
+    """
+    import matplotlib.pyplot as plt
+    import torch
+
+    ticks = np.linspace(-extent, extent, 15)
+    grid = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
+    level = torch.tensor(sigma, dtype=torch.float64)
+    with style():
+        figure, axes = plt.subplots(1, len(models), figsize=(3.1 * len(models), 3.4), squeeze=False)
+        for axis, (name, denoiser) in zip(axes[0], models.items(), strict=True):
+            points = torch.from_numpy(grid)[None]
+            score = ((denoiser(points, level) - points) / sigma**2)[0].numpy()
+            colour = METHOD.get(name, METHOD["sims"])
+            if name in samples:
+                axis.scatter(*samples[name].T, s=3, color=colour, alpha=0.25, lw=0)
+            axis.quiver(*grid.T, *score.T, color="#333333", width=0.004)
+            axis.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+        if caption:
+            figure.supxlabel(textwrap.fill(caption, 46 * len(models)), fontsize=7, ha="left", x=0.01)
+        return save(figure, stem)

@@ -115,9 +115,12 @@ class NetworkLearner:
 
     def untrained(self, data: Tensor, *, seed: Seed) -> NetworkModel:
         """Networks at their initialisation, scaled to their data: the control that training must beat by far."""
+        if data.ndim != 3 or data.shape[0] != self.rows:
+            raise InputError("data", tuple(data.shape), f"this learner has {self.rows} rows: give ({self.rows}, n, d)")
         s = self.settings
         mlp = Mlp(data.shape[2], (s.width,) * s.layers, s.activation, s.linear_first)
         std = data.double().var(1, correction=0).mean(1).sqrt().clamp(min=1e-3)
+        std = torch.where(std.isfinite(), std, 1.0)  # a diverged row is not trained
         parametrisation = EpsilonParametrisation(CosineTime()) if s.parametrisation == "epsilon" else None
         seeds = [seed.child(int(k)) for k in self.streams]
         return self._model(Ensemble.initial(mlp, seeds, sigma_data=std, parametrisation=parametrisation))

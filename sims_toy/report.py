@@ -191,12 +191,13 @@ def diagnosis(experiment: Experiment) -> str:
     """Whether SIMS can help, said before any guidance is looked at: the error budget and the drift-error cosine."""
     from sims_core.sampling import Sampler
     from sims_core.seeds import Seed
-    from sims_toy.diagnosis import diagnose
+    from sims_toy.diagnosis import diagnose, diagnose_network
     from sims_toy.gaussian import Gaussian
 
     real = Gaussian.single(experiment.mean, experiment.covariance)
     sigma_data = float(real.cov.diagonal(dim1=1, dim2=2).mean().sqrt())
     cell = experiment.cells[0]
-    return str(
-        diagnose(Sampler.parse(cell.sampler, sigma_data=sigma_data), real, cell.real_size, seed=Seed(experiment.seed))
-    )
+    sampler, seed = Sampler.parse(cell.sampler, sigma_data=sigma_data), Seed(experiment.seed)
+    if experiment.network is not None:
+        return str(diagnose_network(sampler, real, cell.real_size, experiment.network, seed=seed))
+    return str(diagnose(sampler, real, cell.real_size, seed=seed))

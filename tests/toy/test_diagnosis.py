@@ -3,9 +3,10 @@ import math
 import pytest
 
 from sims_core import Sampler, Seed, sims
-from sims_toy.diagnosis import diagnose
+from sims_toy.diagnosis import diagnose, diagnose_network
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
+from sims_toy.settings import NetworkSettings
 
 REAL = Gaussian.single([0, 0], [[2, 1], [1, 2]])
 
@@ -40,3 +41,14 @@ def test_the_cosine_predicts_whether_sims_helps():
     assert cosines == sorted(cosines) and gains == sorted(gains)
     assert gains[0] < 0.15 and gains[-1] > 0.9
     assert abs(budget("exact").cosine) < 1e-12 and budget("exact").sampler == pytest.approx(0, abs=1e-7)
+
+
+def test_the_networks_budget_shows_what_training_adds():
+    sampler = Sampler.parse("ddim:20", sigma_data=math.sqrt(2))
+    well = diagnose_network(sampler, REAL, 1000, NetworkSettings(), trials=48, seed=Seed(0))
+    badly = diagnose_network(sampler, REAL, 1000, NetworkSettings(steps=15), trials=16, seed=Seed(0))
+    exact = budget("ddim:20")
+    assert well.optimisation < 0.5 * well.data < badly.optimisation
+    assert well.total == pytest.approx(exact.total, rel=0.15) and well.sampler == pytest.approx(exact.sampler)
+    assert well.cosine == pytest.approx(exact.cosine, abs=4 * well.cosine_se + 0.03)
+    assert "optimisation" in str(well)

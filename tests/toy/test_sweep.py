@@ -15,7 +15,7 @@ import pytest
 
 from sims_core import InputError
 from sims_toy import experiment, report
-from sims_toy.sweep import PRESETS, Sweep, describe, plan, run_sweep
+from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, describe, plan, run_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [
@@ -44,7 +44,7 @@ COLUMNS = [
     "ratio_standard_low",
     "ratio_standard_high",
 ]
-SMALL = Sweep(omega="0:4:2", synthetic_size="125,500", generations=6, trials=9, workers=1)
+SMALL = Sweep(learner="exact", omega="0:4:2", synthetic_size="125,500", generations=6, trials=9, workers=1)
 
 
 def command(*words, **options):
@@ -80,7 +80,7 @@ def test_outputs(small):
 def test_table_columns_mean_what_they_say(small):
     """Every statistic from the raw shards, independently."""
     shards = [np.load(p) for p in sorted((small.folder / "shards").glob("*.npz"))]
-    exp, _ = plan(SMALL)
+    exp = plan(SMALL).experiment
     w2 = np.full((len(exp.cells), 9, 6), np.nan)
     for shard in shards:
         w2[np.ix_(shard["cells"], shard["trials"])] = shard["w2"]
@@ -164,7 +164,9 @@ def standard_row(result):
 
 def test_table_8_by_the_command(tmp_path):
     trials = 400
-    result = run_sweep(Sweep(omega="0:5:1", trials=trials, generations=60, workers=1, out=str(tmp_path / "run")))
+    result = run_sweep(
+        Sweep(learner="exact", omega="0:5:1", trials=trials, generations=60, workers=1, out=str(tmp_path / "run"))
+    )
     z = []
     for size, rows in TABLE8.items():
         cells = sims_rows(result, size)
@@ -186,6 +188,7 @@ def test_table_8_by_the_command(tmp_path):
 def test_table_7_by_the_command(tmp_path):
     trials = 200
     sweep = Sweep(
+        learner="exact",
         omega=",".join(map(str, OMEGAS)),
         auxiliary_data="synthetic",
         auxiliary_size="10000",
@@ -221,9 +224,8 @@ def test_real_plus_synthetic_diverges_and_says_so(tmp_path):
 
 
 def test_chunks_and_workers_do_not_change_a_bit():
-    exp, _ = plan(
-        dataclasses.replace(SMALL, loop="augmentation,fresh,accumulate,mixed:0.3", method="sims,neon", trials=5)
-    )
+    sweep = dataclasses.replace(SMALL, loop="augmentation,fresh,accumulate,mixed:0.3", method="sims,neon", trials=5)
+    exp = plan(sweep).experiment
     reference = experiment.run(exp)
     for chunk in (1, 7, 64):
         few = dataclasses.replace(exp, generations=2) if chunk == 1 else exp
@@ -235,11 +237,48 @@ def bytes_of(folder):
     return {n: (Path(folder) / n).read_bytes() for n in ("sweep.csv", "regimes.csv", "sweep.parquet")}
 
 
-def test_killed_and_resumed_by_the_same_command(tmp_path):
-    words = ["--omega", "0:5:1", "--trials", "40", "--generations", "30", "--chunk", "60", "--workers", "1"]
-    whole = tmp_path / "whole"
+EXACT_RUN = [
+    "--learner",
+    "exact",
+    "--omega",
+    "0:5:1",
+    "--trials",
+    "40",
+    "--generations",
+    "30",
+    "--chunk",
+    "60",
+    "--workers",
+    "1",
+]
+NETWORK_RUN = [
+    "--omega",
+    "0:2:1",
+    "--synthetic-size",
+    "40",
+    "--real-size",
+    "60",
+    "--trials",
+    "9",
+    "--generations",
+    "8",
+    "--chunk",
+    "4",
+    "--workers",
+    "1",
+    "--network.steps",
+    "40",
+    "--network.batch",
+    "16",
+    "--network.width",
+    "8",
+]
+
+
+@pytest.mark.parametrize("words", [EXACT_RUN, NETWORK_RUN], ids=["exact", "network"])
+def test_killed_and_resumed_by_the_same_command(tmp_path, words):
+    whole, out = tmp_path / "whole", tmp_path / "killed"
     assert command(*words, "--out", whole).returncode == 0
-    out = tmp_path / "killed"
     process = subprocess.Popen(
         [sys.executable, "-m", "sims_toy.sweep", *words, "--out", str(out)],
         cwd=ROOT,
@@ -247,16 +286,15 @@ def test_killed_and_resumed_by_the_same_command(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
-    while not list(out.glob("shards/cells-*.npz")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 90
+    while not list(out.glob("shards/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    time.sleep(float(np.random.default_rng().uniform(0, 0.5)))  # any moment will do
+    time.sleep(float(np.random.default_rng().uniform(0, 0.3)))  # any moment will do
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    partial = len(list(out.glob("shards/cells-*.npz")))
-    assert partial > 0 and not (out / "finished.json").exists()
-    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("shards/cells-*.npz")}
-    assert command(*words, "--out", out, "--chunk", "77").returncode == 0
+    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("shards/*.npz") if not p.name.startswith(".")}
+    assert kept and not (out / "finished.json").exists()
+    assert command(*words, "--out", out, "--chunk", "7").returncode == 0
     assert all((out / "shards" / name).stat().st_mtime_ns == t for name, t in kept.items())  # nothing recomputed
     assert bytes_of(out) == bytes_of(whole)
 
@@ -266,6 +304,52 @@ def test_killed_and_resumed_by_the_same_command(tmp_path):
     assert other.returncode == 2 and "seed: 0 there, 5 here" in other.stderr and other.stderr.count("\n") == 1
 
 
+def test_networks_beside_the_exact_learner(tmp_path):
+    """The default learner: its rows first, the exact learner's beneath; chunks and workers do not change a bit."""
+    tiny = Sweep(
+        omega="0:2:1",
+        synthetic_size="40",
+        real_size="60",
+        trials=8,
+        generations=3,
+        workers=1,
+        network=NetworkSettings(steps=40, batch=16, width=8),
+        out=str(tmp_path / "run"),
+    )
+    result = run_sweep(tiny)
+    regimes = result.tables["regimes"]
+    assert list(regimes["learner"].unique()) == ["network", "exact"]
+    assert set(regimes[regimes["learner"] == "network"]["budget"]) == {"0", "0.64k"}
+    assert (regimes[regimes["learner"] == "exact"]["trials"] == 400).all()
+    table = result.tables["sweep"]
+    network = table[table["learner"] == "network"]
+    zero = network[(network["method"] == "sims") & (network["omega"] == 0)]["w2_mean"].to_numpy()
+    np.testing.assert_array_equal(zero, network[network["method"] == "standard"]["w2_mean"].to_numpy())
+    assert len(result.tables["theory"]) and report.conclusion(result.tables).startswith("|D_s| = 40")
+    exp = plan(tiny).experiment
+    reference = experiment.run(exp)
+    for chunk in (1, 5, 64):
+        np.testing.assert_array_equal(experiment.run(exp, chunk=chunk), reference)
+    np.testing.assert_array_equal(experiment.run(exp, chunk=3, workers=2), reference)
+
+
+def test_readings_with_scaled_negatives(tmp_path):
+    sweep = Sweep(
+        learner="exact",
+        method="neon",
+        omega="-1:1:1",
+        auxiliary_data="synthetic@0.9,synthetic",
+        generations=1,
+        trials=8,
+        out=str(tmp_path / "run"),
+        workers=1,
+    )
+    regimes = run_sweep(sweep).tables["regimes"]
+    assert set(regimes["auxiliary_data"]) == {"none", "synthetic@0.9", "synthetic"}
+    by = regimes[regimes["omega"] == 1].groupby("auxiliary_data")["first"].mean()
+    assert by["synthetic@0.9"] != by["synthetic"]
+
+
 BAD = [
     (["--omega", "5:0"], "reversed"),
     (["--omega", ""], "empty"),
@@ -273,10 +357,11 @@ BAD = [
     (["--omega", "nan"], "not finite"),
     (["--synthetic-size=-5"], "at least|between"),
     (["--real-size", "10.5"], "whole number"),
-    (["--trials", "1"], "--trials"),
+    (["--trials", "1"], "at least 2"),
+    (["--trials=-3"], "at least 2"),
     (["--trials", "ten"], "--trials"),
-    (["--generations", "0"], "--generations"),
-    (["--chunk", "0"], "--chunk"),
+    (["--generations=-1"], "--generations"),
+    (["--chunk=-1"], "--chunk"),
     (["--seed=-1"], "--seed"),
     (["--real-covariance", "1,2;2,1"], "positive definite"),
     (["--real-covariance", "1,2;2"], "same number"),
@@ -288,7 +373,14 @@ BAD = [
     (["--sampler", "heunn:18"], "did you mean 'heun'"),
     (["--learner", "exat"], "did you mean 'exact'"),
     (["--preset", "figure5"], "did you mean 'figure4'"),
-    (["--budget", "50k"], "exact learner takes eta"),
+    (["--learner", "exact", "--budget", "50k"], "exact learner takes eta"),
+    (["--budget", "0.5"], "samples seen"),
+    (["--sampler", "exact"], "numerical sampler"),
+    (["--network.width", "0"], "network.width"),
+    (["--network.target", "plane"], "did you mean 'plain'"),
+    (["--network.batch", "0"], "--budget"),
+    (["--network.widht", "3"], "did you mean '--network.width'"),
+    (["--auxiliary-data", "synthetic@-1"], "score scale"),
     (["--budget", "3"], "eta in"),
     (["--omgea", "0:5"], "did you mean '--omega'"),
     (["--omega"], "--omega"),
@@ -318,22 +410,47 @@ def test_exit_code_from_the_shell(tmp_path):
 def test_help_and_dry_run(tmp_path):
     text = command("--help").stdout
     assert all(f"--{f.name.replace('_', '-')}" in text for f in dataclasses.fields(Sweep))
-    done = command("--dry-run", "--omega", "0:5", "--out", tmp_path / "run", "--generations", "5", "--trials", "20")
+    done = command(
+        "--dry-run",
+        "--learner",
+        "exact",
+        "--omega",
+        "0:5",
+        "--out",
+        tmp_path / "run",
+        "--generations",
+        "5",
+        "--trials",
+        "20",
+    )
     assert done.returncode == 0 and "estimate" in done.stdout and "52 cells" in done.stdout
     assert not (tmp_path / "run").exists()
 
 
 def test_presets_are_defaults_that_options_override(tmp_path):
-    done = command("--preset", "figure4", "--dry-run", "--trials", "20", "--generations", "3", "--omega", "0:2:1")
+    done = command(
+        "--preset",
+        "figure4",
+        "--learner",
+        "exact",
+        "--dry-run",
+        "--trials",
+        "20",
+        "--generations",
+        "3",
+        "--omega",
+        "0:2:1",
+    )
     assert done.returncode == 0
     assert "train+synthetic, synthetic, real+synthetic" in done.stdout and "0.0, 1.0, 2.0" in done.stdout
     for preset in PRESETS.values():
-        assert describe(*plan(preset), estimate=False)
+        assert describe(plan(preset), estimate=False)
 
 
 def test_every_axis_takes_a_grid(tmp_path):
     sweep = Sweep(
-        omega="0,1", real_size="100,200", synthetic_size="50:100:50", auxiliary_size="30,60", budget="0:1:0.5",
+        learner="exact", omega="0,1", real_size="100,200", synthetic_size="50:100:50", auxiliary_size="30,60",
+        budget="0:1:0.5",
         method="standard,sims,neon", loop="augmentation,fully-synthetic", sampler="ddim:5,heun:3,exact",
         auxiliary_data="synthetic,train+synthetic", generations=2, trials=3, workers=1, out=str(tmp_path / "run"),
     )  # fmt: skip

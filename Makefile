@@ -19,7 +19,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
-	$(PIP) -e .
+	$(PIP) -e .[fast]
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
@@ -43,6 +43,9 @@ slow: $(VENV)/installed-dev
 
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/ensemble.py
+	$(BIN)/python benchmarks/linear_response.py
+	$(BIN)/python benchmarks/eta_collapse.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage*

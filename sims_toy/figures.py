@@ -156,7 +156,7 @@ def _over_generations(axis: Axes, sweep: pd.DataFrame, main: pd.DataFrame, size:
     for _, cell in keep.iterrows():
         curve = sweep[(sweep["synthetic_size"] == size) & (sweep["omega"] == cell["omega"])]
         curve = curve[np.isfinite(curve["ratio_own"])].sort_values("generation")
-        colour = REGIME[str(cell["candidates"]).split(" or ")[-1].split(" ")[0]]
+        colour = REGIME.get(str(cell["candidates"]).split(" or ")[-1].split(" ")[0], METHOD["sims"])
         axis.plot(
             curve["generation"],
             curve["ratio_own"],
@@ -222,7 +222,7 @@ def phase_diagram(
             i, j = np.searchsorted(omegas, cell["omega"]), np.searchsorted(sizes, cell["synthetic_size"])
             box = {"xy": (x[i], y[j]), "width": x[i + 1] - x[i], "height": y[j + 1] - y[j], "lw": 0}
             names = str(cell["candidates"]).split(" or ")
-            first, last = (REGIME[n.split(" ")[0]] for n in (names[0], names[-1]))
+            first, last = (REGIME.get(n.split(" ")[0], REGIME["undecided"]) for n in (names[0], names[-1]))
             axis.add_patch(Rectangle(**box, facecolor=last))
             if cell["regime"] == "undecided":
                 axis.add_patch(Rectangle(**box, facecolor="none", edgecolor=first, hatch="////"))

@@ -178,6 +178,11 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
     part = part[part["synthetic_size"] == part["synthetic_size"].max()]
     best = part.loc[part["standard"].idxmin()]
     standard, _ = _companions(regimes, best.to_dict())
+    if best["regime"] == "undecided" and "one generation" in best["candidates"]:
+        ratio, low, high = best["standard"], best["standard_low"], best["standard_high"]
+        return (
+            f"One generation: ω = {best['omega']:g} has {ratio:.2f}x ({low:.2f} .. {high:.2f}) standard training's W2."
+        )
     verb = "drifts to" if standard > theory.TOLERANCE else "stays at"
     label = {"strong": "strong mitigation", "weak": "weak mitigation"}.get(best["regime"], best["regime"])
     if best["regime"] == "undecided":

@@ -184,6 +184,7 @@ PRESETS = {
         generations=1,
         trials=8,
         seed=42,
+        chunk=256,  # all strengths of a trial share its training
         network=_NEON,
     ),
 }

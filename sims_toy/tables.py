@@ -122,8 +122,10 @@ def _regime(
         triples[name] = (float(value), float(low[0]), float(high[0]))
         row[name], row[f"{name}_low"], row[f"{name}_high"] = triples[name]
     verdict = phase.classify(triples["own"], triples["standard"], triples["gain"], diverged=diverged > 0)
-    if len(w2) < phase.FEW and verdict.regime != "divergent":
-        verdict = phase.Verdict("undecided", verdict.candidates)
+    if w2.shape[1] == 1:
+        verdict = phase.Verdict("undecided", ("one generation has no regime",))
+    elif len(w2) < phase.FEW and verdict.regime != "divergent":
+        verdict = phase.Verdict("undecided", (*verdict.candidates, "too few trials"))
     return row | {"regime": verdict.regime, "candidates": " or ".join(verdict.candidates)}
 
 

@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=128)
     parser.add_argument("--out", type=Path, default=Path("figures"))
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     trials, seed, settings = args.trials, Seed(0), NetworkSettings()
@@ -77,6 +78,8 @@ def main() -> None:
     args.out.mkdir(exist_ok=True)
     write_atomic(args.out / "eta_collapse.csv", lambda path: table.to_csv(path, index=False))
     draw(table, args.out / "eta_collapse", trials)
+    if args.json:
+        args.json.write_text(table.to_json(orient="records", indent=2) + "\n")
 
 
 def gaussians(learner: NetworkLearner, model: NetworkModel) -> ExactModel:

@@ -69,6 +69,20 @@ def main() -> None:
         figures[name] = seconds / first
         print(f"  {name:<28} {seconds:6.3f} s  x{seconds / first:.2f}")
 
+    network = Sweep(omega="0:2:1", synthetic_size="250", trials=8, generations=2 if args.quick else 10)
+    piece = plan(network).experiment
+    timed(piece)  # compiles
+    alone = sorted(timed(piece)[1] for _ in range(3))[1]
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
+    try:
+        beside = sorted(timed(piece)[1] for _ in range(3))[1]
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+    figures |= {"network_grid_cpu_s": alone, "beside_busy_cores": beside / alone}
+    print(f"network grid, CPU seconds: {alone:.2f} alone, x{beside / alone:.2f} with every core busy elsewhere")
+
     starts = []
     for _ in range(5):
         start = time.perf_counter()

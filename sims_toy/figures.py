@@ -94,7 +94,7 @@ def _first_generation(
         _label_end(axis, part["omega"], part["first"], f"{size:g}", colour)
         curve = under[under["synthetic_size"] == size]
         axis.plot(curve["omega"], curve["under_first"], color=colour, lw=0.8, ls=under.attrs["style"])
-    control = regimes[regimes["method"] == "equal-cost"]
+    control = regimes[(regimes["method"] == "equal-cost") & np.isfinite(regimes["first"])]
     if len(control):
         axis.axhline(control["first"].iloc[0], color=METHOD["equal-cost"], lw=1, ls=":")
         axis.annotate(
@@ -131,7 +131,7 @@ def _converged(
         curve = under[under["synthetic_size"] == size]
         axis.plot(curve["omega"], curve["under_limit"], color=colour, lw=0.8, ls=under.attrs["style"])
         control = regimes[(regimes["method"] == "equal-cost") & (regimes["synthetic_size"] == size)]
-        for value in control["standard"]:
+        for value in control["standard"][np.isfinite(control["standard"])]:
             axis.annotate(
                 f"◂{size:g}",
                 (0.0, value),

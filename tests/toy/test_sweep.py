@@ -333,6 +333,50 @@ def test_networks_beside_the_exact_learner(tmp_path):
     np.testing.assert_array_equal(experiment.run(exp, chunk=3, workers=2), reference)
 
 
+def test_one_thread_a_worker(monkeypatch):
+    """The thread trap: whatever torch was set to, a piece of work runs on one thread, and leaves the setting alone."""
+    import torch
+
+    exp = plan(dataclasses.replace(SMALL, generations=2, trials=2)).experiment
+    seen = []
+    honest = experiment.LEARNERS["exact"].measure
+
+    def spy(*args):
+        seen.append(torch.get_num_threads())
+        return honest(*args)
+
+    spied = dataclasses.replace(experiment.LEARNERS["exact"], measure=spy)
+    monkeypatch.setitem(experiment.LEARNERS, "exact", spied)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        experiment.run(exp)
+        assert set(seen) == {1} and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_neons_toy_in_small(tmp_path):
+    """The preset, with fewer steps: one generation, two score scales and two budgets, a sentence without regimes."""
+    neon = PRESETS["neon"]
+    sweep = dataclasses.replace(
+        neon,
+        omega="-1:1:1",
+        trials=2,
+        budget="2k,4k",
+        network=dataclasses.replace(neon.network, steps=30),
+        out=str(tmp_path / "run"),
+        workers=1,
+    )
+    result = run_sweep(sweep)
+    regimes = result.tables["regimes"]
+    merged = regimes[regimes["method"] == "neon"]
+    assert len(merged) == 2 * 2 * 3 and (merged["nfe"] == 19).all()
+    assert (regimes["regime"] == "undecided").all() and len(result.tables["theory"]) == 0
+    assert report.conclusion(result.tables).startswith("One generation: ")
+    assert len([p for p in result.figures if p.suffix == ".png"]) == 4
+
+
 def test_readings_with_scaled_negatives(tmp_path):
     sweep = Sweep(
         learner="exact",

@@ -104,6 +104,7 @@ def run(
             name = f"{label}-{piece[0][0]:06d}-trials-{piece[1][0]:06d}-{len(piece[0])}x{len(piece[1])}.npz"
             folder.shard(name, partial(_save, piece=piece, values=values))
         result[np.ix_(*piece)] = values
+    result[np.maximum.accumulate(np.isinf(result), axis=-1)] = np.inf  # what has diverged does not come back
     return result
 
 

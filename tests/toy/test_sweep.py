@@ -221,6 +221,8 @@ def test_real_plus_synthetic_diverges_and_says_so(tmp_path):
     table = result.tables["sweep"]
     worst = table[(table["omega"] == 5) & (table["generation"] == 20)].iloc[0]
     assert worst["diverged"] > 0 and np.isinf(worst["w2_mean"]) and np.isinf(worst["ratio_standard"])
+    for _, cell in table.groupby(["method", "omega"]):
+        assert cell.sort_values("generation")["diverged"].is_monotonic_increasing  # what has diverged stays so
 
 
 def test_chunks_and_workers_do_not_change_a_bit():

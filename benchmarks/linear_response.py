@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    sweep = Sweep(omega="0:5:0.5", trials=args.trials, generations=60)
-    experiment, _ = plan(sweep)
+    sweep = Sweep(learner="exact", omega="0:5:0.5", trials=args.trials, generations=60)
+    experiment = plan(sweep).experiment
     w2_sq = experiments.run(experiment, workers=args.workers) ** 2
     real = Gaussian.single(experiment.mean, experiment.covariance)
     sampler = Sampler.parse(sweep.sampler, sigma_data=math.sqrt(2))

@@ -21,8 +21,8 @@ def full_grid(quick: bool):
     """51 omegas x 4 sizes x 100 trials x 100 generations, DDIM-20, train+synthetic, and the controls."""
     from sims_toy.sweep import Sweep, plan
 
-    sweep = Sweep(omega="0:5:0.1", trials=100, generations=100)
-    return plan(replace(sweep, omega="0:5:1", generations=20) if quick else sweep)[0]
+    sweep = Sweep(learner="exact", omega="0:5:0.1", trials=100, generations=100)
+    return plan(replace(sweep, omega="0:5:1", generations=20) if quick else sweep).experiment
 
 
 def timed(experiment, **options) -> tuple[float, float]:
@@ -55,7 +55,7 @@ def main() -> None:
     print(f"full grid, {size}, {cores} workers")
     print(f"  wall {wall:.1f} s, {loops / wall:.0f} loops/s")
 
-    base = Sweep(omega="0:5:1", synthetic_size="250", trials=100, generations=20)
+    base = Sweep(learner="exact", omega="0:5:1", synthetic_size="250", trials=100, generations=20)
     print("CPU seconds of one small grid, relative to the first row (medians of 5)")
     for name, changes in (
         ("|D_r| = 1,000, 100 trials", {}),
@@ -63,7 +63,7 @@ def main() -> None:
         ("200 trials", {"trials": 200}),
         ("400 trials", {"trials": 400}),
     ):
-        small = plan(replace(base, **changes))[0]
+        small = plan(replace(base, **changes)).experiment
         seconds = sorted(timed(small)[1] for _ in range(5))[2]
         first = figures.setdefault("small_grid_cpu_s", seconds)
         figures[name] = seconds / first

@@ -37,7 +37,9 @@ def extrapolate(base: Tensor, auxiliary: Tensor, omega: float | Tensor) -> Tenso
     base, auxiliary = base.to(dtype), auxiliary.to(dtype)
     if isinstance(omega, Tensor):
         omega = _per_sample(omega, base).to(device=base.device, dtype=dtype)
-    return base + omega * (base - auxiliary)
+        # 0 x nan is not 0: a row at omega = 0 stays the base even where its auxiliary has diverged
+        return torch.where(omega == 0, base, base + omega * (base - auxiliary))
+    return base if omega == 0 else base + omega * (base - auxiliary)
 
 
 def guided(base: Denoiser, auxiliary: Denoiser, omega: Omega, interval: tuple[float, float] | None = None) -> Denoiser:

@@ -8,7 +8,7 @@ Gerstgrasser et al. (arXiv 2404.01413) for accumulation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic
 
 from sims_core.algorithm import Method, Trained
@@ -46,7 +46,6 @@ class Generation(Generic[Model, Data]):
     index: int
     train: Data
     trained: Trained[Model, Data]
-    synthetic: Data | None = field(default=None, compare=False)  # drawn only when the next turn is asked for
 
     @property
     def model(self) -> Model:
@@ -139,10 +138,8 @@ def self_consuming_loop(
         here = seed.child("generation", index)
         previous_synthetic: Data | None = None
         if previous is not None:
-            previous_synthetic = previous.synthetic
-            if previous_synthetic is None:
-                before = seed.child("generation", previous.index)
-                previous_synthetic = learner.sample(previous.model, n_synthetic, seed=before.child("synthetic"))
+            before = seed.child("generation", previous.index)
+            previous_synthetic = learner.sample(previous.model, n_synthetic, seed=before.child("synthetic"))
         turn: Turn[Data] = Turn(
             generation=index,
             real=real,

@@ -22,7 +22,7 @@ from typing import Any
 from sims_core import __version__
 from sims_core.errors import InputError
 
-_LIBRARIES = ("numpy", "scipy", "torch", "pandas", "pot", "joblib")
+_LIBRARIES = ("numpy", "scipy", "torch", "numba", "pandas", "pot", "joblib")
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -96,12 +96,12 @@ class RunFolder:
         path = Path(path)
         settings = json.loads(json.dumps(settings, allow_nan=False))
         record = path / "settings.json"
-        if record.exists():
-            _refuse_other_settings(record, settings, argument)
-        elif path.is_dir() and any(p.name != ".lock" and ".part" not in p.name for p in path.iterdir()):
-            raise InputError(argument, str(path), "the folder is not empty and holds no run; name another one")
         folder = cls(path, settings)
         try:
+            if record.exists():
+                _refuse_other_settings(record, settings, argument)
+            elif path.is_dir() and any(not _own(p.name) for p in path.iterdir()):
+                raise InputError(argument, str(path), "the folder is not empty and holds no run; name another one")
             (path / "shards").mkdir(parents=True, exist_ok=True)
             folder._take_lock(argument)
             for stale in path.rglob(".*.part*"):
@@ -159,6 +159,11 @@ class RunFolder:
         """The pieces of work that are there, sorted by name; ``label`` is how their names begin."""
         found = (self.path / "shards").glob(f"{label}*{suffix}")
         yield from sorted(p for p in found if not p.name.startswith("."))
+
+
+def _own(name: str) -> bool:
+    """Whether a run that was killed at its very start may have left this behind."""
+    return name in (".lock", "shards") or ".part" in name
 
 
 def _refuse_other_settings(record: Path, settings: dict[str, Any], argument: str) -> None:

@@ -42,9 +42,15 @@ class Diagnosis:
         return (
             f"error budget of generation 1 (root mean square W2): {self.total:.4f} from data noise {self.data:.4f}, "
             f"sampler bias {self.sampler:.4f} and optimisation {self.optimisation:.4f}; drift-error "
-            f"cosine {self.cosine:.2f} ± {self.cosine_se:.2f}: SIMS can remove up to "
-            f"{100 * self.cosine**2:.0f} % of the squared error"
+            f"cosine {self.cosine:.2f} ± {self.cosine_se:.2f}: {self.outlook}"
         )
+
+    @property
+    def outlook(self) -> str:
+        """What the cosine promises."""
+        if self.cosine <= 2 * self.cosine_se:
+            return "the drift does not point along the error, and no omega > 0 is expected to help"
+        return f"SIMS can remove up to about {100 * self.cosine**2:.0f} % of the squared error"
 
 
 def drift_error_cosine(base: Gaussian, samples: Gaussian, real: Gaussian) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,13 @@ def use_numba(backend: str, ensemble: Ensemble) -> bool:
     return backend != "torch" and able
 
 
+@cache
 def numba_available() -> bool:
-    """Whether the optional package numba is installed."""
-    return importlib.util.find_spec("numba") is not None
+    """Whether the compiled kernel can be used: the optional package numba is installed and works on this machine."""
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        import sims_toy.kernel  # noqa: F401
+    except Exception:  # an installation that does not fit this machine falls back, whatever it says
+        return False
+    return True

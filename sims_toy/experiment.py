@@ -163,21 +163,31 @@ def _work(
             bar.update(values.shape[0] * values.shape[1])
 
 
-def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -> Iterator[tuple[Piece, Array]]:
-    """The same pieces on a Dask cluster, by joblib's Dask backend; a worker that dies is replaced by another."""
+def connect(address: str) -> Any:
+    """A Dask client with at least one worker. Raises `InputError` naming --scheduler where there is none."""
     try:
         from distributed import Client
     except ImportError:
-        raise InputError(
-            "--scheduler", address, "it needs the extra 'cluster': pip install 'sims-diffusion[cluster]'"
-        ) from None
-    import joblib
-
+        expected = "it needs the extra 'cluster': pip install 'sims-diffusion[cluster]'"
+        raise InputError("--scheduler", address, expected) from None
     try:
         client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:
-        raise InputError("--scheduler", address, f"no Dask scheduler answers there ({type(error).__name__})") from None
-    with client, joblib.parallel_config("dask", wait_for_workers_timeout=30):
+        expected = f"no Dask scheduler answers there ({type(error).__name__})"
+        raise InputError("--scheduler", address, expected) from None
+    try:
+        client.wait_for_workers(1, timeout=10)
+    except TimeoutError:
+        client.close()  # type: ignore[no-untyped-call]
+        raise InputError("--scheduler", address, "the scheduler has no workers") from None
+    return client
+
+
+def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -> Iterator[tuple[Piece, Array]]:
+    """The same pieces on a Dask cluster, by joblib's Dask backend; a worker that dies is replaced by another."""
+    import joblib
+
+    with connect(address), joblib.parallel_config("dask", wait_for_workers_timeout=30):
         parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all")
         yield from parallel(joblib.delayed(_measure)(experiment, piece) for piece in pieces)
 

@@ -291,3 +291,26 @@ def score_fields(
         if caption:
             figure.supxlabel(textwrap.fill(caption, 46 * len(models)), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
+
+
+def loops(sweep: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
+    """Standard training alone: the distance over generations, one line a loop, sampler and size."""
+    import matplotlib.pyplot as plt
+
+    keys = ["loop", "sampler", "real_size", "synthetic_size"]
+    cells = list(sweep.groupby(keys, sort=False))
+    with style():
+        figure, axis = plt.subplots(figsize=(6.0, 3.8))
+        ends: list[tuple[float, str, str]] = []
+        for ((loop, sampler, _, size), part), colour in zip(cells, sequence(len(cells)), strict=True):
+            curve = part[np.isfinite(part["w2_mean"])]
+            if curve.empty:
+                continue
+            axis.fill_between(curve["generation"], curve["w2_low"], curve["w2_high"], color=colour, alpha=0.3, lw=0)
+            axis.plot(curve["generation"], curve["w2_mean"], color=colour)
+            ends.append((float(curve["w2_mean"].iloc[-1]), f"{loop}, {sampler}, {size:g}", colour))
+        low, high = axis.get_ylim()
+        _stack_labels(axis, ends, (high - low) * 0.045)
+        axis.set(title="Standard training", xlabel="generation $t$", ylabel=r"$E[W_2(G^t, p_r)]$")
+        figure.supxlabel(textwrap.fill(caption, 104), fontsize=7, ha="left", x=0.01)
+        return save(figure, stem)

@@ -88,12 +88,7 @@ class Gaussian:
         for k in range(1, self.dim):
             gain = torch.addcmul(gain, shrink[:, k, None, None], self._projectors[k])
         centred = x - mean
-        if self.dim > 4:
-            return mean + centred @ gain
-        out = mean  # a product of many tiny matrices is faster as a few sums over the whole batch
-        for k in range(self.dim):
-            out = torch.addcmul(out, centred[:, :, k, None], gain[:, None, k])
-        return out
+        return mean + product(centred, gain)
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Score of the noisy density N(m, S + sigma^2 I) at x (R, points, d): -(S + sigma^2 I)^-1 (x - m)."""
@@ -103,7 +98,31 @@ class Gaussian:
     def root(self) -> Tensor:
         """The symmetric square roots of the covariances (R, d, d)."""
         values, vectors = self.eigen
-        return (vectors * values.sqrt().unsqueeze(1)) @ vectors.mT
+        return product(vectors * values.sqrt().unsqueeze(1), vectors.mT)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix products row by row, (R, p, d) with (R, d, q), one of them possibly single; a row's bits are its own.
+
+    A batched product may sum in an order that depends on how many rows there are. Tiny matrices are multiplied by a few
+    sums over the whole batch instead, which is also faster; larger ones one by one, from copies, because a library's
+    sums depend on how its arguments are aligned in memory.
+    """
+    if a.shape[2] <= 4:
+        out = a[:, :, 0, None] * b[:, None, 0]
+        for k in range(1, a.shape[2]):
+            out = torch.addcmul(out, a[:, :, k, None], b[:, None, k])
+        return out
+    rows = max(a.shape[0], b.shape[0])
+    return torch.stack([a[i % a.shape[0]].clone() @ b[i % b.shape[0]].clone() for i in range(rows)])
+
+
+def _row_sum(x: Tensor) -> Tensor:
+    """Sums (R,) over the entries of rows (R, d), in one order whatever R is."""
+    total = x[:, 0]
+    for k in range(1, x.shape[1]):
+        total = total + x[:, k]
+    return total
 
 
 def rows_innermost(x: Tensor) -> Tensor:
@@ -118,8 +137,8 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     operations only, so that a row's result does not depend on the batch it is in.
     """
     if matrices.shape[-1] != 2:
-        values, vectors = torch.linalg.eigh(matrices)
-        return values, vectors
+        found = [torch.linalg.eigh(matrix.clone()) for matrix in matrices]  # one by one, as in `product`
+        return torch.stack([f[0] for f in found]), torch.stack([f[1] for f in found])
     a, b, c = matrices[..., 0, 0], matrices[..., 0, 1], matrices[..., 1, 1]
     half, middle = (a - c) / 2, (a + c) / 2
     radius = (half * half + b * b).sqrt()
@@ -201,12 +220,12 @@ def w2_squared(a: Gaussian, b: Gaussian) -> Tensor:
     |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_b^1/2 S_a S_b^1/2)^1/2).
     """
     root = b.root()
-    inner = root @ a.cov @ root
+    inner = product(product(root, a.cov), root)
     bad = ~torch.isfinite(inner).all(dim=(1, 2))
     safe = torch.where(bad[:, None, None], torch.eye(a.dim, dtype=inner.dtype), inner)
     values = eigh((safe + safe.mT) / 2)[0]
-    trace = (a.cov + b.cov).diagonal(dim1=1, dim2=2).sum(1) - 2 * values.clamp(min=0).sqrt().sum(1)
-    total = ((a.mean - b.mean) ** 2).sum(1) + trace.clamp(min=0)
+    trace = _row_sum((a.cov + b.cov).diagonal(dim1=1, dim2=2)) - 2 * _row_sum(values.clamp(min=0).sqrt())
+    total = _row_sum((a.mean - b.mean) ** 2) + trace.clamp(min=0)
     return torch.where(bad | ~torch.isfinite(total), torch.tensor(float("inf"), dtype=total.dtype), total)
 
 

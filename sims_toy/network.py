@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,14 +42,15 @@ class NetworkModel:
     auxiliary: Ensemble | None = None
     omega: Tensor | None = None
     score_scale: float = 1.0
-    time: CosineTime | None = field(default=None)
+    time: CosineTime | None = None
+    backend: str = "auto"
 
     @cached_property
     def denoise(self) -> Denoiser:
         """The denoiser that the sampler sees: x (R, n, d), sigma zero-dim."""
-        denoiser = self.base.denoiser(time=self.time)
+        denoiser = self.base.denoiser(time=self.time, backend=self.backend)
         if self.auxiliary is not None and self.omega is not None:
-            denoiser = guided(denoiser, self.auxiliary.denoiser(time=self.time), self.omega)
+            denoiser = guided(denoiser, self.auxiliary.denoiser(time=self.time, backend=self.backend), self.omega)
         return scaled(denoiser, self.score_scale)
 
     @cached_property
@@ -62,9 +63,10 @@ def push_moments(denoiser: Denoiser, sampler: Sampler, rows: int, dim: int) -> G
     """Mean and covariance of what a deterministic sampler makes of N(0, I), by quadrature; NaN for diverged rows."""
     nodes, weights = quadrature(dim)
     x = sampler(denoiser, nodes.expand(rows, -1, -1))
-    mean = weights @ x
+    # row by row and from copies: `gaussian.product` says why
+    mean = torch.stack([weights @ row.clone() for row in x])
     centred = x - mean.unsqueeze(1)
-    cov = (centred * weights[:, None]).mT @ centred
+    cov = torch.stack([(row * weights[:, None]).T @ row.clone() for row in centred])
     bad = ~(torch.isfinite(cov).all(dim=(1, 2)) & torch.isfinite(mean).all(1))
     nan = torch.tensor(float("nan"), dtype=torch.float64)
     return Gaussian(torch.where(bad[:, None], nan, mean), torch.where(bad[:, None, None], nan, cov))
@@ -202,7 +204,7 @@ class NetworkLearner:
     # ------------------------------------------------------------------ parts
 
     def _model(self, ensemble: Ensemble) -> NetworkModel:
-        return NetworkModel(ensemble, self.sampler, time=self._time)
+        return NetworkModel(ensemble, self.sampler, time=self._time, backend=self.settings.backend)
 
     def _select(self, model: NetworkModel, rows: Sequence[int]) -> NetworkModel:
         auxiliary = None if model.auxiliary is None else model.auxiliary.take(rows)
@@ -222,7 +224,7 @@ class NetworkLearner:
             first, inverse = _first_of_each([keys[i] for i in alive])
             rows = alive[first].tolist()
             seeds = [seed.child(int(self.streams[i])) for i in rows]
-            trained = train(model.base.take(rows), data[rows], seeds, settings)
+            trained = train(model.base.take(rows), data[rows], seeds, settings, backend=self.settings.backend)
             params[alive] = trained.ensemble.params[inverse]
         return replace(model, base=model.base.with_params(params), auxiliary=None, omega=None)
 

@@ -10,6 +10,7 @@ from sims_core.errors import InputError, choose
 from sims_core.grids import parse_budget, parse_grid
 from sims_core.loop import parse_policy
 from sims_core.sampling import Sampler
+from sims_toy.ensemble import numba_available
 from sims_toy.experiment import LEARNERS, Cell, Experiment, parse_reading
 from sims_toy.gaussian import Gaussian
 from sims_toy.settings import BY_LEARNER, LOOPS, SWEEP_METHODS, Sweep
@@ -35,6 +36,9 @@ class Plan:
 def make_plan(sweep: Sweep) -> Plan:
     """What a `Sweep` asks for. Raises `InputError` for anything that cannot be run."""
     learner = choose("--learner", sweep.learner, LEARNERS)
+    if learner == "network" and sweep.network.backend == "auto":
+        chosen = "numba" if numba_available() else "torch"
+        sweep = replace(sweep, network=replace(sweep.network, backend=chosen))
     converged = not sweep.budget  # auxiliaries trained as long as their bases: eta = 1 of the exact learner
     sweep = _with_defaults(sweep, learner)
     methods = _names("--method", sweep.method, SWEEP_METHODS)
@@ -81,9 +85,12 @@ def make_plan(sweep: Sweep) -> Plan:
     for policy, sampler, n, m in product(policies, samplers, real_sizes, synthetic_sizes):
         if policy.ratio is not None:
             m = round(policy.ratio * n)  # the loop fixes |D_s|
+            if m == 0 and auxiliary_sizes is None and set(methods) - {"standard"}:
+                expected = f"it leaves |D_s| = 0 beside {n}: say --auxiliary-size, or --method standard"
+                raise InputError("--loop", policy.name, expected)
         base = Cell(learner, "standard", policy.name, str(sampler), n, m, reference=str(sampler))
         cells.append(base)
-        if sampler.steps:
+        if sampler.steps and "sims" in methods:  # two networks a step: standard training may take twice the steps
             cells.append(replace(base, method="equal-cost", sampler=str(sampler.doubled())))
         for method, reading, aux, budget in product(methods, readings, auxiliary_sizes or [m], budgets):
             if method != "standard":
@@ -123,6 +130,7 @@ def make_plan(sweep: Sweep) -> Plan:
     }
     if learner == "network":
         settings["network"] = asdict(sweep.network)
+        settings["overlay_trials"] = OVERLAY_TRIALS if overlay is not None else 0
     return Plan(experiment, overlay, settings)
 
 

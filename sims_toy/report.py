@@ -50,6 +50,10 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
     guided = ~regimes["method"].isin(["standard", "equal-cost"])
     reading = settings["auxiliary_data"][0]
     paths: list[Path] = []
+    if not guided.any():
+        text = caption({"method": "standard", "loop": "/".join(settings["loop"]), "sampler": settings["sampler"][0],
+                        "real_size": settings["real_size"][0], "budget": "none", "aux": 0}, settings)  # fmt: skip
+        return figures.loops(frames["sweep"], folder / "loops", caption=text)
     for number, (_, facet) in enumerate(regimes[own & guided][FACET].drop_duplicates().head(MOST_FACETS).iterrows()):
         suffix = f"-{number + 1}" if number else ""
         control = (
@@ -57,7 +61,7 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
             & ~guided
             & (regimes["loop"] == facet["loop"])
             & (regimes["real_size"] == facet["real_size"])
-            & ((regimes["sampler"] == facet["sampler"]) | (regimes["method"] == "equal-cost"))
+            & (regimes["reference"] == facet["sampler"])
         )
         mine = own & _matches(regimes, facet, FACET)
         curves, edges = (frames[n][_matches(frames[n], facet, beneath)] for n in ("theory", "boundaries"))
@@ -89,6 +93,9 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
     """The settings of a facet, and which of them are our reading."""
     aux = "|D_aux| = |D_s|" if not facet["aux"] else f"|D_aux| = {facet['aux']}"
     cov = "; ".join(", ".join(f"{v:g}" for v in row) for row in settings["real_covariance"])
+    orange = (
+        "Orange: standard training with twice the sampler steps (equal cost). " if facet["method"] == "sims" else ""
+    )
     budget, beneath, networks = f"eta = {facet['budget']}", "Thin dashes: linear response, root mean square.", ""
     if settings["learner"] == "network":
         n = settings["network"]
@@ -104,8 +111,8 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
         f"[{', '.join(f'{v:g}' for v in settings['real_mean'])}], covariance [{cov}]), |D_r| = {facet['real_size']}, "
         f"sampler {facet['sampler']}, {budget}, {aux}, {settings['trials']} paired trials, "
         f"{settings['generations']} generations, seed {settings['seed']}; d_T is the mean of the last ten. "
-        f"Bands: 95 % bootstrap intervals. {beneath} Orange: standard training with twice the sampler steps (equal "
-        "cost). Regimes, |D_r|, the real Gaussian, the sampler, what the auxiliary is trained on and how long are our "
+        f"Bands: 95 % bootstrap intervals. {beneath} {orange}Regimes, |D_r|, the real Gaussian, the sampler, "
+        "what the auxiliary is trained on and how long are our "
         f"reading; the paper does not state them.{networks}"
     )
 
@@ -120,26 +127,38 @@ def phase_caption(text: str) -> str:
 
 
 def summary(frames: dict[str, pd.DataFrame]) -> str:
-    """The printed table: one line a size, with standard training, the best omega and the equal-cost control."""
+    """The printed table: one line a setting at its best omega, with standard training and the equal-cost control.
+
+    Columns for axes on which the sweep has more than one value; standard training's own lines where nothing is guided.
+    """
     regimes = _main(frames)
-    keys = ["method", "auxiliary_data", "loop", "sampler", "real_size", "budget", "synthetic_size"]
-    head = (
-        f"{'|D_s|':>7} {'auxiliary data':>16} {'standard':>9} {'equal cost':>10} {'best ω':>7} {'d_1(ω)':>8} "
-        f"{'d_T/d_1(ω)':>11} {'d_T/d_1(0)':>11} {'95 % interval':>15}  regime"
-    )
-    lines = [head]
     guided = regimes[~regimes["method"].isin(["standard", "equal-cost"])]
-    for key, part in guided.groupby(keys, sort=False):
-        standard, control = _companions(regimes, dict(zip(keys, key, strict=True)))
+    rows = guided if len(guided) else regimes[regimes["method"] == "standard"]
+    same_size = (rows["auxiliary_size"] == rows["synthetic_size"]).all()
+    hidden = {"synthetic_size", "auxiliary_size"} if same_size else {"synthetic_size"}
+    axes = [a for a in _AXES if rows[a].nunique() > 1 and a not in hidden]
+    head = "".join(f"{a:>16} " for a in axes)
+    lines = [
+        f"{'|D_s|':>7} {head}{'standard':>9} {'equal cost':>10} {'best ω':>7} {'d_1(ω)':>8} {'d_T/d_1(ω)':>11} "
+        f"{'d_T/d_1(0)':>11} {'95 % interval':>15}  regime"
+    ]
+    for _, part in rows.groupby(_AXES, sort=False):
         best = part.loc[part["standard"].idxmin()]
+        standard, control = _companions(regimes, best.to_dict())
         regime = best["regime"] if best["regime"] != "undecided" else f"undecided ({best['candidates']})"
+        settings = "".join(f"{best[a]!s:>16} " for a in axes)
         lines.append(
-            f"{best['synthetic_size']:>7} {best['auxiliary_data']:>16} {standard:>9.2f} "
+            f"{best['synthetic_size']:>7} {settings}{standard:>9.2f} "
             f"{'' if control is None else format(control, '.2f'):>10} {best['omega']:>7g} {best['first']:>8.4f} "
             f"{best['own']:>11.2f} {best['standard']:>11.2f} "
             f"{f'{best.standard_low:.2f} .. {best.standard_high:.2f}':>15}  {regime}"
         )
     return "\n".join(lines)
+
+
+_AXES = [
+    "method", "auxiliary_data", "loop", "sampler", "real_size", "auxiliary_size", "budget", "synthetic_size",
+]  # fmt: skip
 
 
 def _main(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -154,8 +173,9 @@ def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, floa
         (regimes["loop"] == key["loop"])
         & (regimes["real_size"] == key["real_size"])
         & (regimes["synthetic_size"] == key["synthetic_size"])
+        & (regimes["reference"] == key["sampler"])
     )
-    standard = regimes[same & (regimes["method"] == "standard") & (regimes["sampler"] == key["sampler"])]
+    standard = regimes[same & (regimes["method"] == "standard")]
     control = regimes[same & (regimes["method"] == "equal-cost")]
     return float(standard["standard"].iloc[0]), float(control["standard"].iloc[0]) if len(control) else None
 
@@ -168,13 +188,8 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
         rows = regimes[regimes["method"] == "standard"]
         worst = rows.loc[rows["own"].idxmax()]
         return f"|D_s| = {worst['synthetic_size']}: standard training ends at {worst['own']:.2f}x of generation 1."
-    first = guided.iloc[0]
-    part = guided[
-        (
-            guided[["method", "auxiliary_data", "loop", "sampler", "real_size", "budget"]]
-            == first[["method", "auxiliary_data", "loop", "sampler", "real_size", "budget"]]
-        ).all(axis=1)
-    ]
+    axes = [a for a in _AXES if a not in ("synthetic_size", "auxiliary_size")]
+    part = guided[(guided[axes] == guided.iloc[0][axes]).all(axis=1)]
     part = part[part["synthetic_size"] == part["synthetic_size"].max()]
     best = part.loc[part["standard"].idxmin()]
     standard, _ = _companions(regimes, best.to_dict())

@@ -43,6 +43,8 @@ class NetworkSettings:
     """How a generation's base starts: scratch, or warm from the previous generation's base."""
     linear_first: bool = False
     """No activation after the first layer, as in Neon's published toy."""
+    backend: str = "auto"
+    """numba (compiled, extra 'fast'), torch, or auto: numba where it can be used. Recorded, as it changes rounding."""
     time: str = "matched"
     """Epsilon-prediction's time input when sampling: matched to training, or sampler (t / (N - 1) of the sampler's
     N-step grid, Neon's published mismatch)."""
@@ -59,6 +61,7 @@ class NetworkSettings:
         choose("--network.target", self.target, ("posterior", "plain"))
         choose("--network.decay", self.decay, ("cosine", "linear", "constant"))
         choose("--network.start", self.start, ("scratch", "warm"))
+        choose("--network.backend", self.backend, ("auto", "numba", "torch"))
         choose("--network.time", self.time, ("matched", "sampler"))
 
     def training(self, points: int, budget: float | None = None) -> Training:
@@ -105,8 +108,8 @@ class Sweep:
     """What the auxiliary is trained on: synthetic, train+synthetic, real+synthetic (several with commas); NAME@Z draws
     its synthetic points with the score scaled by Z."""
     budget: str = ""
-    """Auxiliary's training. Networks: samples seen (steps x batch) with a unit, such as 25.6k; default as much as the
-    base. Exact learner: eta in [0, 1], how far it moves from the base to its data; default 1."""
+    """Auxiliary's training. Networks: samples seen (steps x batch) with a unit, such as 25.6k; default the base's
+    steps x batch. Exact learner: eta in [0, 1], how far it moves from the base to its data; default 1."""
     method: str = "standard,sims"
     """standard, sims, neon (several with commas)."""
     loop: str = "augmentation"

@@ -39,6 +39,8 @@ def run_sweep(sweep: Sweep, *, progress: bool = False) -> Result:
 
     planned = plan(sweep)
     out = Path(sweep.out or default_folder(planned.settings))
+    if sweep.scheduler:
+        experiments.connect(sweep.scheduler).close()  # before anything is written
     with RunFolder.open(out, planned.settings) as folder:
         known = folder.finished and all((out / f"{name}.parquet").exists() for name in report.TABLES)
         if known:
@@ -56,18 +58,24 @@ def run_sweep(sweep: Sweep, *, progress: bool = False) -> Result:
                 write_atomic(out / f"{name}.csv", lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
         figures = report.draw(frames, planned.settings, out)
         if not known:
-            folder.finish(seconds=round(time.monotonic() - started, 1))
-    return Result(out, frames, figures, known)
+            outlook = report.diagnosis(planned.experiment)
+            folder.finish(seconds=round(time.monotonic() - started, 1), diagnosis=outlook)
+        outlook = str(json.loads((out / "finished.json").read_text()).get("diagnosis", ""))
+    return Result(out, frames, figures, known, outlook)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a sweep left: its folder, its tables by name ('sweep', 'regimes', 'theory', 'boundaries'), its figures."""
+    """What a sweep left: its folder, its tables by name ('sweep', 'regimes', 'theory', 'boundaries'), its figures.
+
+    resumed_finished: whether the folder was whole already. diagnosis: the error budget and the drift-error cosine.
+    """
 
     folder: Path
     tables: dict[str, pd.DataFrame]
     figures: list[Path]
     resumed_finished: bool
+    diagnosis: str
 
 
 def default_folder(settings: dict[str, Any]) -> str:
@@ -110,12 +118,13 @@ def _estimate(experiment: Experiment) -> float:
         few = tuple(cells[-8:])  # the largest omegas: no work shared with omega = 0
         probe = replace(experiment, cells=few, trials=min(2 if few[0].learner == "network" else 25, experiment.trials))
         spent = []
-        for generations in (1, 3):
+        short = min(3, experiment.generations)
+        for generations in (1, short):
             started = time.process_time()
             experiments.run(replace(probe, generations=generations))
             spent.append(time.process_time() - started)
         rows = len(few) * probe.trials
-        total += max(spent[1] / 3, 1e-9) / rows * len(cells) * experiment.trials * experiment.generations
+        total += max(spent[1] / short, 1e-9) / rows * len(cells) * experiment.trials * experiment.generations
     return total
 
 
@@ -147,9 +156,10 @@ def run_command(argv: Sequence[str]) -> None:
     if result.resumed_finished:
         print(f"{result.folder} holds this run, finished: nothing to compute")
     print(report.summary(result.tables))
-    print(f"figure: {result.figures[0]}")
+    if result.figures:
+        print(f"figure: {result.figures[0]}")
     print(f"tables: {result.folder / 'sweep.csv'}, {result.folder / 'regimes.csv'}")
-    print(report.diagnosis(plan(sweep).experiment))
+    print(result.diagnosis)
     print(report.conclusion(result.tables))
 
 

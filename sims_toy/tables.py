@@ -69,7 +69,11 @@ def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFram
                 columns[name] = value
             columns[f"{name}_low"], columns[f"{name}_high"] = phase.interval(samples)
         sweep.append(pd.DataFrame({**identity, **columns}))
-        regimes.append(identity | _regime(cell, w2[i], mine, anchor, means[i], means[s], last))
+        regimes.append(
+            identity
+            | {"reference": cell.reference or cell.sampler}
+            | _regime(cell, w2[i], mine, anchor, means[i], means[s], last)
+        )
     order = [
         "learner",
         "method",
@@ -122,9 +126,11 @@ def _regime(
         triples[name] = (float(value), float(low[0]), float(high[0]))
         row[name], row[f"{name}_low"], row[f"{name}_high"] = triples[name]
     verdict = phase.classify(triples["own"], triples["standard"], triples["gain"], diverged=diverged > 0)
-    if w2.shape[1] == 1:
+    if verdict.regime == "divergent":
+        pass
+    elif w2.shape[1] == 1:
         verdict = phase.Verdict("undecided", ("one generation has no regime",))
-    elif len(w2) < phase.FEW and verdict.regime != "divergent":
+    elif len(w2) < phase.FEW:
         verdict = phase.Verdict("undecided", (*verdict.candidates, "too few trials"))
     return row | {"regime": verdict.regime, "candidates": " or ".join(verdict.candidates)}
 

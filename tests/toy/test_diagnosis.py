@@ -52,3 +52,8 @@ def test_the_networks_budget_shows_what_training_adds():
     assert well.total == pytest.approx(exact.total, rel=0.15) and well.sampler == pytest.approx(exact.sampler)
     assert well.cosine == pytest.approx(exact.cosine, abs=4 * well.cosine_se + 0.03)
     assert "optimisation" in str(well)
+
+
+def test_a_drift_that_does_not_point_along_the_error_promises_nothing():
+    assert "no omega > 0" in str(budget("rk4:16"))
+    assert "can remove up to about 7" in str(budget("ddim:20"))

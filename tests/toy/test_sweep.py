@@ -235,6 +235,62 @@ def test_chunks_and_workers_do_not_change_a_bit():
     np.testing.assert_array_equal(experiment.run(exp, chunk=50, workers=2), reference)
 
 
+@pytest.mark.parametrize("learner", ["exact", "network"])
+@pytest.mark.parametrize("dim", [1, 3, 5])
+def test_chunks_do_not_change_a_bit_in_any_dimension(learner, dim):
+    covariance = ";".join(",".join(str(2.3 if i == j else 0.3) for j in range(dim)) for i in range(dim))
+    sweep = Sweep(
+        learner=learner,
+        omega="0,1,2",
+        real_mean=",".join("0.5" for _ in range(dim)),
+        real_covariance=covariance,
+        sampler="ddim:5",
+        real_size="60",
+        synthetic_size="40",
+        trials=5,
+        generations=2,
+        network=NetworkSettings(steps=10, batch=16, width=8),
+    )
+    exp = plan(sweep).experiment
+    reference = experiment.run(exp)
+    assert np.isfinite(reference).all()
+    for chunk in (1, 4):
+        np.testing.assert_array_equal(experiment.run(exp, chunk=chunk), reference)
+
+
+def test_standard_training_alone(tmp_path):
+    sweep = Sweep(
+        learner="exact", method="standard", loop="augmentation,accumulate", generations=5, trials=9, workers=1,
+        out=str(tmp_path / "run"),
+    )  # fmt: skip
+    result = run_sweep(sweep)
+    assert {p.name for p in result.figures} == {"loops.png", "loops.svg"}
+    assert len(report.summary(result.tables).splitlines()) == 1 + 8 and set(result.tables["regimes"]["method"]) == {
+        "standard"
+    }
+    assert "standard training ends at" in report.conclusion(result.tables)
+
+
+def test_each_sampler_has_its_own_control(tmp_path):
+    sweep = dataclasses.replace(SMALL, sampler="ddim:20,ddim:10", synthetic_size="500", out=str(tmp_path / "run"))
+    result = run_sweep(sweep)
+    regimes = result.tables["regimes"]
+    controls = regimes[regimes["method"] == "equal-cost"].set_index("reference")["sampler"].to_dict()
+    assert controls == {"ddim:20": "ddim:40", "ddim:10": "ddim:20"}
+    lines = report.summary(result.tables).splitlines()
+    assert "sampler" in lines[0] and len(lines) == 3 and lines[1].split()[3] != lines[2].split()[3]
+
+
+def test_omega_zero_stays_the_base_where_the_auxiliary_diverges(tmp_path):
+    sweep = Sweep(
+        omega="0,2", synthetic_size="40", real_size="60", trials=3, generations=2, workers=1, budget="0.32k",
+        network=NetworkSettings(steps=20, batch=16, width=8, auxiliary_rate=1e30), out=str(tmp_path / "run"),
+    )  # fmt: skip
+    regimes = run_sweep(sweep).tables["regimes"].set_index(["method", "omega"])
+    assert regimes.loc[("sims", 2.0), "regime"] == "divergent"
+    assert regimes.loc[("sims", 0.0), "first"] == regimes.loc[("standard", 0.0), "first"]
+
+
 def bytes_of(folder):
     return {n: (Path(folder) / n).read_bytes() for n in ("sweep.csv", "regimes.csv", "sweep.parquet")}
 
@@ -431,6 +487,10 @@ BAD = [
     (["--omgea", "0:5"], "did you mean '--omega'"),
     (["--omega"], "--omega"),
     (["--out", "/dev/null/x"], "cannot write"),
+    (["--out", "x" * 300], "cannot write"),
+    (["--loop", "mixed:0"], "auxiliary-size"),
+    (["--scheduler", "tcp://127.0.0.1:9", "--learner", "exact"], "no Dask scheduler"),
+    (["--network.backend", "numbr"], "did you mean 'numba'"),
 ]
 
 

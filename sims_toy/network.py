@@ -121,7 +121,8 @@ class NetworkLearner:
             raise InputError("data", tuple(data.shape), f"this learner has {self.rows} rows: give ({self.rows}, n, d)")
         s = self.settings
         mlp = Mlp(data.shape[2], (s.width,) * s.layers, s.activation, s.linear_first)
-        std = data.double().var(1, correction=0).mean(1).sqrt().clamp(min=1e-3)
+        # row by row, as in `push_moments`: a row's scale must not depend on its neighbours
+        std = torch.stack([row.double().var(0, correction=0).mean().sqrt() for row in data]).clamp(min=1e-3)
         std = torch.where(std.isfinite(), std, 1.0)  # a diverged row is not trained
         parametrisation = EpsilonParametrisation(CosineTime()) if s.parametrisation == "epsilon" else None
         seeds = [seed.child(int(k)) for k in self.streams]

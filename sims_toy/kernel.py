@@ -1,8 +1,9 @@
 """The compiled backend: one network at a time, whole training runs inside the processor's cache (needs numba).
 
 The same draws, targets, gradients and Adam steps as the torch backend, to float32 rounding, which comes from other
-orders of summation and from the elementary functions below (relative error about 2e-7). The first use on a machine
-compiles for some seconds; numba keeps the result beside this file or in the user's cache.
+orders of summation and from the elementary functions below (relative error about 2e-7). Every process compiles once, for about ten
+seconds: numba's cache on disk is not used, because code that was loaded from it has been seen to round differently
+from code that was just compiled, and results must not depend on which worker did the work.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def _layer(layers, silu, i, p, inputs, slopes, columns):  # type: ignore[no-unty
         above[rows, :columns] = _ONE
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@njit(nogil=True, error_model="numpy")
 def _apply(layers, silu, params, rows, out, work):  # type: ignore[no-untyped-def]
     inputs, slopes = work[0], work[1]
     for k in range(params.shape[0]):
@@ -245,7 +246,7 @@ def _batch(size, real, dim, posterior, source, rows5, clean, noise, x, near, int
     into[dim + 1, :size] = _ONE
 
 
-@njit(nogil=True, fastmath=_sums, cache=True, error_model="numpy")
+@njit(nogil=True, fastmath=_sums, error_model="numpy")
 def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, adam, loss, work):  # type: ignore[no-untyped-def]
     rows, padded, pairs, _, reference, _ = numbers
     stratified, posterior = flags

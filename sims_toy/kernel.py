@@ -1,9 +1,9 @@
 """The compiled backend: one network at a time, whole training runs inside the processor's cache (needs numba).
 
 The same draws, targets, gradients and Adam steps as the torch backend, to float32 rounding, which comes from other
-orders of summation and from the elementary functions below (relative error about 2e-7). Every process compiles once, for about ten
-seconds: numba's cache on disk is not used, because code that was loaded from it has been seen to round differently
-from code that was just compiled, and results must not depend on which worker did the work.
+orders of summation and from the elementary functions below (relative error about 2e-7). Every process compiles once,
+for about ten seconds: numba's cache on disk is not used, because code that was loaded from it has been seen to round
+differently from code that was just compiled, and results must not depend on which worker did the work.
 """
 
 from __future__ import annotations

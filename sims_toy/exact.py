@@ -68,6 +68,13 @@ class ExactModel:
         return push(self._denoiser, self.sampler, self.base)
 
 
+def bounded_distance(output: Gaussian, real: Gaussian) -> np.ndarray:
+    """W2 between each row of ``output`` and the real Gaussian, (R,); inf beyond `DIVERGED` times its spread."""
+    w2 = gaussian.w2_squared(output, real).sqrt()
+    limit = DIVERGED * real.cov.diagonal(dim1=1, dim2=2).sum().sqrt()
+    return torch.where(w2 > limit, torch.tensor(float("inf"), dtype=w2.dtype), w2).numpy()
+
+
 def push(denoiser: Denoiser, sampler: Sampler, like: Gaussian) -> Gaussian:
     """The Gaussian that ``sampler`` makes of N(0, I) with an affine denoiser, row by row.
 
@@ -214,9 +221,7 @@ class ExactLearner:
 
     def distance(self, model: ExactModel, real: Gaussian) -> np.ndarray:
         """W2 between the model's samples and the real Gaussian, (R,); inf for diverged rows."""
-        w2 = gaussian.w2_squared(model.output, real).sqrt()
-        limit = DIVERGED * real.cov.diagonal(dim1=1, dim2=2).sum().sqrt()
-        return torch.where(w2 > limit, torch.tensor(float("inf"), dtype=w2.dtype), w2).numpy()
+        return bounded_distance(model.output, real)
 
     def _per_row(self, argument: str, value: ArrayLike) -> Tensor:
         array = (

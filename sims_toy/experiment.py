@@ -214,7 +214,7 @@ def measure_exact(experiment: Experiment, cells: Sequence[Cell], trials: Sequenc
     from sims_core.sampling import Sampler
     from sims_toy.exact import ExactLearner
 
-    sampler = Sampler.parse(cells[0].sampler, sigma_data=_spread(experiment))
+    sampler = Sampler.parse(cells[0].sampler, sigma_data=spread(experiment))
     learner = ExactLearner(sampler, np.tile(trials, len(cells)))
     return _measure_loop(learner, experiment, cells, trials)
 
@@ -224,12 +224,12 @@ def measure_network(experiment: Experiment, cells: Sequence[Cell], trials: Seque
     from sims_core.sampling import Sampler
     from sims_toy.network import NetworkLearner
 
-    sampler = Sampler.parse(cells[0].sampler, sigma_data=_spread(experiment))
+    sampler = Sampler.parse(cells[0].sampler, sigma_data=spread(experiment))
     learner = NetworkLearner(sampler, np.tile(trials, len(cells)), experiment.network)
     return _measure_loop(learner, experiment, cells, trials)
 
 
-def _spread(experiment: Experiment) -> float:
+def spread(experiment: Experiment) -> float:
     """The real data's root mean square standard deviation: sigma_data."""
     return float(np.sqrt(np.diag(np.asarray(experiment.covariance)).mean()))
 

@@ -21,8 +21,8 @@ from sims_core.guidance import Denoiser, extrapolate, guided, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy.ensemble import Ensemble
-from sims_toy.exact import DIVERGED
-from sims_toy.gaussian import Gaussian, Statistics, w2_squared
+from sims_toy.exact import bounded_distance
+from sims_toy.gaussian import Gaussian, Statistics
 from sims_toy.gaussian import fit as moments_fit
 from sims_toy.mlp import Mlp
 from sims_toy.settings import NetworkSettings
@@ -151,8 +151,7 @@ class NetworkLearner:
     def sample(self, model: NetworkModel, n: ArrayLike, *, seed: Seed) -> Tensor:
         """Draw n points (R, n, d) a row, the same n for all rows; NaN for diverged rows."""
         count = self._one_size(n)
-        keys = self._keys(model.base.params, None if model.auxiliary is None else model.auxiliary.params, model.omega)
-        first, inverse = _first_of_each(keys)
+        first, inverse = self._distinct(model)
         few = self._select(model, first)
         noise = np.stack(
             [seed.child(int(self.streams[i])).numpy().standard_normal((count, model.base.mlp.dim)) for i in first]
@@ -196,11 +195,8 @@ class NetworkLearner:
 
     def distance(self, model: NetworkModel, real: Gaussian) -> np.ndarray:
         """W2 between the Gaussian of the samples' moments and the real Gaussian, (R,); inf for diverged rows."""
-        keys = self._keys(model.base.params, None if model.auxiliary is None else model.auxiliary.params, model.omega)
-        first, inverse = _first_of_each(keys)
-        w2 = w2_squared(self._select(model, first).output, real).sqrt()[inverse]
-        limit = DIVERGED * real.cov.diagonal(dim1=1, dim2=2).sum().sqrt()
-        return torch.where(w2 > limit, torch.tensor(float("inf"), dtype=w2.dtype), w2).numpy()
+        first, inverse = self._distinct(model)
+        return np.asarray(bounded_distance(self._select(model, first).output, real)[inverse])
 
     # ------------------------------------------------------------------ parts
 
@@ -211,6 +207,11 @@ class NetworkLearner:
         auxiliary = None if model.auxiliary is None else model.auxiliary.take(rows)
         omega = None if model.omega is None else model.omega[list(rows)]
         return replace(model, base=model.base.take(rows), auxiliary=auxiliary, omega=omega)
+
+    def _distinct(self, model: NetworkModel) -> tuple[list[int], list[int]]:
+        """The model's distinct rows, and for every row its place among them (`_first_of_each`)."""
+        auxiliary = None if model.auxiliary is None else model.auxiliary.params
+        return _first_of_each(self._keys(model.base.params, auxiliary, model.omega))
 
     def _train(self, model: NetworkModel, data: Tensor, settings: Training, seed: Seed) -> NetworkModel:
         """Train the distinct rows (by stream, data and start); diverged rows stay NaN without being trained."""

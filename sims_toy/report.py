@@ -212,10 +212,11 @@ def diagnosis(experiment: Experiment) -> str:
     from sims_core.sampling import Sampler
     from sims_core.seeds import Seed
     from sims_toy.diagnosis import diagnose, diagnose_network
+    from sims_toy.experiment import spread
     from sims_toy.gaussian import Gaussian
 
     real = Gaussian.single(experiment.mean, experiment.covariance)
-    sigma_data = float(real.cov.diagonal(dim1=1, dim2=2).mean().sqrt())
+    sigma_data = spread(experiment)
     cell = experiment.cells[0]
     sampler, seed = Sampler.parse(cell.sampler, sigma_data=sigma_data), Seed(experiment.seed)
     if experiment.network is not None:

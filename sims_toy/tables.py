@@ -10,7 +10,7 @@ import numpy as np
 from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.seeds import Seed
 from sims_toy import phase, theory
-from sims_toy.experiment import Array, Cell, Experiment
+from sims_toy.experiment import Array, Cell, Experiment, spread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,7 +150,7 @@ def theory_tables(experiment: Experiment | None, settings: dict[str, Any]) -> tu
     if experiment is None:
         return pd.DataFrame(columns=_CURVE), pd.DataFrame(columns=_EDGE)
     real = Gaussian.single(experiment.mean, experiment.covariance)
-    sigma_data = float(real.cov.diagonal(dim1=1, dim2=2).mean().sqrt())
+    sigma_data = spread(experiment)
     same = settings["auxiliary_size"] == "same"
     omegas = np.linspace(min(settings["omega"]), max(settings["omega"]), 101)
     groups: dict[tuple[Any, ...], set[int]] = {}
@@ -180,8 +180,8 @@ def theory_tables(experiment: Experiment | None, settings: dict[str, Any]) -> tu
                     )
                 )
         middle = np.sqrt(min(sizes) * max(sizes))
-        spread = max(max(sizes) / min(sizes), 2.0)
-        for m in np.geomspace(middle / spread, middle * spread, 81):
+        reach = max(max(sizes) / min(sizes), 2.0)
+        for m in np.geomspace(middle / reach, middle * reach, 81):
             found = theory.boundaries(setting(m), max(20.0, float(omegas[-1])))
             best = theory.optimal_omega(setting(m))
             found["optimum"] = [(best, best)] if np.isfinite(best) else []

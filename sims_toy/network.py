@@ -227,7 +227,7 @@ class NetworkLearner:
             rows = alive[first].tolist()
             seeds = [seed.child(int(self.streams[i])) for i in rows]
             trained = train(model.base.take(rows), data[rows], seeds, settings, backend=self.settings.backend)
-            params[alive] = trained.ensemble.params[inverse]
+            params[alive] = (trained.ema or trained.ensemble).params[inverse]
         return replace(model, base=model.base.with_params(params), auxiliary=None, omega=None)
 
     def _keys(self, *tensors: Tensor | None) -> list[bytes]:

@@ -21,16 +21,24 @@ OVERLAY_TRIALS = 400
 
 @dataclass(frozen=True)
 class Plan:
-    """The experiment, the exact learner's experiment drawn beneath it (networks only), and the settings on record."""
+    """What is run, part by part, and the settings on record.
 
-    experiment: Experiment
-    overlay: Experiment | None
+    parts: 'cells' is the experiment; 'beside' holds readings with fewer trials; 'overlay' is the exact learner's
+    experiment drawn beneath the networks'. A part's name is that of its shards.
+    """
+
+    parts: dict[str, Experiment]
     settings: dict[str, Any]
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment itself."""
+        return self.parts["cells"]
 
     @property
     def exact(self) -> Experiment | None:
         """The part whose cells are exact."""
-        return self.experiment if self.settings["learner"] == "exact" else self.overlay
+        return self.experiment if self.settings["learner"] == "exact" else self.parts.get("overlay")
 
 
 def make_plan(sweep: Sweep) -> Plan:
@@ -57,7 +65,11 @@ def make_plan(sweep: Sweep) -> Plan:
     budgets = _budgets(sweep.budget, learner)
     if learner == "network":
         _refuse_for_networks(sweep, samplers)
-    for name, value, least in (("--generations", sweep.generations, 1), ("--trials", sweep.trials, 2)):
+    for name, value, least in (
+        ("--generations", sweep.generations, 1),
+        ("--trials", sweep.trials, 2),
+        ("--beside-trials", sweep.beside_trials or 2, 2),
+    ):
         if value < least:
             raise InputError(name, value, f"give a whole number of at least {least}")
     for name, value in (("--seed", sweep.seed), ("--workers", sweep.workers), ("--chunk", sweep.chunk)):
@@ -97,8 +109,10 @@ def make_plan(sweep: Sweep) -> Plan:
                 made = replace(base, method=method, auxiliary_size=aux, budget=budget, auxiliary_data=reading)
                 cells += [replace(made, omega=w) for w in omegas]
     cells = list(dict.fromkeys(cells))
+    fewer = bool(sweep.beside_trials) and sweep.beside_trials != sweep.trials
+    beside = [c for c in cells if fewer and c.auxiliary_data not in ("none", readings[0])]
     experiment = Experiment(
-        tuple(cells),
+        tuple(c for c in cells if c not in beside),
         sweep.generations,
         sweep.trials,
         sweep.seed,
@@ -106,10 +120,13 @@ def make_plan(sweep: Sweep) -> Plan:
         tuple(map(tuple, covariance)),
         sweep.network if learner == "network" else None,
     )
-    overlay = None
+    parts = {"cells": experiment}
+    if beside:  # with the standard cells that their ratios need
+        needed = tuple(c for c in cells if c.method == "standard" or c in beside)
+        parts["beside"] = replace(experiment, cells=needed, trials=sweep.beside_trials)
     if learner == "network" and converged:
         exact = [replace(c, learner="exact", budget="0" if c.auxiliary_data == "none" else "1") for c in cells]
-        overlay = replace(experiment, cells=tuple(dict.fromkeys(exact)), trials=OVERLAY_TRIALS, network=None)
+        parts["overlay"] = replace(experiment, cells=tuple(dict.fromkeys(exact)), trials=OVERLAY_TRIALS, network=None)
     settings = {
         "command": "sims_toy.sweep",
         "learner": learner,
@@ -130,8 +147,10 @@ def make_plan(sweep: Sweep) -> Plan:
     }
     if learner == "network":
         settings["network"] = asdict(sweep.network)
-        settings["overlay_trials"] = OVERLAY_TRIALS if overlay is not None else 0
-    return Plan(experiment, overlay, settings)
+        settings["overlay_trials"] = OVERLAY_TRIALS if "overlay" in parts else 0
+    if beside:
+        settings["beside_trials"] = sweep.beside_trials
+    return Plan(parts, settings)
 
 
 def _with_defaults(sweep: Sweep, learner: str) -> Sweep:

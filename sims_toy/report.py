@@ -21,14 +21,17 @@ TABLES = ("sweep", "regimes", "theory", "boundaries")
 MOST_FACETS = 8
 
 
-def make(planned: Plan, w2: np.ndarray, overlay: np.ndarray | None) -> dict[str, pd.DataFrame]:
-    """All tables of a sweep from its distances (cells, trials, generations), the overlay's rows after its own."""
+def make(planned: Plan, w2: dict[str, np.ndarray]) -> dict[str, pd.DataFrame]:
+    """All tables of a sweep from the distances (cells, trials, generations) of its parts, in their order."""
     import pandas as pd
 
-    parts = [tables(planned.experiment, w2)]
-    if planned.overlay is not None and overlay is not None:
-        parts.append(tables(planned.overlay, overlay))
-    sweep, regimes = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
+    pairs = []
+    for name, part in planned.parts.items():
+        pair = tables(part, w2[name])
+        if name == "beside":  # its standard cells stand in the table already
+            pair = tuple(frame[frame["auxiliary_data"] != "none"] for frame in pair)
+        pairs.append(pair)
+    sweep, regimes = (pd.concat(frames, ignore_index=True) for frames in zip(*pairs, strict=True))
     curves, edges = theory_tables(planned.exact, planned.settings)
     return {"sweep": sweep, "regimes": regimes, "theory": curves, "boundaries": edges}
 
@@ -106,10 +109,12 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
             f"{n['steps']} Adam steps of {n['batch'] or 'all'} rows from {n['start']}, rate {n['rate']:g}, auxiliary "
             f"{n['auxiliary_rate']:g}."
         )
+    beside = f" ({settings['beside_trials']} of the readings beside)" if "beside_trials" in settings else ""
     return (
         f"{settings['learner']} learner, {facet['method']}, {facet['loop']} loop: real data N(mean "
         f"[{', '.join(f'{v:g}' for v in settings['real_mean'])}], covariance [{cov}]), |D_r| = {facet['real_size']}, "
-        f"sampler {facet['sampler']}, {budget}, {aux}, {settings['trials']} paired trials, "
+        f"sampler {facet['sampler']}, {budget}, {aux}, {settings['trials']} paired trials"
+        f"{beside}, "
         f"{settings['generations']} generations, seed {settings['seed']}; d_T is the mean of the last ten. "
         f"Bands: 95 % bootstrap intervals. {beneath} {orange}Regimes, |D_r|, the real Gaussian, the sampler, "
         "what the auxiliary is trained on and how long are our "

@@ -48,11 +48,11 @@ def run_sweep(sweep: Sweep, *, progress: bool = False) -> Result:
         else:
             started = time.monotonic()
             options: dict[str, Any] = {"folder": folder, "workers": sweep.workers or _cores(), "progress": progress}
-            w2 = experiments.run(planned.experiment, chunk=sweep.chunk, scheduler=sweep.scheduler, **options)
-            beneath = None
-            if planned.overlay is not None:
-                beneath = experiments.run(planned.overlay, label="overlay", **options)
-            frames = report.make(planned, w2, beneath)
+            w2 = {}
+            for name, part in planned.parts.items():
+                where: dict[str, Any] = {} if name == "overlay" else {"chunk": sweep.chunk, "scheduler": sweep.scheduler}
+                w2[name] = experiments.run(part, label=name, **where, **options)
+            frames = report.make(planned, w2)
             for name, frame in frames.items():
                 write_atomic(out / f"{name}.parquet", lambda p, f=frame: f.to_parquet(p, index=False))  # type: ignore[misc]
                 write_atomic(out / f"{name}.csv", lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
@@ -93,14 +93,14 @@ def _cores() -> int:
 def describe(planned: Plan, *, estimate: bool) -> str:
     """The plan in words; with ``estimate``, its cost from a short trial run."""
     lines = [f"{key:>16}  {_brief(value)}" for key, value in planned.settings.items()]
-    parts = [planned.experiment] + ([planned.overlay] if planned.overlay else [])
-    for part in parts:
+    names = {"cells": "plan", "beside": "other readings", "overlay": "beneath (exact)"}
+    for name, part in planned.parts.items():
         loops = len(part.cells) * part.trials
-        what = "plan" if part is planned.experiment else "beneath (exact)"
+        what = names[name]
         size = f"{len(part.cells)} cells x {part.trials} trials = {loops} loops of {part.generations} generations"
         lines.append(f"{what:>16}  {size}")
     if estimate:
-        seconds = sum(_estimate(part) for part in parts)
+        seconds = sum(_estimate(part) for part in planned.parts.values())
         lines.append(f"{'estimate':>16}  about {_duration(seconds)} of one core, on this machine")
     return "\n".join(lines)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from sims_core.errors import InputError, choose
+from sims_toy.study import RunOptions
 
 if TYPE_CHECKING:
     from sims_toy.training import Training
@@ -44,6 +45,8 @@ class NetworkSettings:
     """Half-life of the weights' average, as a share of the samples that the training sees; 0 is the last weights."""
     start: str = "scratch"
     """How a generation's base starts: scratch, or warm from the previous generation's base."""
+    other_width: int = 0
+    """Width of the second architecture (autoguidance's guide, the 'rebuilt' auxiliary); 0 is the base's."""
     linear_first: bool = False
     """No activation after the first layer, as in Neon's published toy."""
     backend: str = "auto"
@@ -53,9 +56,11 @@ class NetworkSettings:
     N-step grid, Neon's published mismatch)."""
 
     def __post_init__(self) -> None:
-        for name, low in (("width", 1), ("layers", 1), ("steps", 1), ("batch", 0)):
+        for name, low in (("width", 1), ("layers", 1), ("steps", 1), ("batch", 0), ("other_width", 0)):
             if getattr(self, name) < low:
-                raise InputError(f"--network.{name}", getattr(self, name), f"give a whole number of at least {low}")
+                raise InputError(
+                    f"--network.{name.replace('_', '-')}", getattr(self, name), f"give a whole number of at least {low}"
+                )
         if not 0 <= self.ema < 1:
             raise InputError("--network.ema", self.ema, "give a share of the training in [0, 1), such as 0.15")
         for name in ("rate", "auxiliary_rate"):
@@ -90,12 +95,8 @@ class NetworkSettings:
         )
 
 
-LOOPS = ("augmentation", "fully-synthetic", "fresh", "accumulate", "mixed:R")
-SWEEP_METHODS = ("standard", "sims", "neon")
-
-
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(RunOptions):
     """Sweep the guidance omega through the self-consuming loop on a Gaussian, and say what it prevents.
 
     The defaults are the paper's Figure 4 in our reading: N(0, [[2,1],[1,2]]), 1000 real points, DDIM-20, auxiliaries
@@ -122,9 +123,14 @@ class Sweep:
     """Auxiliary's training. Networks: samples seen (steps x batch) with a unit, such as 25.6k; default the base's
     steps x batch. Exact learner: eta in [0, 1], how far it moves from the base to its data; default 1."""
     method: str = "standard,sims"
-    """standard, sims, neon (several with commas)."""
+    """standard, sims, neon, autoguidance, and the controls continued (the base trained further for the auxiliary's
+    budget), random (a random direction of the same length), rebuilt (the auxiliary trained from scratch)."""
     loop: str = "augmentation"
-    """augmentation, fully-synthetic, fresh, accumulate, mixed:R (several with commas)."""
+    """augmentation, fully-synthetic, fresh, accumulate, mixed:R, polluted (several with commas)."""
+    temperature: str = "1"
+    """Sampling bias lambda_s in (0, 1] of the loop's synthetic data: 1 is none."""
+    pollution: str = "1000"
+    """Foreign synthetic points |D_p| of the polluted loop, from a model of the real data alone."""
     sampler: str = "ddim:20"
     """ddim:N, euler:N, heun:N, rk4:N, and exact for the exact learner (several with commas)."""
     learner: str = "network"
@@ -138,22 +144,16 @@ class Sweep:
     """Independent repetitions, paired across cells; default 16 for networks and 1000 for the exact learner."""
     beside_trials: int = 0
     """Repetitions of the readings of --auxiliary-data after the first; 0 is as many."""
+    real: str = "gaussian"
+    """Real data: gaussian, gaussians:K, mixture:P,Q,..., moons, pinwheel, swissroll, checkerboard, or a .npy or .csv
+    file of points in the plane. All but 'gaussian' need the network learner."""
     real_mean: str = "0,0"
     """Mean of the real Gaussian, any dimension."""
     real_covariance: str = "2,1;1,2"
     """Covariance of the real Gaussian, rows separated by ';'."""
-    seed: int = 0
-    """Every random draw follows from it."""
-    workers: int = 0
-    """Processes, one thread each; 0 is one a core. Does not change the result."""
-    chunk: int = 0
-    """Loops a piece of work; 0 is the learner's own. Does not change the result."""
-    scheduler: str = ""
-    """Address of a Dask cluster that does the work (extra 'cluster'). Does not change the result."""
-    out: str = ""
-    """Run folder; default runs/sweep-<hash of the settings>. The same command resumes a run that was stopped."""
-    dry_run: Annotated[bool, "flag"] = False
-    """Print the plan and what it will cost, and stop."""
+    distance: str = ""
+    """moments (closed form, for 'gaussian'), emd or sliced (between 1,000 generated and real points, with their floor);
+    default moments for 'gaussian', sliced for the rest."""
 
 
 #: Defaults that depend on the learner: what an empty option or a 0 stands for.

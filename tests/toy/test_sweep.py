@@ -33,6 +33,9 @@ COLUMNS = [
     "trials",
     "diverged",
     "auxiliary_data",
+    "temperature",
+    "pollution",
+    "real",
     "w2_sq_mean",
     "w2_mean",
     "w2_se",
@@ -472,7 +475,7 @@ BAD = [
     (["--auxiliary-data", "sinthetic"], "did you mean 'synthetic'"),
     (["--method", "simms"], "did you mean 'sims'"),
     (["--loop", "augmentaton"], "did you mean 'augmentation'"),
-    (["--loop", "polluted"], "foreign"),
+    (["--loop", "polluted", "--pollution", "0"], "pollution"),
     (["--sampler", "heunn:18"], "did you mean 'heun'"),
     (["--learner", "exat"], "did you mean 'exact'"),
     (["--preset", "figure5"], "did you mean 'figure4'"),
@@ -568,7 +571,7 @@ def test_every_axis_takes_a_grid(tmp_path):
     assert [guided[a].nunique() for a in axes] == [2, 2, 3, 2, 2, 2, 3, 2]
     assert len(guided) == 2 * 2 * 3 * 2 * 2 * 2 * 3 * 2 * 2 and not guided.duplicated([*axes, "omega"]).any()
     assert (regimes["regime"][regimes["diverged"] == 0] == "undecided").all()  # three trials decide nothing
-    assert len([p for p in result.figures if p.suffix == ".png"]) == 2 * report.MOST_FACETS
+    assert len([p for p in result.figures if p.suffix == ".png"]) == 2 * report.MOST_FACETS + 1  # and the comparison
 
 
 def test_settings_record(small):

@@ -1,6 +1,5 @@
 """Every loop, method and data set through the one experiment: what each measures, its controls, and adding one more."""
 
-import dataclasses
 import math
 
 import numpy as np

@@ -11,7 +11,10 @@ from sims_core.command import main_with_errors
 from sims_core.errors import choose
 
 #: verb -> (module:function, what it does); the function takes the words after the verb
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "import-nvidia": ("sims_image.nvidia:main", "read NVIDIA's EDM and EDM2 snapshots, without running them"),
+    "info": ("sims_image.info:main", "say what a data set, checkpoint, run folder or statistics file is"),
+}
 
 
 def overview() -> str:

@@ -12,6 +12,10 @@ from sims_core.errors import choose
 
 #: verb -> (module:function, what it does); the function takes the words after the verb
 VERBS: dict[str, tuple[str, str]] = {
+    "prepare": (
+        "sims_image.prepare:run",
+        "make a data set: CIFAR-10, ImageNet-64, folders, IDX, zips, parquet, digits",
+    ),
     "import-nvidia": ("sims_image.nvidia:main", "read NVIDIA's EDM and EDM2 snapshots, without running them"),
     "info": ("sims_image.info:main", "say what a data set, checkpoint, run folder or statistics file is"),
 }

@@ -345,6 +345,20 @@ def test_info_reads_data_sets(tmp_path):
     assert "images: 6 of 3x8x8, uint8" in told and "2 classes (0, 1), 3 to 3 images each" in told
 
 
+def test_info_reads_data_set_folders(tmp_path):
+    from sims_image.prepare import Prepare, prepare
+
+    data = prepare(Prepare(source="digits", out=str(tmp_path / "digits"), limit=50))
+    for place in ("", "dataset.json", "images.npy"):
+        told = "\n".join(describe(tmp_path / "digits" / place))
+        assert "images: 50 of 1x8x8, uint8" in told and "labels: 10 classes" in told and data.sha256 in told
+    with open(tmp_path / "digits" / "images.npy", "r+b") as handle:
+        handle.seek(-3, 2)
+        handle.write(b"\xff\xff\xff")
+    with pytest.raises(InputError, match="sha256"):
+        describe(tmp_path / "digits")
+
+
 def test_a_snapshot_alone(tmp_path):
     path, net = write(tmp_path / "file.pkl", "NCSN++")
     found = read_snapshot(path)

@@ -181,31 +181,43 @@ def counted(real):
         return real(*a, **k)
     return call
 
-net, real = network(SONG, seed=5), (os.replace, os.fsync)
+replace, real = sys.argv[2] == "replace", (os.replace, os.fsync)
+net = network(SONG, seed=5)
 for stop in range(9):
-    count = [0]
+    count, place = [0], f"{sys.argv[1]}/{stop}/model"
+    if replace:
+        checkpoints.save(place, network(SONG, seed=4), RECORD)
     if not os.fork():
         os.replace, os.fsync = map(counted, real)
-        checkpoints.save(f"{sys.argv[1]}/{stop}/model", net, RECORD)
+        checkpoints.save(place, net, RECORD, replace=replace)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
-def test_killed_at_any_instant(tmp_path, song):
+@pytest.mark.parametrize("way", ["new", "replace"])
+def test_killed_at_any_instant(tmp_path, song, way):
     """Killed before each system call that makes something last, a save leaves nothing or all; the next cleans up."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), way], capture_output=True, text=True)
     ends = [int(line) for line in done.stdout.split()]
     assert len(ends) == 9 and set(ends) == {0, 9} and ends.count(9) >= 4, done.stderr
+    wanted = [denoise(network(SONG, seed=k)) for k in (4, 5)]
+    gone = 0
     for stop, end in enumerate(ends):
         place = tmp_path / str(stop) / "model"
         if place.exists():
-            assert torch.equal(denoise(load(place).network), denoise(network(SONG, seed=5)))
+            there = denoise(load(place).network)
+            assert torch.equal(there, wanted[1]) or (way == "replace" and end == 9 and torch.equal(there, wanted[0]))
         else:
+            gone += 1
             assert end == 9
             refused(place, "there is nothing")
-            save(place, song, RECORD)
+            if way == "replace":  # the one instant without: the old one lies beside
+                (old,) = place.parent.glob(".model.*.old")
+                assert torch.equal(denoise(load(old).network), wanted[0])
+        save(place, song, RECORD, replace=True)
         assert os.listdir(place.parent) == ["model"]
+    assert gone == (1 if way == "replace" else 4)
 
 
 def test_diverged_networks_are_not_saved(tmp_path):

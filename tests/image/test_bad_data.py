@@ -579,11 +579,12 @@ def test_a_real_limit_of_the_system_is_reported(tmp_path):
         "import resource, sys; from sims_image.__main__ import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); main()"
     )
-    words = ["prepare", "digits", "--out", str(tmp_path / "d")]
+    source = folder(tmp_path / "in", pixels(300, side=12))
+    words = ["prepare", str(source), "--out", str(tmp_path / "d")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
     assert done.returncode == 2 and "the disk is full (File too large)" in done.stderr
-    assert not (tmp_path / "d").exists() and len(prepare(Prepare(source="digits", out=str(tmp_path / "d")))) == 1797
+    assert not (tmp_path / "d").exists() and len(prepare(Prepare(source=str(source), out=str(tmp_path / "d")))) == 300
 
 
 def test_too_little_room_is_said_before_anything_is_written(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sims_core.errors import InputError
 from sims_image import checkpoints
 from sims_image.checkpoints import Data, Ema, Record, load, locate, save, summary
-from sims_image.networks import build
+from tests.image import networks
 
 SONG = {"img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_type": "SongUNet", "model_channels": 16}
 SONG |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "augment_dim": 9, "dropout": 0.1}
@@ -34,13 +34,7 @@ RECORD = Record(
 
 
 def network(config, seed=0):
-    """A network whose weights are all drawn: freshly made ones put out zero."""
-    net = build(**config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim < 2 else p[0].numel() ** -0.5))
-    return net.eval()
+    return networks.network(seed, **config)
 
 
 def denoise(net):

@@ -31,7 +31,7 @@ from sims_toy.network import UNBIASED, NetworkModel
 
 REAL = Gaussian.single([0, 0], [[2, 1], [1, 2]])
 SAMPLER = Sampler.parse("ddim:20", sigma_data=math.sqrt(2))
-BUDGETS = (640, 1280, 25_600)
+BUDGETS = (192, 448, 25_600)
 PRODUCTS = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0])  # omega x eta
 
 

@@ -124,7 +124,7 @@ def make(parts: Mapping[str, Experiment], values: dict[str, Values]) -> dict[str
                 ratios = phase.ratio(mine, phase.weighted(weights, anchor[:, None])[:, 0])
                 against = float(found["w2"] / anchor.mean())
                 low, high = (float(v[0]) for v in phase.interval(ratios[:, None]))
-            identity = {"measured": name, "sampler": reference, "way": label, "method": cell.method}
+            identity: dict[str, Any] = {"measured": name, "sampler": reference, "way": label, "method": cell.method}
             costs.append(
                 identity
                 | {
@@ -154,7 +154,10 @@ _COLOURS = ("#0072b2", "#56b4e9", "#cc79a7", "#e69f00", "#8c510a", "#f0a030", "#
 
 
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
-    """Figure 'sampling_cost': quality against cost, and against omega, a column a sampler (a pair of rows a part)."""
+    """Figure 'sampling_cost': quality against cost, its ratio to full guidance, and quality against omega.
+
+    A column a sampler, three rows a part.
+    """
     import matplotlib.pyplot as plt
 
     costs, curves = frames["costs"], frames["curves"]
@@ -162,40 +165,54 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
     guided = [w for w in costs["way"].unique() if w in {str(GuidanceSchedule.parse(g)) for g in settings["guidance"]}]
     colours = dict(zip(guided, [_COLOURS[i % len(_COLOURS)] for i in range(len(guided))], strict=True))
     colours |= {MERGE: METHOD["neon"], BASE: METHOD["standard"]}
-    rows = 2 * len(measured)
+    rows = 3 * len(measured)
     with style():
         figure, axes = plt.subplots(
-            rows, len(samplers), figsize=(3.9 * len(samplers), 2.7 * rows + 1.0), squeeze=False, sharey="row"
+            rows, len(samplers), figsize=(3.9 * len(samplers), 2.4 * rows + 1.0), squeeze=False, sharey="row"
         )
         for i, part in enumerate(measured):
             for j, sampler in enumerate(samplers):
                 mine = costs[(costs["measured"] == part) & (costs["sampler"] == sampler)]
-                _against_cost(axes[2 * i, j], mine, colours)
+                _against_cost(axes[3 * i, j], mine, colours, "w2")
+                _against_cost(axes[3 * i + 1, j], mine, colours, "against_full")
                 there = curves[(curves["measured"] == part) & (curves["sampler"] == sampler)]
-                _against_omega(axes[2 * i + 1, j], there, mine, colours)
+                _against_omega(axes[3 * i + 2, j], there, mine, colours)
                 when = "first generation" if part == "first" else "end of the loop"
-                axes[2 * i, j].set_title(f"{sampler}, {when}")
+                axes[3 * i, j].set_title(f"{sampler}, {when}")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=4)
-        figure.supxlabel(textwrap.fill(caption(settings), 62 * len(samplers)), fontsize=7, ha="left", x=0.01)
+        figure.supxlabel(textwrap.fill(caption(settings), 74 * len(samplers)), fontsize=7, ha="left", x=0.01)
         return save(figure, folder / "sampling_cost")
 
 
-def _against_cost(axis: Axes, costs: pd.DataFrame, colours: dict[str, str]) -> None:
+def _against_cost(axis: Axes, costs: pd.DataFrame, colours: dict[str, str], value: str) -> None:
+    """value: 'w2', or 'against_full', drawn close to 1."""
+    if value == "against_full":
+        close = costs[np.isfinite(costs[value]) & (costs["method"] != "equal-cost") & (costs[value] < 1.1)]
+        if close.empty:
+            axis.set_axis_off()
+            return
+        low, high = min(close[f"{value}_low"].min(), 0.985), max(close[f"{value}_high"].max(), 1.015)
+        axis.set_ylim(low - 0.15 * (high - low), high + 0.15 * (high - low))
+        axis.axhline(1, color=METHOD["standard"], lw=0.8, ls=":")
     more = costs[costs["method"].isin(["standard", "equal-cost"])].sort_values("cost")
     axis.errorbar(
-        more["cost"], more["w2"], _bars(more), color=METHOD["standard"], marker=".", lw=1, label="base, more steps"
-    )
+        more["cost"], more[value], _bars(more, value), color=METHOD["standard"], marker=".", lw=1,
+        label="base, more steps",
+    )  # fmt: skip
     for _, row in costs[~costs["method"].isin(["standard", "equal-cost"])].iterrows():
         one = row.to_frame().T
-        axis.errorbar(one["cost"], one["w2"], _bars(one), color=colours[row["way"]], marker="o", ms=5, label=row["way"])
+        axis.errorbar(
+            one["cost"], one[value], _bars(one, value), color=colours[row["way"]], marker="o", ms=4, capsize=2,
+            label=row["way"],
+        )  # fmt: skip
     axis.set_xlabel("network evaluations, in those of the base alone")
-    axis.set_ylabel(r"$E[W_2]$ at the best $\omega$")
+    axis.set_ylabel(r"$E[W_2]$ at the best $\omega$" if value == "w2" else "over full guidance's")
 
 
-def _bars(rows: pd.DataFrame) -> Array:
-    below, above = rows["w2"] - rows["w2_low"], rows["w2_high"] - rows["w2"]
-    return np.maximum(np.asarray([below, above], dtype=float), 0)
+def _bars(rows: pd.DataFrame, value: str) -> Array:
+    below, above = rows[value] - rows[f"{value}_low"], rows[f"{value}_high"] - rows[value]
+    return np.asarray(np.maximum(np.asarray([below, above], dtype=float), 0))
 
 
 def _against_omega(axis: Axes, curves: pd.DataFrame, costs: pd.DataFrame, colours: dict[str, str]) -> None:
@@ -269,7 +286,7 @@ def _conclusion(costs: pd.DataFrame) -> str:
     if full.empty or sims.empty:
         row = costs.loc[costs["w2"].idxmin()]
         return f"{head}the lowest E[W2] is {row['way']}'s, {row['w2']:.4f} at {row['cost']:.2f}x the base's cost."
-    as_good = sims[sims["against_full_low"] <= 1.01].sort_values("cost")
+    as_good = sims[sims["against_full_low"] <= 1.01].sort_values(["cost", "w2"])
     text = f"{head}full guidance has {full['w2'].iloc[0]:.4f} at {full['cost'].iloc[0]:.2f}x; "
     if len(as_good):
         row = as_good.iloc[0]

@@ -53,7 +53,7 @@ class Mad(RunOptions):
     generations: int = 60
     """Generations of experiments 1 and 2; the limit is the mean over the second half."""
     trials: int = 0
-    """Repetitions of experiments 1, 3 and 4; default 100 for the exact learner, 6 for networks."""
+    """Repetitions of experiments 1, 3 and 4; default 200 for the exact learner, 6 for networks."""
     grid_trials: int = 0
     """Repetitions of each cell of experiment 2; default 40 for the exact learner, 4 for networks."""
     calibration_trials: int = 0
@@ -77,7 +77,7 @@ PRESETS = {
     )
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "exact": {"dimension": 10, "sampler": "exact", "trials": 100, "grid_trials": 40, "calibration_trials": 400},
+    "exact": {"dimension": 10, "sampler": "exact", "trials": 200, "grid_trials": 40, "calibration_trials": 400},
     "network": {"dimension": 2, "sampler": "rk4:8", "trials": 6, "grid_trials": 4, "calibration_trials": 8},
 }
 #: The calibration's sizes grow by this factor: the distance falls by a tenth from one to the next.
@@ -156,9 +156,7 @@ def plan(options: Mad) -> Study:
     parts = {
         "fresh": experiment(limit, options.generations, options.trials, "w2", "variance", "mean_sq"),
         "grid": experiment(grid, options.generations, options.grid_trials, "w2"),
-        "loops": experiment(
-            loops, options.loop_generations, options.trials, "w2", "variance", "mean_sq", "log_volume"
-        ),
+        "loops": experiment(loops, options.loop_generations, options.trials, "w2", "variance", "mean_sq", "log_volume"),
         "calibration": experiment(calibration, 1, options.calibration_trials, "w2"),
     }
     settings: dict[str, Any] = {

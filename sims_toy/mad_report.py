@@ -15,7 +15,7 @@ from sims_toy import mad_theory, phase
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sims_toy.experiment import Array, Experiment, Values
+    from sims_toy.experiment import Array, Cell, Experiment, Values
 
 
 def make(
@@ -93,8 +93,17 @@ def _paths(
             }
             if "log_volume" in measured:
                 row |= _triple("log_volume", measured["log_volume"][i, :, t], weights)
+                row["log_volume_theory"] = _log_volume(cell, t, d, part.ddof)
             rows.append(row)
     return rows
+
+
+def _log_volume(cell: Cell, t: int, dim: int, ddof: int) -> float:
+    """E ln det S / d of generation t + 1 of the fully synthetic loop; nan for the others."""
+    if cell.loop != "fully-synthetic":
+        return math.nan
+    first = mad_theory.log_volume_rate(cell.real_size, dim, 1.0, ddof)
+    return first + t * mad_theory.log_volume_rate(cell.synthetic_size, dim, cell.temperature, ddof)
 
 
 # ------------------------------------------------------------------- the limit
@@ -106,7 +115,8 @@ def _limits(part: Experiment, w2: Array, settings: dict[str, Any]) -> pd.DataFra
 
     weights = phase.resampling_weights(part.trials, Seed(part.seed))
     late = w2[:, :, _second_half(part.generations)].mean(2)
-    rows, anchors = [], {}
+    rows = []
+    anchors: dict[float, Array] = {}
     for i, cell in enumerate(part.cells):
         anchor = anchors.setdefault(cell.temperature, late[i])
         limit = mad_theory.fresh_limit(cell.real_size, cell.synthetic_size, cell.temperature, part.ddof)
@@ -296,7 +306,9 @@ def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
     """The tables in short, and the conclusions."""
     n_r, n_s = settings["real_size"], settings["synthetic_size"]
     lines = [f"1. fresh data, n_r = {n_r}, n_s = {n_s}, dimension {settings['dimension']}: E[W2] in the limit"]
-    lines.append(f"{'λ_s':>6} {'n_ini':>7} {'generation 1':>13} {'limit (95 %)':>28} {'closed form':>12} {'difference':>28}")
+    lines.append(
+        f"{'λ_s':>6} {'n_ini':>7} {'generation 1':>13} {'limit (95 %)':>28} {'closed form':>12} {'difference':>28}"
+    )
     for _, r in frames["limits"].iterrows():
         lines.append(
             f"{r.temperature:>6g} {r.initial_size:>7g} {r['first']:>13.4f} "
@@ -351,15 +363,18 @@ def conclusions(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> li
     for _, r in collapse.iterrows():
         if r["loop"] == "fully-synthetic":
             found.append(
-                f"Fully synthetic, λ_s = {r['temperature']:g}: the median variance is {r['variance_median']:.2g} after "
-                f"{r['generations']} generations; E[W2²] x {r['growth']:.1f}."
+                f"Fully synthetic, λ_s = {r['temperature']:g}: the log-variance falls by {-r['rate']:.4f} a generation "
+                f"(exact: {-r['rate_theory']:.4f}), towards 0; E[W2²] x {r['growth']:.1f} after {r['generations']}."
+            )
+        elif math.isnan(r["bound"]):
+            found.append(
+                f"Accumulating, λ_s = {r['temperature']:g}: the variance falls as a power of t, to "
+                f"{r['variance_median']:.2f}; E[W2²] x {r['growth']:.2f}: slower than replacing, and not bounded by a "
+                "multiple of the first generation's error."
             )
         else:
-            bound = "" if math.isnan(r["bound"]) else f", below the mean's bound {r['bound']:.3f}"
-            bounded = (
-                f"the mean's error stays at x {r['mean_growth']:.2f}{bound}"
-                if bound
-                else f"no bound: E[W2²] x {r['growth']:.2f} and growing, the variance falls as a power of t"
+            found.append(
+                f"Accumulating, λ_s = 1: the mean's error stays at x {r['mean_growth']:.2f} (bound {r['bound']:.3f}), "
+                f"E[W2²] at x {r['growth']:.2f}."
             )
-            found.append(f"Accumulating, λ_s = {r['temperature']:g}: {bounded}; E[W2²] x {r['growth']:.2f}.")
     return found

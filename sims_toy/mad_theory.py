@@ -21,9 +21,9 @@ Consequences.
   With lam = 1 and many synthetic points the mean's error tends to 1 / (2 n_r): n_e rises to about 2 n_r, never falls
   below n_r. With lam < 1, c tends to (1 - rho) / (1 - rho lam), rho = n_s / (n_r + n_s): a bias that no data size
   removes, and n_e < n_r beyond some n_s.
-* Fully synthetic, unbiased covariance (ddof = 1): E[S_t | S_{t-1}] = lam S_{t-1}, so E S_t = lam^t, constant at lam = 1;
-  yet ln det S_t drifts by `log_volume_rate` < 0 a generation and S_t -> 0 almost surely; a_t grows by lam c / n_s a
-  generation, a random walk whose steps shrink as S does.
+* Fully synthetic, unbiased covariance (ddof = 1): E[S_t | S_{t-1}] = lam S_{t-1}, so E S_t falls as lam^t and is
+  constant at lam = 1; yet ln det S_t drifts by `log_volume_rate` < 0 a generation and S_t -> 0 almost surely; a_t
+  grows by lam c / n_s a generation, a random walk whose steps shrink as S does.
 * Accumulation (Gerstgrasser et al. 2024, arXiv 2404.01413), sets of equal size n, lam = 1: mu_t = mu_{t-1} + e / t with
   Var e <= 1 / n, hence a_t <= (1/n) sum_{s <= t} 1 / s^2 < (pi^2 / 6) / n, their sum for linear regression; the same
   increments 1 / (n s^2) enter q, and c_t = prod_s (1 - n / (N_s (N_s - 1))) stays within about (pi^2/6 - 1) / n of 1.
@@ -111,9 +111,7 @@ def _first_order(
     return mean, scale
 
 
-def _second_order(
-    n_r: ArrayLike, n_s: ArrayLike, lam: ArrayLike, ddof: int
-) -> tuple[Array, Array, Array, Array]:
+def _second_order(n_r: ArrayLike, n_s: ArrayLike, lam: ArrayLike, ddof: int) -> tuple[Array, Array, Array, Array]:
     """What is kept of q and r, the synthetic noise's factor, the real noise, the synthetic degrees of freedom."""
     nr, ns, z = (np.asarray(v, dtype=np.float64) for v in (n_r, n_s, lam))
     n = nr + ns

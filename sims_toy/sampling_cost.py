@@ -24,7 +24,7 @@ class SamplingCost(RunOptions):
     """
 
     preset: str = ""
-    """Change the defaults: 'paper' is the full grid: omega in steps of 0.05, 16,000 trials, and the loop."""
+    """Change the defaults: 'paper' is the full grid: omega in steps of 0.05, 8000 trials, and the loop."""
     sampler: str = "heun:18,ddim:20"
     """ddim:N, euler:N, heun:N, rk4:N (several with commas)."""
     guidance: str = "full,predictor,held:1,held:2,held:3,interval:0.8:3,held:1+interval:0.8:3"
@@ -61,7 +61,7 @@ class SamplingCost(RunOptions):
 
 
 PRESETS = {
-    "paper": replace(SamplingCost(), preset="paper", omega="0:3:0.05", trials=16_000, loop_generations=30),
+    "paper": replace(SamplingCost(), preset="paper", omega="0:3:0.05", trials=8000, loop_generations=30),
 }
 #: Trials by learner.
 TRIALS = {"exact": 4000, "network": 8}

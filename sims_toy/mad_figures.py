@@ -96,11 +96,10 @@ def effective(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder:
             part = table[table["real_size"] == n_r]
             for heat, colour in colours.items():
                 row = part[part["temperature"] == heat].sort_values("ratio")
-                y, low, high = (row[k].replace(0, np.nan) for k in ("effective", "effective_low", "effective_high"))
-                bars = np.maximum(np.asarray([y - low, high - y], dtype=float), 0)
+                y, low, high = (_inside(row[k]) for k in ("effective", "effective_low", "effective_high"))
+                bars = np.maximum(np.nan_to_num(np.asarray([y - low, high - y], dtype=float)), 0)
                 axes[0, j].errorbar(row["ratio"], y, bars, color=colour, marker=".", lw=1, label=f"λ_s = {heat:g}")
-                predicted = row["effective_theory"].replace(0, np.nan)
-                axes[0, j].plot(row["ratio"], predicted, color="black", lw=0.6, ls=(0, (1, 2)))
+                axes[0, j].plot(row["ratio"], _inside(row["effective_theory"]), color="black", lw=0.6, ls=(0, (1, 2)))
             axes[0, j].axhline(n_r, color=METHOD["standard"], lw=0.8)
             axes[0, j].set(xscale="log", yscale="log", title=f"n_r = {n_r}", xlabel="n_s / n_r")
             drawn = _region(axes[1, j], part, boundary[boundary["real_size"] == n_r], LogNorm(0.25, 4))
@@ -113,6 +112,11 @@ def effective(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder:
         bar.ax.minorticks_off()
         figure.supxlabel(textwrap.fill(_effective_caption(settings), 46 * len(sizes)), fontsize=7, ha="left", x=0.01)
         return save(figure, folder / "effective_size")
+
+
+def _inside(sizes: pd.Series) -> pd.Series:
+    """Effective sizes that the calibration covers; nan for 0 and inf, which lie outside."""
+    return sizes.astype(float).replace([0.0, np.inf], np.nan)
 
 
 def _region(axis: Axes, table: pd.DataFrame, boundary: pd.DataFrame, norm: Any) -> Any:
@@ -148,6 +152,6 @@ def _effective_caption(settings: dict[str, Any]) -> str:
         f"{settings['dimension']} dimensions, {settings['grid_trials']} trials a cell, {settings['generations']} "
         f"generations (limit: mean of the second half), seed {settings['seed']}. n_e solves E dist(G(n_e)) = limit, by "
         f"a calibration with {settings['calibration_trials']} trials a size; bars: 95 % bootstrap of both. Dotted: "
-        "the closed-form limit through the same calibration. Below: round where n_e >= n_r, square where n_e < n_r, diamond "
-        "undecided; the line is the closed form's boundary (admissible above it)."
+        "the closed-form limit through the same calibration. Below: round where n_e >= n_r, square where n_e < n_r, "
+        "diamond undecided; the line is the closed form's boundary (admissible above it)."
     )

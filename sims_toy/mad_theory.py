@@ -198,7 +198,8 @@ def accumulation_bound(n_r: float, n_s: float) -> float:
 def best_temperature_edge(n_r: float, n_s: ArrayLike, covariance: ArrayLike, ddof: int = 1) -> Array:
     """The least lam at which the fresh loop's E[W2^2] is at most that of n_r real points alone: n_e >= n_r.
 
-    Second order; one number for each of ``n_s``. By bisection in (0, 1]; nan where even lam = 1 does worse.
+    Second order; one number for each of ``n_s``. By bisection in (0, 1]; nan where even lam = 1 does worse, 0 where
+    few synthetic points do no harm at any lam.
     """
     target = w2_squared(single(n_r, ddof), covariance)
     sizes = np.asarray(n_s, dtype=np.float64)
@@ -208,4 +209,4 @@ def best_temperature_edge(n_r: float, n_s: ArrayLike, covariance: ArrayLike, ddo
         middle = (low + high) / 2
         good = w2_squared(fresh_limit(n_r, sizes, middle, ddof), covariance) <= target
         low, high = np.where(good, low, middle), np.where(good, middle, high)
-    return np.where(never, np.nan, high)
+    return np.where(never, np.nan, np.where(low == 1e-3, 0.0, high))

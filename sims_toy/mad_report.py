@@ -369,8 +369,8 @@ def conclusions(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> li
         elif math.isnan(r["bound"]):
             found.append(
                 f"Accumulating, λ_s = {r['temperature']:g}: the variance falls as a power of t, to "
-                f"{r['variance_median']:.2f}; E[W2²] x {r['growth']:.2f}: slower than replacing, and not bounded by a "
-                "multiple of the first generation's error."
+                f"{r['variance_median']:.2f}; E[W2²] x {r['growth']:.2f}: slower than replacing, yet towards "
+                "collapse."
             )
         else:
             found.append(

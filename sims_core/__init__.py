@@ -11,7 +11,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "guidance": ("extrapolate", "guided", "merge_weights", "omega_from_autoguidance", "scaled"),
+    "guidance": (
+        "GuidanceSchedule",
+        "Stepped",
+        "extrapolate",
+        "guided",
+        "merge_weights",
+        "omega_from_autoguidance",
+        "scaled",
+    ),
     "diffusion": ("EDM", "LogNormal", "denoising_loss", "from_angle", "to_angle"),
     "sampling": ("Churn", "Sampler", "angle_sigmas", "cosine_sigmas", "edm_sigmas", "generate", "sample", "trajectory"),
     "learner": ("Learner", "Mergeable", "Perturbable", "Rebuildable"),

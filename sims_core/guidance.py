@@ -4,6 +4,9 @@ SIMS (arXiv 2408.16333) samples from ``s(x, t) = (1 + omega) s_base(x, t) - omeg
 score, the denoiser, the noise prediction and the velocity are affine in one another with coefficients that do not
 depend on the model, so the same line holds for each of them; here it is written for denoisers D(x, sigma) = E[y | x].
 
+Evaluating the auxiliary at every evaluation of the base doubles the cost; `GuidanceSchedule` says where else it may be
+evaluated, and `Stepped` denoisers are how a sampler lets it know where in its step it is.
+
 omega = 0 is the base exactly. Autoguidance (Karras et al. 2024, arXiv 2406.02507) writes
 ``D = D_g + w (D_m - D_g)``: the same object with w = 1 + omega. Neon (arXiv 2510.03597) applies the line to weights.
 """
@@ -12,12 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, choose
 
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``denoiser(x, sigma) -> E[y | x]``: x (B, ...), sigma a zero-dim tensor or one that broadcasts against x."""
@@ -33,13 +37,24 @@ def extrapolate(base: Tensor, auxiliary: Tensor, omega: float | Tensor) -> Tenso
     Written as ``base + omega (base - auxiliary)``: base and auxiliary differ by about 0.1 %, and the difference is
     the signal, so it is taken first and never in half precision (source: SIMS, Algorithm 1, last line).
     """
+    return _corrected(base, _correction(base, auxiliary), omega)
+
+
+def _correction(base: Tensor, auxiliary: Tensor) -> Tensor:
+    """``base - auxiliary`` in float32 or better."""
     dtype = torch.promote_types(torch.promote_types(base.dtype, auxiliary.dtype), torch.float32)
-    base, auxiliary = base.to(dtype), auxiliary.to(dtype)
+    return base.to(dtype) - auxiliary.to(dtype)
+
+
+def _corrected(base: Tensor, correction: Tensor, omega: float | Tensor) -> Tensor:
+    """``base + omega correction``, in the correction's precision or better."""
+    dtype = torch.promote_types(base.dtype, correction.dtype)
+    base, correction = base.to(dtype), correction.to(dtype)
     if isinstance(omega, Tensor):
         omega = _per_sample(omega, base).to(device=base.device, dtype=dtype)
         # 0 x nan is not 0: a row at omega = 0 stays the base even where its auxiliary has diverged
-        return torch.where(omega == 0, base, base + omega * (base - auxiliary))
-    return base if omega == 0 else base + omega * (base - auxiliary)
+        return torch.where(omega == 0, base, base + omega * correction)
+    return base if omega == 0 else base + omega * correction
 
 
 def guided(base: Denoiser, auxiliary: Denoiser, omega: Omega, interval: tuple[float, float] | None = None) -> Denoiser:
@@ -51,24 +66,160 @@ def guided(base: Denoiser, auxiliary: Denoiser, omega: Omega, interval: tuple[fl
     A number omega = 0 also evaluates the base alone, so that it is the base bit for bit.
     Raises `InputError` for a non-finite omega or an interval whose ends are reversed or negative.
     """
-    if isinstance(omega, int | float) and not math.isfinite(omega):
-        raise InputError("omega", omega, "give a finite number (0 is the base)")
-    if interval is not None and not 0 <= interval[0] <= interval[1]:
-        raise InputError("interval", interval, "give (low, high) in sigma with 0 <= low <= high")
+    _check(omega, interval)
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
         first = base(x, sigma)
-        if interval is not None:
-            if sigma.numel() != 1:
-                raise InputError("sigma", tuple(sigma.shape), "an interval needs one sigma a call (a zero-dim tensor)")
-            if not interval[0] <= float(sigma) <= interval[1]:
-                return first
+        if not _inside(interval, sigma):
+            return first
         strength = omega(sigma) if callable(omega) else omega
         if not isinstance(strength, Tensor) and strength == 0:
             return first
         return extrapolate(first, auxiliary(x, sigma), strength)
 
     return denoiser
+
+
+def _check(omega: Omega, interval: tuple[float, float] | None) -> None:
+    if isinstance(omega, int | float) and not math.isfinite(omega):
+        raise InputError("omega", omega, "give a finite number (0 is the base)")
+    if interval is not None and not 0 <= interval[0] <= interval[1]:
+        raise InputError("interval", interval, "give (low, high) in sigma with 0 <= low <= high")
+
+
+def _inside(interval: tuple[float, float] | None, sigma: Tensor) -> bool:
+    if interval is None:
+        return True
+    if sigma.numel() != 1:
+        raise InputError("sigma", tuple(sigma.shape), "an interval needs one sigma a call (a zero-dim tensor)")
+    return interval[0] <= float(sigma) <= interval[1]
+
+
+# ------------------------------------------------- where the auxiliary is evaluated
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A denoiser that wants to know which step of the sampler it is in.
+
+    `sims_core.sampling.trajectory` calls `begin` once a trajectory and its result once a step, with 0, 1, ...; what
+    that returns is the step's denoiser. Nothing is kept from one trajectory to the next.
+    """
+
+    def begin(self) -> Callable[[int], Denoiser]:
+        """Start a trajectory: ``step -> denoiser``."""
+        ...
+
+
+@dataclass(frozen=True)
+class GuidanceSchedule:
+    """Where a sampler evaluates the auxiliary. On a command line: full, interval:LOW:HIGH, held:K, predictor.
+
+    every: 0 evaluates it wherever the base is evaluated; k > 0 only at the first evaluation of every k-th step.
+    hold: whether the correction D_base - D_aux is kept for the evaluations in between (held:K), or they are the base
+    alone (predictor: for Heun, the auxiliary is seen by the predictor and not by the corrector). interval: (low, high)
+    in sigma, both ends included; outside it the base alone, and steps are counted from the first one inside. Parts
+    are joined by '+': held:2+interval:0.8:3.
+    """
+
+    every: int = 0
+    hold: bool = True
+    interval: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        _check(0.0, self.interval)
+        if self.every < 0:
+            raise InputError("every", self.every, "give a number of steps, or 0 for every evaluation")
+
+    @classmethod
+    def parse(cls, text: str, *, argument: str = "guidance") -> GuidanceSchedule:
+        """Read a schedule. Raises `InputError` naming ``argument`` for anything else."""
+        made: dict[str, int | bool | tuple[float, float]] = {}
+        for part in text.split("+"):
+            name, *numbers = part.strip().split(":")
+            found: dict[str, int | bool | tuple[float, float]]
+            choose(argument, name, ("full", "interval", "held", "predictor"))
+            if name == "held" and len(numbers) == 1 and numbers[0].isdigit() and int(numbers[0]) > 0:
+                found = {"every": int(numbers[0])}
+            elif name == "interval" and (ends := _ends(numbers)) is not None:
+                found = {"interval": ends}
+            elif name in ("full", "predictor") and not numbers:
+                found = {"every": 1, "hold": False} if name == "predictor" else {}
+            else:
+                expected = "write full, predictor, held:K with K >= 1 steps, or interval:LOW:HIGH with 0 <= LOW <= HIGH"
+                raise InputError(argument, text, expected)
+            if set(found) & set(made):
+                raise InputError(argument, text, "join an interval and one of held:K, predictor")
+            made |= found
+        return cls(**made)  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        rhythm = (f"held:{self.every}" if self.hold else "predictor") if self.every else ""
+        span = f"interval:{self.interval[0]:g}:{self.interval[1]:g}" if self.interval else ""
+        return "+".join(filter(None, (rhythm, span))) or "full"
+
+    def denoiser(self, base: Denoiser, auxiliary: Denoiser, omega: Omega) -> Denoiser:
+        """The SIMS denoiser of two denoisers on this schedule; arguments and errors as `guided`.
+
+        Tensors of any shape. Called outside a sampler it is `guided` itself.
+        """
+        if not self.every:
+            return guided(base, auxiliary, omega, self.interval)
+        _check(omega, self.interval)
+        return _Scheduled(base, auxiliary, omega, self)
+
+
+#: The auxiliary wherever the base is.
+FULL = GuidanceSchedule()
+
+
+def _ends(numbers: list[str]) -> tuple[float, float] | None:
+    try:
+        low, high = map(float, numbers)
+    except ValueError:
+        return None
+    return (low, high) if 0 <= low <= high else None
+
+
+@dataclass(frozen=True)
+class _Scheduled:
+    """A guided denoiser whose auxiliary is evaluated at the first evaluation of some steps (`Stepped`)."""
+
+    base: Denoiser
+    auxiliary: Denoiser
+    omega: Omega
+    schedule: GuidanceSchedule
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return guided(self.base, self.auxiliary, self.omega, self.schedule.interval)(x, sigma)
+
+    def begin(self) -> Callable[[int], Denoiser]:
+        """Start a trajectory."""
+        held: Tensor | None = None
+        evaluated = 0  # the step in which it was
+
+        def at(step: int) -> Denoiser:
+            opening = True  # the step's first evaluation is still to come
+
+            def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+                nonlocal held, evaluated, opening
+                predictor, opening = opening, False
+                first = self.base(x, sigma)
+                if not _inside(self.schedule.interval, sigma):
+                    return first
+                strength = self.omega(sigma) if callable(self.omega) else self.omega
+                if not isinstance(strength, Tensor) and strength == 0:
+                    return first
+                if predictor and (held is None or step - evaluated >= self.schedule.every):
+                    held, evaluated = _correction(first, self.auxiliary(x, sigma)), step
+                    return _corrected(first, held, strength)
+                if held is None or not self.schedule.hold:
+                    return first
+                return _corrected(first, held, strength)
+
+            return denoiser
+
+        return at
 
 
 def omega_from_autoguidance(w: float) -> float:
@@ -79,10 +230,12 @@ def omega_from_autoguidance(w: float) -> float:
 def scaled(denoiser: Denoiser, zeta: float) -> Denoiser:
     """The denoiser whose score is multiplied by zeta: ``D' = x + zeta (D - x)``; zeta > 1 seeks modes.
 
-    Neon (arXiv 2510.03597, appendix) draws its toy's negatives this way.
+    Neon (arXiv 2510.03597, appendix) draws its toy's negatives this way. A `Stepped` denoiser is refused.
     """
     if zeta == 1:
         return denoiser
+    if isinstance(denoiser, Stepped):
+        raise InputError("denoiser", type(denoiser).__name__, "scale the base and the auxiliary, not their combination")
     return lambda x, sigma: x + zeta * (denoiser(x, sigma) - x)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sims_core.diffusion import from_angle, to_angle
 from sims_core.errors import InputError, choose
-from sims_core.guidance import Denoiser
+from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, Stepped
 from sims_core.seeds import Seed
 
 # ---------------------------------------------------------------- noise grids
@@ -130,7 +130,8 @@ def trajectory(
 
     x: (B, ...) noise at level sigmas[0], already scaled. sigmas: 1-D, strictly decreasing, last 0.
     solver: 'euler' (= DDIM), 'heun' or 'rk4' (in angle coordinates of ``sigma_data``).
-    churn with ``noise``: EDM's Algorithm 2, for any of the solvers. dtype: of the state.
+    churn with ``noise``: EDM's Algorithm 2, for any of the solvers. dtype: of the state. A `Stepped` denoiser is told
+    the steps 0, 1, ... as they come.
     Raises `InputError` for an unknown solver, a bad grid, or churn without a source of noise.
     """
     step = SOLVERS[choose("solver", solver, SOLVERS)]
@@ -139,14 +140,15 @@ def trajectory(
     if churn is not None and noise is None:
         raise InputError("noise", None, "churn adds noise at every step: give a function shape -> standard normal")
     x, sigmas = x.to(dtype), sigmas.to("cpu", torch.float64)  # levels stay on the host: no device sync in the loop
+    at_step = denoiser.begin() if isinstance(denoiser, Stepped) else None
     yield x
-    for sigma, target in itertools.pairwise(sigmas):
+    for number, (sigma, target) in enumerate(itertools.pairwise(sigmas)):
         if churn is not None and noise is not None and churn.minimum <= sigma <= churn.maximum:
             gamma = min(churn.amount / (len(sigmas) - 1), math.sqrt(2) - 1)
             raised = sigma * (1 + gamma)
             fresh = noise(x.shape).to(device=x.device, dtype=x.dtype)
             x, sigma = x + (raised**2 - sigma**2).sqrt() * churn.noise * fresh, raised
-        x = step(denoiser, x, sigma, target, sigma_data)
+        x = step(denoiser if at_step is None else at_step(number), x, sigma, target, sigma_data)
         yield x
 
 
@@ -206,6 +208,26 @@ class Sampler:
             return 0
         _, _, per_step, saved = self.KNOWN[self.name]
         return per_step * self.steps - saved
+
+    def evaluations(self, schedule: GuidanceSchedule = FULL) -> tuple[int, int]:
+        """How often a sample evaluates (base, auxiliary) on a guidance schedule (default: full), counted by a dry run.
+
+        (0, 0) for 'exact'. A churned sampler is counted as it is run, with its raised noise levels.
+        """
+        if not self.steps:
+            return 0, 0
+        counts = [0, 0]
+
+        def counted(which: int) -> Denoiser:
+            def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+                counts[which] += 1
+                return torch.zeros_like(x)
+
+            return denoiser
+
+        point = torch.zeros(1, 1, dtype=torch.float64)
+        self(schedule.denoiser(counted(0), counted(1), 1.0), point, torch.zeros)
+        return counts[0], counts[1]
 
     def doubled(self) -> Sampler:
         """The same sampler with twice the steps: the equal-cost control of two-network guidance."""

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sims_core.errors import InputError
-from sims_core.guidance import Denoiser, guided, scaled
+from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import gaussian
@@ -36,12 +36,13 @@ DIVERGED = 10.0
 
 @dataclass(frozen=True, eq=False)
 class ExactModel:
-    """R models: ``base``, or the SIMS combination with ``auxiliary`` at ``omega`` (R,)."""
+    """R models: ``base``, or the SIMS combination with ``auxiliary`` at ``omega`` (R,) on a guidance schedule."""
 
     base: Gaussian
     sampler: Sampler
     auxiliary: Gaussian | None = None
     omega: Tensor | None = None
+    guidance: GuidanceSchedule = FULL
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The denoiser that the sampler sees: x (R, points, d), sigma zero-dim."""
@@ -51,7 +52,7 @@ class ExactModel:
     def _denoiser(self) -> Denoiser:
         if self.auxiliary is None or self.omega is None:
             return self.base.denoise
-        return guided(self.base.denoise, self.auxiliary.denoise, self.omega)
+        return self.guidance.denoiser(self.base.denoise, self.auxiliary.denoise, self.omega)
 
     @cached_property
     def output(self) -> Gaussian:
@@ -136,6 +137,7 @@ class ExactLearner:
     their draws (pairs trials across omega). ddof: 0 for maximum likelihood, 1 for the unbiased covariance.
     noise: False gives the population limit (data sizes then only set the proportions of a union).
     temperature: samples from N(mu, temperature * S), the MAD paper's sampling bias lambda_s (arXiv 2307.01850).
+    guidance: where the sampler of a guided model evaluates the auxiliary ('exact' has no steps, and an interval only).
     """
 
     def __init__(
@@ -146,9 +148,13 @@ class ExactLearner:
         ddof: int = 0,
         noise: bool = True,
         temperature: float = 1.0,
+        guidance: GuidanceSchedule | None = None,
     ) -> None:
         if not 0 < temperature <= 1:
             raise InputError("temperature", temperature, "give lambda_s in (0, 1]")
+        self.guidance = guidance or FULL
+        if sampler.name == "exact" and self.guidance.every:
+            raise InputError("guidance", str(self.guidance), "the exact sampler has no steps to hold a correction over")
         self.sampler, self.ddof, self.noise, self.temperature = sampler, ddof, noise, temperature
         self.streams = np.asarray([0] if streams is None else streams, dtype=np.int64)
 
@@ -207,7 +213,8 @@ class ExactLearner:
 
     def extrapolate(self, base: ExactModel, auxiliary: ExactModel, omega: ArrayLike) -> ExactModel:
         """The SIMS model; its output is the sampler's affine map of the guided score (R rows)."""
-        return replace(base, auxiliary=auxiliary.base, omega=self._per_row("omega", omega))
+        strength = self._per_row("omega", omega)
+        return replace(base, auxiliary=auxiliary.base, omega=strength, guidance=self.guidance)
 
     def merge(self, base: ExactModel, auxiliary: ExactModel, omega: ArrayLike) -> ExactModel:
         """Neon on the parameters (mean, covariance); a result that is no covariance has diverged (NaN)."""

@@ -34,6 +34,8 @@ class Cell:
 
     reference: the sampler of the standard cell that it is compared with. temperature: the sampling bias lambda_s of
     the loop's synthetic data. pollution: |D_p|. real: 'gaussian' (the experiment's), or a name of `sims_toy.datasets`.
+    initial_size: the first real data set's size where it is not ``real_size`` (0), which sets the fresh ones'.
+    guidance: a `sims_core.guidance.GuidanceSchedule`, where the sampler evaluates the auxiliary.
     """
 
     learner: str
@@ -50,16 +52,19 @@ class Cell:
     temperature: float = 1.0
     pollution: int = 0
     real: str = "gaussian"
+    initial_size: int = 0
+    guidance: str = "full"
 
     @property
     def structure(self) -> tuple[object, ...]:
         """What cells that run side by side must share; sizes, budgets and omegas may differ."""
-        return (self.learner, self.method, self.loop, self.sampler, self.auxiliary_data, self.temperature, self.real)
+        way = (self.learner, self.method, self.loop, self.sampler, self.guidance)
+        return (*way, self.auxiliary_data, self.temperature, self.real)
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes of its data sets, which networks side by side must share too."""
-        return (self.real_size, self.synthetic_size, self.auxiliary_size, self.pollution)
+        return (self.real_size, self.synthetic_size, self.auxiliary_size, self.pollution, self.initial_size)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from sims_core.algorithm import AUXILIARY_DATA, METHODS, Trained
 from sims_core.errors import InputError, choose
 from sims_core.grids import parse_budget
+from sims_core.guidance import GuidanceSchedule
 from sims_core.loop import Generation, parse_policy, self_consuming_loop
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
@@ -45,7 +47,8 @@ def measure(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]
     if first.learner == "network" and experiment.network is not None and experiment.network.start == "warm":
         policy = replace(policy, warm=True)
     real_size = per_row([c.real_size for c in cells])
-    data = learner.draw(real, real_size, seed=seed.child("real"))
+    first_size = per_row([c.initial_size or c.real_size for c in cells])
+    data = learner.draw(real, first_size, seed=seed.child("real"))
     pollution = None
     if any(c.pollution for c in cells):  # from a previous-generation model: one of the real data alone
         before = learner.fit(data, seed=seed.child("previous"))
@@ -162,10 +165,30 @@ def _variance(moment: Moment) -> Array:
     return np.asarray(cov.diagonal(dim1=1, dim2=2).sum(1).numpy())
 
 
+def _log_volume(moment: Moment) -> Array:
+    """ln det / d of the samples' covariance, by its moments: the mean log-variance; -inf once it is singular."""
+    cov = moment.generation.model.output.cov
+    return np.asarray([np.linalg.slogdet(c)[1] / len(c) for c in cov.numpy()], dtype=np.float64)
+
+
+def _wander(moment: Moment) -> Array:
+    """Squared distance of the samples' mean from the real one."""
+    shift = moment.generation.model.output.mean - torch.as_tensor(_real_mean(moment.real))
+    return np.asarray((shift**2).sum(1).numpy())
+
+
+def _real_mean(real: Gaussian | Distribution) -> Array:
+    from sims_toy.gaussian import Gaussian
+
+    return np.asarray(real.mean[0].numpy() if isinstance(real, Gaussian) else real.reference.mean(0))
+
+
 #: name -> function of a `Moment` that gives (R, ...); '{name}:{number}' hands the number on.
 QUANTITIES: dict[str, Callable[..., Array]] = {
     "w2": _moments,
     "variance": _variance,
+    "log_volume": _log_volume,
+    "mean_sq": _wander,
     "emd": lambda moment: moment.each(wasserstein.exact),
     "sliced": lambda moment: moment.each(wasserstein.sliced),
     "points": lambda moment, count: moment.points[:, :count],
@@ -185,13 +208,15 @@ def quantity(name: str) -> Callable[[Moment], Array]:
 def _exact(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
     from sims_toy.exact import ExactLearner
 
-    return ExactLearner(sampler, streams, temperature=cell.temperature, ddof=experiment.ddof)
+    schedule = GuidanceSchedule.parse(cell.guidance)
+    return ExactLearner(sampler, streams, temperature=cell.temperature, ddof=experiment.ddof, guidance=schedule)
 
 
 def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
     from sims_toy.network import NetworkLearner
 
-    return NetworkLearner(sampler, streams, experiment.network, temperature=cell.temperature)
+    schedule = GuidanceSchedule.parse(cell.guidance)
+    return NetworkLearner(sampler, streams, experiment.network, temperature=cell.temperature, guidance=schedule)
 
 
 @dataclass(frozen=True)

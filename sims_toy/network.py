@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sims_core.errors import InputError
-from sims_core.guidance import Denoiser, extrapolate, guided, scaled
+from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, extrapolate, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy.datasets import Distribution
@@ -44,6 +44,7 @@ class NetworkModel:
     sampler: Sampler
     auxiliary: Ensemble | None = None
     omega: Tensor | None = None
+    guidance: GuidanceSchedule = FULL
     score_scale: float = 1.0
     time: CosineTime | None = None
     backend: str = "auto"
@@ -53,7 +54,8 @@ class NetworkModel:
         """The denoiser that the sampler sees: x (R, n, d), sigma zero-dim."""
         denoiser = self.base.denoiser(time=self.time, backend=self.backend)
         if self.auxiliary is not None and self.omega is not None:
-            denoiser = guided(denoiser, self.auxiliary.denoiser(time=self.time, backend=self.backend), self.omega)
+            auxiliary = self.auxiliary.denoiser(time=self.time, backend=self.backend)
+            denoiser = self.guidance.denoiser(denoiser, auxiliary, self.omega)
         return scaled(denoiser, self.score_scale)
 
     @cached_property
@@ -101,7 +103,8 @@ class NetworkLearner:
 
     streams: one integer a row; rows with equal streams and equal data share their draws and their training.
     temperature: the sampling bias lambda_s of `sample` (MAD, arXiv 2307.01850): the sampler starts from its noise
-    times sqrt(lambda_s), which gives N(mu, lambda_s S) where the model is a Gaussian.
+    times sqrt(lambda_s), which gives N(mu, lambda_s S) where the model is a Gaussian. guidance: where the sampler of a
+    guided model evaluates the auxiliary.
     """
 
     def __init__(
@@ -111,7 +114,9 @@ class NetworkLearner:
         settings: NetworkSettings | None = None,
         *,
         temperature: float = 1.0,
+        guidance: GuidanceSchedule | None = None,
     ) -> None:
+        self.guidance = guidance or FULL
         if sampler.name == "exact":
             raise InputError("sampler", "exact", "networks need a numerical sampler, such as ddim:20 or rk4:8")
         if not 0 < temperature <= 1:
@@ -220,7 +225,7 @@ class NetworkLearner:
     def extrapolate(self, base: NetworkModel, auxiliary: NetworkModel, omega: ArrayLike) -> NetworkModel:
         """The SIMS model: two networks a step, combined at omega (a number, or one a row)."""
         w = torch.from_numpy(np.array(np.broadcast_to(np.asarray(omega, dtype=np.float64), (self.rows,))))
-        return replace(base, auxiliary=auxiliary.base, omega=w)
+        return replace(base, auxiliary=auxiliary.base, omega=w, guidance=self.guidance)
 
     def merge(self, base: NetworkModel, auxiliary: NetworkModel, omega: ArrayLike) -> NetworkModel:
         """Neon: parameters (1 + omega) theta_base - omega theta_aux; one network a step."""

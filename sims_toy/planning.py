@@ -57,7 +57,7 @@ def make_plan(sweep: Sweep) -> Study:
     ):
         if value < least:
             raise InputError(name, value, f"give a whole number of at least {least}")
-    mean, covariance = _gaussian(sweep)
+    mean, covariance = real_gaussian(sweep.real_mean, sweep.real_covariance)
 
     if any("omega" in METHODS[m].takes for m in methods) and 0.0 not in omegas:
         omegas = sorted([0.0, *omegas])  # omega = 0 is what every other omega is compared with
@@ -176,23 +176,17 @@ def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
     return known[name], real.digest
 
 
-def _gaussian(sweep: Sweep) -> tuple[list[float], list[list[float]]]:
-    """The real Gaussian's mean and covariance."""
-    mean = _numbers("--real-mean", sweep.real_mean)
-    covariance = [_numbers("--real-covariance", row) for row in sweep.real_covariance.split(";")]
+def real_gaussian(mean_text: str, covariance_text: str) -> tuple[list[float], list[list[float]]]:
+    """The real Gaussian's mean and covariance from --real-mean and --real-covariance."""
+    mean = _numbers("--real-mean", mean_text)
+    covariance = [_numbers("--real-covariance", row) for row in covariance_text.split(";")]
     try:
         Gaussian.single(mean, covariance)
     except InputError as error:
-        name, text = (
-            ("--real-mean", sweep.real_mean)
-            if error.argument == "mean"
-            else ("--real-covariance", sweep.real_covariance)
-        )
-        raise InputError(name, text, error.expected) from None
+        named = ("--real-mean", mean_text) if error.argument == "mean" else ("--real-covariance", covariance_text)
+        raise InputError(*named, error.expected) from None
     except ValueError:
-        raise InputError(
-            "--real-covariance", sweep.real_covariance, "every row needs the same number of entries"
-        ) from None
+        raise InputError("--real-covariance", covariance_text, "every row needs the same number of entries") from None
     return mean, covariance
 
 

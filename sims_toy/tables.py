@@ -112,10 +112,11 @@ def _regime(
     cell: Cell, w2: Array, mine: Array, standard: Array, mean: Array, standard_mean: Array, last: slice
 ) -> dict[str, Any]:
     """One row of regimes.csv."""
+    from sims_core.guidance import GuidanceSchedule
     from sims_core.sampling import Sampler
 
-    networks = METHODS[cell.method].networks if cell.method in METHODS else 1
-    evaluations = Sampler.parse(cell.sampler).nfe * networks
+    base, auxiliary = Sampler.parse(cell.sampler).evaluations(GuidanceSchedule.parse(cell.guidance))
+    evaluations = base + (auxiliary if cell.method in METHODS and METHODS[cell.method].networks > 1 else 0)
     diverged = int((~np.isfinite(w2)).any(1).sum())
     row: dict[str, Any] = {"nfe": evaluations, "diverged": diverged}
     d_t, d_t_standard = mine[:, last].mean(1), standard[:, last].mean(1)

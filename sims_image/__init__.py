@@ -10,7 +10,9 @@ from typing import Any
 
 _HOMES: dict[str, tuple[str, ...]] = {
     "datasets": ("Dataset", "open_dataset", "to_pixels", "to_unit"),
+    "networks": ("Preconditioned", "build", "parameter_count"),
     "prepare": ("Prepare",),
+    "presets": ("PRESETS", "Preset", "Recipe"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_WHERE)

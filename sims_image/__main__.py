@@ -16,6 +16,8 @@ VERBS: dict[str, tuple[str, str]] = {
         "sims_image.prepare:run",
         "make a data set: CIFAR-10, ImageNet-64, folders, IDX, zips, parquet, digits",
     ),
+    "import-nvidia": ("sims_image.nvidia:run", "read NVIDIA's EDM and EDM2 snapshots, without running them"),
+    "info": ("sims_image.info:run", "say what a data set, checkpoint, run folder or statistics file is"),
 }
 
 

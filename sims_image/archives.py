@@ -13,7 +13,6 @@ import mmap
 import re
 import stat
 import struct
-import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -173,15 +172,13 @@ def npy_header(
     not a plain C-ordered numeric array in little-endian or single bytes (pickled objects are refused).
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # arrays written by Python 2
-            version = np.lib.format.read_magic(handle)
-            if version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(handle)
-            elif version == (2, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(handle)
-            else:
-                raise ValueError(f"NPY version {version}")
+        version = np.lib.format.read_magic(handle)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(handle)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(handle)
+        else:
+            raise ValueError(f"NPY version {version}")
     except (OSError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(argument, item, f"damaged ({reason(error)})") from None
     except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:

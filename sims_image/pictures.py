@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -137,9 +136,7 @@ def _flat(picture: Image.Image) -> Image.Image:
     """Transparency laid on white; other pictures as they are."""
     if "A" not in picture.getbands() and "a" not in picture.getbands() and "transparency" not in picture.info:
         return picture
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow advises RGBA for palettes, which this is
-        layer = picture.convert("RGBA")
+    layer = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 

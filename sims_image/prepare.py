@@ -287,7 +287,7 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
             shutil.rmtree(work, ignore_errors=True)
             raise
         except OSError as error:
-            raise write_failure("--out", out, error, f"what is done is kept in {work.name}") from None
+            raise write_failure("--out", out, error, f"what is recorded as done is kept in {work.name}") from None
     shutil.rmtree(work, ignore_errors=True)
     return open_dataset(out, argument="--out", verify=False)
 

@@ -71,7 +71,7 @@ def open_image_zip(request: Request) -> Source:
         members = checked_members(request.argument, archive, path)
         listing = members.pop("dataset.json", None)
         content = ZipIndex(path, [listing], argument=request.argument).read(0) if listing is not None else None
-        names, notes = _pictures(request, str(path), {name: m.file_size for name, m in members.items()})
+        names, notes = _pictures(request, str(path), {n: m.file_size for n, m in members.items() if not _hidden(n)})
         index = ZipIndex(path, [members[name] for name in names], argument=request.argument)
     return _source(
         request,
@@ -121,6 +121,11 @@ def _walk(request: Request, folder: Path, below: str, above: tuple[Path, ...]) -
             yield name, entry.stat().st_size
         else:
             raise InputError(request.argument, entry.path, "neither a file nor a folder (a broken link?)")
+
+
+def _hidden(name: str) -> bool:
+    """Whether a zip's member is one that a file system would hide, or macOS's notes on another."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 def _pictures(request: Request, where: str, files: dict[str, int]) -> tuple[list[str], tuple[str, ...]]:

@@ -1,8 +1,8 @@
 """Pickles of plain containers and numeric numpy arrays, read without running anything that is in them.
 
-CIFAR-10's batches are pickles. Only the opcodes that such files need are accepted, and of all globals only the names by
-which numpy rebuilds an array; these are answered by inert stand-ins, so that not even numpy's own code is called on
-what the file says. Everything else is refused by name.
+CIFAR-10's batches are pickles by Python 2: its opcodes for text, protocols 0 and 2. Only the opcodes that such files
+need are accepted, and of all globals only the names by which numpy rebuilds an array; these are answered by inert
+stand-ins, so that not even numpy's own code is called on what the file says. Everything else is refused by name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import io
 import math
 import pickle
 import pickletools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -99,10 +100,13 @@ def _check_opcodes(argument: str, item: str, data: bytes) -> None:
             raise InputError(argument, item, "the pickle's memo is absurd: refused, nothing was run")
 
 
-class _Plain(pickle.Unpickler):
-    """Finds the stand-ins and nothing else."""
+class _Plain(pickle._Unpickler):
+    """Finds the stand-ins and nothing else. Python's own reader, not C's: its dictionaries' keys can be looked at."""
 
-    refuse: Any
+    refuse: Callable[[str], Exception]
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         # made anew for every load: a pickle can set attributes of what it is given
@@ -116,18 +120,30 @@ class _Plain(pickle.Unpickler):
             return lambda text, code="latin1": text.encode("latin1")
         raise self.refuse(f"{module}.{name}")
 
+    def _into(self, there: Any, items: list[Any]) -> None:
+        # a tuple of tuples of tuples that are one and the same takes forever to hash
+        if type(there) is not dict or any(type(key) not in (str, bytes, int) for key in items[::2]):
+            raise pickle.UnpicklingError("a dictionary with other keys than names and numbers")
+        there.update(zip(items[::2], items[1::2], strict=True))
 
-def _unwrapped(value: Any, depth: int = 0) -> Any:
-    if depth > 20:
-        raise ValueError("nested too deeply")
-    if isinstance(value, _Array):
-        return value.values
+    def _dict(self) -> None:
+        found: dict[Any, Any] = {}
+        self._into(found, self.pop_mark())
+        self.stack.append(found)
+
+    def _setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._into(self.stack[-1], [key, value])
+
+    def _setitems(self) -> None:
+        items = self.pop_mark()
+        self._into(self.stack[-1], items)
+
+    dispatch[pickle.DICT[0]], dispatch[pickle.SETITEM[0]], dispatch[pickle.SETITEMS[0]] = _dict, _setitem, _setitems
+
+
+def _unwrapped(value: Any) -> Any:
+    """Arrays in place of their stand-ins, at the top and as a dictionary's values."""
     if isinstance(value, dict):
-        return {_unwrapped(k, depth + 1): _unwrapped(v, depth + 1) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        if not any(isinstance(part, (dict, list, tuple, _Array, _Dtype)) for part in value):
-            return value
-        return type(value)(_unwrapped(part, depth + 1) for part in value)
-    if value is None or isinstance(value, (str, bytes, int, float)):
-        return value
-    raise ValueError(f"it holds a {type(value).__name__}")
+        return {key: part.values if isinstance(part, _Array) else part for key, part in value.items()}
+    return value.values if isinstance(value, _Array) else value

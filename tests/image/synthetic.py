@@ -3,7 +3,6 @@
 import gzip
 import io
 import json
-import pickle
 import struct
 import tarfile
 import zipfile
@@ -82,7 +81,9 @@ def cifar_members(per_batch=4, seed=0):
         name = "test_batch" if k == 5 else f"data_batch_{k + 1}"
         images[name], labels[name] = pixels(per_batch, side=32, seed=seed + k), rng.integers(0, 10, per_batch)
         members[name] = python2_batch(images[name], labels[name])
-    members["batches.meta"] = pickle.dumps({"label_names": CIFAR_NAMES, "num_vis": 3072}, protocol=2)
+    # as the official archive has it: Python 2, protocol 0
+    names = b"".join(b"S'" + name.encode() + b"'\nap%d\n" % k for k, name in enumerate(CIFAR_NAMES, 4))
+    members["batches.meta"] = b"(dp1\nS'num_vis'\np2\nI3072\nsS'label_names'\np3\n(lp4\n" + names + b"s."
     members["readme.html"] = b"<html>"
     train = [f"data_batch_{k}" for k in range(1, 6)]
     found = {

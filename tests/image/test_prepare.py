@@ -157,6 +157,8 @@ def test_zips(tmp_path):
     assert np.array_equal(everything(data), images) and np.array_equal(data.labels, labels)
     assert data.record["source"]["kind"] == "zip"
     shutil.make_archive(str(tmp_path / "b"), "zip", folder(tmp_path / "in", images, labels))
+    with zipfile.ZipFile(tmp_path / "b.zip", "a") as archive:
+        archive.writestr("__MACOSX/cat/._00000.png", b"notes")
     assert made(tmp_path, tmp_path / "b.zip", "b").classes == ["cat", "dog"]
     assert made(tmp_path, tmp_path / "a.zip", "half", size=4).shape == (3, 4, 4)
 
@@ -264,10 +266,13 @@ def test_modes_of_pictures(tmp_path):
     Image.fromarray(image[..., 0]).save(tmp_path / "in/c.png")
     Image.fromarray(image[..., 0]).convert("P").save(tmp_path / "in/d.png")
     Image.fromarray(image).convert("CMYK").save(tmp_path / "in/e.tif")
+    clear = bytes(np.where(np.arange(256) % 2, 255, 0).astype(np.uint8))
+    Image.fromarray(image[..., 0]).convert("P").save(tmp_path / "in/f.png", transparency=clear)
     found = everything(made(tmp_path, tmp_path / "in")).transpose(0, 2, 3, 1)
     white = np.where(alpha[..., None] > 0, image, 255)
     assert np.array_equal(found[0], image) and np.array_equal(found[1], white)
     assert np.array_equal(found[2], np.repeat(image[..., :1], 3, -1)) and np.array_equal(found[3], found[2])
+    assert np.array_equal(found[5], np.where(image[..., :1] % 2, image[..., :1], 255).repeat(3, -1))
     turned = Image.fromarray(image).getexif()
     turned[0x0112] = 6
     (tmp_path / "photo").mkdir()

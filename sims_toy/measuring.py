@@ -48,8 +48,10 @@ def measure(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]
     data = learner.draw(real, real_size, seed=seed.child("real"))
     pollution = None
     if any(c.pollution for c in cells):  # from a previous-generation model: one of the real data alone
-        before = learner.fit(data, seed=seed.child("previous"))
-        pollution = learner.sample(before, per_row([c.pollution for c in cells]), seed=seed.child("pollution"))
+        earlier = Sampler.parse(first.reference or first.sampler, sigma_data=spread(real))
+        other = LEARNERS[first.learner].make(experiment, first, earlier, learner.streams)
+        before = other.fit(data, seed=seed.child("previous"))
+        pollution = other.sample(before, per_row([c.pollution for c in cells]), seed=seed.child("pollution"))
     loop = self_consuming_loop(
         learner,
         data,

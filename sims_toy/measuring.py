@@ -196,6 +196,12 @@ def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Arra
     return NetworkLearner(sampler, streams, experiment.network, temperature=cell.temperature)
 
 
+def _control(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Values:
+    from sims_toy.control_measuring import measure as measure_control
+
+    return measure_control(experiment, cells, trials)
+
+
 @dataclass(frozen=True)
 class Measurer:
     """How a learner is made and run: rows a piece of work, whether sizes may differ in it, least trials to share."""
@@ -210,4 +216,5 @@ class Measurer:
 LEARNERS: dict[str, Measurer] = {
     "exact": Measurer(_exact, 2048, True, 25),
     "network": Measurer(_network, 24, False, 1),
+    "control": Measurer(_network, 36, False, 1, _control),  # Algorithm 2: `sims_toy.control`
 }

@@ -25,7 +25,7 @@ class Control(RunOptions):
     The auxiliary is trained on the base's own samples, selected by the mixture's Bayes classifier in the shares of the
     target's complement; guidance away from it moves the proportions toward the target. Beside it: the base (omega = 0)
     and the base with twice the sampler steps, plain SIMS (an auxiliary with the base's own proportions), and a random
-    direction; and exact mixture scores through the same sampler, with the two laws of what extrapolation does to shares.
+    direction; and exact mixture scores through the same sampler, with two laws of what extrapolation does to shares.
     """
 
     preset: str = ""
@@ -67,6 +67,7 @@ PRESETS = {
 def plan(options: Control) -> Study:
     """What a `Control` would run, without running it. Raises `InputError` for bad input."""
     from dataclasses import asdict
+    from itertools import product
 
     from sims_core.algorithm import COMPLEMENTS, complement
     from sims_core.grids import parse_grid
@@ -86,13 +87,11 @@ def plan(options: Control) -> Study:
     target = _target(options.target, len(weights))
     readings = names("--complement", options.complement, COMPLEMENTS)
     strengths = parse_grid("--strength", options.strength, low=0)
-    for reading in readings:
-        for a in strengths:
-            try:
-                complement(weights, target, a, reading=reading)
-            except InputError as error:
-                name = {"strength": "--strength", "target": "--target"}.get(error.argument, error.argument)
-                raise InputError(name, error.value, error.expected) from None
+    try:
+        for reading, a in product(readings, strengths):
+            complement(weights, target, a, reading=reading)
+    except InputError as error:
+        raise InputError(f"--{error.argument}", error.value, error.expected) from None
     omegas = sorted({0.0, *parse_grid("--omega", options.omega, low=0, high=20)})
     if len(omegas) < 3:
         raise InputError("--omega", options.omega, "give at least two values besides 0: the best of them is sought")

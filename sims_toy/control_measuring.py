@@ -148,8 +148,8 @@ def selector(learner: Any, mixture: Mixture, n: int) -> Callable[[Any, Array, Se
                     need[i, k] -= len(chosen)
             if not need.any():
                 return torch.stack([torch.cat(parts) for parts in kept])
-        k = int(need.sum(0).argmax())
-        raise InputError("--target", f"class {k + 1}", f"the base makes too few of it in {ROUNDS * n} samples")
+        lacking = int(need.sum(0).argmax())
+        raise InputError("--target", f"class {lacking + 1}", f"the base makes too few of it in {ROUNDS * n} samples")
 
     return draw
 

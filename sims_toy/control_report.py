@@ -25,7 +25,7 @@ EXACT = "heun:40"
 LANGEVIN = (0.0, 0.5, 1.0, 1.5, 2.0)
 #: How much of the way to the target the exact-score experiment asks for, and at which omegas it looks.
 SHIFTS = (0.25, 0.5, 0.75, 1.0)
-REACH = tuple(float(w) for w in np.arange(0, 4.01, 0.1).round(2))
+REACH = tuple(0.25 * i for i in range(17))
 
 
 def make(experiment: Experiment, values: Mapping[str, Array], settings: dict[str, Any]) -> dict[str, pd.DataFrame]:
@@ -176,21 +176,21 @@ def _scores(settings: dict[str, Any]) -> pd.DataFrame:
         if bool((a > 0).all()):  # a class without a score has no equilibrium
             made += [("langevin", w, langevin(mixture, p, a, w, seed=seed)) for w in LANGEVIN]
         for sampler, omega, sampled in made:
-            for k in range(len(p)):
-                out.append(
-                    {
-                        "complement": reading,
-                        "sampler": sampler,
-                        "omega": omega,
-                        "class": k + 1,
-                        "auxiliary": a[k],
-                        "share": sampled.shares[k],
-                        "law_linear": float(transport_law(p, a, omega)[k]),
-                        "law_geometric": float(density_law(p, a, omega)[k]),
-                        "displacement": sampled.displacement[k],
-                        "outside": sampled.outside,
-                    }
-                )
+            out += [
+                {
+                    "complement": reading,
+                    "sampler": sampler,
+                    "omega": omega,
+                    "class": k + 1,
+                    "auxiliary": a[k],
+                    "share": sampled.shares[k],
+                    "law_linear": float(transport_law(p, a, omega)[k]),
+                    "law_geometric": float(density_law(p, a, omega)[k]),
+                    "displacement": sampled.displacement[k],
+                    "outside": sampled.outside,
+                }
+                for k in range(len(p))
+            ]
     return pd.DataFrame(out)
 
 
@@ -285,11 +285,7 @@ def _laws(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
     top = best.loc[best["tv"].idxmin()]
     edge = largest_strength(settings["base"], settings["target"])
     cut = [a for a in settings["strength"] if a > edge and "linear" in settings["complement"]]
-    warning = (
-        f" The linear complement cuts classes off beyond a = {edge:.2g} (asked for: {', '.join(f'{a:g}' for a in cut)})."
-        if cut
-        else ""
-    )
+    warning = f" The linear complement cuts classes off beyond a = {edge:.2g} (asked for: {_list(cut)})." if cut else ""
     return (
         "; ".join(text) + f".{warning} Nearest to the target: {label(top)} at ω = {top['omega']:g}, total variation "
         f"{top['tv']:.3f} from {top['tv_base']:.3f} (floor {top['tv_floor']:.3f})."

@@ -21,9 +21,9 @@ from sims_core.errors import InputError
 
 if TYPE_CHECKING:
     from sims_core.runs import RunFolder
+    from sims_toy.control import ControlSettings
     from sims_toy.datasets import Distribution
     from sims_toy.gaussian import Gaussian
-    from sims_toy.control import ControlSettings
     from sims_toy.settings import NetworkSettings
 
 Array = NDArray[np.float64]

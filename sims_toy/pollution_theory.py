@@ -188,9 +188,9 @@ def population_best(
 ) -> tuple[float, float]:
     """The omega of least W2 without noise, to 1e-6, and that W2."""
     low, high = 0.0, 2 * float(population_omega(ratio, auxiliary_data)) / max(eta, 1e-3)
-    for _ in range(4):
-        grid = np.linspace(low, high, 201)
+    for _ in range(5):
+        grid = np.linspace(low, high, 81)
         w2 = population(real, sampler, ratio, grid, auxiliary_data, eta)
         best = int(w2.argmin())
-        low, high = grid[max(best - 1, 0)], grid[min(best + 1, 200)]
+        low, high = grid[max(best - 1, 0)], grid[min(best + 1, 80)]
     return float(grid[best]), float(w2[best])

@@ -103,7 +103,7 @@ def describe(mixture: Mixture, points: Array) -> Sampled:
 
 
 def transport(
-    mixture: Mixture, base: ArrayLike, auxiliary: ArrayLike, omega: float, sampler: Sampler, points: int = 2**13
+    mixture: Mixture, base: ArrayLike, auxiliary: ArrayLike, omega: float, sampler: Sampler, points: int = 2**12
 ) -> Sampled:
     """Exact mixture scores through the shared sampler, from ``points`` antithetic Sobol points."""
     from scipy.special import ndtri
@@ -122,7 +122,7 @@ def langevin(
     omega: float,
     *,
     seed: Seed,
-    points: int = 2000,
+    points: int = 1000,
     levels: int = 60,
     steps: int = 30,
 ) -> Sampled:

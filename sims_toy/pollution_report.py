@@ -267,7 +267,8 @@ def _triple(name: str, values: Array) -> dict[str, float]:
 def vertex(x: Array, y: Array) -> tuple[Array, Array]:
     """The place (B,) and value (B,) of the minimum of each row of y (B, len(x)) over increasing x.
 
-    The parabola through the least value and its two neighbours; at an end of the grid the value there.
+    The parabola through the least value and its two neighbours; at an end of the grid the value there. Values
+    are squared distances: none is below 0.
     """
     x = np.asarray(x, dtype=np.float64)
     best = y.argmin(1)
@@ -281,7 +282,7 @@ def vertex(x: Array, y: Array) -> tuple[Array, Array]:
         place = (a + b) / 2 - left / (2 * curve)
         value = fa + left * (place - a) + curve * (place - a) * (place - b)
     ok = (best == inner) & np.isfinite(place) & (curve > 0)
-    return np.where(ok, place, x[best]), np.where(ok, value, y[pick, best])
+    return np.where(ok, place, x[best]), np.where(ok, np.maximum(value, 0), y[pick, best])
 
 
 def _population(experiment: Experiment, settings: dict[str, Any]) -> pd.DataFrame:

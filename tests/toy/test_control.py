@@ -10,6 +10,7 @@ from sims_core import InputError
 from sims_core.algorithm import complement, distribution_control, largest_strength
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_toy import control_report
 from sims_toy import control_theory as theory
 from sims_toy.control import Control, plan, run_control
 from sims_toy.control_measuring import counts, labels, selector
@@ -59,8 +60,8 @@ def test_two_classes_meet_at_one_half_exactly():
 
 def test_which_law_each_sampler_follows():
     """The ODE follows the transport law, annealed Langevin dynamics the density law."""
-    mixture = parse_real("mixture:0.5,0.3,0.2").mixture
-    p, a, omega = np.array([0.5, 0.3, 0.2]), np.array([0.66, 0.24, 0.1]), 1.0
+    mixture = parse_real("mixture:0.7,0.3").mixture
+    p, a, omega = np.array([0.7, 0.3]), np.array([0.845, 0.155]), 2.0
     linear, geometric = theory.transport_law(p, a, omega), theory.density_law(p, a, omega)
     far = theory.total_variation(linear, geometric)
     ode = theory.transport(mixture, p, a, omega, HEUN).shares
@@ -133,12 +134,16 @@ def test_shares_may_be_measured_on_the_base():
 
 
 SMALL = Control(
-    real="mixture:0.7,0.3", target="0.5,0.5", omega="0,0.5,1", real_size=400, auxiliary_size=400, trials=2, points=2000,
-    network=NetworkSettings(width=48, layers=2, steps=500), workers=1,
+    real="mixture:0.7,0.3", target="0.5,0.5", omega="0,0.5,1", complement="linear", real_size=400, auxiliary_size=400,
+    trials=2, points=2000,
+    network=NetworkSettings(width=48, layers=2, steps=400), workers=1,
 )  # fmt: skip
 
 
-def test_study_on_networks(tmp_path):
+def test_study_on_networks(tmp_path, monkeypatch):
+    monkeypatch.setattr(control_report, "SHIFTS", (1.0,))  # the exact-score part has tests of its own
+    monkeypatch.setattr(control_report, "LANGEVIN", (1.0,))
+    monkeypatch.setattr(control_report, "REACH", (0.0, 0.5, 1.0, 1.5))
     result = run_control(dataclasses.replace(SMALL, out=str(tmp_path / "run")))
     shares, quality, best = (result.tables[k] for k in ("shares", "quality", "best"))
     mine = shares[(shares["method"] == "control") & (shares["complement"] == "linear") & (shares["class"] == 1)]

@@ -10,6 +10,7 @@ from sims_core import InputError
 from sims_core.algorithm import AUXILIARY_DATA, sims
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_toy import pollution, pollution_report
 from sims_toy import pollution_theory as laws
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
@@ -132,8 +133,10 @@ def test_vertex():
     np.testing.assert_allclose(value, [3, 1, 3])
 
 
-def test_networks_run(tmp_path):
+def test_networks_run(tmp_path, monkeypatch):
     """Networks through the same study, small: finite tables, the exact learner's curves beneath."""
+    monkeypatch.setattr(pollution, "OVERLAY_TRIALS", 10)
+    monkeypatch.setattr(pollution_report, "POPULATION_SAMPLERS", ())
     network = dataclasses.replace(Pollution().network, steps=40)
     options = Pollution(
         learner="network", network=network, pollution="0,0.1,0.5", omega="0,1,2", real_size="200", trials=2,
@@ -150,7 +153,7 @@ def test_networks_run(tmp_path):
         ({"learner": "magic"}, "--learner"),
         ({"pollution": "0"}, "--pollution"),
         ({"pollution": "0,0.0001,1"}, "--pollution"),
-        ({"omega": "1"}, "--omega"),
+        ({"omega": "0"}, "--omega"),
         ({"sampler": "exact"}, "--sampler"),
         ({"ideal": "perfect"}, "--ideal"),
         ({"auxiliary_data": "pollution"}, "--auxiliary-data"),

@@ -168,7 +168,7 @@ def test_study_on_networks(tmp_path, monkeypatch):
         ({"real": "gaussian"}, "--real"),
         ({"target": "0.5,0.6"}, "--target"),
         ({"target": "half,half"}, "--target"),
-        ({"target": "1,0"}, "--target"),
+        ({"target": "1,0", "complement": "geometric"}, "--target"),
         ({"complement": "other"}, "--complement"),
         ({"strength": "0"}, "--strength"),
         ({"omega": "0"}, "--omega"),

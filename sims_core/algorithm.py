@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, choose
 from sims_core.learner import Data, Learner, Model
 from sims_core.seeds import Seed
 
@@ -233,23 +233,53 @@ METHODS: dict[str, Method] = {
 }
 
 
-def complement(base: ArrayLike, target: ArrayLike, strength: float = 1.0) -> NDArray[np.float64]:
+def _linear(p: NDArray[np.float64], q: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
+    """p - a (q - p), shares below 0 cut off."""
+    return np.maximum(p - strength * (q - p), 0)
+
+
+def _geometric(p: NDArray[np.float64], q: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
+    """p (p / q)^a; classes that the base does not have stay away."""
+    if bool(((q == 0) & (p > 0)).any()):
+        raise InputError("target", q.tolist(), "a share of 0 has no geometric complement; use the linear one")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(p > 0, p * (p / q) ** strength, 0.0)
+
+
+#: Two readings of Algorithm 2's "complement", which the paper does not spell out. A deterministic sampler moves class
+#: shares as p + omega (p - p_aux), and there 'linear' is exact at omega * eta * a = 1; extrapolated densities have the
+#: weights p^(1 + omega) / p_aux^omega, and for those 'geometric' is. 'linear' has no negative shares to give: beyond
+#: `largest_strength` it cuts classes out of the auxiliary's data, which 'geometric' never does.
+COMPLEMENTS: dict[str, Callable[..., NDArray[np.float64]]] = {"linear": _linear, "geometric": _geometric}
+
+
+def complement(
+    base: ArrayLike, target: ArrayLike, strength: float = 1.0, *, reading: str = "linear"
+) -> NDArray[np.float64]:
     """Class shares of the auxiliary's data that move the output from ``base`` toward ``target``.
 
-    Our reading of Algorithm 2's "complement": p_aux proportional to max(p_k - a (q_k - p_k), 0) with base shares p,
-    target q and strength a; exact in the linear regime when omega * eta * a = 1, where eta is how far the auxiliary
-    moved toward its data. base, target: (K,) non-negative, summing to 1. Raises `InputError` otherwise.
+    reading: of `COMPLEMENTS`; both are our readings of Algorithm 2. With base shares p, target q and strength a,
+    'linear' is p_aux proportional to max(p - a (q - p), 0) and 'geometric' to p (p / q)^a. base: (K,) or (R, K), one
+    row a model; target: (K,); non-negative, summing to 1. Returns the shape of ``base``. Raises `InputError` otherwise.
     """
     p, q = (np.asarray(v, dtype=np.float64) for v in (base, target))
-    for name, shares in (("base", p), ("target", q)):
-        if shares.ndim != 1 or (shares < 0).any() or not np.isclose(shares.sum(), 1):
+    make = COMPLEMENTS[choose("complement", reading, COMPLEMENTS)]
+    for name, shares, most in (("base", p, 2), ("target", q, 1)):
+        if not 1 <= shares.ndim <= most or (shares < 0).any() or not np.allclose(shares.sum(-1), 1):
             raise InputError(name, np.asarray(shares).tolist(), "give one non-negative share a class, summing to 1")
-    if p.shape != q.shape:
-        raise InputError("target", q.tolist(), f"the base has {p.size} classes")
+    if p.shape[-1] != q.size:
+        raise InputError("target", q.tolist(), f"the base has {p.shape[-1]} classes")
     if not strength > 0:
         raise InputError("strength", strength, "give a positive number")
-    shares = np.maximum(p - strength * (q - p), 0)
-    return np.asarray(shares / shares.sum(), dtype=np.float64)
+    made = make(p, q, strength)
+    return np.asarray(made / made.sum(-1, keepdims=True), dtype=np.float64)
+
+
+def largest_strength(base: ArrayLike, target: ArrayLike) -> float:
+    """The largest strength whose linear complement cuts no class off: min p / (q - p) over classes with q > p."""
+    p, q = (np.asarray(v, dtype=np.float64) for v in (base, target))
+    wanted = q > p
+    return float((p[wanted] / (q - p)[wanted]).min()) if wanted.any() else float("inf")
 
 
 def distribution_control(
@@ -257,9 +287,10 @@ def distribution_control(
     train: Data,
     *,
     draw: Callable[[Model, NDArray[np.float64], Seed], Data],
-    base_shares: ArrayLike,
+    base_shares: ArrayLike | Callable[[Model, Seed], ArrayLike],
     target_shares: ArrayLike,
     strength: float = 1.0,
+    reading: str = "linear",
     budget: Any,
     omega: Any,
     seed: Seed,
@@ -268,9 +299,12 @@ def distribution_control(
     """Algorithm 2: SIMS whose auxiliary is trained on samples with the complement of the target distribution.
 
     draw: ``(base, shares, seed) -> Data``, synthetic items of the base in the given class shares (by conditional
-    sampling, or by drawing and selecting with a classifier).
+    sampling, or by drawing and selecting with a classifier). base_shares: (K,), one row a model where the learner holds
+    several, or a function ``(base, seed)`` that measures them. reading: of `complement`.
     """
     base = learner.fit(train, seed=seed.child("fit"), start=start)
-    synthetic = draw(base, complement(base_shares, target_shares, strength), seed.child("auxiliary-data"))
+    own = base_shares(base, seed.child("shares")) if callable(base_shares) else base_shares
+    shares = complement(own, target_shares, strength, reading=reading)
+    synthetic = draw(base, shares, seed.child("auxiliary-data"))
     auxiliary = learner.finetune(base, synthetic, budget, seed=seed.child("finetune"))
     return Trained(learner.extrapolate(base, auxiliary, omega), base, auxiliary, synthetic)

@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "control": ("Control", "run_control"),
+    "control_theory": ("density_law", "mixture_denoiser", "transport_law"),
     "diagnosis": ("Diagnosis", "diagnose", "diagnose_network"),
     "ensemble": ("Ensemble",),
     "exact": ("ExactLearner", "sampler_modes"),
@@ -17,6 +19,8 @@ _HOMES = {
     "mad": ("Mad", "run_mad"),
     "mlp": ("Mlp",),
     "network": ("NetworkLearner", "measured_eta"),
+    "pollution": ("Pollution", "run_pollution"),
+    "pollution_theory": ("Dose",),
     "sampling_cost": ("SamplingCost", "run_sampling_cost"),
     "settings": ("NetworkSettings", "Sweep"),
     "sweep": ("plan", "run_sweep"),

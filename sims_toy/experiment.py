@@ -21,6 +21,7 @@ from sims_core.errors import InputError
 
 if TYPE_CHECKING:
     from sims_core.runs import RunFolder
+    from sims_toy.control import ControlSettings
     from sims_toy.datasets import Distribution
     from sims_toy.gaussian import Gaussian
     from sims_toy.settings import NetworkSettings
@@ -72,7 +73,7 @@ class Experiment:
     """A grid of cells with what they share. Everything here decides the result; nothing else does.
 
     quantities: what is measured in every generation (`sims_toy.measuring.QUANTITIES`). ddof: of the exact learner's
-    covariance, 0 for maximum likelihood and 1 for the unbiased one.
+    covariance, 0 for maximum likelihood and 1 for the unbiased one. control: of the cells of `sims_toy.control`.
     """
 
     cells: tuple[Cell, ...]
@@ -84,6 +85,7 @@ class Experiment:
     network: NetworkSettings | None = None
     quantities: tuple[str, ...] = ("w2",)
     ddof: int = 0
+    control: ControlSettings | None = None
 
     def source(self, cell: Cell) -> Gaussian | Distribution:
         """The real distribution of a cell."""

@@ -51,8 +51,10 @@ def measure(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]
     data = learner.draw(real, first_size, seed=seed.child("real"))
     pollution = None
     if any(c.pollution for c in cells):  # from a previous-generation model: one of the real data alone
-        before = learner.fit(data, seed=seed.child("previous"))
-        pollution = learner.sample(before, per_row([c.pollution for c in cells]), seed=seed.child("pollution"))
+        earlier = Sampler.parse(first.reference or first.sampler, sigma_data=spread(real))
+        other = LEARNERS[first.learner].make(experiment, first, earlier, learner.streams)
+        before = other.fit(data, seed=seed.child("previous"))
+        pollution = other.sample(before, per_row([c.pollution for c in cells]), seed=seed.child("pollution"))
     loop = self_consuming_loop(
         learner,
         data,
@@ -219,6 +221,12 @@ def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Arra
     return NetworkLearner(sampler, streams, experiment.network, temperature=cell.temperature, guidance=schedule)
 
 
+def _control(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Values:
+    from sims_toy.control_measuring import measure as measure_control
+
+    return measure_control(experiment, cells, trials)
+
+
 @dataclass(frozen=True)
 class Measurer:
     """How a learner is made and run: rows a piece of work, whether sizes may differ in it, least trials to share."""
@@ -233,4 +241,5 @@ class Measurer:
 LEARNERS: dict[str, Measurer] = {
     "exact": Measurer(_exact, 2048, True, 25),
     "network": Measurer(_network, 24, False, 1),
+    "control": Measurer(_network, 36, False, 1, _control),  # Algorithm 2: `sims_toy.control`
 }

@@ -16,8 +16,8 @@ from sims_toy.datasets import parse_real
 from sims_toy.ensemble import numba_available
 from sims_toy.experiment import Cell, Experiment
 from sims_toy.gaussian import Gaussian
-from sims_toy.measuring import LEARNERS, POINTS, parse_reading
-from sims_toy.settings import BY_LEARNER, Sweep
+from sims_toy.measuring import POINTS, parse_reading
+from sims_toy.settings import BY_LEARNER, NetworkSettings, Sweep
 from sims_toy.study import Study
 
 #: Trials of the exact learner's curve beneath the networks'.
@@ -27,10 +27,9 @@ OVERLAY_TRIALS = 400
 def make_plan(sweep: Sweep) -> Study:
     """What a `Sweep` asks for. Raises `InputError` for anything that cannot be run."""
     sweep.check()
-    learner = choose("--learner", sweep.learner, LEARNERS)
-    if learner == "network" and sweep.network.backend == "auto":
-        chosen = "numba" if numba_available() else "torch"
-        sweep = replace(sweep, network=replace(sweep.network, backend=chosen))
+    learner = choose("--learner", sweep.learner, BY_LEARNER)
+    if learner == "network":
+        sweep = replace(sweep, network=settle(sweep.network))
     converged = not sweep.budget  # auxiliaries trained as long as their bases: eta = 1 of the exact learner
     sweep = _with_defaults(sweep, learner)
     methods = names("--method", sweep.method, METHODS)
@@ -46,7 +45,7 @@ def make_plan(sweep: Sweep) -> Study:
     real_sizes = sizes("--real-size", sweep.real_size)
     synthetic_sizes = sizes("--synthetic-size", sweep.synthetic_size)
     auxiliary_sizes = None if sweep.auxiliary_size == "same" else sizes("--auxiliary-size", sweep.auxiliary_size)
-    budgets = _budgets(sweep.budget, learner)
+    budgets = budgets_of(sweep.budget, learner)
     distance, digest = _distance(sweep, learner, max(real_sizes))
     if learner == "network":
         _refuse_for_networks(sweep, samplers)
@@ -57,7 +56,7 @@ def make_plan(sweep: Sweep) -> Study:
     ):
         if value < least:
             raise InputError(name, value, f"give a whole number of at least {least}")
-    mean, covariance = real_gaussian(sweep.real_mean, sweep.real_covariance)
+    mean, covariance = read_gaussian(sweep.real_mean, sweep.real_covariance)
 
     if any("omega" in METHODS[m].takes for m in methods) and 0.0 not in omegas:
         omegas = sorted([0.0, *omegas])  # omega = 0 is what every other omega is compared with
@@ -176,17 +175,24 @@ def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
     return known[name], real.digest
 
 
-def real_gaussian(mean_text: str, covariance_text: str) -> tuple[list[float], list[list[float]]]:
-    """The real Gaussian's mean and covariance from --real-mean and --real-covariance."""
-    mean = _numbers("--real-mean", mean_text)
-    covariance = [_numbers("--real-covariance", row) for row in covariance_text.split(";")]
+def settle(network: NetworkSettings) -> NetworkSettings:
+    """The settings with the backend that 'auto' stands for here, since it is recorded."""
+    if network.backend != "auto":
+        return network
+    return replace(network, backend="numba" if numba_available() else "torch")
+
+
+def read_gaussian(real_mean: str, real_covariance: str) -> tuple[list[float], list[list[float]]]:
+    """The real Gaussian's mean and covariance, as --real-mean and --real-covariance write them."""
+    mean = _numbers("--real-mean", real_mean)
+    covariance = [_numbers("--real-covariance", row) for row in real_covariance.split(";")]
     try:
         Gaussian.single(mean, covariance)
     except InputError as error:
-        named = ("--real-mean", mean_text) if error.argument == "mean" else ("--real-covariance", covariance_text)
-        raise InputError(*named, error.expected) from None
+        name, text = ("--real-mean", real_mean) if error.argument == "mean" else ("--real-covariance", real_covariance)
+        raise InputError(name, text, error.expected) from None
     except ValueError:
-        raise InputError("--real-covariance", covariance_text, "every row needs the same number of entries") from None
+        raise InputError("--real-covariance", real_covariance, "every row needs the same number of entries") from None
     return mean, covariance
 
 
@@ -231,7 +237,7 @@ def _numbers(argument: str, text: str) -> list[float]:
     return [v for part in text.split(",") for v in parse_grid(argument, part)]
 
 
-def _budgets(text: str, learner: str) -> list[str]:
+def budgets_of(text: str, learner: str) -> list[str]:
     """Budgets as text, since '0.3' and '50k' are of different kinds; the learner takes one kind only."""
     if ":" in text and learner == "exact":
         return [f"{v:g}" for v in parse_grid("--budget", text, low=0, high=1)]

@@ -172,7 +172,9 @@ def _estimate(experiment: Experiment) -> float:
     total = 0.0
     for cells in counts.values():
         few = tuple(cells[-8:])  # the largest omegas: no work shared with omega = 0
-        probe = replace(experiment, cells=few, trials=min(2 if few[0].learner == "network" else 25, experiment.trials))
+        probe = replace(
+            experiment, cells=few, trials=min(25 if LEARNERS[few[0].learner].mixes_sizes else 2, experiment.trials)
+        )
         spent = []
         short = min(3, experiment.generations)
         for generations in (1, short):

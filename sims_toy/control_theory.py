@@ -1,0 +1,165 @@
+r"""What score extrapolation does to class shares: two laws, and the samplers that follow them.
+
+A base with class shares p and an auxiliary with shares a, of the same well separated classes (means mu_k), are
+extrapolated: D = (1 + omega) D_base - omega D_aux.
+
+*The transport law.* A deterministic sampler (the probability-flow ODE) decides the class of a sample while the noise
+exceeds the distance between the classes. There the posterior weights are nearly the prior ones, D = sum_k p_k mu_k, so
+the extrapolated denoiser is that of the weights
+
+    p + omega (p - a),                                                                                        (linear)
+
+which at omega = 1 / strength is the target of the linear complement. For two classes with equal spreads it is exact
+where it gives 1/2: at the midpoint both posteriors are the prior weights at every noise level, so the extrapolated
+drift along the line between the classes vanishes there, and the midpoint parts the two halves of the noise.
+
+*The density law.* At every noise level the extrapolated score is that of the density p_base^(1+omega) / p_aux^omega.
+Where the classes no longer overlap, its weights are
+
+    p^(1+omega) / a^omega, normalised,                                                                     (geometric)
+
+because the classes' own densities cancel. But those densities are not one another's diffusions, so the ODE does not
+carry one into the next; a sampler that equilibrates at every level (annealed Langevin dynamics) does end there.
+
+To first order in a - p both are the same: the log-odds move by omega (log p - log a), the shares by omega (p - a).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from sims_core.guidance import Denoiser, guided
+from sims_core.sampling import Sampler, edm_sigmas
+from sims_core.seeds import Seed
+from sims_toy.datasets import Mixture
+
+Array = NDArray[np.float64]
+
+#: A point further than this many standard deviations from every class is outside (a real one with p = 3e-4 in 2-D).
+FAR = 4.0
+
+
+def transport_law(base: ArrayLike, auxiliary: ArrayLike, omega: ArrayLike) -> Array:
+    """Class shares p + omega (p - a): (..., K) for omega (...); entries may leave [0, 1], where it cannot hold."""
+    p, a = (np.asarray(v, dtype=np.float64) for v in (base, auxiliary))
+    return np.asarray(p + np.asarray(omega, dtype=np.float64)[..., None] * (p - a))
+
+
+def density_law(base: ArrayLike, auxiliary: ArrayLike, omega: ArrayLike) -> Array:
+    """Class shares p^(1+omega) / a^omega, normalised: (..., K) for omega (...); a class that ``auxiliary`` lacks takes
+    everything."""
+    p, a = (np.asarray(v, dtype=np.float64) for v in (base, auxiliary))
+    w = np.asarray(omega, dtype=np.float64)[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logits = np.where(w == 0, np.log(p), (1 + w) * np.log(p) - w * np.log(np.maximum(a, 1e-300)))
+    logits = logits - logits.max(-1, keepdims=True)
+    return np.asarray(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
+
+
+def total_variation(shares: ArrayLike, target: ArrayLike) -> Array:
+    """Half the sum of absolute differences over the last axis."""
+    return np.asarray(np.abs(np.asarray(shares) - np.asarray(target)).sum(-1) / 2)
+
+
+def mixture_denoiser(mixture: Mixture, weights: ArrayLike) -> Denoiser:
+    """E[y | x] of the mixture's components in other ``weights`` (K,), in closed form: x (..., d), sigma zero-dim."""
+    means = torch.tensor(mixture.means, dtype=torch.float64)
+    log_weights = torch.log(torch.as_tensor(np.asarray(weights, dtype=np.float64)))
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        variance = mixture.std**2 + sigma**2
+        squared = ((x.unsqueeze(-2) - means) ** 2).sum(-1)
+        centre = torch.softmax(log_weights - squared / (2 * variance), -1) @ means
+        return centre + mixture.std**2 / variance * (x - centre)
+
+    return denoise
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a sampler made: class shares (K,), each class's mean displacement (K,) in standard deviations (NaN where it
+    is empty), and the share of points outside all classes (`FAR`)."""
+
+    shares: Array
+    displacement: Array
+    outside: float
+
+
+def describe(mixture: Mixture, points: Array) -> Sampled:
+    """Shares, displacements and outliers of points (n, d), by the Bayes classifier of equal weights (the nearest)."""
+    means = np.asarray(mixture.means)
+    distance = np.sqrt(((points[:, None] - means) ** 2).sum(-1))
+    label = distance.argmin(1)
+    counts = np.bincount(label, minlength=len(means))
+    moved = [np.linalg.norm(points[label == k].mean(0) - m) if counts[k] else np.nan for k, m in enumerate(means)]
+    outside = float((distance.min(1) > FAR * mixture.std).mean())
+    return Sampled(counts / len(points), np.array(moved) / mixture.std, outside)
+
+
+def transport(
+    mixture: Mixture, base: ArrayLike, auxiliary: ArrayLike, omega: float, sampler: Sampler, points: int = 2**12
+) -> Sampled:
+    """Exact mixture scores through the shared sampler, from ``points`` antithetic Sobol points."""
+    from scipy.special import ndtri
+    from scipy.stats import qmc
+
+    half = ndtri(qmc.Sobol(len(mixture.means[0]), scramble=True, seed=0).random(points // 2))
+    noise = torch.from_numpy(np.concatenate([half, -half]))
+    denoiser = guided(mixture_denoiser(mixture, base), mixture_denoiser(mixture, auxiliary), omega)
+    return describe(mixture, sampler(denoiser, noise).numpy())
+
+
+def langevin(
+    mixture: Mixture,
+    base: ArrayLike,
+    auxiliary: ArrayLike,
+    omega: float,
+    *,
+    seed: Seed,
+    points: int = 1000,
+    levels: int = 60,
+    steps: int = 30,
+) -> Sampled:
+    """Exact mixture scores through annealed Langevin dynamics: at every noise level, ``steps`` corrector steps.
+
+    Step size .2 sigma^2, EDM's levels from 80 to a tenth of the classes' spread (arXiv 1907.05600, Algorithm 1).
+    """
+    generator = seed.torch()
+    denoiser = guided(mixture_denoiser(mixture, base), mixture_denoiser(mixture, auxiliary), omega)
+    x = 80 * torch.randn(points, len(mixture.means[0]), generator=generator, dtype=torch.float64)
+    for sigma in edm_sigmas(levels, sigma_min=mixture.std / 10)[:-1]:
+        size = 0.2 * sigma**2
+        for _ in range(steps):
+            noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            x = x + size / 2 * (denoiser(x, sigma) - x) / sigma**2 + size.sqrt() * noise
+    return describe(mixture, denoiser(x, sigma).numpy())
+
+
+def best_omega(
+    mixture: Mixture,
+    base: ArrayLike,
+    auxiliary: ArrayLike,
+    target: ArrayLike,
+    sampler: Sampler,
+    omegas: Sequence[float],
+) -> tuple[float, float, Sampled]:
+    """The omega whose exact-score shares are nearest to the target, that distance, and what was sampled.
+
+    omegas: an even grid, looked through first; then a fifth of its step around the best.
+    """
+    step = (omegas[1] - omegas[0]) / 5
+
+    def nearest(grid: Sequence[float]) -> tuple[float, float, Sampled]:
+        made = [(w, transport(mixture, base, auxiliary, w, sampler, 2**11)) for w in grid]
+        far = [float(total_variation(m.shares, target)) for _, m in made]
+        best = int(np.argmin(far))
+        return made[best][0], far[best], made[best][1]
+
+    centre = nearest(omegas)[0]
+    return nearest([max(0.0, round(centre + i * step, 6)) for i in range(-4, 5)])

@@ -169,6 +169,7 @@ QUANTITIES: dict[str, Callable[..., Array]] = {
     "emd": lambda moment: moment.each(wasserstein.exact),
     "sliced": lambda moment: moment.each(wasserstein.sliced),
     "points": lambda moment, count: moment.points[:, :count],
+    "weights": lambda moment: np.asarray(moment.generation.trained.base.base.params.numpy()),  # networks only
 }
 
 

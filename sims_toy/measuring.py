@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from sims_core.algorithm import AUXILIARY_DATA, METHODS, Trained
 from sims_core.errors import InputError, choose
@@ -162,6 +163,12 @@ def _variance(moment: Moment) -> Array:
     return np.asarray(cov.diagonal(dim1=1, dim2=2).sum(1).numpy())
 
 
+def _weights(moment: Moment) -> Array:
+    """The base networks' parameters and, last, their sigma_data: (R, P + 1)."""
+    base = moment.generation.trained.base.base
+    return np.asarray(torch.cat([base.params.double(), base.sigma_data[:, None]], 1).numpy())
+
+
 #: name -> function of a `Moment` that gives (R, ...); '{name}:{number}' hands the number on.
 QUANTITIES: dict[str, Callable[..., Array]] = {
     "w2": _moments,
@@ -169,7 +176,7 @@ QUANTITIES: dict[str, Callable[..., Array]] = {
     "emd": lambda moment: moment.each(wasserstein.exact),
     "sliced": lambda moment: moment.each(wasserstein.sliced),
     "points": lambda moment, count: moment.points[:, :count],
-    "weights": lambda moment: np.asarray(moment.generation.trained.base.base.params.numpy()),  # networks only
+    "weights": _weights,
 }
 
 

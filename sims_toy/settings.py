@@ -60,7 +60,14 @@ class NetworkSettings:
     N-step grid, Neon's published mismatch)."""
 
     def __post_init__(self) -> None:
-        for name, low in (("width", 1), ("layers", 1), ("steps", 1), ("batch", 0), ("other_width", 0), ("warm_steps", 0)):
+        for name, low in (
+            ("width", 1),
+            ("layers", 1),
+            ("steps", 1),
+            ("batch", 0),
+            ("other_width", 0),
+            ("warm_steps", 0),
+        ):
             if getattr(self, name) < low:
                 raise InputError(
                     f"--network.{name.replace('_', '-')}", getattr(self, name), f"give a whole number of at least {low}"

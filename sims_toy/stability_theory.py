@@ -12,12 +12,12 @@ operator norm, and eps = W1(p_theta*, p_data): where lam (1 + L eps / alpha) < 1
 
     rho(lam) = lam (alpha + eps L) / (alpha - lam (alpha + eps L)).
 
-What lies behind it (our derivation, checked below by integrating the flow). With B = -E_{p_theta*} Hess log p, the
-Fisher information, the implicit function theorem gives
+What lies behind it (our derivation, tested by integrating the flow). With B = -E_{p_theta*} Hess log p, the Fisher
+information, the implicit function theorem gives
 
     G'(theta*) = (A + lam B)^{-1} lam B,
 
-and ||B - A|| <= L eps (Kantorovich), from which rho follows. The condition is sufficient and not necessary: A is positive
+and ||B - A|| <= L eps (Kantorovich), from which rho follows. The condition is sufficient, not necessary: A is positive
 definite and B, a covariance of scores, is never negative, so G' has the eigenvalues lam mu / (1 + lam mu) < 1 with mu
 those of A^{-1} B. In the population limit the loop is locally stable for *every* finite lam, and where the model is
 well specified (A = B) its rate is lam / (1 + lam). What breaks it in practice is none of this: finite samples, an
@@ -32,6 +32,7 @@ E sqrt(Sigma_t) = c_4(n)^t sqrt(Sigma_0); maximum likelihood (divided by n) mult
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,7 +162,7 @@ def w1(a: Law, b: Law) -> float:
         return abs(a.quantile(q) - b.quantile(q))
 
     pieces = np.concatenate([[0.0], np.geomspace(1e-9, 0.4, 40), [0.5]])  # kinks and tails apart
-    return 2 * sum(quad(gap, low, high, limit=200)[0] for low, high in zip(pieces[:-1], pieces[1:], strict=True))
+    return 2 * sum(float(quad(gap, low, high, limit=200)[0]) for low, high in itertools.pairwise(pieces))
 
 
 # --------------------------------------------------------- cases in closed form
@@ -170,8 +171,15 @@ def w1(a: Law, b: Law) -> float:
 class Case(Protocol):
     """A family and a data law for which everything in the theorem is known."""
 
-    name: str
-    law: Law
+    @property
+    def name(self) -> str:
+        """The family's."""
+        ...
+
+    @property
+    def law(self) -> Law:
+        """The data's."""
+        ...
 
     @property
     def best(self) -> Array:
@@ -197,7 +205,7 @@ class Case(Protocol):
 class GaussianCase:
     """N(mu, 1/tau) by location and precision, theta = (mu, tau), fitted to a symmetric law.
 
-    log p = log(tau) / 2 - tau (x - mu)^2 / 2, so -Hess = [[tau, mu - x], [mu - x, 1 / (2 tau^2)]]: L = 1 exactly, and at
+    log p = log(tau) / 2 - tau (x - mu)^2 / 2, so -Hess = [[tau, mu - x], [mu - x, 1 / (2 tau^2)]]: L = 1 exactly, at
     theta* = (0, 1 / std^2) A = B = diag(tau, 1 / (2 tau^2)), alpha = min(tau, 1 / (2 tau^2)). A = B whatever the data
     are, because the family's own mean and variance are those of the data: the rate is lam / (1 + lam) even where the
     model is misspecified and eps is large.

@@ -85,7 +85,8 @@ def test_constants_against_differences_of_the_log_density(case):
     new, old, lam = best + 0.1, best + 0.05, 0.7
     nudged = [
         np.mean(log_density(case, new + s * h * e, data))
-        + lam * np.mean(log_density(case, new + s * h * e, old[0] + own * (1 if d == 1 else (old[1] / best[1]) ** -0.5)))
+        + lam
+        * np.mean(log_density(case, new + s * h * e, old[0] + own * (1 if d == 1 else (old[1] / best[1]) ** -0.5)))
         for e in np.eye(d)
         for s in (1, -1)
     ]
@@ -112,7 +113,7 @@ def test_a_well_specified_gaussian_contracts_for_every_ratio():
     case = st.GaussianCase(st.law("normal"))
     assert case.constants.epsilon == 0 and case.constants.threshold == 0.5
     for lam in (0.1, 0.49, 1.0, 10.0):
-        start = case.best + [0.05, 0.08]
+        start = case.best + np.array([0.05, 0.08])
         errors = [np.linalg.norm(start - case.best)]
         for _ in range(6):
             start = st.retrain(case, start, lam)
@@ -126,9 +127,7 @@ def test_a_well_specified_gaussian_contracts_for_every_ratio():
 def test_a_flow_that_stops_early_remembers():
     case = st.LogisticCase(st.law("two-point", 3.0))
     for lam, time in ((0.0, 5.0), (0.5, 3.0)):
-        np.testing.assert_allclose(
-            st.jacobian(case, lam, time), st.predicted_jacobian(case, lam, time), rtol=1e-5
-        )
+        np.testing.assert_allclose(st.jacobian(case, lam, time), st.predicted_jacobian(case, lam, time), rtol=1e-5)
     assert st.jacobian(case, 0.0)[0, 0] == pytest.approx(0, abs=1e-6)
     with pytest.raises(InputError, match="lam"):
         st.retrain(case, case.best, -1.0)

@@ -17,6 +17,9 @@ _HOMES = {
     "mlp": ("Mlp",),
     "network": ("NetworkLearner", "measured_eta"),
     "settings": ("NetworkSettings", "Sweep"),
+    "stability": ("Stability", "run_stability"),
+    "stability_networks": ("PointLoss", "curvature", "w1_excess"),
+    "stability_theory": ("Constants", "GaussianCase", "LogisticCase", "c4", "collapse_rate", "retrain"),
     "sweep": ("plan", "run_sweep"),
     "training": ("Schedule", "Training", "train"),
 }

@@ -51,7 +51,7 @@ def overview(frames: dict[str, pd.DataFrame], stem: Path, *, settings: dict[str,
 
     reals = settings["real"]
     columns = 2
-    rows = -(-(len(reals) + 3) // columns)
+    rows = -(-(len(reals) + 4) // columns)
     with style():
         figure, axes = plt.subplots(rows, columns, figsize=(8.6, 3.1 * rows + 0.9), squeeze=False)
         panels = list(axes.flat)
@@ -59,16 +59,17 @@ def overview(frames: dict[str, pd.DataFrame], stem: Path, *, settings: dict[str,
             _distance(axis, frames["stability"], name, settings)
         rest = panels[len(reals) :]
         _rates(rest[0], frames["rates"], reals)
-        _closed_form(rest[1], frames["closed_form"])
-        _collapse(rest[2], frames["collapse"])
-        for axis in rest[3:]:
+        _condition(rest[1], frames["constants"], reals)
+        _closed_form(rest[2], frames["closed_form"])
+        _collapse(rest[3], frames["collapse"])
+        for axis in rest[4:]:
             axis.set_axis_off()
         caption = (
             f"Iterative retraining (Bertrand et al., arXiv 2310.00429). Bands: 95 % bootstrap over trials; grey: two "
             f"real samples of the same size. {settings_line(settings)} Rates: the first round sees the data scaled by "
             f"{settings['kick']:g}; what is left of the displacement after one more round, common random numbers. "
             "Closed form: thick, spectral radius of the integrated gradient flow's retraining map; thin, the theorem's "
-            "bound, drawn where its condition holds."
+            "bound, drawn where its condition holds; the Gaussian cases share one thick curve."
         )
         figure.supxlabel(textwrap.fill(caption, 150), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
@@ -111,6 +112,22 @@ def _rates(axis: Axes, table: pd.DataFrame, reals: list[str]) -> None:
     axis.set_xticks(x, ["synthetic" if math.isinf(r) else f"{r:g}" for r in ratios])
     axis.set(title="Networks: rate, measured", xlabel=r"$\lambda$ (and fully synthetic)", ylabel="left after one round")
     axis.legend(fontsize=7)
+
+
+def _condition(axis: Axes, table: pd.DataFrame, reals: list[str]) -> None:
+    """The theorem's left-hand side along each ratio's displacement; a cross at the top where alpha is not positive."""
+    axis.axhline(0.5, color="black", lw=0.9, label="the theorem's 1/2")
+    part = table[(table["reading"] == "displacement") & np.isfinite(table["ratio"])]
+    for real, colour in zip(reals, sequence(max(2, len(reals)))[::-1], strict=False):
+        mine = part[part["real"] == real]
+        known = mine[np.isfinite(mine["condition"])]
+        axis.plot(known["ratio"], known["condition"], "o", ms=3.5, color=colour, label=real)
+        lost = mine[~np.isfinite(mine["condition"])]
+        axis.plot(lost["ratio"], np.full(len(lost), 0.97), "x", color=colour, transform=axis.get_xaxis_transform())
+    lowest = ", ".join(f"{table[table['real'] == r]['smallest'].min():.2g} ({r})" for r in reals)
+    axis.set(xscale="log", yscale="log", xlabel=rf"$\lambda$; smallest eigenvalue: {lowest}")
+    axis.set(title="Networks: the condition, one direction", ylabel=r"$\lambda(1 + L\varepsilon/\alpha)$")
+    axis.legend(fontsize=7, loc="lower right")
 
 
 def _closed_form(axis: Axes, table: pd.DataFrame) -> None:

@@ -10,6 +10,9 @@ is no proof.
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,13 +33,15 @@ from sims_toy.targets import (
     NoiseLevels,
     UniformAngle,
     level_table,
+    posterior_mean,
     training_levels,
 )
 
 Array = NDArray[np.float64]
 
-#: Noise levels, and rows (points x levels x noise) that go through the Hessian at once.
+#: Noise levels of a loss, and real points that stand for the population in a mean loss.
 LEVELS = 8
+POPULATION = 4000
 
 
 class PointLoss:
@@ -44,9 +49,13 @@ class PointLoss:
 
     points: (M, d). settings: of the networks. sigma_data: of the network at hand. The noise is averaged by the
     cubature of degree 3, +-sqrt(d) e_i; the levels are `LEVELS` quantiles of the training's distribution.
+    population: further real points; the target is then its posterior mean over all of them (Xu et al. 2023), which
+    leaves the population's mean loss as it is up to a constant and takes the noise of the target away.
     """
 
-    def __init__(self, points: Array, settings: NetworkSettings, sigma_data: float) -> None:
+    def __init__(
+        self, points: Array, settings: NetworkSettings, sigma_data: float, *, population: Array | None = None
+    ) -> None:
         x = torch.from_numpy(np.asarray(points, dtype=np.float64))
         self.count, dim = x.shape
         self.mlp = Mlp(dim, (settings.width,) * settings.layers, settings.activation, settings.linear_first)
@@ -63,6 +72,11 @@ class PointLoss:
         inner = c_in[None, :, None, None] * (clean + level * draw)
         times = time[None, :, None, None].expand(*shape[:3], 1)
         self._rows = torch.cat([inner.expand(shape), times], 3).reshape(-1, dim + 1)
+        if population is not None:
+            noisy = (clean + level * draw).expand(shape).reshape(-1, dim)
+            spread = level.expand(*shape[:3], 1).reshape(-1, 1)
+            clean = posterior_mean(noisy, spread[:, 0], torch.cat([x, torch.from_numpy(population)])).view(shape)
+            draw = (noisy.view(shape) - clean) / level
         self._target = (p[None, :, None, None] * clean + q[None, :, None, None] * draw).expand(shape).reshape(-1, dim)
 
     def __call__(self, params: Tensor) -> Tensor:
@@ -83,7 +97,8 @@ class PointLoss:
         def product(v: Tensor) -> Tensor:
             return jvp(slope, (params,), (v,))[1]  # type: ignore[no-any-return]
 
-        rows: Tensor = vmap(product, chunk_size=chunk)(torch.eye(len(params), dtype=params.dtype))
+        with _quiet():
+            rows: Tensor = vmap(product, chunk_size=chunk)(torch.eye(len(params), dtype=params.dtype))
         return (rows + rows.T) / 2
 
     def along(self, params: Tensor, direction: Tensor) -> Tensor:
@@ -93,7 +108,16 @@ class PointLoss:
         def first(theta: Tensor) -> Tensor:
             return jvp(self, (theta,), (v,))[1]  # type: ignore[no-any-return]
 
-        return jvp(first, (params,), (v,))[1]  # type: ignore[no-any-return]
+        with _quiet():
+            return jvp(first, (params,), (v,))[1]  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Forward derivatives make torch load a compiler of its own that it has deprecated, and say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 @dataclass(frozen=True)
@@ -130,16 +154,18 @@ def curvature(
     """
     x = real.draw(points, seed.child("curvature"))
     loss = PointLoss(x, settings, sigma_data)
+    mean = PointLoss(x, settings, sigma_data, population=real.reference[:POPULATION])
     theta = torch.from_numpy(np.asarray(params, dtype=np.float64))
-    values, vectors = torch.linalg.eigh(loss.hessian(theta))
-    slope: Tensor = grad(lambda t: loss(t).mean())(theta)
+    hessian = mean.hessian(theta)
+    values, vectors = torch.linalg.eigh(hessian)
+    slope: Tensor = grad(lambda t: mean(t).mean())(theta)
     tried = torch.cat([torch.from_numpy(np.asarray(directions, dtype=np.float64)), vectors[:, [0, -1]].T])
     distance = np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
     np.fill_diagonal(distance, np.inf)
     alpha, lipschitz = [], []
     for v in tried:
         each = loss.along(theta, v).numpy()
-        alpha.append(float(each.mean()))
+        alpha.append(float(v @ hessian @ v / (v @ v)))
         lipschitz.append(float((np.abs(each[:, None] - each[None]) / distance).max()))
     top = float(values[-1])
     return Curvature(

@@ -298,7 +298,8 @@ def words(frames: Frames, settings: dict[str, Any]) -> str:
                 verdicts[says].append("fully synthetic" if math.isinf(row["ratio"]) else f"{row['ratio']:g}")
             lines.append(
                 f"  {_label(row['ratio']):>16}: {row['to_zero']:.2f} "
-                f"[{row['to_zero_low']:.2f}, {row['to_zero_high']:.2f}] {says}; rate {rate['rate']:.3f} [{rate['rate_low']:.3f}, {rate['rate_high']:.3f}], "
+                f"[{row['to_zero_low']:.2f}, {row['to_zero_high']:.2f}] {says}; "
+                f"rate {rate['rate']:.3f} [{rate['rate_low']:.3f}, {rate['rate_high']:.3f}], "
                 f"{rate['well_specified']:.3f}"
             )
         said = "; ".join(f"{key}: {', '.join(found)}" for key, found in verdicts.items() if found)
@@ -310,16 +311,16 @@ def words(frames: Frames, settings: dict[str, Any]) -> str:
     beyond = closed[~closed["certified"]]
     lines.append(
         f"closed-form cases: the bound holds in {held} of {len(certified)} certified settings; of {len(beyond)} that "
-        f"the theorem does not certify {int((beyond['measured'] < 1).sum())} contract: the condition is sufficient, not "
-        "necessary, and local"
+        f"the theorem does not certify {int((beyond['measured'] < 1).sum())} contract: the condition is "
+        "sufficient, not necessary, and local"
     )
     for divisor, part in frames["collapse"].groupby("divisor", sort=False):
         end = part.iloc[-1]
         z = ((part["mean"] - part["closed_form"]) / part["se"]).abs().max()
         lines.append(
             f"Gaussian collapse, n = {end['n']}, variance divided by {divisor}: E sqrt(Sigma_t) at "
-            f"t = {end['generation']} is {end['mean']:.4f} +- {end['se']:.4f}, closed form {end['closed_form']:.4f}; at most {z:.1f} standard "
-            "errors apart at any t"
+            f"t = {end['generation']} is {end['mean']:.4f} +- {end['se']:.4f}, closed form "
+            f"{end['closed_form']:.4f}; at most {z:.1f} standard errors apart at any t"
         )
     lines.append(f"conclusion, by distance after {settings['generations']} rounds: " + " | ".join(conclusions))
     return "\n".join(lines)

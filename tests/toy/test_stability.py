@@ -41,7 +41,7 @@ SMALL = Stability(
 )
 
 
-def exact(loop, size, *, generations=40, trials=400, n=200, quantity="w2", sampler="exact", ddof=0):
+def exact(loop, size, *, generations=40, trials=200, n=200, quantity="w2", sampler="exact", ddof=0):
     cell = Cell("exact", "standard", loop, sampler, n, size)
     made = Experiment((cell,), generations, trials, 0, (0.0,), ((1.0,),), None, (quantity,), ddof=ddof)
     return run(made)[quantity][0]
@@ -53,7 +53,7 @@ def exact(loop, size, *, generations=40, trials=400, n=200, quantity="w2", sampl
 @pytest.mark.parametrize("ddof", [1, 0])
 def test_a_fully_synthetic_gaussian_collapses_at_its_rate(ddof):
     """E sqrt(Sigma_t) = c_4(n)^t for the variance divided by n - 1, times sqrt((n - 1) / n)^t for that by n."""
-    n, trials = 20, 3000
+    n, trials = 20, 1000
     root = np.sqrt(exact("fully-synthetic", n, n=n, quantity="variance", ddof=ddof, trials=trials))
     t = np.arange(1, 41)
     error = root.std(0, ddof=1) / math.sqrt(trials)
@@ -63,7 +63,7 @@ def test_a_fully_synthetic_gaussian_collapses_at_its_rate(ddof):
 
 
 def test_variance_goes_to_zero_almost_surely():
-    late = exact("fully-synthetic", 5, n=5, generations=300, trials=200, quantity="variance")[:, -1]
+    late = exact("fully-synthetic", 5, n=5, generations=300, trials=60, quantity="variance")[:, -1]
     assert late.max() < 1e-6
 
 
@@ -78,7 +78,7 @@ def test_small_ratios_stay_and_fully_synthetic_drifts():
         late = square[:, 20:].mean(1)
         expected = 1 + ratio / (1 + 2 * ratio)
         first = square[:, 0].mean()
-        error = late.std(ddof=1) / math.sqrt(len(late)) / first + expected * square[:, 0].std(ddof=1) / 20 / first
+        error = late.std(ddof=1) / math.sqrt(len(late)) / first + expected * square[:, 0].std(ddof=1) / math.sqrt(200) / first
         assert abs(late.mean() / first - expected) < 4 * error + 0.02  # 0.02: expected to first order in 1 / n
     square = (exact("fully-synthetic", n) ** 2).mean(0)
     assert square[19] > 10 * square[0] and square[39] > 1.5 * square[19]  # a random walk: t times the first round's

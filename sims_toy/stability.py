@@ -87,6 +87,8 @@ def plan(options: Stability) -> Study:
     reals = list(dict.fromkeys(part.strip() for part in re.split(r",(?=\s*[A-Za-z./])", options.real)))
     digests = {}
     for name in reals:
+        if name == "gaussian":
+            raise InputError("--real", name, "give one of the plane's data sets, such as gaussians:8 or moons")
         real = parse_real(name)
         if real.limit is not None and real.limit < max(POINTS, options.real_size):
             raise InputError("--real", name, f"the file holds {real.limit} points, {POINTS} are compared")

@@ -132,7 +132,7 @@ def _constants(loops: Experiment, found: Values, settings: dict[str, Any]) -> pd
     """alpha, L, eps and the condition for each data set, network and ratio.
 
     The model at hand is the last round's of lambda = 0, the nearest there is to theta*. The direction of a ratio is
-    where its loop's last network lies from there. ``reading`` 'smallest': alpha is the Hessian's smallest eigenvalue,
+    where its loop's last network lies from there. ``reading`` 'smallest': alpha is along the smallest eigenvalue's direction,
     L the largest of all directions tried; 'displacement': both along the ratio's own direction.
     """
     import pandas as pd
@@ -161,7 +161,7 @@ def _constants(loops: Experiment, found: Values, settings: dict[str, Any]) -> pd
             )  # fmt: skip
             for j, i in enumerate(others):
                 readings = {
-                    "smallest": (measured.smallest, float(measured.lipschitz.max())),
+                    "smallest": (measured.held_out, float(measured.lipschitz.max())),
                     "displacement": (float(measured.alpha[j]), float(measured.lipschitz[j])),
                 }
                 for reading, (alpha, lipschitz) in readings.items():
@@ -176,7 +176,7 @@ def _constants(loops: Experiment, found: Values, settings: dict[str, Any]) -> pd
                             "condition": known.condition(ratio), "threshold": known.threshold,
                             "certified": known.certified(ratio), "bound": known.rate(ratio),
                             "smallest": measured.smallest, "largest": measured.largest, "flat": measured.flat,
-                            "gradient": measured.gradient,
+                            "gradient": measured.gradient, "held_out_se": measured.held_out_se,
                         }
                     )  # fmt: skip
     return pd.DataFrame(rows)
@@ -344,7 +344,10 @@ def _theorem(constants: pd.DataFrame) -> list[str]:
                 says = "alpha is not positive: the theorem's assumption fails and it certifies no lambda"
             else:
                 says = f"certified below lambda = {part['threshold'].min():.2g}"
-            lines.append(f"  smallest eigenvalue: alpha = {alpha:.2g}, L >= {lipschitz:.2g}: {says}")
+            error = part["held_out_se"].max()
+            lines.append(
+                f"  along the smallest eigenvalue, on fresh points: alpha <= {alpha:.2g} +- {error:.1g}, L >= {lipschitz:.2g}: {says}"
+            )
             continue
         for ratio, here in part.groupby("ratio"):
             worst = here["condition"].max()

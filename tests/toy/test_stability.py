@@ -78,7 +78,10 @@ def test_small_ratios_stay_and_fully_synthetic_drifts():
         late = square[:, 20:].mean(1)
         expected = 1 + ratio / (1 + 2 * ratio)
         first = square[:, 0].mean()
-        error = late.std(ddof=1) / math.sqrt(len(late)) / first + expected * square[:, 0].std(ddof=1) / math.sqrt(200) / first
+        error = (
+            late.std(ddof=1) / math.sqrt(len(late)) / first
+            + expected * square[:, 0].std(ddof=1) / math.sqrt(200) / first
+        )
         assert abs(late.mean() / first - expected) < 4 * error + 0.02  # 0.02: expected to first order in 1 / n
     square = (exact("fully-synthetic", n) ** 2).mean(0)
     assert square[19] > 10 * square[0] and square[39] > 1.5 * square[19]  # a random walk: t times the first round's
@@ -162,6 +165,7 @@ def test_curvature(loss):
     found = curvature(theta.numpy(), 0.9, direction, real, settings, points=6, seed=Seed(0))
     assert found.smallest <= found.alpha.min() and found.alpha.max() <= found.largest * (1 + 1e-9)
     np.testing.assert_allclose(found.alpha[2:], [found.smallest, found.largest], atol=1e-9)
+    assert abs(found.held_out - found.smallest) < 1 and found.held_out_se > 0
     assert (found.lipschitz > 0).all() and 0 <= found.flat <= 1
     x = real.draw(6, Seed(0).child("curvature"))  # L by brute force: Hessians of single points, along the direction
     v = torch.from_numpy(direction[0] / np.linalg.norm(direction[0]))
@@ -176,7 +180,7 @@ def test_w1_excess_sees_a_shift_and_not_the_floor():
     value, floor = w1_excess(own, real, seed=Seed(0))
     assert floor > 0 and abs(value - floor) < 0.03
     value, floor = w1_excess(own + np.array([0.5, 0.0]), real, seed=Seed(0))
-    assert value - floor == pytest.approx(0.5, abs=0.1)
+    assert value - floor < 0.5 < value + 0.01 and value - floor > 0.3  # less its floor it is understated
 
 
 def test_sliced_by_order_statistics_is_pots():
@@ -210,7 +214,7 @@ def test_tables_and_figures(small):
     assert (rates["displacement"] < 0).all()
     constants = small.tables["constants"]
     smallest = constants[constants["reading"] == "smallest"]
-    assert (smallest["alpha"] == smallest["smallest"]).all()
+    assert (smallest["alpha"] != smallest["smallest"]).all() and (smallest["held_out_se"] > 0).all()
     uncertain = constants[~constants["certified"]]
     assert uncertain["bound"].isna().all() and not constants[np.isinf(constants["ratio"])]["certified"].any()
     closed = small.tables["closed_form"]

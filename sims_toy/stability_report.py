@@ -132,8 +132,8 @@ def _constants(loops: Experiment, found: Values, settings: dict[str, Any]) -> pd
     """alpha, L, eps and the condition for each data set, network and ratio.
 
     The model at hand is the last round's of lambda = 0, the nearest there is to theta*. The direction of a ratio is
-    where its loop's last network lies from there. ``reading`` 'smallest': alpha is along the smallest eigenvalue's direction,
-    L the largest of all directions tried; 'displacement': both along the ratio's own direction.
+    where its loop's last network lies from there. ``reading`` 'smallest': alpha is along the smallest eigenvalue's
+    direction, L the largest of all directions tried; 'displacement': both along the ratio's own direction.
     """
     import pandas as pd
 
@@ -346,7 +346,8 @@ def _theorem(constants: pd.DataFrame) -> list[str]:
                 says = f"certified below lambda = {part['threshold'].min():.2g}"
             error = part["held_out_se"].max()
             lines.append(
-                f"  along the smallest eigenvalue, on fresh points: alpha <= {alpha:.2g} +- {error:.1g}, L >= {lipschitz:.2g}: {says}"
+                f"  along the smallest eigenvalue, on fresh points: alpha <= {alpha:.2g} +- {error:.1g}, "
+                f"L >= {lipschitz:.2g}: {says}"
             )
             continue
         for ratio, here in part.groupby("ratio"):

@@ -8,7 +8,8 @@ Gerstgrasser et al. (arXiv 2404.01413) for accumulation.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic
 
 from sims_core.algorithm import Trained
@@ -86,6 +87,11 @@ def _polluted(learner: Learner[Any, Any], turn: Turn[Any]) -> Any:
     return learner.union(turn.real, turn.pollution)
 
 
+def _scaled(learner: Any, turn: Turn[Any], factor: float, then: Callable[..., Any]) -> Any:
+    """The first generation on D_r scaled about the origin, as one that starts off the fixed point; then ``then``."""
+    return learner.scale(turn.real, factor) if turn.generation == 1 else then(learner, turn)
+
+
 POLICIES: dict[str, Policy] = {
     "augmentation": Policy("augmentation", _augmentation),
     "fully-synthetic": Policy("fully-synthetic", _fully_synthetic),
@@ -98,9 +104,20 @@ POLICIES: dict[str, Policy] = {
 def parse_policy(text: str, *, argument: str = "loop") -> Policy:
     """A policy by its name, or ``mixed:R``: D_r with R |D_r| samples, each model fine-tuned from the previous one.
 
-    Raises `InputError` naming ``argument`` for anything else.
+    ``scaled:C:NAME`` is the policy NAME after a first generation on C D_r: how the loop returns from there measures its
+    contraction. Raises `InputError` naming ``argument`` for anything else.
     """
     name, colon, value = text.partition(":")
+    if name == "scaled" and colon:
+        number, _, rest = value.partition(":")
+        try:
+            factor = float(number)
+        except ValueError:
+            factor = -1.0
+        if not 0 < factor < float("inf"):
+            raise InputError(argument, text, "write scaled:C:NAME with a factor C > 0, such as scaled:0.8:mixed:0.5")
+        then = parse_policy(rest, argument=argument)
+        return replace(then, name=text, train=partial(_scaled, factor=factor, then=then.train))
     if name == "mixed" and colon:
         try:
             ratio = float(value)
@@ -109,7 +126,7 @@ def parse_policy(text: str, *, argument: str = "loop") -> Policy:
         if not 0 <= ratio < float("inf"):
             raise InputError(argument, text, "write mixed:R with a synthetic-to-real ratio R >= 0, such as mixed:0.5")
         return Policy(text, _augmentation, warm=True, ratio=ratio)
-    return POLICIES[choose(argument, text, [*POLICIES, "mixed:R"])]
+    return POLICIES[choose(argument, text, [*POLICIES, "mixed:R", "scaled:C:NAME"])]
 
 
 def self_consuming_loop(

@@ -23,6 +23,9 @@ _HOMES = {
     "pollution_theory": ("Dose",),
     "sampling_cost": ("SamplingCost", "run_sampling_cost"),
     "settings": ("NetworkSettings", "Sweep"),
+    "stability": ("Stability", "run_stability"),
+    "stability_networks": ("PointLoss", "curvature", "w1_excess"),
+    "stability_theory": ("Constants", "GaussianCase", "LogisticCase", "c4", "collapse_rate", "retrain"),
     "sweep": ("plan", "run_sweep"),
     "training": ("Schedule", "Training", "train"),
 }

@@ -173,6 +173,8 @@ class Ensemble:
 def _forward(mlp: Mlp, params: Tensor, rows: Tensor) -> Tensor:
     """F [K, d, n] for the networks' inputs ``rows`` [K, d + 1, n], in blocks that fit the cache."""
     out = rows.new_empty(rows.shape[0], mlp.dim, rows.shape[2])
+    if not rows.shape[2]:  # a loop without synthetic data draws none
+        return out
     columns = min(512, -(-rows.shape[2] // 32) * 32) if rows.device.type == "cpu" else rows.shape[2]
     for networks in chunks(torch.arange(len(params)), mlp, columns, params.device):
         part = slice(int(networks[0]), int(networks[-1]) + 1)

@@ -260,6 +260,10 @@ class ExactLearner:
         """Both data sets together."""
         return gaussian.union(a, b)
 
+    def scale(self, data: Statistics, factor: float) -> Statistics:
+        """The data scaled about the origin."""
+        return replace(data, mean=factor * data.mean, cov=factor**2 * data.cov)
+
     def distance(self, model: ExactModel, real: Gaussian) -> np.ndarray:
         """W2 between the model's samples and the real Gaussian, (R,); inf for diverged rows."""
         return bounded_distance(model.output, real)

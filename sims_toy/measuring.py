@@ -185,6 +185,12 @@ def _real_mean(real: Gaussian | Distribution) -> Array:
     return np.asarray(real.mean[0].numpy() if isinstance(real, Gaussian) else real.reference.mean(0))
 
 
+def _weights(moment: Moment) -> Array:
+    """The base networks' parameters and, last, their sigma_data: (R, P + 1)."""
+    base = moment.generation.trained.base.base
+    return np.asarray(torch.cat([base.params.double(), base.sigma_data[:, None]], 1).numpy())
+
+
 #: name -> function of a `Moment` that gives (R, ...); '{name}:{number}' hands the number on.
 QUANTITIES: dict[str, Callable[..., Array]] = {
     "w2": _moments,
@@ -194,6 +200,7 @@ QUANTITIES: dict[str, Callable[..., Array]] = {
     "emd": lambda moment: moment.each(wasserstein.exact),
     "sliced": lambda moment: moment.each(wasserstein.sliced),
     "points": lambda moment, count: moment.points[:, :count],
+    "weights": _weights,
 }
 
 

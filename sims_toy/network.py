@@ -148,7 +148,7 @@ class NetworkLearner:
     def fit(self, data: Tensor, *, seed: Seed, start: NetworkModel | None = None) -> NetworkModel:
         """Train every row's network on its points for the settings' steps, from scratch or from ``start``."""
         initial = self.untrained(data, seed=seed) if start is None else start
-        return self._train(initial, data, self.settings.training(data.shape[1]), seed)
+        return self._train(initial, data, self.settings.training(data.shape[1], warm=start is not None), seed)
 
     def finetune(self, model: NetworkModel, data: Tensor, budget: ArrayLike, *, seed: Seed) -> NetworkModel:
         """Train copies of the base networks on ``data`` for ``budget`` samples seen (a number, or one a row)."""
@@ -236,6 +236,10 @@ class NetworkLearner:
     def union(self, a: Tensor, b: Tensor) -> Tensor:
         """Both data sets together."""
         return torch.cat([a, b], dim=1)
+
+    def scale(self, data: Tensor, factor: float) -> Tensor:
+        """The data scaled about the origin."""
+        return data * factor
 
     def distance(self, model: NetworkModel, real: Gaussian) -> np.ndarray:
         """W2 between the Gaussian of the samples' moments and the real Gaussian, (R,); inf for diverged rows."""

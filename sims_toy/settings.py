@@ -45,6 +45,10 @@ class NetworkSettings:
     """Half-life of the weights' average, as a share of the samples that the training sees; 0 is the last weights."""
     start: str = "scratch"
     """How a generation's base starts: scratch, or warm from the previous generation's base."""
+    warm_steps: int = 0
+    """Adam steps of a base that starts warm; 0 is as many as from scratch."""
+    warm_rate: float = 0
+    """Peak learning rate of a base that starts warm; 0 is the rate from scratch."""
     other_width: int = 0
     """Width of the second architecture (autoguidance's guide, the 'rebuilt' auxiliary); 0 is the base's."""
     linear_first: bool = False
@@ -56,7 +60,14 @@ class NetworkSettings:
     N-step grid, Neon's published mismatch)."""
 
     def __post_init__(self) -> None:
-        for name, low in (("width", 1), ("layers", 1), ("steps", 1), ("batch", 0), ("other_width", 0)):
+        for name, low in (
+            ("width", 1),
+            ("layers", 1),
+            ("steps", 1),
+            ("batch", 0),
+            ("other_width", 0),
+            ("warm_steps", 0),
+        ):
             if getattr(self, name) < low:
                 raise InputError(
                     f"--network.{name.replace('_', '-')}", getattr(self, name), f"give a whole number of at least {low}"
@@ -66,6 +77,8 @@ class NetworkSettings:
         for name in ("rate", "auxiliary_rate"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"--network.{name.replace('_', '-')}", getattr(self, name), "give a positive number")
+        if not 0 <= self.warm_rate < math.inf:
+            raise InputError("--network.warm-rate", self.warm_rate, "give a positive number, or 0 for the base's rate")
         choose("--network.activation", self.activation, ("silu", "relu"))
         choose("--network.parametrisation", self.parametrisation, ("edm", "epsilon"))
         choose("--network.target", self.target, ("posterior", "plain"))
@@ -74,14 +87,17 @@ class NetworkSettings:
         choose("--network.backend", self.backend, ("auto", "numba", "torch"))
         choose("--network.time", self.time, ("matched", "sampler"))
 
-    def training(self, points: int, budget: float | None = None) -> Training:
-        """Settings of a base (budget None), or of an auxiliary for ``budget`` samples seen, on ``points`` points."""
+    def training(self, points: int, budget: float | None = None, *, warm: bool = False) -> Training:
+        """Settings of a base (budget None), or of an auxiliary for ``budget`` samples seen, on ``points`` points.
+
+        warm: of a base that starts from another one.
+        """
         from sims_toy.targets import CosineSteps
         from sims_toy.training import Schedule, Training
 
         rows = min(self.batch or points, points)
-        steps = self.steps if budget is None else max(1, round(budget / rows))
-        peak = self.rate if budget is None else self.auxiliary_rate
+        base = (self.warm_steps or self.steps, self.warm_rate or self.rate) if warm else (self.steps, self.rate)
+        steps, peak = base if budget is None else (max(1, round(budget / rows)), self.auxiliary_rate)
         warmup = 0 if self.decay == "constant" else min(10, steps // 2)
         settings = Training(
             steps=steps,

@@ -45,7 +45,11 @@ def sliced(generated: Points, reference: Points, *, directions: int = 256, seed:
 
     _check(generated, reference)
     stream = (seed or Seed(0)).child("directions").integer() % 2**32
-    return float(ot.sliced_wasserstein_distance(generated, reference, n_projections=directions, p=2, seed=stream))
+    if len(generated) != len(reference):
+        return float(ot.sliced_wasserstein_distance(generated, reference, n_projections=directions, p=2, seed=stream))
+    lines = ot.sliced.get_random_projections(generated.shape[1], directions, stream)  # the same ones
+    ours, theirs = (np.sort(lines.T @ points.T) for points in (generated, reference))
+    return math.sqrt(float(((ours - theirs) ** 2).mean()))  # equal weights: order statistics, ten times as fast
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,273 @@
+"""The stability command, the published behaviours on the exact learner, and the constants of networks."""
+
+import dataclasses
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sims_core import InputError
+from sims_core.loop import parse_policy
+from sims_core.seeds import Seed
+from sims_toy import stability_report as report
+from sims_toy import stability_theory as theory
+from sims_toy import wasserstein
+from sims_toy.datasets import parse_real
+from sims_toy.experiment import Cell, Experiment, run
+from sims_toy.settings import NetworkSettings
+from sims_toy.stability import PRESETS, Stability, plan, run_stability
+from sims_toy.stability_networks import PointLoss, curvature, w1_excess
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = NetworkSettings(start="warm", width=6, layers=2, steps=20, warm_rate=2e-3, backend="torch")
+SMALL = Stability(
+    real="moons",
+    ratio="0.5",
+    real_size=60,
+    generations=3,
+    trials=2,
+    sampler="rk4:2",
+    network=TINY,
+    probe_points=6,
+    collapse_size=20,
+    collapse_generations=30,
+    collapse_trials=400,
+    workers=1,
+)
+
+
+def exact(loop, size, *, generations=40, trials=200, n=200, quantity="w2", sampler="exact", ddof=0):
+    cell = Cell("exact", "standard", loop, sampler, n, size)
+    made = Experiment((cell,), generations, trials, 0, (0.0,), ((1.0,),), None, (quantity,), ddof=ddof)
+    return run(made)[quantity][0]
+
+
+# ------------------------------------------------------------------ published behaviours
+
+
+@pytest.mark.parametrize("ddof", [1, 0])
+def test_a_fully_synthetic_gaussian_collapses_at_its_rate(ddof):
+    """E sqrt(Sigma_t) = c_4(n)^t for the variance divided by n - 1, times sqrt((n - 1) / n)^t for that by n."""
+    n, trials = 20, 1000
+    root = np.sqrt(exact("fully-synthetic", n, n=n, quantity="variance", ddof=ddof, trials=trials))
+    t = np.arange(1, 41)
+    error = root.std(0, ddof=1) / math.sqrt(trials)
+    assert (np.abs(root.mean(0) - theory.collapse_rate(n, ddof) ** t) < 4 * error).all()
+    other = theory.collapse_rate(n, 1 - ddof) ** t  # and the other estimator's rate is excluded
+    assert abs(root.mean(0)[-1] - other[-1]) > 8 * error[-1]
+
+
+def test_variance_goes_to_zero_almost_surely():
+    late = exact("fully-synthetic", 5, n=5, generations=300, trials=60, quantity="variance")[:, -1]
+    assert late.max() < 1e-6
+
+
+def test_small_ratios_stay_and_fully_synthetic_drifts():
+    """With real data kept the squared distance stays within 1 + m / (n + 2m) of the first round's, whatever the ratio.
+
+    So what lies far above every threshold is the loop without real data: there errors add up round after round.
+    """
+    n = 200
+    for ratio in (0.1, 2.0):
+        square = exact(f"mixed:{ratio}", round(ratio * n)) ** 2
+        late = square[:, 20:].mean(1)
+        expected = 1 + ratio / (1 + 2 * ratio)
+        first = square[:, 0].mean()
+        error = (
+            late.std(ddof=1) / math.sqrt(len(late)) / first
+            + expected * square[:, 0].std(ddof=1) / math.sqrt(200) / first
+        )
+        assert abs(late.mean() / first - expected) < 4 * error + 0.02  # 0.02: expected to first order in 1 / n
+    square = (exact("fully-synthetic", n) ** 2).mean(0)
+    assert square[19] > 10 * square[0] and square[39] > 1.5 * square[19]  # a random walk: t times the first round's
+
+
+def test_a_sampler_with_a_bias_drifts_the_further_the_larger_the_ratio():
+    """A repeated bias adds up over about 1 + lambda rounds: small ratios stay near it, huge ones go far."""
+    end = {}
+    for ratio in (0.1, 2.0, 50.0):
+        square = (exact(f"mixed:{ratio}", round(ratio * 2000), n=2000, sampler="heun:18", trials=50) ** 2).mean(0)
+        end[ratio] = math.sqrt(square[-1] / square[0])
+    assert end[0.1] < 1.2 < end[2.0] < end[50.0] and end[50.0] > 5
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.49, 2.0])
+def test_the_kick_returns_at_the_well_specified_rate(ratio):
+    """lambda / (1 + lambda), on both sides of the theorem's 1/2: what the command's rates are read against."""
+    n = 4000
+    plain = exact(f"mixed:{ratio}", round(ratio * n), n=n, generations=4, trials=50, quantity="variance")
+    kicked = exact(f"scaled:0.9:mixed:{ratio}", round(ratio * n), n=n, generations=4, trials=50, quantity="variance")
+    left = (kicked - plain) / (kicked - plain)[:, :1]
+    error = left.std(0, ddof=1) / math.sqrt(50)
+    want = theory.linear_rate(ratio) ** np.arange(4)
+    assert (np.abs(left.mean(0) - want)[1:] < 4 * error[1:] + 1e-3).all()
+
+
+def test_the_scaled_policy():
+    policy = parse_policy("scaled:0.8:mixed:0.5")
+    assert policy.warm and policy.ratio == 0.5 and policy.name == "scaled:0.8:mixed:0.5"
+    for bad in ("scaled:0:mixed:0.5", "scaled:x:mixed:0.5", "scaled:0.8:nothing", "scaled:0.8"):
+        with pytest.raises(InputError, match="--loop"):
+            parse_policy(bad, argument="--loop")
+
+
+# ------------------------------------------------------------------ networks' constants
+
+
+@pytest.fixture(scope="module")
+def loss():
+    points = np.random.default_rng(0).standard_normal((5, 2))
+    settings = NetworkSettings(width=5, layers=2)
+    made = PointLoss(points, settings, 0.9)
+    return made, made.mlp.initial([Seed(1)], "torch", torch.float64)[0], points, settings
+
+
+def test_hessian_and_directions_against_differences(loss):
+    made, theta, _, _ = loss
+    hessian = made.hessian(theta)
+    v = torch.from_numpy(np.random.default_rng(1).standard_normal(len(theta)))
+    v = v / v.norm()
+    h = 1e-4
+    second = (made(theta + h * v) - 2 * made(theta) + made(theta - h * v)) / h**2
+    torch.testing.assert_close(made.along(theta, 3 * v), second, atol=2e-6, rtol=1e-5)
+    torch.testing.assert_close(v @ hessian @ v, second.mean(), atol=2e-6, rtol=1e-5)
+
+
+def test_the_loss_is_the_mean_over_the_training_noise(loss):
+    """The cubature against Monte-Carlo over the noise and the levels, by the ensemble's own denoiser."""
+    from sims_toy.ensemble import Ensemble
+
+    made, theta, points, _ = loss
+    std = torch.tensor([0.9], dtype=torch.float64)
+    denoise = Ensemble(made.mlp, theta[None], std).denoiser(backend="torch")
+    draw = np.random.default_rng(2)
+    clean = torch.from_numpy(points)
+    total = torch.zeros(len(points), dtype=torch.float64)
+    levels = 0.9 * np.tan(np.pi / 2 * (np.arange(8) + 0.5) / 8)
+    for s in levels:
+        noise = torch.from_numpy(draw.standard_normal((len(points), 20_000, 2)))
+        x = (clean[:, None] + s * noise).reshape(1, -1, 2)
+        d = denoise(x, torch.tensor(s)).view(len(points), -1, 2)
+        weight = (s**2 + 0.81) / (s * 0.9) ** 2  # of EDM: the raw network's target has unit variance
+        total += weight * ((d - clean[:, None]) ** 2).mean((1, 2)) / 8
+    np.testing.assert_allclose(made(theta).numpy(), total.numpy(), rtol=0.05)
+
+
+def test_curvature(loss):
+    _, theta, _, settings = loss
+    real = parse_real("moons")
+    direction = np.random.default_rng(3).standard_normal((2, len(theta)))
+    found = curvature(theta.numpy(), 0.9, direction, real, settings, points=6, seed=Seed(0))
+    assert found.smallest <= found.alpha.min() and found.alpha.max() <= found.largest * (1 + 1e-9)
+    np.testing.assert_allclose(found.alpha[2:], [found.smallest, found.largest], atol=1e-9)
+    assert abs(found.held_out - found.smallest) < 1 and found.held_out_se > 0
+    assert (found.lipschitz > 0).all() and 0 <= found.flat <= 1
+    x = real.draw(6, Seed(0).child("curvature"))  # L by brute force: Hessians of single points, along the direction
+    v = torch.from_numpy(direction[0] / np.linalg.norm(direction[0]))
+    each = [float(v @ PointLoss(x[i : i + 1], settings, 0.9).hessian(theta) @ v) for i in range(6)]
+    slopes = [abs(each[i] - each[j]) / np.linalg.norm(x[i] - x[j]) for i in range(6) for j in range(i)]
+    assert found.lipschitz[0] == pytest.approx(max(slopes))
+
+
+def test_w1_excess_sees_a_shift_and_not_the_floor():
+    real = parse_real("moons")
+    own = real.draw(400, Seed(5))
+    value, floor = w1_excess(own, real, seed=Seed(0))
+    assert floor > 0 and abs(value - floor) < 0.03
+    value, floor = w1_excess(own + np.array([0.5, 0.0]), real, seed=Seed(0))
+    assert value - floor < 0.5 < value + 0.01 and value - floor > 0.3  # less its floor it is understated
+
+
+def test_sliced_by_order_statistics_is_pots():
+    import ot
+
+    draw = np.random.default_rng(0)
+    a, b = draw.normal(size=(50, 2)), draw.normal(size=(50, 2)) * 1.3
+    stream = Seed(0).child("directions").integer() % 2**32
+    pots = ot.sliced_wasserstein_distance(a, b, n_projections=256, p=2, seed=stream)
+    assert wasserstein.sliced(a, b) == pytest.approx(float(pots), rel=1e-9)
+
+
+# ------------------------------------------------------------------ the command
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return run_stability(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("stability") / "run")))
+
+
+def test_tables_and_figures(small):
+    files = {p.name for p in small.folder.iterdir()}
+    assert {"stability.png", "stability_samples_moons.png", "rates.csv", "constants.parquet"} <= files
+    rounds, rates = small.tables["stability"], small.tables["rates"]
+    assert sorted(rounds["ratio"].unique()) == [0, 0.5, math.inf] and len(rounds) == 3 * 3
+    assert ((rounds["low"] <= rounds["distance"]) & (rounds["distance"] <= rounds["high"])).all()
+    first = rounds[rounds["generation"] == 1]["distance"]
+    assert first.nunique() == 1  # the first round sees real data alone, whatever the ratio
+    assert (rounds[rounds["ratio"] == 0]["to_zero"] == 1).all()
+    assert list(rates["well_specified"]) == pytest.approx([0, 1 / 3, 1])
+    assert (rates["displacement"] < 0).all()
+    constants = small.tables["constants"]
+    smallest = constants[constants["reading"] == "smallest"]
+    assert (smallest["alpha"] != smallest["smallest"]).all() and (smallest["held_out_se"] > 0).all()
+    uncertain = constants[~constants["certified"]]
+    assert uncertain["bound"].isna().all() and not constants[np.isinf(constants["ratio"])]["certified"].any()
+    closed = small.tables["closed_form"]
+    sure = closed[closed["certified"]]
+    assert len(sure) and (sure["norm"] <= sure["bound"] + 1e-9).all() and (closed["measured"] < 1).all()
+    np.testing.assert_allclose(closed["measured"], closed["linear"], atol=1e-6)
+    assert small.words.splitlines()[-1].startswith("conclusion, by distance after 3 rounds: moons: ")
+
+
+def test_nothing_depends_on_chunks_and_a_finished_run_is_recognised(small, tmp_path):
+    other = run_stability(dataclasses.replace(SMALL, out=str(tmp_path / "run"), chunk=1))
+    for name, table in small.tables.items():
+        pd.testing.assert_frame_equal(table, other.tables[name])
+    again = run_stability(dataclasses.replace(SMALL, out=str(small.folder)))
+    assert again.resumed_finished and again.words == small.words
+
+
+def test_verdicts():
+    assert report.verdict(1.06, 1.2, 8) == "drifts" and report.verdict(0.9, 1.04, 8) == "stays"
+    assert report.verdict(1.0, 1.2, 8) == report.verdict(1.06, 1.2, 7) == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("change", "argument"),
+    [
+        ({"ratio": "0.001"}, "--ratio"),
+        ({"ratio": "-1"}, "--ratio"),
+        ({"real": "gaussian"}, "--real"),
+        ({"sampler": "exact"}, "--sampler"),
+        ({"distance": "sliced2"}, "--distance"),
+        ({"network": NetworkSettings()}, "--network.start"),
+        ({"kick": 1.0}, "--kick"),
+        ({"probes": 3}, "--probes"),
+        ({"generations": 1}, "--generations"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(change, argument):
+    with pytest.raises(InputError) as error:
+        plan(dataclasses.replace(SMALL, **change))
+    assert error.value.argument == argument
+
+
+def test_plans():
+    full = plan(PRESETS["paper"])
+    assert len(full.parts["loops"].cells) == 2 * 8 and full.settings["trials"] == 32
+    both = plan(dataclasses.replace(SMALL, real="mixture:0.7,0.3,moons", real_size=100))
+    assert both.settings["real"] == ["mixture:0.7,0.3", "moons"]
+
+
+def test_import_is_cheap():
+    code = (
+        "import sys, sims_toy.stability;"
+        "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'ot') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

@@ -46,7 +46,7 @@ def run(code: str) -> str:
 
 def test_import_is_cheap():
     heavy = run(
-        "import sys, sims_core, sims_toy, sims_toy.sweep;"
+        "import sys, sims_core, sims_toy, sims_toy.sweep, sims_toy.pollution, sims_toy.control;"
         "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'ot') if m in sys.modules])"
     )
     assert heavy.strip() == "[]"

@@ -367,7 +367,7 @@ def _answer(best: pd.DataFrame, fixed: pd.DataFrame, n: int, settings: dict[str,
         if len(helped) and not better
         else "so pollution helps beyond what ω does"
         if better
-        else "so there is no benefit to explain"
+        else "and these trials decide for no benefit at any fixed ω"
     )
     return (
         f"|D_r| = {n}: at a fixed ω the least dose ({at['little']:g}) helps {start}{still} (law: from {from_law:g}). "

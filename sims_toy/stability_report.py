@@ -367,7 +367,7 @@ def _theorem(constants: pd.DataFrame) -> list[str]:
         else "rules out all"
     )
     lines.append(
-        "  both readings are bounds in the theorem's favour (alpha from above, L and eps from below), so that a failure "
-        f"means no certificate and success is none: here that {left}"
+        "  both readings are bounds in the theorem's favour (alpha from above, L and eps from below), so that a "
+        f"failure means no certificate and success is none: here that {left}"
     )
     return lines

@@ -47,7 +47,8 @@ def run(code: str) -> str:
 
 def test_import_is_cheap():
     heavy = run(
-        "import sys, sims_core, sims_toy, sims_toy.sweep, sims_image, sims_image.__main__;"
+        "import sys, sims_core, sims_toy, sims_toy.sweep, sims_toy.pollution, sims_toy.control, sims_toy.mad,"
+        "sims_toy.sampling_cost, sims_toy.stability, sims_image, sims_image.__main__;"
         "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'ot', 'PIL') if m in sys.modules])"
     )
     assert heavy.strip() == "[]"

@@ -1,6 +1,7 @@
 """Imports run downward, and the cheap things are cheap."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -46,16 +47,16 @@ def run(code: str) -> str:
 
 def test_import_is_cheap():
     heavy = run(
-        "import sys, sims_core, sims_toy, sims_toy.sweep;"
-        "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'ot') if m in sys.modules])"
+        "import sys, sims_core, sims_toy, sims_toy.sweep, sims_image, sims_image.__main__;"
+        "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'ot', 'PIL') if m in sys.modules])"
     )
     assert heavy.strip() == "[]"
 
 
-def test_every_public_name_resolves():
-    import sims_core
-
-    for name in sims_core.__all__:
-        assert getattr(sims_core, name) is not None
+@pytest.mark.parametrize("package", ["sims_core", "sims_toy", "sims_image"])
+def test_every_public_name_resolves(package):
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
     with pytest.raises(AttributeError):
-        sims_core.nothing  # noqa: B018
+        module.nothing  # noqa: B018

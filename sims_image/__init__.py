@@ -1,0 +1,23 @@
+"""SIMS at image scale: data sets, networks, training, checkpoints, and one verb a function.
+
+Names are imported on first use, so that ``import sims_image`` and ``--help`` stay cheap (no torch).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES: dict[str, tuple[str, ...]] = {}
+_WHERE = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'sims_image' has no attribute {name!r}")
+    return getattr(import_module(f"sims_image.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,54 @@
+"""The command ``sims_image VERB [options]``: one verb a function, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import cast
+
+from sims_core.command import main_with_errors
+from sims_core.errors import choose
+
+#: verb -> (module:function, what it does); the function takes the words after the verb
+VERBS: dict[str, tuple[str, str]] = {}
+
+
+def overview() -> str:
+    """What ``--help`` prints."""
+    width = max(map(len, VERBS), default=0)
+    lines = [f"  {verb.ljust(width)}  {what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: sims_image VERB [options]",
+            "",
+            "Self-improving diffusion models on images. 'sims_image VERB --help' lists a verb's options.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run one verb. Raises `InputError` for a verb that does not exist; bad options are the verb's own to refuse."""
+    verb, *words = argv or [""]
+    if verb in ("-h", "--help", "help"):
+        print(overview())
+        return
+    if verb == "--version":
+        from sims_core import __version__
+
+        print(__version__)
+        return
+    where, _ = VERBS[choose("verb", verb, VERBS)]
+    module, function = where.split(":")
+    cast("Callable[[Sequence[str]], None]", getattr(import_module(module), function))(words)
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(main_with_errors(run))
+
+
+if __name__ == "__main__":
+    main()

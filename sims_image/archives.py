@@ -1,0 +1,234 @@
+"""Reading archives that others made: every name, size and header is checked before anything is expanded.
+
+Nothing is ever extracted to disk. A member is refused by its name if it points outside (absolute, ``..``), is a link or
+device, is there twice, is encrypted, or claims to expand beyond reason; what it expands to is held to what it claims.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import mmap
+import re
+import stat
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sims_core.errors import InputError
+
+#: bytes that an item may expand to whatever it is stored in
+ALWAYS_FINE = 64 * 2**20
+#: beyond that, how many times its stored size (photographs reach 20, flat drawings 100, deflate at most 1032)
+EXPANSION = 200
+
+_LOCAL_HEADER = 30
+_LINE = 1 << 20
+
+
+def shown(name: str) -> str:
+    """A name from an archive as it can stand in a one-line message."""
+    plain = name.encode("unicode_escape").decode()
+    return plain if len(plain) <= 120 else plain[:117] + "..."
+
+
+def check_expansion(argument: str, item: str, claimed: int, stored: int) -> None:
+    """Raise `InputError` if ``claimed`` bytes cannot honestly come from ``stored`` ones."""
+    if claimed > ALWAYS_FINE and claimed > EXPANSION * stored:
+        raise InputError(
+            argument, item, f"it would expand from {stored} to {claimed} bytes: a decompression bomb, not images"
+        )
+
+
+def check_name(argument: str, archive: str, name: str) -> str:
+    """A member's name with forward slashes. Raises `InputError` if it is empty or points outside the archive."""
+    plain = name.replace("\\", "/")
+    outside = plain.startswith("/") or re.match(r"[A-Za-z]:", plain) or ".." in plain.split("/")
+    if not plain or "\0" in plain or outside:
+        raise InputError(argument, f"{archive}: {shown(name)}", "member names must stay inside the archive")
+    return plain
+
+
+def checked_members(argument: str, archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The files of a zip by name, in its order. Raises `InputError` naming the first member that is not acceptable."""
+    found: dict[str, zipfile.ZipInfo] = {}
+    stored = 0
+    for info in archive.infolist():
+        name = check_name(argument, path.name, info.filename)
+        if info.is_dir():
+            continue
+        item = f"{path.name}: {shown(name)}"
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG):
+            raise InputError(argument, item, "members must be plain files, not links or devices")
+        if name in found:
+            raise InputError(argument, item, "the name is there twice; every member needs its own")
+        if info.flag_bits & 0x1:
+            raise InputError(argument, item, "the member is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise InputError(argument, item, "members must be stored or deflated")
+        check_expansion(argument, item, info.file_size, info.compress_size)
+        stored += info.compress_size
+        found[name] = info
+    if stored > path.stat().st_size:
+        raise InputError(argument, str(path), "its members overlap: a decompression bomb, not a data set")
+    return found
+
+
+def open_zip(argument: str, path: Path) -> zipfile.ZipFile:
+    """``zipfile.ZipFile`` with its failures as `InputError`."""
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeError) as error:
+        raise InputError(argument, str(path), f"not a whole zip file ({reason(error)})") from None
+
+
+def reason(error: BaseException) -> str:
+    """An exception as a few words on one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return shown(str(text))
+
+
+class ZipIndex:
+    """Random access to the members of a zip: safe to share between threads and forked workers, and picklable.
+
+    The file is memory-mapped and only places and sizes are kept, so a million members take 30 MB. Every read is checked
+    against the member's size and CRC-32. ``names`` chooses and orders the members; positions are those of that list.
+    """
+
+    def __init__(self, path: Path, members: list[zipfile.ZipInfo], *, argument: str = "--data") -> None:
+        self.path, self.argument = path, argument
+        self.offsets = np.array([m.header_offset for m in members], np.int64)
+        self.stored = np.array([m.compress_size for m in members], np.int64)
+        self.sizes = np.array([m.file_size for m in members], np.int64)
+        self.crcs = np.array([m.CRC for m in members], np.uint32)
+        self.deflated = np.array([m.compress_type == zipfile.ZIP_DEFLATED for m in members], bool)
+        self._identity = self._map()
+
+    def _map(self) -> tuple[int, int]:
+        try:
+            with open(self.path, "rb") as handle:
+                self._bytes = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                found = Path(self.path).stat()
+        except (OSError, ValueError) as error:
+            raise InputError(self.argument, str(self.path), f"cannot be read ({reason(error)})") from None
+        return found.st_size, found.st_mtime_ns
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k != "_bytes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._map() != self._identity:
+            raise InputError(self.argument, str(self.path), "the file has changed since it was opened")
+
+    def item(self, position: int) -> str:
+        """The member for messages, ``archive: name``."""
+        start = int(self.offsets[position])
+        (length,) = struct.unpack_from("<H", self._bytes, start + 26)
+        begin = start + _LOCAL_HEADER
+        return f"{self.path.name}: {shown(self._bytes[begin : begin + length].decode('utf-8', 'replace'))}"
+
+    def read(self, position: int) -> bytes:
+        """The member's content. Raises `InputError` naming it if it is damaged."""
+        start, stored = int(self.offsets[position]), int(self.stored[position])
+        header = self._bytes[start : start + _LOCAL_HEADER]
+        if len(header) < _LOCAL_HEADER or header[:4] != b"PK\3\4":
+            raise InputError(self.argument, f"{self.path.name}: member {position}", "the archive is damaged there")
+        name, extra = struct.unpack_from("<HH", header, 26)
+        begin = start + _LOCAL_HEADER + name + extra
+        data, size = self._bytes[begin : begin + stored], int(self.sizes[position])
+        if self.deflated[position]:
+            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            try:
+                data = inflate.decompress(data, size + 1)
+            except zlib.error as error:
+                raise InputError(self.argument, self.item(position), f"damaged ({reason(error)})") from None
+        if len(data) != size or zlib.crc32(data) != int(self.crcs[position]):
+            raise InputError(self.argument, self.item(position), "damaged: size or checksum disagree with the archive")
+        return data
+
+
+def npy_header(
+    argument: str, item: str, handle: IO[bytes], size: int | None = None
+) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and dtype of an NPY stream, left at its first value.
+
+    size: bytes of the whole stream, if known; the values must then fill it exactly. Raises `InputError` for what is
+    not a plain C-ordered numeric array in little-endian or single bytes (pickled objects are refused).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # arrays written by Python 2
+            version = np.lib.format.read_magic(handle)
+            if version == (1, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(handle)
+            elif version == (2, 0):
+                shape, fortran, dtype = np.lib.format.read_array_header_2_0(handle)
+            else:
+                raise ValueError(f"NPY version {version}")
+    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError, OSError) as error:
+        raise InputError(argument, item, f"not an array in NPY format ({reason(error)})") from None
+    if dtype.hasobject or dtype.kind not in "uif" or dtype.byteorder == ">":
+        raise InputError(argument, item, f"arrays must hold plain little-endian numbers, not '{shown(str(dtype))}'")
+    if fortran and sum(extent > 1 for extent in shape) > 1:
+        raise InputError(argument, item, "the array must be in C order")
+    if any(extent < 0 for extent in shape):
+        raise InputError(argument, item, f"the array's shape {shape} is impossible")
+    if size is not None and handle.tell() + math.prod(shape) * dtype.itemsize != size:
+        raise InputError(
+            argument, item, f"truncated or damaged: its header says {shape} of {dtype}, which is not {size} bytes"
+        )
+    return shape, dtype
+
+
+def npy_read(argument: str, item: str, handle: IO[bytes], size: int) -> NDArray[Any]:
+    """A small NPY stream of ``size`` bytes as an array; checks as `npy_header`."""
+    shape, dtype = npy_header(argument, item, handle, size)
+    try:
+        data = handle.read(math.prod(shape) * dtype.itemsize)
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(argument, item, f"damaged ({reason(error)})") from None
+    if len(data) != math.prod(shape) * dtype.itemsize:
+        raise InputError(argument, item, "truncated")
+    return np.frombuffer(data, dtype).reshape(shape)
+
+
+def parse_json(argument: str, item: str, data: bytes) -> dict[str, Any]:
+    """A JSON object. Raises `InputError` naming ``item`` for anything else, duplicate keys included."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key is there twice")
+        return found
+
+    try:
+        content = json.loads(data, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise InputError(argument, item, f"not JSON ({reason(error)})") from None
+    if not isinstance(content, dict):
+        raise InputError(argument, item, "must hold a JSON object")
+    return content
+
+
+def sha256_file(path: Path, tick: Callable[[int], object] | None = None) -> str:
+    """SHA-256 of a file; ``tick`` is told the bytes of each piece."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while piece := handle.read(_LINE):
+            digest.update(piece)
+            if tick:
+                tick(len(piece))
+    return digest.hexdigest()

@@ -1,0 +1,371 @@
+"""Checkpoints: a folder with ``model.safetensors`` (the weights, float32) and ``model.json`` (what they are).
+
+Neither can hold code. A checkpoint is written beside its place and moved into it whole; reading checks the weights'
+SHA-256, which is also the checkpoint's identity: what is trained from it records it as its parent. Optimiser state does
+not live here but beside it, in the run that trains.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sims_core.errors import InputError
+from sims_core.runs import provenance, write_json
+from sims_image.archives import parse_json, sha256_file, shown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+#: of model.json; raised when older readers would misread
+FORMAT = 1
+KIND = "sims_image checkpoint"
+WEIGHTS, RECORD = "model.safetensors", "model.json"
+EMA_KINDS = ("none", "halflife", "power")
+MI = (10**6, 2**20)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a network was trained on: a data set's name, SHA-256 (None: unknown), class names, and (C, H, W)."""
+
+    name: str
+    sha256: str | None = None
+    classes: tuple[str, ...] = ()
+    shape: tuple[int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Ema:
+    """Which average over training the weights are.
+
+    kind: 'none' (raw weights), 'halflife' (EDM; width: half-life in images seen) or 'power' (EDM2; width: relative
+    standard deviation of the profile, such as 0.05). width: None where unknown.
+    """
+
+    kind: str = "none"
+    width: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in EMA_KINDS:
+            raise InputError("ema.kind", self.kind, f"choose from {', '.join(EMA_KINDS)}")
+        if self.width is not None and not (0 < self.width < math.inf):
+            raise InputError(
+                "ema.width", self.width, "a positive number: images (halflife) or a relative width (power)"
+            )
+
+    def __str__(self) -> str:
+        width = "of unknown width" if self.width is None else f"{self.width:g}"
+        words = {"none": "raw weights", "halflife": f"half-life {width} images", "power": f"power function {width}"}
+        return words[self.kind]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the network does not know of itself.
+
+    preset: the preset's name, if any. data: what it was trained on. images: how many images it has seen, and mi: how
+    many one Mi counts (10^6 in EDM, 2^20 in EDM2). ema: which average the weights are. parent: SHA-256 of the
+    checkpoint that it was trained from. training: settings of the recipe, JSON-able. provenance: where it comes from,
+    JSON-able; `save` adds version, platform and time where it is empty.
+    """
+
+    preset: str | None = None
+    data: Data | None = None
+    images: int | None = None
+    mi: int = 10**6
+    ema: Ema = field(default_factory=Ema)
+    parent: str | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.mi not in MI:
+            raise InputError("mi", self.mi, "one Mi counts 1000000 (EDM) or 1048576 (EDM2)")
+        if self.images is not None and self.images < 0:
+            raise InputError("images", self.images, "a number of images, 0 or more")
+
+    @property
+    def budget(self) -> str:
+        """The images seen, in Mi and what one Mi counts."""
+        if self.images is None:
+            return "unknown"
+        return f"{self.images / self.mi:.6g} Mi ({self.images} images; Mi = {'10^6' if self.mi == 10**6 else '2^20'})"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A checkpoint without its weights. sha256: of the weights' file. config: `sims_image.networks.build` makes it."""
+
+    path: Path
+    config: dict[str, Any]
+    preconditioning: str
+    parameters: int
+    sha256: str
+    record: Record
+
+
+@dataclass(frozen=True)
+class Checkpoint(Summary):
+    """A checkpoint with its network: float32, on the CPU, in eval mode, without gradients."""
+
+    network: torch.nn.Module
+
+
+def preconditioning(config: Mapping[str, Any]) -> str:
+    """The kind of preconditioning that a network's config asks for: 'edm2', 'edm', 'vp', 've' or 'iddpm'."""
+    return str(config.get("preconditioning", "edm" if "model_type" in config else "edm2"))
+
+
+# ------------------------------------------------------------------- writing
+
+
+def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: bool = False) -> Summary:
+    """Write ``net`` (a network of `sims_image.networks.build`) as the checkpoint ``folder``, whole or not at all.
+
+    replace: take the place of a checkpoint that is there. Raises `InputError`: something else is there, it cannot be
+    written, or a weight is not finite.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if there and not (folder / RECORD).exists():
+        raise InputError("folder", str(folder), "something else is there; name a folder that does not exist")
+    if there and not replace:
+        raise InputError("folder", str(folder), "a checkpoint is there; name another folder")
+    weights = {name: _portable(value) for name, value in net.state_dict().items()}
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError("network", name, "its weights are not all finite; a diverged network is not saved")
+    if not record.provenance:
+        record = Record(**{**_shallow(record), "provenance": provenance()})
+    config = dict(net.config)
+    parameters = sum(p.numel() for p in net.parameters())
+    with _beside(folder) as temporary:
+        try:
+            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(0, shown(str(error))) from None
+        with open(temporary / WEIGHTS, "rb") as handle:
+            os.fsync(handle.fileno())
+        sha256 = sha256_file(temporary / WEIGHTS)
+        kind = preconditioning(config)
+        content = {
+            "format": FORMAT,
+            "kind": KIND,
+            "preconditioning": kind,
+            "parameters": parameters,
+            "weights_sha256": sha256,
+            "network": config,
+            "record": asdict(record),
+        }
+        write_json(temporary / RECORD, content)
+    return Summary(folder, config, kind, parameters, sha256, record)
+
+
+def _portable(value: Tensor) -> Tensor:
+    import torch
+
+    value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
+    return value.contiguous()
+
+
+def _shallow(record: Record) -> dict[str, Any]:
+    return {f.name: getattr(record, f.name) for f in fields(record)}
+
+
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder`` that takes its place at the end; nothing stays if the writing fails."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for stale in folder.parent.glob(f".{_literal(folder.name)}.*.new"):  # of a process that was killed here
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        if folder.exists():
+            os.replace(folder, aside)
+        os.replace(temporary, folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise InputError(
+            "folder", str(folder), f"cannot write there ({error.strerror or type(error).__name__})"
+        ) from None
+    finally:
+        if aside.exists() and not folder.exists():
+            os.replace(aside, folder)
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _literal(name: str) -> str:
+    """A file name as a glob pattern that matches itself only."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename last through a power cut, where folders can be synchronised (not on Windows)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)
+
+
+# ------------------------------------------------------------------- reading
+
+
+def locate(path: str | Path, *, argument: str = "checkpoint") -> Path:
+    """The checkpoint's folder: ``path`` itself, or the folder of the file inside it that ``path`` names.
+
+    Raises `InputError` for anything else; the message says what is there instead.
+    """
+    path = Path(path)
+    folder = path.parent if path.name in (WEIGHTS, RECORD) else path
+    if path.suffix in (".pkl", ".pickle") and path.is_file():
+        raise InputError(argument, str(path), f"a pickle; run: sims_image import-nvidia {path}")
+    if not folder.exists() or not path.exists():
+        raise InputError(argument, str(path), "there is nothing; name a checkpoint's folder")
+    if not folder.is_dir():
+        raise InputError(argument, str(path), f"not a checkpoint; name a folder with {WEIGHTS} and {RECORD}")
+    missing = [name for name in (WEIGHTS, RECORD) if not (folder / name).is_file()]
+    if len(missing) == 2:
+        inside = sorted(p.parent for p in folder.glob(f"**/{RECORD}") if not _hidden(p.relative_to(folder)))
+        hint = f"checkpoints lie below it, such as {inside[-1]}" if inside else f"name a folder with {WEIGHTS}"
+        raise InputError(argument, str(path), f"not a checkpoint; {hint}")
+    if missing:
+        raise InputError(argument, str(path), f"the checkpoint has no {missing[0]}; it has been damaged or half copied")
+    return folder
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def summary(path: str | Path, *, argument: str = "checkpoint") -> Summary:
+    """What a checkpoint says of itself, without reading its weights. Raises `InputError`, as `load` does."""
+    folder = locate(path, argument=argument)
+    item = str(folder / RECORD)
+    try:
+        content = parse_json(argument, item, (folder / RECORD).read_bytes())
+    except OSError as error:
+        raise InputError(argument, item, f"cannot be read ({error.strerror})") from None
+    if content.get("kind") != KIND or type(content.get("format")) is not int:
+        raise InputError(argument, item, "not a checkpoint of sims_image")
+    if content["format"] > FORMAT:
+        raise InputError(
+            argument, item, f"written by a newer sims_image (format {content['format']}, known is {FORMAT}); upgrade"
+        )
+    try:
+        config, record = content["network"], _record(content["record"])
+        if type(config) is not dict:
+            raise TypeError("network must be an object")
+        sha256, parameters = str(content["weights_sha256"]), int(content["parameters"])
+        return Summary(folder, config, str(content["preconditioning"]), parameters, sha256, record)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else shown(str(error))
+        raise InputError(argument, item, f"the checkpoint's record is damaged ({reason})") from None
+
+
+def _record(content: Any) -> Record:
+    """A record from JSON. Raises KeyError, TypeError or ValueError for anything else than `save` wrote."""
+    known = {f.name for f in fields(Record)}
+    if type(content) is not dict or set(content) != known:
+        raise TypeError(f"record must hold {', '.join(sorted(known))}")
+    data, ema = content["data"], content["ema"]
+    if data is not None:
+        shape = tuple(int(n) for n in data["shape"]) if data["shape"] is not None else None
+        if shape is not None and len(shape) != 3:
+            raise TypeError("data.shape must be (C, H, W)")
+        classes = tuple(str(name) for name in data["classes"])
+        data = Data(str(data["name"]), data["sha256"], classes, shape)
+    for name, kind in (("images", int | None), ("preset", str | None), ("parent", str | None), ("training", dict)):
+        if not isinstance(content[name], kind):
+            raise TypeError(f"record.{name} is a {type(content[name]).__name__}")
+    return Record(**{**content, "data": data, "ema": Ema(**ema)})
+
+
+def load(path: str | Path, *, argument: str = "checkpoint") -> Checkpoint:
+    """Read a checkpoint: its folder, or a file in it.
+
+    The network must fit the file exactly: every weight there, nothing more, shapes and types alike. Raises
+    `InputError` naming what is missing, damaged, of another architecture, or newer than this version.
+    """
+    found = summary(path, argument=argument)
+    weights = found.path / WEIGHTS
+    try:
+        sha256 = sha256_file(weights)
+    except OSError as error:
+        raise InputError(argument, str(weights), f"cannot be read ({error.strerror})") from None
+    if sha256 != found.sha256:
+        raise InputError(
+            argument, str(weights), f"truncated or changed: its SHA-256 is {sha256[:12]}..., not {found.sha256[:12]}..."
+        )
+    network = build_with(found.config, read_weights(weights, argument=argument), str(weights), argument=argument)
+    return Checkpoint(found.path, found.config, found.preconditioning, found.parameters, sha256, found.record, network)
+
+
+def read_weights(path: Path, *, argument: str = "checkpoint") -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `InputError` if it is not whole."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise InputError(argument, str(path), f"not a whole safetensors file ({shown(str(error))})") from None
+
+
+def build_with(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], item: str, *, argument: str = "checkpoint"
+) -> torch.nn.Module:
+    """The network of ``config`` with ``weights``, strictly, in eval mode. Raises `InputError` naming what differs."""
+    import torch
+
+    from sims_image.networks import build
+
+    try:
+        with torch.device("meta"):  # shapes only: nothing is allocated before they are known to fit
+            wanted = build(**config).state_dict()
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        raise InputError(argument, item, f"its architecture cannot be built ({shown(str(error))})") from None
+    _compare(wanted, weights, item, argument)
+    network = build(**config)
+    network.load_state_dict(dict(weights), strict=True)
+    return network.eval().requires_grad_(False)
+
+
+def _compare(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], item: str, argument: str) -> None:
+    missing, foreign = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
+    for names, words in ((missing, "lacks"), (foreign, "holds, and its network has no place for,")):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise InputError(argument, item, f"another architecture: the file {words} {shown(min(names))}{more}")
+    for name, value in wanted.items():
+        given = weights[name]
+        if given.shape != value.shape or given.dtype != value.dtype:
+            raise InputError(
+                argument,
+                item,
+                f"another architecture: {name} is {given.dtype} {tuple(given.shape)}, "
+                f"the network wants {value.dtype} {tuple(value.shape)}",
+            )

@@ -1,0 +1,316 @@
+"""What NVIDIA's EDM and EDM2 pickles hold, read without running any of it (`sims_image.pickles`).
+
+A network there is ``torch_utils.persistence._reconstruct_persistent_obj`` called on a dictionary with the source text
+of its module, its class's name and its attributes; the constructor's arguments are among these. Unpickling the usual
+way executes that text, and its tensors' storages go through ``torch.load(weights_only=False)``, which executes what is
+nested in them. Here the text is ignored and the storages are read by the same machine as the file around them, with
+nothing but a storage's own fields allowed: narrower than ``weights_only=True``, and alike in every version of torch
+(before 2.6 ``weights_only=True`` could itself be made to execute code, CVE-2025-32434).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sims_core.errors import InputError
+from sims_image.pickles import Name, RefusedError, Stateful, Table, read_pickle
+
+# ------------------------------------------------------------------ stand-ins
+
+
+@dataclass
+class Stored(Stateful):
+    """An object of NVIDIA's: its class's name and its attributes. It cannot be called."""
+
+    class_name: str
+    state: dict[str, Any] = field(default_factory=dict)
+
+    def set_state(self, state: Any) -> None:
+        """Take the attributes, once."""
+        if type(state) is not dict or self.state:
+            raise RefusedError(f"the state of its {self.class_name} is not a dictionary")
+        self.state = state
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it was constructed with, by name. Raises `RefusedError` if that was not recorded."""
+        named = self.state.get("_init_kwargs")
+        if type(named) is not dict:
+            raise RefusedError(f"its {self.class_name} does not record the arguments it was made with")
+        positional = self.state.get("_init_args") or ()
+        order = ("img_resolution", "img_channels", "label_dim")  # how all of the networks' signatures begin
+        if type(positional) is not tuple or len(positional) > len(order):
+            raise RefusedError(f"its {self.class_name} was made with arguments that have no names")
+        return dict(zip(order, positional, strict=False)) | named
+
+
+def _persistent(meta: Any) -> Stored:
+    if type(meta) is not dict or meta.get("type") != "class" or type(meta.get("class_name")) is not str:
+        raise RefusedError("it holds a persistent object without a class")
+    state = meta.get("state")
+    if state is not None and type(state) is not dict:
+        raise RefusedError(f"the state of its {meta['class_name']} is not a dictionary")
+    return Stored(meta["class_name"], state or {})
+
+
+def _dictionary(*items: Any) -> dict[Any, Any]:
+    """An empty dictionary; such files fill it afterwards."""
+    if items:
+        raise RefusedError("it makes a dictionary in an unusual way")
+    return {}
+
+
+def _set(items: Any = ()) -> set[str]:
+    if type(items) is not list or any(type(i) is not str for i in items):
+        raise RefusedError("it holds a set of something else than names")
+    return set(items)
+
+
+def _latin1(text: Any, encoding: Any) -> memoryview:
+    """Bytes as protocol 2 writes them."""
+    if type(text) is not str or encoding != "latin1":
+        raise RefusedError("it holds bytes in an unknown encoding")
+    return memoryview(text.encode("latin1"))
+
+
+# --------------------------------------------------------------- numpy's data
+
+
+@dataclass
+class _Kind(Stateful):
+    """A numpy number type."""
+
+    dtype: np.dtype[Any]
+
+    def set_state(self, state: Any) -> None:
+        if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "|", "=") or any(state[2:5]):
+            raise RefusedError("it holds a numpy type with parts")
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+def _kind(text: Any, *_: Any) -> _Kind:
+    if type(text) is not str or re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1)", text) is None:
+        raise RefusedError(f"it holds numpy data of type {str(text)[:40]!r}; only numbers are read")
+    return _Kind(np.dtype(text))
+
+
+@dataclass
+class _Array(Stateful):
+    """A numpy array, empty until its state comes."""
+
+    values: np.ndarray[Any, Any] | None = None
+
+    def set_state(self, state: Any) -> None:
+        _, shape, kind, fortran, raw = state
+        self.values = _array(raw, kind, shape, "F" if fortran else "C").values
+
+
+def _array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> _Array:
+    if type(kind) is not _Kind:
+        raise RefusedError("it holds a numpy array without a type")
+    if not isinstance(raw, memoryview):
+        raise RefusedError("it holds a numpy array of objects; only numbers are read")
+    if type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape) or order not in ("C", "F"):
+        raise RefusedError("it holds a numpy array without a shape")
+    if math.prod(shape) * kind.dtype.itemsize != len(raw):
+        raise RefusedError(f"it holds a numpy array of shape {shape} in {len(raw)} bytes")
+    values = np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
+    return _Array(values.astype(kind.dtype.newbyteorder("=")))
+
+
+def _empty_array(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(kind: Any, raw: Any) -> bool | int | float:
+    values = _array(raw, kind, ()).values
+    assert values is not None
+    number: bool | int | float = values.item()
+    return number
+
+
+# -------------------------------------------------------------- torch's data
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save's older format, which tensors inside a pickle have
+_VERSION = 1001
+_STORAGES = {
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+}
+
+
+def _storage(payload: Any) -> Tensor:
+    """The numbers of one storage, as a tensor of one axis, from the bytes that torch.save made of it.
+
+    Five pickles (magic number, version, machine, the storage's description as a persistent identifier, the list of
+    keys), then the count as int64, then the numbers.
+    """
+    if not isinstance(payload, memoryview):
+        raise RefusedError("it holds a tensor without bytes")
+    found: list[tuple[torch.dtype, str, int]] = []
+
+    def describe(identifier: Any) -> None:
+        what, kind, key, _, count, view = identifier
+        if what != "storage" or not isinstance(kind, Name) or view is not None or type(count) is not int:
+            raise RefusedError("a tensor's storage has no usual description")
+        found.append((_STORAGES[str(kind)], key, count))
+
+    inside: Table = dict.fromkeys(_STORAGES)
+    parts, at = [], 0
+    try:
+        for part in range(5):
+            value, at = read_pickle(payload, inside, start=at, persistent=describe if part == 3 else None)
+            parts.append(value)
+            if part == 0 and value != _MAGIC:
+                raise RefusedError("a tensor's storage does not begin as torch writes it")
+    except RefusedError as refused:
+        raise RefusedError(f"inside a tensor's storage, {refused}") from None
+    _, version, machine, _, keys = parts
+    if version != _VERSION or type(machine) is not dict or machine.get("little_endian") is not True:
+        raise RefusedError("a tensor's storage was written by an unknown version of torch or on a big-endian machine")
+    if len(found) != 1 or keys != [found[0][1]]:
+        raise RefusedError("a tensor's storage holds something else than one storage")
+    dtype, _, count = found[0]
+    size = count * dtype.itemsize
+    if count < 0 or len(payload) - at != 8 + size or int.from_bytes(payload[at : at + 8], "little") != count:
+        raise RefusedError(f"a tensor's storage announces {count} numbers and holds {len(payload) - at - 8} bytes")
+    if not count:
+        return torch.empty(0, dtype=dtype)
+    return torch.frombuffer(bytearray(payload[at + 8 :]), dtype=dtype)
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
+    """A tensor in its storage, within its bounds. The rest (gradients wanted, hooks) must be empty of hooks."""
+    whole = (offset, *size, *stride)
+    if (
+        not isinstance(storage, Tensor)
+        or storage.ndim != 1
+        or any(type(n) is not int or n < 0 for n in whole)
+        or len(size) != len(stride)
+    ):
+        raise RefusedError("it holds a tensor without a shape")
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
+    if math.prod(size) > len(storage) or (math.prod(size) and last >= len(storage)):
+        raise RefusedError(f"it holds a tensor of shape {tuple(size)} in a storage of {len(storage)} numbers")
+    if any(type(hooks) is dict and hooks for hooks in rest):
+        raise RefusedError("it holds a tensor with hooks")
+    return storage.as_strided(size, stride, offset).contiguous()
+
+
+def _parameter(data: Any, *rest: Any) -> Tensor:
+    if not isinstance(data, Tensor) or any(type(hooks) is dict and hooks for hooks in rest):
+        raise RefusedError("it holds a parameter that is no tensor")
+    return data
+
+
+TABLE: Table = {
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
+    "torch.nn.modules.container.ModuleDict": lambda: Stored("ModuleDict"),
+    "dnnlib.util.EasyDict": _dictionary,
+    "collections.OrderedDict": _dictionary,
+    "builtins.set": _set,
+    "__builtin__.set": _set,
+    "_codecs.encode": _latin1,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch.storage._load_from_bytes": _storage,
+    "numpy.ndarray": None,
+    "numpy.dtype": _kind,
+    **{f"numpy.{core}.multiarray._reconstruct": _empty_array for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _array for core in ("core", "_core")},
+}
+"""All that a file of NVIDIA's may name."""
+
+
+# --------------------------------------------------------------------- files
+
+
+def read_file(path: str | Path, *, argument: str = "path") -> Any:
+    """The value that a pickle file of NVIDIA's holds, objects as `Stored`. Raises `InputError` with the reason."""
+    try:
+        with open(path, "rb") as handle:
+            content = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is empty"
+        raise InputError(argument, str(path), f"cannot be read ({reason}); name a .pkl file of NVIDIA's") from None
+    try:
+        if content[0] != 0x80:
+            raise RefusedError("it does not begin as a pickle (byte 0x80)")
+        value, end = read_pickle(content, TABLE)
+        if end != len(content):
+            raise RefusedError(f"{len(content) - end} bytes follow its end")
+        return value
+    except RefusedError as refused:
+        raise InputError(argument, str(path), f"refused: {refused}; nothing in it was run") from None
+
+
+def tensors(network: Stored) -> dict[str, Tensor]:
+    """Parameters and persistent buffers of a stored network under their dotted names. Raises `RefusedError`."""
+    return dict(_walk(network, "", set(), 0))
+
+
+def _walk(module: Stored, prefix: str, seen: set[int], depth: int) -> Iterator[tuple[str, Tensor]]:
+    if id(module) in seen or depth > 20:
+        raise RefusedError(f"its module {prefix[:80]!r} lies inside itself or twice in the network")
+    seen.add(id(module))
+    passing = module.state.get("_non_persistent_buffers_set") or ()
+    for group in ("_parameters", "_buffers"):
+        for name, value in _members(module, group):
+            if value is None or (group == "_buffers" and name in passing):
+                continue
+            if not isinstance(value, Tensor):
+                raise RefusedError(f"its {prefix}{name} is a {type(value).__name__}, not a tensor")
+            yield prefix + name, value
+    for name, value in _members(module, "_modules"):
+        if value is None:
+            continue
+        if not isinstance(value, Stored):
+            raise RefusedError(f"its module {prefix}{name} is a {type(value).__name__}")
+        yield from _walk(value, f"{prefix}{name}.", seen, depth + 1)
+
+
+def _members(module: Stored, group: str) -> Iterator[tuple[str, Any]]:
+    members = module.state.get(group)
+    if type(members) is not dict or any(type(name) is not str for name in members):
+        raise RefusedError(f"its {module.class_name} has no {group}")
+    yield from members.items()
+
+
+def plain(value: Any, what: str = "it", depth: int = 0) -> Any:
+    """``value`` as JSON can hold it: arrays as lists. Raises `RefusedError` for the rest, and for too much."""
+    if depth > 6:
+        raise RefusedError(f"{what} is nested too deeply")
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no infinity
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, _Array) and value.values is not None and value.values.size <= 1000:
+        return value.values.tolist()
+    if isinstance(value, list | tuple) and len(value) <= 1000:
+        return [plain(v, what, depth + 1) for v in value]
+    if isinstance(value, dict) and len(value) <= 1000:
+        return {str(k): plain(v, what, depth + 1) for k, v in value.items()}
+    raise RefusedError(f"{what} holds a {type(value).__name__}, which is not a setting")
+
+
+def array(value: Any) -> np.ndarray[Any, Any] | None:
+    """The numpy array that a file held, or None."""
+    return value.values if isinstance(value, _Array) else None

@@ -26,7 +26,7 @@ class Recipe:
 
     batch: images a step, over all processes. budget, mi: how long, as written ('200Mi'), and what one Mi counts
     (10^6 in EDM, 2^20 in EDM2). lr: Adam's nominal rate, reached after lr_rampup images; lr_decay: 'constant',
-    'inverse-sqrt' (lr / sqrt(steps / lr_decay_steps) after lr_decay_steps steps; EDM2, Eq. 67) or 'cosine' (to 0 at
+    'inverse-sqrt' (lr / sqrt(steps / lr_decay_steps) after lr_decay_steps steps; EDM2) or 'cosine' (to 0 at
     the end of the budget). ema: 'halflife' (ema_halflife images, at most ema_rampup times the images seen; None: no
     ramp; EDM) or 'power' (EDM2's profiles of the relative widths ema_widths). augment: probability of each of EDM's
     augmentations, 0 for none. p_mean, p_std: training noise, ln sigma ~ N(p_mean, p_std^2). precision of the network's

@@ -1,0 +1,40 @@
+"""The networks of EDM and EDM2, built from their published arguments under their published state-dict names.
+
+- `layers`: linear maps, convolutions that resample, group normalisation, attention, embeddings.
+- `edm`: SongUNet (DDPM++, NCSN++) and DhariwalUNet (ADM). `preconditioning`: EDM's, VP's, VE's and iDDPM's.
+- `edm2`: the magnitude-preserving U-Net with its preconditioning and learned log-variance.
+
+``build(**config)`` gives a module that is called as ``net(x, sigma, class_labels=None, augment_labels=None)``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from sims_image.networks.arguments import resolve
+from sims_image.networks.preconditioning import Preconditioned
+
+__all__ = ["Preconditioned", "build", "parameter_count"]
+
+
+def build(**config: Any) -> Preconditioned:
+    """The network that published arguments describe, freshly initialised from torch's global generator.
+
+    config: ``img_resolution``, ``img_channels``, ``label_dim`` (0: unconditional), and the arguments of the network
+    and its preconditioning, flat. Arguments with ``model_type`` ('SongUNet' or 'DhariwalUNet') mean an EDM network,
+    others EDM2's; ``class_name`` says so explicitly: 'EDMPrecond', 'VPPrecond', 'VEPrecond', 'iDDPMPrecond', or
+    'Precond' for EDM2. What is left out has its published default; the network's ``config`` is complete, JSON-able,
+    and rebuilds it. Raises `InputError` for unknown or missing arguments and for values that make no network.
+    """
+    cls, arguments = resolve(config)
+    network = cls(**{name: value for name, value in arguments.items() if name != "class_name"})
+    network.config = arguments
+    return network
+
+
+def parameter_count(**config: Any) -> int:
+    """How many parameters that network has, without allocating them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(**config).parameters())

@@ -29,8 +29,9 @@ class Recipe:
     'inverse-sqrt' (lr / sqrt(steps / lr_decay_steps) after lr_decay_steps steps; EDM2) or 'cosine' (to 0 at
     the end of the budget). ema: 'halflife' (ema_halflife images, at most ema_rampup times the images seen; None: no
     ramp; EDM) or 'power' (EDM2's profiles of the relative widths ema_widths). augment: probability of each of EDM's
-    augmentations, 0 for none. p_mean, p_std: training noise, ln sigma ~ N(p_mean, p_std^2). precision of the network's
-    body ('float32', 'bf16', 'fp16'; weights, gradients and averages stay float32) and the loss_scale used with it.
+    augmentations, 0 for none. objective: a name in `sims_image.objectives.OBJECTIVES`. p_mean, p_std: training noise,
+    ln sigma ~ N(p_mean, p_std^2). precision of the network's body ('float32', 'bf16', 'fp16'; weights, gradients and
+    averages stay float32) and the loss_scale used with it.
     """
 
     batch: int = 512
@@ -48,6 +49,7 @@ class Recipe:
     ema_rampup: float | None = 0.05
     ema_widths: tuple[float, ...] = (0.05, 0.10)
     augment: float = 0.0
+    objective: str = "edm"
     p_mean: float = -1.2
     p_std: float = 1.2
     precision: str = "float32"
@@ -149,6 +151,7 @@ def _edm2(channels: int, *, lr: float, budget: str, dropout: float = 0.0) -> Pre
         lr_decay_steps=35_000,
         beta2=0.99,
         ema="power",
+        objective="edm2",
         p_mean=-0.8,
         p_std=1.6,
         precision="fp16",

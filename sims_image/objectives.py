@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sims_core.diffusion import EDM, LogNormal, denoising_loss
 from sims_core.errors import InputError, choose
+from sims_image.networks import Preconditioned
 from sims_image.presets import Recipe
 
 Conditions: TypeAlias = Mapping[str, Tensor]
@@ -93,9 +94,9 @@ def _uncertainty(recipe: Recipe, sigma_data: float) -> Objective:
 OBJECTIVES: dict[str, Callable[[Recipe, float], Objective]] = {"edm": _denoising, "edm2": _uncertainty}
 
 
-def make_objective(recipe: Recipe, network: torch.nn.Module) -> Objective:
+def make_objective(recipe: Recipe, network: Preconditioned) -> Objective:
     """The recipe's objective for a network. Raises `InputError` for one that is unknown or asks too much of it."""
     choose("objective", recipe.objective, OBJECTIVES)
-    if recipe.objective == "edm2" and "model_type" in dict(network.config):  # type: ignore[arg-type]
+    if recipe.objective == "edm2" and not network.has_logvar:
         raise InputError("objective", "edm2", "it learns a log-variance, which EDM2's networks have; choose edm")
-    return OBJECTIVES[recipe.objective](recipe, float(network.sigma_data))  # type: ignore[arg-type]
+    return OBJECTIVES[recipe.objective](recipe, network.sigma_data)

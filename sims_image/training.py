@@ -189,9 +189,7 @@ class Trainer:
         Raises `DivergedError` if a loss or gradient was not finite, in every process alike.
         """
         found = self._watch.read(self.processes)
-        if found.bad is not None:
-            what, step = found.bad
-            raise DivergedError(what, step + 1, (step + 1) * self.recipe.batch, found.levels, last_good())
+        self._refuse(found, last_good)
         lr = learning_rate(self.recipe, max(self.images - self.recipe.batch, 0))
         return Report(
             self.step,
@@ -203,6 +201,16 @@ class Trainer:
             found.skipped,
             float(self.scaler.get_scale()),
         )
+
+    def check(self, last_good: Callable[[], str]) -> None:
+        """Look whether everything was finite, of one process alone. A host sync. Raises `DivergedError`."""
+        if not self._watch.sound:
+            self._refuse(self._watch.read(self.processes), last_good)
+
+    def _refuse(self, found: Seen, last_good: Callable[[], str]) -> None:
+        if found.bad is not None:
+            what, step = found.bad
+            raise DivergedError(what, step + 1, (step + 1) * self.recipe.batch, found.levels, last_good())
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on: tensors and plain containers, on the device."""
@@ -258,6 +266,11 @@ class Watch:
         self._low, self._high = torch.full_like(like, torch.inf), torch.full_like(like, -torch.inf)
         self._step_loss, self._step_low, self._step_high = torch.zeros_like(like), self._low, self._high
         self._bad = torch.full((4,), torch.inf, dtype=torch.float64, device=like.device)  # step, low, -high, loss sound
+
+    @property
+    def sound(self) -> bool:
+        """Whether everything was finite since the last reading, in this process."""
+        return not bool(self._bad[0].isfinite())
 
     def loss(self, value: Tensor, level: Tensor) -> None:
         """Note one pass: its elementwise loss and its noise levels."""

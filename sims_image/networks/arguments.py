@@ -45,7 +45,6 @@ POSITIVE = (
 COUNTS = ("label_dim", "augment_dim")
 FRACTIONS = ("dropout", "label_dropout", "label_balance", "concat_balance", "res_balance", "attn_balance")
 ABOVE_ZERO = ("sigma_data", "sigma_max", "beta_d", "epsilon_t", "C_1", "clip_act")
-OPTIONAL = ("channel_mult_noise", "channel_mult_emb", "clip_act")  # None is a value where it is the default
 
 
 def resolve(config: Mapping[str, Any]) -> tuple[type[Preconditioned], dict[str, Any]]:
@@ -67,9 +66,10 @@ def resolve(config: Mapping[str, Any]) -> tuple[type[Preconditioned], dict[str, 
         choose("argument", argument, known)
     arguments = {name: given.get(name, default) for name, default in known.items()}
     for argument, value in arguments.items():
-        if value is None and argument not in OPTIONAL:
+        nothing = cls is Precond and argument in ("channel_mult_noise", "channel_mult_emb", "clip_act")
+        if value is None and not nothing:
             raise InputError(argument, "nothing", "the network needs it")
-        arguments[argument] = _checked(argument, value, optional=known[argument] is None)
+        arguments[argument] = None if value is None else _checked(argument, value)
     _fits(arguments)
     finite = {n: v for n, v in arguments.items() if not (isinstance(v, float) and math.isinf(v))}
     return cls, {"class_name": str(name).rpartition(".")[2], **finite}
@@ -93,9 +93,7 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-def _checked(name: str, value: Any, *, optional: bool) -> Any:
-    if value is None and optional:
-        return None
+def _checked(name: str, value: Any) -> Any:
     if name in CHOICES:
         return choose(name, str(value), CHOICES[name])
     if name == "use_fp16":

@@ -85,11 +85,10 @@ class UNetBlock(nn.Module):
         else:
             h = F.silu(self.norm1(h.add_(told)))
         h = self.conv1(F.dropout(h, self.dropout, self.training))
-        h = self._join(h, x if self.skip is None else self.skip(x))
-        return self._join(self._attention(h), h) if self.heads else h
+        h = self._scaled(h.add_(x if self.skip is None else self.skip(x)))  # in place: no gradient needs h itself
+        return self._scaled(h + self._attention(h)) if self.heads else h
 
-    def _join(self, h: Tensor, x: Tensor) -> Tensor:
-        h = h.add_(x)  # in place: no operation keeps h for its gradient
+    def _scaled(self, h: Tensor) -> Tensor:
         return h if self.skip_scale == 1 else h.mul_(self.skip_scale)
 
     def _attention(self, x: Tensor) -> Tensor:

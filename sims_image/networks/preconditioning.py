@@ -192,9 +192,8 @@ class VPPrecond(_UNetPrecond):
     ) -> None:
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model)
         self.beta_d, self.beta_min, self.steps = float(beta_d), float(beta_min), M
-        self.sigma_min, self.sigma_max = (
-            math.sqrt(math.expm1(self.beta_d * t**2 / 2 + self.beta_min * t)) for t in (float(epsilon_t), 1.0)
-        )
+        t = torch.tensor([epsilon_t, 1.0], device="cpu")  # float32: the published range has its rounding
+        self.sigma_min, self.sigma_max = ((0.5 * beta_d * t**2 + beta_min * t).exp() - 1).sqrt().tolist()
 
     def time(self, sigma: Tensor) -> Tensor:
         """The t of a noise level, the inverse of sigma(t); in float32 as the published networks were trained."""
@@ -252,12 +251,14 @@ class IDDPMPrecond(_UNetPrecond):
     ) -> None:
         super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model)
         self.steps = M
-        alphas = [math.sin(math.pi / 2 * j / M / (C_2 + 1)) ** 2 for j in range(M + 1)]
-        levels = [0.0]
-        for j in range(M, 0, -1):
-            levels.append(math.sqrt((levels[-1] ** 2 + 1) / max(alphas[j - 1] / alphas[j], C_1) - 1))
-        self.sigma_min, self.sigma_max = levels[1], levels[-1]
-        self.register_buffer("u", torch.tensor(levels[::-1], dtype=torch.float32))
+        steps = torch.arange(M + 1, device="cpu")  # float32 throughout: the published table has its rounding
+        alphas = (0.5 * math.pi * steps / M / (C_2 + 1)).sin() ** 2
+        ratios = (alphas[:-1] / alphas[1:]).clamp(min=C_1)
+        levels = [torch.zeros([], device="cpu")]
+        for ratio in ratios.flip(0):
+            levels.append(((levels[-1] ** 2 + 1) / ratio - 1).sqrt())
+        self.sigma_min, self.sigma_max = float(levels[1]), float(levels[-1])
+        self.register_buffer("u", torch.tensor([float(level) for level in reversed(levels)]))
 
     def index(self, sigma: Tensor) -> Tensor:
         """The j of the nearest noise level u_j, int64 of the shape of ``sigma``."""

@@ -11,7 +11,12 @@ from sims_core.command import main_with_errors
 from sims_core.errors import choose
 
 #: verb -> (module:function, what it does); the function takes the words after the verb
-VERBS: dict[str, tuple[str, str]] = {}
+VERBS: dict[str, tuple[str, str]] = {
+    "prepare": (
+        "sims_image.prepare:run",
+        "make a data set: CIFAR-10, ImageNet-64, folders, IDX, zips, parquet, digits",
+    ),
+}
 
 
 def overview() -> str:

@@ -34,6 +34,10 @@ _LOCAL_HEADER = 30
 _LINE = 1 << 20
 
 
+class UnreadableError(InputError):
+    """A file that is there could not be read just now: nothing is wrong with what was read before."""
+
+
 def shown(name: str) -> str:
     """A name from an archive as it can stand in a one-line message."""
     plain = name.encode("unicode_escape").decode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import warnings
@@ -45,6 +46,7 @@ _DAMAGED = (
 )
 
 
+@functools.cache
 def formats() -> tuple[str, ...]:
     """Pillow's formats, but for those that run another program (EPS) or are only stubs."""
     Image.init()

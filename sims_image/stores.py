@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ Labels = NDArray[np.int64]
 DTYPES = ("uint8", "float16", "float32")
 #: more classes than any data set has; a label beyond is a mistake
 MAX_CLASSES = 2**20
+_MAPPED = 2**20
 
 
 class Store(Protocol):
@@ -68,10 +70,21 @@ class ArrayStore:
 
     def read(self, indices: NDArray[np.int64]) -> Images:
         """As `Store.read`."""
-        first = int(indices[0]) if len(indices) else 0
-        if len(indices) and int(indices[-1]) - first == len(indices) - 1 and bool(np.all(np.diff(indices) == 1)):
-            return np.array(self._images[first : first + len(indices)])  # one copy instead of a gather
+        count = len(indices)
+        first = int(indices[0]) if count else 0
+        if count and int(indices[-1]) - first == count - 1 and bool(np.all(np.diff(indices) == 1)):
+            return self._run(first, count)
         return np.asarray(self._images[indices])
+
+    def _run(self, first: int, count: int) -> Images:
+        """Consecutive images. Many of them are read from the file, so that passing over all leaves nothing mapped."""
+        each = math.prod(self.shape) * self.dtype.itemsize
+        if count * each < _MAPPED:
+            return np.array(self._images[first : first + count])
+        found = np.fromfile(self.path, self.dtype, count * math.prod(self.shape), offset=self._offset + first * each)
+        if found.size != count * math.prod(self.shape):
+            raise InputError(self.argument, str(self.path), "the file was cut short while it was open")
+        return found.reshape(count, *self.shape)
 
 
 class ZipStore:

@@ -1,0 +1,214 @@
+"""The work of `prepare`: pictures decoded side by side, arrays that grow, the record, the move into place."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sims_core.errors import InputError
+from sims_core.runs import RunFolder, write_atomic, write_json
+from sims_image.archives import parse_json
+from sims_image.datasets import FORMAT, Dataset, content_sha256
+from sims_image.pictures import Transform, decode, from_array
+from sims_image.sources.base import Block, Encoded, Source, bar
+from sims_image.stores import ArrayStore, Images
+from sims_image.writing import Growing, write_edm_zip
+
+if TYPE_CHECKING:
+    from sims_image.prepare import Output, Plan
+
+#: progress is recorded after so many bytes or seconds, whichever comes first
+COMMIT_BYTES, COMMIT_SECONDS = 64 * 2**20, 10.0
+_ARGUMENT = "--source"
+
+
+def make(planned: Plan, folder: RunFolder, *, progress: bool) -> None:
+    """Write the arrays and records below ``folder``, then move them to where they belong, --out last.
+
+    Raises `InputError` for what is wrong with the source, OSError if writing fails.
+    """
+    outputs = planned.outputs()
+    parts = [folder.path / f"part{k}" for k in range(len(outputs))]
+    whole = all(part.exists() or output.path.exists() for part, output in zip(parts, outputs, strict=True))
+    if not (folder.finished and whole):
+        _fill(planned, parts, outputs, folder.path / "progress.json", progress=progress)
+        _record(planned, parts, outputs, progress=progress)
+        folder.finish()
+    for part, output in zip(parts, outputs, strict=True):
+        if part.exists():
+            _move(part, output.path, zipped=planned.settings.format == "edm-zip", progress=progress)
+
+
+def _fill(planned: Plan, parts: list[Path], outputs: list[Output], record: Path, *, progress: bool) -> None:
+    """``images.npy`` and ``labels.npy`` of every part. The source is read once, from where the record says."""
+    masks = [output.mask for output in outputs]
+    kinds = [(planned.shape, planned.dtype, int(mask.sum())) for mask in masks]
+    for part in parts:
+        part.mkdir(exist_ok=True)
+    done = _done(record)
+    behind = [int(mask[:done].sum()) for mask in masks]
+    there = [
+        Growing.reusable(part / "images.npy", *kind, n) for part, kind, n in zip(parts, kinds, behind, strict=True)
+    ]
+    if not all(there):
+        done, behind = 0, [0] * len(parts)
+    if planned.source.labels is not None:
+        labels = planned.source.labels[planned.chosen]
+        for part, mask in zip(parts, masks, strict=True):
+            write_atomic(part / "labels.npy", lambda path, mine=labels[mask]: np.save(path, mine.astype("<i8")))  # type: ignore[misc]
+    with contextlib.ExitStack() as stack:
+        arrays = []
+        for part, kind, n in zip(parts, kinds, behind, strict=True):
+            arrays.append(Growing(part / "images.npy", *kind, n))
+            stack.callback(arrays[-1].close)
+        shown = stack.enter_context(bar(progress, len(planned.chosen), "writing", " images", done))
+        committed, last = done, time.monotonic()
+        for block in images(planned, planned.chosen[done:]):
+            for array, mask in zip(arrays, masks, strict=True):
+                mine = mask[done : done + len(block)]
+                array.append(block if mine.all() else block[mine])
+            done += len(block)
+            shown.update(len(block))
+            due = (done - committed) * planned.each >= COMMIT_BYTES or time.monotonic() - last >= COMMIT_SECONDS
+            if due or done == len(planned.chosen):
+                for array in arrays:
+                    array.flush()
+                write_json(record, {"done": done})
+                committed, last = done, time.monotonic()
+    if done != len(planned.chosen):
+        raise InputError(_ARGUMENT, planned.settings.source, f"it gave {done} images of {len(planned.chosen)}")
+
+
+def _done(record: Path) -> int:
+    if not record.exists():
+        return 0
+    done = parse_json("--out", str(record), record.read_bytes()).get("done")
+    return done if type(done) is int and done >= 0 else 0
+
+
+def images(planned: Plan, indices: NDArray[np.int64]) -> Iterator[Images]:
+    """The images at increasing ``indices`` as they are stored, (B, C, H, W). Raises `InputError` naming a bad one."""
+    source, transform, start = planned.source, planned.transform, 0
+    workers = planned.settings.workers or min(8, _cores())
+    with ThreadPoolExecutor(workers) as pool:
+        for block in source.read(indices):
+            mine = indices[start : start + len(block)]
+            start += len(block)
+            if transform is None:
+                yield np.asarray(block)
+                continue
+            pieces = np.array_split(np.arange(len(block)), min(len(block), 4 * workers))
+            piece = partial(_piece, source, transform, block, mine, planned.shape)
+            yield np.concatenate(list(pool.map(piece, pieces)))
+
+
+def _piece(
+    source: Source,
+    transform: Transform,
+    block: Block,
+    indices: NDArray[np.int64],
+    shape: tuple[int, int, int],
+    rows: NDArray[np.int64],
+) -> NDArray[np.uint8]:
+    """A few pictures of a block, one after the other, in one thread."""
+    found = np.empty((len(rows), *shape), np.uint8)
+    for place, row in enumerate(rows):
+        image, item = transformed(source, transform, block, int(row), indices)
+        found[place] = fitted(image, item, shape)
+    return found
+
+
+def transformed(
+    source: Source, transform: Transform, block: Block, row: int, indices: NDArray[np.int64]
+) -> tuple[NDArray[np.uint8], str]:
+    """One picture of a block as an array, and what messages call it."""
+    if isinstance(block, list):
+        encoded: Encoded = block[row]
+        picture, item = decode(_ARGUMENT, encoded.item, encoded.load()), encoded.item
+    else:
+        picture, item = from_array(block[row]), source.item(int(indices[row]))
+    return transform(_ARGUMENT, item, picture), item
+
+
+def fitted(image: NDArray[np.uint8], item: str, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Grey among colour becomes colour. Raises `InputError` for colour among grey, and for another size."""
+    if image.shape[1:] != shape[1:]:
+        sizes = f"{image.shape[2]}x{image.shape[1]} among {shape[2]}x{shape[1]}"
+        raise InputError(_ARGUMENT, item, f"{sizes} pictures; --size N makes them alike")
+    if len(image) > shape[0]:
+        raise InputError(_ARGUMENT, item, "a colour picture, and the first one is grey; give --gray or --rgb")
+    return np.repeat(image, 3, axis=0) if len(image) < shape[0] else image
+
+
+def first(source: Source, transform: Transform, chosen: NDArray[np.int64]) -> tuple[int, int, int]:
+    """(C, H, W) of the first chosen picture, which all others have to share."""
+    image, _ = transformed(source, transform, next(source.read(chosen[:1])), 0, chosen)
+    return image.shape[0], image.shape[1], image.shape[2]
+
+
+def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress: bool) -> None:
+    """``dataset.json`` of every part."""
+    found: list[dict[str, Any]] = []
+    for part, output in zip(parts, outputs, strict=True):
+        labels = None if planned.source.labels is None else planned.source.labels[planned.chosen][output.mask]
+        counts = [] if labels is None else np.bincount(labels, minlength=len(planned.classes)).tolist()
+        data = _opened(part, labels, {"name": output.name, "classes": planned.classes})
+        with bar(progress, len(data), "checking", " images") as shown:
+            digest = content_sha256(data, tick=shown.update)
+        found.append(
+            {
+                "format": FORMAT,
+                "name": output.name,
+                "shape": list(planned.shape),
+                "dtype": str(planned.dtype),
+                "counts": {"images": len(data), "classes": counts},
+                "sha256": digest,
+                **planned.identity(),
+                "libraries": {library: metadata.version(library) for library in ("numpy", "pillow")},
+            }
+        )
+    if len(found) == 2:  # each knows the other, so that nobody evaluates on what was trained on
+        for record, other, role in ((found[0], found[1], "held out"), (found[1], found[0], "kept")):
+            record["holdout"] = {"this": role, "other": other["name"], "other_sha256": other["sha256"]}
+    for part, record in zip(parts, found, strict=True):
+        write_json(part / "dataset.json", record)
+
+
+def _opened(part: Path, labels: NDArray[np.int64] | None, record: dict[str, Any]) -> Dataset:
+    return Dataset(part, ArrayStore(part / "images.npy", "--out"), labels, record)
+
+
+def _move(part: Path, out: Path, *, zipped: bool, progress: bool) -> None:
+    """The whole part under its name, in one step."""
+    if zipped:
+        record = parse_json("--out", str(part), (part / "dataset.json").read_bytes())
+        labels = np.load(part / "labels.npy", allow_pickle=False) if (part / "labels.npy").exists() else None
+        data = _opened(part, labels, record)
+        with bar(progress, len(data), "packing", " images") as shown:
+            packed = part.with_suffix(".zip")
+            write_atomic(packed, lambda path: write_edm_zip(data, path, tick=shown.update))
+        os.replace(packed, out)
+        shutil.rmtree(part)
+    else:
+        os.rename(part, out)
+    if hasattr(os, "O_DIRECTORY"):
+        parent = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -119,9 +119,8 @@ class Checkpoint(Summary):
     network: torch.nn.Module
 
 
-def preconditioning(config: Mapping[str, Any]) -> str:
-    """The kind of preconditioning that a network's config asks for: 'edm2', 'edm', 'vp', 've' or 'iddpm'."""
-    return str(config.get("preconditioning", "edm" if "model_type" in config else "edm2"))
+#: what the published classes of networks are preconditioned as
+PRECONDITIONING = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm", "Precond": "edm2"}
 
 
 # ------------------------------------------------------------------- writing
@@ -149,7 +148,7 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
             raise InputError("network", name, "its weights are not all finite; a diverged network is not saved")
     if not record.provenance:
         record = Record(**{**_shallow(record), "provenance": provenance()})
-    config = dict(net.config)
+    config: dict[str, Any] = dict(net.config)  # type: ignore[arg-type]
     parameters = sum(p.numel() for p in net.parameters())
     with _beside(folder) as temporary:
         try:
@@ -159,7 +158,7 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
         with open(temporary / WEIGHTS, "rb") as handle:
             os.fsync(handle.fileno())
         sha256 = sha256_file(temporary / WEIGHTS)
-        kind = preconditioning(config)
+        kind = PRECONDITIONING[config["class_name"]]
         content = {
             "format": FORMAT,
             "kind": KIND,
@@ -342,15 +341,12 @@ def build_with(
     from sims_image.networks import build
 
     try:
-        with torch.device("meta"):  # shapes only: nothing is allocated before they are known to fit
-            wanted = build(**config).state_dict()
-    except InputError:
-        raise
-    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as error:
+        with torch.device("meta"):  # shapes only: nothing is drawn, or allocated before it is known to fit
+            network = build(**config)
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError, MemoryError) as error:
         raise InputError(argument, item, f"its architecture cannot be built ({shown(str(error))})") from None
-    _compare(wanted, weights, item, argument)
-    network = build(**config)
-    network.load_state_dict(dict(weights), strict=True)
+    _compare(network.state_dict(), weights, item, argument)
+    network.load_state_dict(dict(weights), strict=True, assign=True)
     return network.eval().requires_grad_(False)
 
 

@@ -76,6 +76,11 @@ def _set(items: Any = ()) -> set[str]:
     return set(items)
 
 
+def _no_bytes() -> memoryview:
+    """Empty bytes as protocol 2 writes them."""
+    return memoryview(b"")
+
+
 def _latin1(text: Any, encoding: Any) -> memoryview:
     """Bytes as protocol 2 writes them."""
     if type(text) is not str or encoding != "latin1":
@@ -228,6 +233,7 @@ TABLE: Table = {
     "builtins.set": _set,
     "__builtin__.set": _set,
     "_codecs.encode": _latin1,
+    "__builtin__.bytes": _no_bytes,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
@@ -294,20 +300,23 @@ def _members(module: Stored, group: str) -> Iterator[tuple[str, Any]]:
     yield from members.items()
 
 
-def plain(value: Any, what: str = "it", depth: int = 0) -> Any:
-    """``value`` as JSON can hold it: arrays as lists. Raises `RefusedError` for the rest, and for too much."""
+def plain(value: Any, what: str = "it", *, finite: bool = True, depth: int = 0) -> Any:
+    """``value`` as JSON can hold it: arrays as lists, and with ``finite`` infinities as text.
+
+    Raises `RefusedError` for the rest, and for too much.
+    """
     if depth > 6:
         raise RefusedError(f"{what} is nested too deeply")
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # JSON has no infinity
+    if finite and isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, _Array) and value.values is not None and value.values.size <= 1000:
         return value.values.tolist()
     if isinstance(value, list | tuple) and len(value) <= 1000:
-        return [plain(v, what, depth + 1) for v in value]
+        return [plain(v, what, finite=finite, depth=depth + 1) for v in value]
     if isinstance(value, dict) and len(value) <= 1000:
-        return {str(k): plain(v, what, depth + 1) for k, v in value.items()}
+        return {str(k): plain(v, what, finite=finite, depth=depth + 1) for k, v in value.items()}
     raise RefusedError(f"{what} holds a {type(value).__name__}, which is not a setting")
 
 

@@ -1,4 +1,4 @@
-"""``sims_image train``: train a preset's network on a data set, or fine-tune a checkpoint (`docs/images-training.md`)."""
+"""``sims_image train``: train a preset's network on data, or fine-tune a checkpoint (`docs/images-training.md`)."""
 
 from __future__ import annotations
 
@@ -252,9 +252,8 @@ def _config(
     if data.shape != want:
         raise InputError("--data", train.data, f"its images are {_by(data.shape)}, the network takes {_by(want)}")
     classes = config.get("label_dim", 0)
-    if (parent is not None and classes or preset.classes and parent is None and "label_dim" not in changed) and (
-        data.labels is None
-    ):
+    wanted = classes or (preset.classes and parent is None and "label_dim" not in changed)
+    if wanted and data.labels is None:
         words = (
             "it has no labels, and the network is class-conditional; give labelled data, or an unconditional network"
         )

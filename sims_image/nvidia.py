@@ -1,0 +1,179 @@
+"""NVIDIA's published EDM and EDM2 snapshots as checkpoints: ``sims_image import-nvidia FILE.pkl``.
+
+Nothing in the file is run (`sims_image.snapshots`): the network is built by `sims_image.networks` from the class's name
+and the constructor's arguments, and takes the file's weights strictly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from sims_core.command import parse_command
+from sims_core.errors import InputError
+from sims_core.runs import provenance
+from sims_image.archives import sha256_file
+from sims_image.pickles import RefusedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sims_image.checkpoints import Checkpoint, Data, Ema
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A network as a file of NVIDIA's holds it.
+
+    class_name: of its preconditioning. config: arguments of `sims_image.networks.build`. weights: by their published
+    names, floats as float32. settings: what else the file records (data set, loss, augmentation, encoder), JSON-able.
+    """
+
+    path: Path
+    class_name: str
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    settings: dict[str, Any]
+
+
+def read_snapshot(path: str | Path, *, argument: str = "FILE") -> Snapshot:
+    """The network in a snapshot (its entry ``ema``). Raises `InputError` with the reason if it is refused."""
+    from sims_image.checkpoints import PRECONDITIONING
+    from sims_image.snapshots import Stored, plain, read_file, tensors
+
+    content = read_file(path, argument=argument)
+    network = content.get("ema") if isinstance(content, dict) else None
+    if not isinstance(network, Stored):
+        raise InputError(argument, str(path), "not a snapshot of EDM or EDM2: it has no network under 'ema'")
+    if network.class_name not in PRECONDITIONING:
+        known = ", ".join(PRECONDITIONING)
+        raise InputError(argument, str(path), f"its network is a {network.class_name[:60]!r}; known are {known}")
+    try:
+        weights = {k: v.float() if v.is_floating_point() else v for k, v in tensors(network).items()}
+        settings = {str(name): _settings(value, str(name)) for name, value in content.items() if name != "ema"}
+        config = plain(network.arguments, f"what its {network.class_name} was made with", finite=False)
+    except RefusedError as refused:
+        raise InputError(argument, str(path), f"refused: {refused}; nothing in it was run") from None
+    config["class_name"] = network.class_name
+    return Snapshot(Path(path), network.class_name, config, weights, settings)
+
+
+def _settings(value: Any, what: str) -> Any:
+    """An entry of the file beside its network: an object becomes its class's name and what it was set to."""
+    from sims_image.snapshots import Stored, plain
+
+    if isinstance(value, Stored):
+        state = {k: v for k, v in value.state.items() if not k.startswith("_")}
+        return {"class": value.class_name, **plain(state, what)}
+    return plain(value, what)
+
+
+def import_nvidia(path: str | Path, out: str | Path | None = None, *, replace: bool = False) -> Checkpoint:
+    """Read NVIDIA's snapshot at ``path`` and write it as the checkpoint ``out`` (default: named after it, here).
+
+    Raises `InputError`: refused (it says why), a network that is not known, or ``out`` cannot be written.
+    """
+    from sims_image.checkpoints import Checkpoint, Record, build_with, save
+
+    path = Path(path)
+    snapshot = read_snapshot(path)
+    network = build_with(snapshot.config, snapshot.weights, str(path), argument="FILE")
+    images, mi, ema = _training(path.stem, snapshot)
+    record = Record(
+        preset=_preset(network.config),
+        data=_data(snapshot),
+        images=images,
+        mi=mi,
+        ema=ema,
+        provenance={
+            "source": path.name,
+            "source_sha256": sha256_file(path),
+            "class": snapshot.class_name,
+            "settings": snapshot.settings,
+            "imported": provenance(),
+        },
+    )
+    found = save(path.stem if out is None else out, network, record, replace=replace)
+    return Checkpoint(
+        found.path, found.config, found.preconditioning, found.parameters, found.sha256, found.record, network
+    )
+
+
+def _training(stem: str, snapshot: Snapshot) -> tuple[int | None, int, Ema]:
+    """Images seen, what one Mi counts, and the average, as far as the file's name tells them.
+
+    EDM writes ``network-snapshot-KIMG.pkl``, thousands of images. EDM2 writes ``NAME-KIMG-WIDTH.pkl`` with the width of
+    its power-function average, and its counts are multiples of 1024 images, of which KIMG drops the last digits.
+    """
+    from sims_image.checkpoints import Ema
+
+    match = re.search(r"-(\d{6,})(?:-(0\.\d{3}))?$", stem)
+    if snapshot.class_name != "Precond":
+        images = int(match[1]) * 1000 if match and not match[2] else None
+        return images, 10**6, Ema("halflife")
+    if match is None:
+        return None, 2**20, Ema("power")
+    images = -(-int(match[1]) * 1000 // 1024) * 1024
+    return images, 2**20, Ema("power", float(match[2])) if match[2] else Ema()
+
+
+def _data(snapshot: Snapshot) -> Data | None:
+    """The training data, as far as the file records it: the name of its archive, and the shape of what it trained on."""
+    from sims_image.checkpoints import Data
+
+    recorded = snapshot.settings.get("dataset_kwargs")
+    path = recorded.get("path") if isinstance(recorded, dict) else None
+    if not isinstance(path, str) or not path:
+        return None
+    size = int(snapshot.config["img_resolution"])
+    return Data(Path(path.replace("\\", "/")).stem, shape=(int(snapshot.config["img_channels"]), size, size))
+
+
+def _preset(config: Any) -> str | None:
+    """The preset whose architecture this is, if there is one."""
+    import torch
+
+    from sims_image.networks import build
+    from sims_image.presets import PRESETS
+
+    def architecture(settings: Any) -> dict[str, Any]:
+        return {k: v for k, v in settings.items() if k != "use_fp16"}
+
+    for name, preset in PRESETS.items():
+        wanted = preset.config()
+        if all(config.get(k) == wanted[k] for k in ("img_resolution", "img_channels", "label_dim", "model_channels")):
+            with torch.device("meta"):
+                if architecture(build(**wanted).config) == architecture(config):
+                    return name
+    return None
+
+
+@dataclass(frozen=True)
+class ImportNvidia:
+    """Read a published EDM or EDM2 snapshot, without running what is in it, and write a checkpoint.
+
+    file: NVIDIA's .pkl. out: the checkpoint's folder (default: named after the file, in this folder). replace: write
+    over a checkpoint that is there.
+    """
+
+    file: Annotated[str, tyro.conf.Positional] = ""
+    out: str = ""
+    replace: bool = False
+
+
+def main(argv: Sequence[str]) -> None:
+    """The verb ``import-nvidia``."""
+    given = parse_command(
+        ImportNvidia, argv, prog="sims_image import-nvidia", description=ImportNvidia.__doc__ or ""
+    )
+    if not given.file:
+        raise InputError("FILE", "", "name the .pkl file to read")
+    from sims_image.info import describe
+
+    checkpoint = import_nvidia(given.file, given.out or None, replace=given.replace)
+    print("\n".join(describe(checkpoint.path)))

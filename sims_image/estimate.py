@@ -107,7 +107,7 @@ def rate(config: dict[str, Any], recipe: Recipe, cost: Cost, device: torch.devic
     layer = torch.nn.Conv2d(width, width, 3, padding=1).to(device, body)
     x = torch.randn(2, width, 16, 16, device=device, dtype=body, requires_grad=True)
     spent = _fastest(lambda: layer(x).sum().backward(), device)
-    return 6.0 * len(x) * width**2 * 9 * 16**2 / spent
+    return float(6 * len(x) * width**2 * 9 * 16**2) / spent
 
 
 def _fastest(action: Callable[[], object], device: torch.device, seconds: float = 2.0) -> float:

@@ -46,6 +46,7 @@ benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/ensemble.py
 	$(BIN)/python benchmarks/linear_response.py
 	$(BIN)/python benchmarks/eta_collapse.py
+	$(BIN)/python benchmarks/prepare.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage*

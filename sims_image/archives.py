@@ -182,7 +182,9 @@ def npy_header(
                 shape, fortran, dtype = np.lib.format.read_array_header_2_0(handle)
             else:
                 raise ValueError(f"NPY version {version}")
-    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError, OSError) as error:
+    except (OSError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(argument, item, f"damaged ({reason(error)})") from None
+    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
         raise InputError(argument, item, f"not an array in NPY format ({reason(error)})") from None
     if dtype.hasobject or dtype.kind not in "uif" or dtype.byteorder == ">":
         raise InputError(argument, item, f"arrays must hold plain little-endian numbers, not '{shown(str(dtype))}'")

@@ -259,6 +259,7 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
     """
     if settings.dry_run:
         raise InputError("--dry-run", "True", "`plan` says what would be made; `prepare` makes it")
+    _check(settings)
     if not Path(settings.out).name:
         raise InputError("--out", settings.out, "name the folder (or .zip) to make")
     from sims_core.runs import RunFolder

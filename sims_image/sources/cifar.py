@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import tarfile
 import zlib
 from pathlib import Path
@@ -21,26 +20,33 @@ SPLITS = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test
 _META = "batches.meta"
 _WANTED = {*SPLITS["train"], *SPLITS["test"], _META}
 #: the official archive holds 186 MB, in members of 31 MB
-_MEMBER_BYTES, _TOTAL_BYTES, _MEMBERS = 2**26, 2**29, 1000
+_MEMBER_BYTES, _TOTAL_BYTES, _MEMBERS = 2**26, 2**28, 1000
 
 
-class _Bounded(io.RawIOBase):
-    """A stream that refuses to give more than ``limit`` bytes, whatever asks for them."""
+class _Bounded:
+    """A stream of at most `_TOTAL_BYTES`, read in pieces of at most `_MEMBER_BYTES`, whatever asks for more.
 
-    def __init__(self, request: Request, handle: IO[bytes], limit: int) -> None:
-        self._request, self._handle, self._left, self._limit = request, handle, limit, limit
+    tarfile takes the sizes of long names and extended headers at their word; here they end.
+    """
+
+    def __init__(self, request: Request, handle: IO[bytes]) -> None:
+        self._request, self._handle = request, handle
+
+    def _check(self, more: int, place: int) -> None:
+        if not 0 <= more <= _MEMBER_BYTES or place + more > _TOTAL_BYTES:
+            expected = f"it expands beyond the {_TOTAL_BYTES} bytes of CIFAR-10: a decompression bomb"
+            raise InputError(self._request.argument, str(self._request.path), expected)
 
     def read(self, size: int = -1) -> bytes:
-        if size < 0 or size > self._left:
-            limit = f"more than {self._limit} bytes"
-            raise InputError(
-                self._request.argument,
-                str(self._request.path),
-                f"it expands to {limit}: a decompression bomb, not CIFAR-10",
-            )
-        data = self._handle.read(size)
-        self._left -= len(data)
-        return data
+        self._check(size, self._handle.tell())
+        return self._handle.read(size)
+
+    def seek(self, place: int) -> int:
+        self._check(0, place)
+        return self._handle.seek(place)
+
+    def tell(self) -> int:
+        return self._handle.tell()
 
 
 def open_cifar10(request: Request) -> Source:
@@ -95,8 +101,8 @@ def _members(request: Request) -> dict[str, bytes]:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             plain: IO[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw  # type: ignore[assignment]
-            stream: Any = _Bounded(request, plain, _TOTAL_BYTES)
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            stream: Any = _Bounded(request, plain)
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
                 for member in archive:
                     name = check_name(request.argument, path.name, member.name)
                     item = f"{path.name}: {shown(name)}"
@@ -121,7 +127,7 @@ def _members(request: Request) -> dict[str, bytes]:
                     found[base] = content.read() if content else b""
                     if len(found[base]) != member.size:
                         raise InputError(request.argument, item, "truncated")
-            while plain.read(2**16):  # to the end, where gzip keeps its checksum
+            while stream.read(2**16):  # to the end, where gzip keeps its checksum
                 pass
     except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError, OverflowError) as error:
         if isinstance(error, InputError):

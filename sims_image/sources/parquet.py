@@ -21,7 +21,8 @@ _IMAGE_COLUMNS, _LABEL_COLUMNS = (
     ("image", "img", "png", "jpg", "jpeg"),
     ("label", "labels", "class", "cls", "fine_label"),
 )
-_BLOCK = 64
+#: rows at a time: few, because a dictionary page may hold one large picture for all of them
+_BLOCK = 16
 
 
 def open_parquet(request: Request) -> Source:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 KIND = "sims_image checkpoint"
 WEIGHTS, RECORD = "model.safetensors", "model.json"
-EMA_KINDS = ("none", "halflife", "power")
+EMA_KINDS = ("none", "halflife", "power", "unknown")
 MI = (10**6, 2**20)
 
 
@@ -46,8 +46,8 @@ class Data:
 class Ema:
     """Which average over training the weights are.
 
-    kind: 'none' (raw weights), 'halflife' (EDM; width: half-life in images seen) or 'power' (EDM2; width: relative
-    standard deviation of the profile, such as 0.05). width: None where unknown.
+    kind: 'none' (raw weights), 'halflife' (EDM; width: half-life in images seen), 'power' (EDM2; width: relative
+    standard deviation of the profile, such as 0.05) or 'unknown'. width: None where unknown.
     """
 
     kind: str = "none"
@@ -62,8 +62,10 @@ class Ema:
             )
 
     def __str__(self) -> str:
-        width = "of unknown width" if self.width is None else f"{self.width:g}"
-        words = {"none": "raw weights", "halflife": f"half-life {width} images", "power": f"power function {width}"}
+        width = ", width unknown" if self.width is None else f" {self.width:g}"
+        unit = " images" if self.width is not None else ""
+        words = {"none": "raw", "unknown": "average unknown", "power": f"average, power function{width}"}
+        words["halflife"] = f"average, half-life{width}{unit}"
         return words[self.kind]
 
 
@@ -120,7 +122,13 @@ class Checkpoint(Summary):
 
 
 #: what the published classes of networks are preconditioned as
-PRECONDITIONING = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm", "Precond": "edm2"}
+PRECONDITIONING = {
+    "EDMPrecond": "edm",
+    "VPPrecond": "vp",
+    "VEPrecond": "ve",
+    "iDDPMPrecond": "iddpm",
+    "Precond": "edm2",
+}
 
 
 # ------------------------------------------------------------------- writing
@@ -346,8 +354,16 @@ def build_with(
     except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError, MemoryError) as error:
         raise InputError(argument, item, f"its architecture cannot be built ({shown(str(error))})") from None
     _compare(network.state_dict(), weights, item, argument)
+    if network.state_dict().keys() != {name for name, _ in _tensors(network)}:  # it has constants beside its state
+        with torch.random.fork_rng(devices=[]):
+            network = build(**config)
     network.load_state_dict(dict(weights), strict=True, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _tensors(network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
 
 
 def _compare(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], item: str, argument: str) -> None:

@@ -55,6 +55,8 @@ def read_snapshot(path: str | Path, *, argument: str = "FILE") -> Snapshot:
         raise InputError(argument, str(path), f"its network is a {network.class_name[:60]!r}; known are {known}")
     try:
         weights = {k: v.float() if v.is_floating_point() else v for k, v in tensors(network).items()}
+        if len(content) > 20:
+            raise RefusedError(f"it has {len(content)} entries, and a snapshot four")
         settings = {str(name): _settings(value, str(name)) for name, value in content.items() if name != "ema"}
         config = plain(network.arguments, f"what its {network.class_name} was made with", finite=False)
     except RefusedError as refused:
@@ -117,13 +119,13 @@ def _training(stem: str, snapshot: Snapshot) -> tuple[int | None, int, Ema]:
         images = int(match[1]) * 1000 if match and not match[2] else None
         return images, 10**6, Ema("halflife")
     if match is None:
-        return None, 2**20, Ema("power")
+        return None, 2**20, Ema("unknown")
     images = -(-int(match[1]) * 1000 // 1024) * 1024
-    return images, 2**20, Ema("power", float(match[2])) if match[2] else Ema()
+    return images, 2**20, Ema("power", float(match[2])) if match[2] else Ema("unknown")
 
 
 def _data(snapshot: Snapshot) -> Data | None:
-    """The training data, as far as the file records it: the name of its archive, and the shape of what it trained on."""
+    """The training data, as far as the file records it: the name of its archive, and the shape of its images."""
     from sims_image.checkpoints import Data
 
     recorded = snapshot.settings.get("dataset_kwargs")
@@ -168,9 +170,7 @@ class ImportNvidia:
 
 def main(argv: Sequence[str]) -> None:
     """The verb ``import-nvidia``."""
-    given = parse_command(
-        ImportNvidia, argv, prog="sims_image import-nvidia", description=ImportNvidia.__doc__ or ""
-    )
+    given = parse_command(ImportNvidia, argv, prog="sims_image import-nvidia", description=ImportNvidia.__doc__ or "")
     if not given.file:
         raise InputError("FILE", "", "name the .pkl file to read")
     from sims_image.info import describe

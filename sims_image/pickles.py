@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 
 #: opcodes in the longest stream that is read; the largest published network has under 10^5
 LIMIT = 2_000_000
+#: how often the stream's bytes may pass through the table's functions; a tensor's pass three or four times
+REPEATS = 8
 
 Table: TypeAlias = Mapping[str, "Callable[..., Any] | None"]
 """The names a stream may use, ``module.name``, with what to call in their place (None: the name is only passed on)."""
@@ -57,7 +59,7 @@ def read_pickle(
     machine = _Machine(data, table, persistent, start)
     try:
         return machine.run(), machine.at
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, struct.error) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, struct.error) as error:
         raise RefusedError(f"it is malformed ({type(error).__name__} at byte {machine.at})") from None
 
 
@@ -89,6 +91,7 @@ class _Machine:
     table: Table
     persistent: Callable[[Any], Any] | None
     at: int
+    handed: int = 0  # bytes given to the table's functions
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
@@ -285,6 +288,9 @@ class _Machine:
         if stand_in is None or type(arguments) is not tuple:
             shown = str(what) if isinstance(what, Name) else f"a {type(what).__name__}"
             raise RefusedError(f"it calls {shown} at byte {self.at - 1}, which is not to be called")
+        self.handed += sum(len(a) if isinstance(a, str) else getattr(a, "nbytes", 0) for a in arguments)
+        if self.handed > REPEATS * len(self.data) + 2**16:
+            raise RefusedError("it expands the same bytes over and over")
         return stand_in(*arguments)
 
     def op_build(self) -> None:

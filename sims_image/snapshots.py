@@ -10,6 +10,7 @@ nothing but a storage's own fields allowed: narrower than ``weights_only=True``,
 
 from __future__ import annotations
 
+import itertools
 import math
 import mmap
 import re
@@ -47,7 +48,7 @@ class Stored(Stateful):
         named = self.state.get("_init_kwargs")
         if type(named) is not dict:
             raise RefusedError(f"its {self.class_name} does not record the arguments it was made with")
-        positional = self.state.get("_init_args") or ()
+        positional = self.state.get("_init_args", ())
         order = ("img_resolution", "img_channels", "label_dim")  # how all of the networks' signatures begin
         if type(positional) is not tuple or len(positional) > len(order):
             raise RefusedError(f"its {self.class_name} was made with arguments that have no names")
@@ -268,16 +269,24 @@ def read_file(path: str | Path, *, argument: str = "path") -> Any:
         raise InputError(argument, str(path), f"refused: {refused}; nothing in it was run") from None
 
 
+_MOST = 20_000  # tensors; the largest published network has about 600
+
+
 def tensors(network: Stored) -> dict[str, Tensor]:
     """Parameters and persistent buffers of a stored network under their dotted names. Raises `RefusedError`."""
-    return dict(_walk(network, "", set(), 0))
+    found = dict(itertools.islice(_walk(network, "", set(), 0), _MOST + 1))
+    if len(found) > _MOST:
+        raise RefusedError(f"its network has more than {_MOST} tensors")
+    return found
 
 
 def _walk(module: Stored, prefix: str, seen: set[int], depth: int) -> Iterator[tuple[str, Tensor]]:
     if id(module) in seen or depth > 20:
         raise RefusedError(f"its module {prefix[:80]!r} lies inside itself or twice in the network")
     seen.add(id(module))
-    passing = module.state.get("_non_persistent_buffers_set") or ()
+    passing = module.state.get("_non_persistent_buffers_set", set())
+    if type(passing) is not set:
+        raise RefusedError(f"its {module.class_name} has no names of passing buffers")
     for group in ("_parameters", "_buffers"):
         for name, value in _members(module, group):
             if value is None or (group == "_buffers" and name in passing):
@@ -300,24 +309,30 @@ def _members(module: Stored, group: str) -> Iterator[tuple[str, Any]]:
     yield from members.items()
 
 
-def plain(value: Any, what: str = "it", *, finite: bool = True, depth: int = 0) -> Any:
+def plain(value: Any, what: str = "it", *, finite: bool = True) -> Any:
     """``value`` as JSON can hold it: arrays as lists, and with ``finite`` infinities as text.
 
-    Raises `RefusedError` for the rest, and for too much.
+    Raises `RefusedError` for the rest, and for more than settings have.
     """
-    if depth > 6:
-        raise RefusedError(f"{what} is nested too deeply")
-    if finite and isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, _Array) and value.values is not None and value.values.size <= 1000:
-        return value.values.tolist()
-    if isinstance(value, list | tuple) and len(value) <= 1000:
-        return [plain(v, what, finite=finite, depth=depth + 1) for v in value]
-    if isinstance(value, dict) and len(value) <= 1000:
-        return {str(k): plain(v, what, finite=finite, depth=depth + 1) for k, v in value.items()}
-    raise RefusedError(f"{what} holds a {type(value).__name__}, which is not a setting")
+    left = [2000]  # values; a file may nest the same list in itself again and again
+
+    def convert(value: Any, depth: int) -> Any:
+        left[0] -= 1
+        if depth > 6 or left[0] < 0:
+            raise RefusedError(f"{what} is more than a few settings")
+        if finite and isinstance(value, float) and not math.isfinite(value):
+            return str(value)
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, _Array) and value.values is not None and value.values.size <= left[0]:
+            return convert(value.values.tolist(), depth)
+        if isinstance(value, list | tuple):
+            return [convert(v, depth + 1) for v in value]
+        if isinstance(value, dict):
+            return {str(k): convert(v, depth + 1) for k, v in value.items()}
+        raise RefusedError(f"{what} holds a {type(value).__name__}, which is not a setting")
+
+    return convert(value, 0)
 
 
 def array(value: Any) -> np.ndarray[Any, Any] | None:

@@ -44,15 +44,19 @@ class Persistent:
         return sys.modules["torch_utils.persistence"]._reconstruct_persistent_obj, (self.meta,), None
 
 
-def module_state(parameters=(), buffers=(), modules=(), **attributes):
+def module_state(parameters=None, buffers=None, modules=None, **attributes):
     """The attributes of a torch module, as its pickle holds them."""
-    state = {"training": False, "_parameters": dict(parameters), "_buffers": dict(buffers)}
+    parameters, buffers, modules = ({} if group is None else group for group in (parameters, buffers, modules))
+    state = {"training": False, "_parameters": parameters, "_buffers": buffers}
     state |= {"_non_persistent_buffers_set": set(), **{name: torch.nn.Module().__dict__[name] for name in HOOKS}}
-    return state | {"_modules": dict(modules)} | attributes
+    return state | {"_modules": modules} | attributes
 
 
-def stored_network(class_name, arguments, net, *, half=False, source="# not a program", positional=()):
-    """``net`` (any torch module with the published names), as an object of ``class_name`` made with ``arguments``."""
+def stored_network(class_name, arguments, net, *, half=False, source="# not a program", positional=(), kind=dict):
+    """``net`` (any torch module with the published names), as an object of ``class_name`` made with ``arguments``.
+
+    kind: of the dictionaries of parameters, buffers and modules; OrderedDict in older versions of torch.
+    """
 
     def tree(module, name, **attributes):
         parameters = {
@@ -66,7 +70,7 @@ def stored_network(class_name, arguments, net, *, half=False, source="# not a pr
             plain = torch.nn.ModuleDict()
             plain._modules.update(below)
             return plain
-        state = module_state(parameters, buffers, below, **attributes)
+        state = module_state(kind(parameters), kind(buffers), kind(below), **attributes)
         return Persistent(name, state | {"_non_persistent_buffers_set": passing}, source)
 
     def cast(value):

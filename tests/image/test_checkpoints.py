@@ -20,6 +20,7 @@ SONG = {"img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_type": "S
 SONG |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "augment_dim": 9, "dropout": 0.1}
 EDM2 = {"img_resolution": 8, "img_channels": 4, "label_dim": 0, "model_channels": 32, "channel_mult": [1, 2]}
 EDM2 |= {"num_blocks": 1, "attn_resolutions": [4]}
+IDDPM = {"class_name": "iDDPMPrecond"}
 RECORD = Record(
     preset="digits",
     data=Data("digits", "ab" * 32, ("zero", "one", "two"), (1, 8, 8)),
@@ -74,7 +75,7 @@ def folder(tmp_path, song):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("config", [SONG, EDM2, SONG | {"class_name": "iDDPMPrecond"}])
+@pytest.mark.parametrize("config", [SONG, EDM2, EDM2 | {"resample_filter": [1, 3, 3, 1]}, SONG | IDDPM])
 def test_what_is_saved_comes_back(tmp_path, config):
     net = network(config)
     expected = denoise(net)
@@ -90,7 +91,6 @@ def test_what_is_saved_comes_back(tmp_path, config):
     assert sorted(os.listdir(saved.path)) == ["model.json", "model.safetensors"]
     assert os.listdir(tmp_path / "a") == ["model"]
     assert torch.equal(torch.get_rng_state(), drawn), "loading draws nothing"
-    assert not any(t.is_meta for t in found.network.state_dict().values())
     kinds = {"Precond": "edm2", "iDDPMPrecond": "iddpm", "EDMPrecond": "edm"}
     assert found.preconditioning == kinds[net.config["class_name"]]
 
@@ -112,7 +112,7 @@ def test_budget_and_average_keep_their_units(tmp_path, song):
     assert (found.images, found.mi, found.ema) == (5, 10**6, Ema("halflife", 500_000))
     assert {"version", "platform", "started"} <= set(found.provenance)
     for bad in ({"mi": 1000}, {"images": -1}):
-        with pytest.raises(InputError, match="mi|images"):
+        with pytest.raises(InputError, match=r"mi|images"):
             Record(**bad)
     for bad in (("halflive", 1.0), ("power", -0.1), ("power", float("nan"))):
         with pytest.raises(InputError, match=r"ema\."):

@@ -45,8 +45,8 @@ class DivergedError(RuntimeError):
         self.step, self.images, self.levels, self.last_good = step, images, levels, last_good
         were = "were" if what == "weights" else "was"
         super().__init__(
-            f"training diverged: the {what} {were} not finite in step {step} ({images:,} images seen), with noise levels "
-            f"sigma {spread(levels)}; last good: {last_good}. "
+            f"training diverged: the {what} {were} not finite in step {step} ({images:,} images seen), "
+            f"with noise levels sigma {spread(levels)}; last good: {last_good}. "
             "A smaller --lr, a longer --lr-rampup or --precision float32 may help"
         )
 

@@ -41,6 +41,7 @@ _HOMES = {
     "loop": ("POLICIES", "Generation", "Policy", "Turn", "parse_policy", "self_consuming_loop"),
     "runs": ("RunFolder",),
     "seeds": ("Seed",),
+    "draws": ("Draws", "random_words"),
     "grids": ("Budget", "parse_budget", "parse_grid"),
     "errors": ("InputError", "choose"),
 }

@@ -79,7 +79,7 @@ def _normals(word):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _word(key, counter):  # type: ignore[no-untyped-def]
-    """`sims_toy.targets.random_words` of one counter."""
+    """`sims_core.draws.random_words` of one counter."""
     z = key + (np.uint64(counter) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from sims_core.diffusion import EDM, LogNormal
+from sims_core.draws import normals, random_words, shift
 from sims_core.errors import InputError
 from sims_core.sampling import cosine_sigmas
 
@@ -145,33 +146,6 @@ def level_table(parametrisation: Parametrisation, levels: Tensor, sigma_data: Te
 
 # ------------------------------------------------------------ reproducible draws
 
-_GOLDEN, _MIX1, _MIX2 = (v - 2**64 for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-
-
-def random_words(keys: Tensor, counters: Tensor) -> Tensor:
-    """64 random bits a counter: word number ``counters`` of the SplitMix64 stream of each key (int64, broadcast).
-
-    Counter-based, so that a network's draws depend on its key alone and the same ones come out on every device and
-    in the compiled kernel (Steele, Lea & Flood 2014; each stream is a stretch of one cycle of length 2^64).
-    """
-    z = keys + (counters + 1) * _GOLDEN
-    z = z.bitwise_xor_(_shift(z, 30)).mul_(_MIX1)  # in place: fresh memory costs more than the arithmetic
-    z = z.bitwise_xor_(_shift(z, 27)).mul_(_MIX2)
-    return z.bitwise_xor_(_shift(z, 31))
-
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right of signed 64-bit integers."""
-    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def normals(words: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two standard normal draws a word (Box & Muller 1958): radius from the upper half, angle from the lower."""
-    radius = (_shift(words, 32).to(dtype).add_(0.5).mul_(2.0**-32)).log_().mul_(-2).sqrt_()
-    angle = ((words << 32) >> 32).to(dtype).mul_(2 * math.pi * 2.0**-32)
-    return radius * angle.cos(), radius * angle.sin()
-
-
 PAD = 32
 
 
@@ -215,19 +189,19 @@ class Layout:
         b = self.padded
         slots = torch.arange(self.words, device=keys.device)
         words = random_words(keys[:, None, None], steps[:, None] * self.words + slots)
-        high, low = _shift(words[..., :b], 32), words[..., :b] & 0xFFFFFFFF
-        subset = _shift(_shift(words[..., b * (1 + self.pairs) : -1], 32) * self.count, 32)
+        high, low = shift(words[..., :b], 32), words[..., :b] & 0xFFFFFFFF
+        subset = shift(shift(words[..., b * (1 + self.pairs) : -1], 32) * self.count, 32)
         row = torch.arange(b, device=keys.device)
         if self.reference:
             points = subset[..., row % self.reference]
         elif self.rows >= self.count:
             points = (row % self.count).expand(high.shape)
         else:
-            points = _shift(high * self.count, 32)
+            points = shift(high * self.count, 32)
         if self.stratified:
             stratum = 2**32 // self.rows
-            low = (row * stratum + _shift(low * stratum, 32) + _shift(words[..., -1:], 32)) & 0xFFFFFFFF
-        levels = _shift(low * self.levels, 32)
+            low = (row * stratum + shift(low * stratum, 32) + shift(words[..., -1:], 32)) & 0xFFFFFFFF
+        levels = shift(low * self.levels, 32)
         shape = (*high.shape[:2], self.pairs, b)
         first, second = normals(words[..., b : b * (1 + self.pairs)].reshape(shape), dtype)
         noise = torch.stack([first, second], dim=3).flatten(2, 3)[:, :, : self.dim]

@@ -1,0 +1,189 @@
+"""What a training run will cost, before it is run: parameters, memory and time.
+
+Parameters, activations and floating-point operations are counted exactly, by tracing one image through the network on
+torch's meta device, which computes shapes and allocates nothing. Time is operations over a rate that this machine is
+seen to reach; hours on a GPU are operations over an assumed one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from sims_image.networks import Preconditioned, build
+from sims_image.objectives import make_objective
+from sims_image.presets import Recipe
+from sims_image.processes import choose_device
+from sims_image.schedules import shares
+from sims_image.training import BODIES, profiles
+
+if TYPE_CHECKING:
+    from sims_image.train import Plan, Train
+
+#: operations a second that an A100 sustains in training such networks: 40% of its 312 TFLOP/s in bf16 or fp16 (an
+#: assumption, not measured here), 8 times less in float32 without tensor cores
+A100 = {"bf16": 125e12, "fp16": 125e12, "float32": 15e12}
+#: above this many operations an image, a trial of the network itself takes too long
+_TRIAL = 4e11
+#: images traced: a prime that divides no width, so that what grows with the batch is told from what does not
+_TRACED = 13
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters; flops: floating-point operations of an image, forward and backward (a multiply-add is two).
+
+    activations: bytes kept for the backward pass by each image, shared: by a pass of any size (weights as they are
+    used), in the recipe's precision.
+    """
+
+    parameters: int
+    flops: float
+    activations: int
+    shared: int
+
+    def memory(self, images: int, averages: int) -> int:
+        """Bytes at the peak of a pass of ``images``: weights, gradients, Adam's two, averages, what backward needs."""
+        return 4 * self.parameters * (4 + averages) + self.shared + self.activations * images
+
+
+def measure(config: dict[str, Any], recipe: Recipe) -> Cost:
+    """Count a training step. Raises `InputError`, as `sims_image.networks.build` does."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.device("meta"):
+        network = build(**config).train()
+        network.compute_dtype = BODIES[recipe.precision]
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = _loss(network, recipe, _TRACED)
+            loss.backward()  # type: ignore[no-untyped-call]
+    own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
+    sizes = [t.untyped_storage().nbytes() for key, t in kept.items() if key not in own]
+    images = sum(n for n in sizes if n % _TRACED == 0)
+    parameters = sum(p.numel() for p in network.parameters())
+    return Cost(parameters, counter.get_total_flops() / _TRACED, images // _TRACED, sum(sizes) - images)
+
+
+def _loss(network: Preconditioned, recipe: Recipe, images: int, device: str | torch.device = "meta") -> Tensor:
+    """The loss of random images: what a training step computes."""
+    side = network.img_resolution
+    clean = torch.randn(images, network.img_channels, side, side, device=device)
+    conditions = {}
+    if network.label_dim:
+        conditions["class_labels"] = torch.zeros(images, network.label_dim, device=device)
+    if network.config.get("augment_dim"):
+        conditions["augment_labels"] = torch.zeros(images, network.config["augment_dim"], device=device)
+    level = torch.randn(images, device=device)
+    return make_objective(recipe, network)(network, clean, level, torch.randn_like(clean), conditions).value.sum()
+
+
+def rate(config: dict[str, Any], recipe: Recipe, cost: Cost, device: torch.device) -> float:
+    """Operations a second that this machine reaches: in a step of the network itself, or of one of its layers.
+
+    The network is tried where one image costs at most 4e11 operations, with as many images as make about 1e11. CPUs
+    are timed in float32: in half precision they are slower, where they can at all.
+    """
+    body = BODIES[recipe.precision] if device.type == "cuda" else torch.float32
+    if cost.flops <= _TRIAL:
+        network = build(**config).train().to(device)
+        network.compute_dtype = body
+        images = max(1, min(recipe.batch, round(1e11 / cost.flops)))
+        spent = _fastest(lambda: _loss(network, recipe, images, device).backward(), device)  # type: ignore[no-untyped-call]
+        return images * cost.flops / spent
+    width = int(config["model_channels"]) * max(config["channel_mult"]) // 2
+    layer = torch.nn.Conv2d(width, width, 3, padding=1).to(device, body)
+    x = torch.randn(2, width, 16, 16, device=device, dtype=body, requires_grad=True)
+    spent = _fastest(lambda: layer(x).sum().backward(), device)
+    return float(6 * len(x) * width**2 * 9 * 16**2) / spent
+
+
+def _fastest(action: Callable[[], object], device: torch.device, seconds: float = 2.0) -> float:
+    """The least of several timings, the first left out."""
+    found, began = math.inf, time.perf_counter()
+    for turn in range(20):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        found = min(found, time.perf_counter() - start) if turn else found
+        if turn and time.perf_counter() - began > seconds:
+            break
+    return found
+
+
+def describe(plan: Plan, train: Train) -> str:
+    """The plan in words, with parameters, memory and time. Raises `InputError`, as the run would."""
+    recipe, table = plan.recipe, plan.table
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    device = choose_device(train.device)
+    part, passes = shares("--batch", recipe.batch, world, train.microbatch)
+    cost = measure(plan.config, recipe)
+    reached = rate(plan.config, recipe, cost, device)
+    averages = len(profiles(recipe))
+    total = cost.flops * table.steps * table.batch
+    data = "none named" if plan.data is None else f"{plan.data.name}: {len(plan.data)} images, {plan.data.path}"
+    parent = "" if plan.parent is None else f"{plan.parent.path} ({plan.parent.record.budget})"
+    mi = "10^6" if recipe.mi == 10**6 else "2^20"
+    snapshots = [f"{step * table.batch / recipe.mi:.4g}" for step in table.snapshots]
+    shown = snapshots if len(snapshots) <= 10 else [*snapshots[:3], "...", snapshots[-1]]
+    a100 = total / A100[recipe.precision] / 3600
+    parts = [f"{size(16 * cost.parameters)} weights, gradients and Adam"]
+    parts += [
+        f"{size(4 * averages * cost.parameters)} averages",
+        f"{size(cost.memory(part, 0) - 16 * cost.parameters)} activations",
+    ]
+    lines = [
+        ("preset", plan.preset),
+        *([("from", parent)] if parent else []),
+        ("data", data),
+        *((key, _brief(value)) for key, value in asdict(recipe).items()),
+        *((f"network.{key}", _brief(value)) for key, value in plan.config.items()),
+        ("seed", str(plan.seed)),
+        ("steps", f"{table.steps:,} of {recipe.batch} images: {world} process(es) x {passes} passes of {part}"),
+        ("snapshots", f"at {', '.join(shown)} Mi (Mi = {mi})"),
+        ("sheets", f"{plan.sheet} rows, {plan.sampler}" if plan.sheet else "none"),
+        ("parameters", f"{cost.parameters:,}"),
+        ("memory", f"about {size(cost.memory(part, averages))} a process: {', '.join(parts)}"),
+        ("compute", f"{cost.flops / 1e9:.4g} GFLOP an image, {total:.3g} FLOP in all"),
+        ("time here", f"about {duration(total / reached / world)} on {world} x {device}, {reached / 1e9:.3g} GFLOP/s"),
+        ("time on GPUs", f"about {a100:.2g} hours of one A100 (assumed: {A100[recipe.precision] / 1e12:g} TFLOP/s)"),
+        ("out", train.out or str(plan.folder)),
+    ]  # fmt: skip
+    width = max(len(key) for key, _ in lines)
+    return "\n".join([f"{key:>{width}}  {value}" for key, value in lines] + [f"note: {note}" for note in plan.notes])
+
+
+def _brief(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    for limit, length, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "hours")):
+        if seconds < limit:
+            return f"{max(seconds / length, 0.1):.2g} {unit}" if length > 1 else f"{max(1, round(seconds))} s"
+    return f"{seconds / 86_400:.3g} days"

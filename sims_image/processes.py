@@ -1,0 +1,115 @@
+"""The processes of one training run: one, or as many as ``torchrun`` starts, on one machine or on several.
+
+Without torchrun's environment there is one process. With it, every process has a part of each batch; gradients are
+averaged by nccl on GPUs and by gloo on CPUs. The first process alone writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sims_core.errors import InputError
+
+T = TypeVar("T")
+
+#: a process waits this long for the first one to write a snapshot and draw its samples
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among its kind: its number, how many there are, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def together(self, action: Callable[[], T]) -> T | None:
+        """Let the first process act while the others wait; returns its result there, None elsewhere.
+
+        If it fails with `InputError`, it raises that and the others leave with exit code 2, so that the error is
+        printed once.
+        """
+        failure: list[InputError | None] = [None]
+        result = None
+        if self.first:
+            try:
+                result = action()
+            except InputError as error:
+                failure[0] = error
+        failed = self.world > 1 and bool(self.sum(torch.tensor(float(failure[0] is not None))))
+        if failure[0] is not None:
+            raise failure[0]
+        if failed:
+            raise SystemExit(2)
+        return result
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a float tensor over all processes."""
+        if self.world > 1:
+            value = value.to(self.device, torch.float64 if value.dtype == torch.float64 else torch.float32, copy=True)
+            dist.all_reduce(value)
+        return value
+
+    def least(self, value: Tensor) -> Tensor:
+        """The elementwise minimum of a float tensor over all processes."""
+        if self.world > 1:
+            value = value.to(self.device, copy=True)
+            dist.all_reduce(value, dist.ReduceOp.MIN)
+        return value
+
+
+def choose_device(device: str) -> torch.device:
+    """The device called ``device``; 'auto' is a GPU if there is one. Raises `InputError` for one that is not there."""
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise InputError("--device", device, "write auto, cpu, cuda or cuda:N") from None
+    if found.type not in ("cpu", "cuda"):
+        raise InputError("--device", device, "write auto, cpu, cuda or cuda:N")
+    if found.type == "cuda":
+        index = found.index if found.index is not None else local
+        if index >= torch.cuda.device_count():
+            raise InputError("--device", device, f"this machine has {torch.cuda.device_count()} CUDA devices")
+        return torch.device("cuda", index)
+    return found
+
+
+@contextmanager
+def start(device: str = "auto") -> Iterator[Processes]:
+    """Join the other processes of a ``torchrun``, or be alone. ``device``: as `choose_device`.
+
+    Raises `InputError` for a device that is not there.
+    """
+    chosen = choose_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 or dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size(), chosen) if world > 1 else Processes(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        dist.init_process_group("nccl", timeout=PATIENCE, device_id=chosen)
+    else:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        dist.destroy_process_group()

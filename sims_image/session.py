@@ -1,0 +1,348 @@
+"""One training run in its folder: going on, logging, snapshots, states, the progress bar.
+
+    settings.json  finished.json           what was asked for, and that it is done
+    log.jsonl                              one line a log interval
+    state.pt                               what the next step needs; read with weights_only=True
+    snapshots/IMAGES/{ema,ema-0.050,raw}/  checkpoints at so many images seen
+    snapshots/IMAGES/sheet.png             samples of the (first) average, the same noise every time
+
+Every file appears whole. Killed at any instant, the run goes on from the last state and does again, bit for bit, what
+came after it. At a snapshot the checkpoints come first, then the log's line, then the state.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sims_core.errors import InputError
+from sims_core.runs import RunFolder, write_atomic
+from sims_core.seeds import Seed
+from sims_image import checkpoints, sheets
+from sims_image.augment import Augmentation
+from sims_image.batches import Feed
+from sims_image.ema import Profile, Weights
+from sims_image.networks import Preconditioned, build
+from sims_image.processes import Processes
+from sims_image.schedules import shares
+from sims_image.train import Plan, Train, plan
+from sims_image.training import BODIES, Options, Report, Trainer
+
+FORMAT = 1
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left. folder; checkpoint: its last average, raw: the raw weights beside it, None if not kept.
+
+    snapshots: all folders of snapshots, in order. already: whether the run was finished before. first: whether this is
+    the process that wrote.
+    """
+
+    folder: Path
+    checkpoint: Path
+    raw: Path | None
+    snapshots: tuple[Path, ...]
+    already: bool
+    first: bool
+
+    @property
+    def words(self) -> str:
+        """A few lines for the user."""
+        state = f"{self.folder} holds this run, finished: nothing to do\n" if self.already else ""
+        return f"{state}checkpoint: {self.checkpoint}" + (f"\nraw weights: {self.raw}" if self.raw else "")
+
+
+def run_session(settings: Train, processes: Processes, *, progress: bool = False) -> Result:
+    """`sims_image.train.train` among ``processes``."""
+    planned = processes.together(lambda: plan(settings)) or plan(settings)
+    out = Path(settings.out) if settings.out else planned.folder
+    part, passes = shares("--batch", planned.recipe.batch, processes.world, settings.microbatch)
+    with ExitStack() as stack:
+        folder = processes.together(lambda: stack.enter_context(RunFolder.open(out, planned.settings)))
+        already = bool(processes.sum(torch.tensor(float(folder is not None and folder.finished))))
+        if not already:
+            session = _Session(planned, out, settings, processes, part, passes, progress=progress)
+            session.run()
+            if folder is not None:
+                folder.finish(images=session.trainer.images, seconds=round(session.seconds, 1), loss=session.loss)
+    return _result(out, planned, already=already, first=processes.first)
+
+
+def _result(out: Path, planned: Plan, *, already: bool, first: bool) -> Result:
+    snapshots = tuple(_snapshot(out, step * planned.recipe.batch) for step in planned.table.snapshots)
+    names = [path.name for path in sorted(snapshots[-1].glob("ema*"))] if snapshots[-1].exists() else []
+    raw = snapshots[-1] / "raw"
+    return Result(
+        out, snapshots[-1] / (names[0] if names else "ema"), raw if raw.exists() else None, snapshots, already, first
+    )
+
+
+def _snapshot(out: Path, images: int) -> Path:
+    return out / "snapshots" / f"{images:010d}"
+
+
+def make_network(planned: Plan, seed: Seed) -> Preconditioned:
+    """The run's network at its start: the parent's weights, or drawn from ``seed``. Raises `InputError`."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed.child("weights").integer())
+        network = build(**planned.config)
+    if planned.parent is not None:
+        parent = checkpoints.load(planned.parent.path, argument="--from")
+        try:
+            network.load_state_dict(parent.network.state_dict(), strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError("--network", planned.config, f"the checkpoint's weights do not fit ({reason})") from None
+    return network
+
+
+class _Session:
+    """The run's moving parts; `run` takes it to its end."""
+
+    def __init__(
+        self,
+        planned: Plan,
+        out: Path,
+        settings: Train,
+        processes: Processes,
+        part: int,
+        passes: int,
+        *,
+        progress: bool,
+    ) -> None:
+        assert planned.data is not None
+        self.plan, self.out, self.processes = planned, out, processes
+        self.seed = Seed(planned.seed).child("train")
+        self.seconds = 0.0
+        self.loss: float | None = None
+        recipe = planned.recipe
+        network = make_network(planned, self.seed)
+        feed = Feed(
+            planned.data,
+            self.seed,
+            label_dim=network.label_dim,
+            augment=Augmentation(recipe.augment) if recipe.augment else None,
+            augment_dim=int(network.config.get("augment_dim", 0)),
+            part=part,
+            passes=passes,
+            rank=processes.rank,
+            world=processes.world,
+            device=processes.device,
+        )
+        options = Options(settings.compile, settings.channels_last, settings.workers)
+        self.trainer = Trainer(network, recipe, feed, self.seed, processes=processes, options=options)
+        self.sampler = sheets.make_sampler(planned.sampler, network, planned.churn)
+        self._progress = progress and processes.first
+        self._eager = processes.world == 1 and processes.device.type == "cpu"
+        self._began = self._mark = time.monotonic()
+        self._marked = 0
+
+    # ------------------------------------------------------------------- the run
+
+    def run(self) -> None:
+        """From the last state to the end. Raises `DivergedError` and `InputError`."""
+        self._resume()
+        table, trainer = self.plan.table, self.trainer
+        self._began = self._mark = time.monotonic()
+        self._marked = trainer.images
+        if self.processes.first:
+            for note in self.plan.notes:
+                print(f"note: {note}")
+        from tqdm import tqdm
+
+        with tqdm(
+            total=table.steps * table.batch,
+            initial=trainer.images,
+            unit="img",
+            unit_scale=True,
+            disable=not self._progress,
+            smoothing=0.1,
+        ) as self._bar:
+            trainer.run(table.steps, after=self._after)
+
+    def _after(self) -> None:
+        """What follows a step."""
+        step, table = self.trainer.step, self.plan.table
+        self._bar.update(table.batch)
+        if not table.logs(step):
+            if self._eager:
+                self.trainer.check(self._last_good)
+            return
+        report = self.trainer.report(self._last_good)
+        if not self.processes.first:
+            return
+        line = self._line(report)
+        try:
+            if step in table.snapshots:
+                line |= self._save_snapshot()
+            with open(self.out / "log.jsonl", "a") as log:
+                log.write(json.dumps(line) + "\n")
+            if table.saves(step):
+                self._save_state()
+        except (OSError, RuntimeError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
+            words = f"cannot write there ({reason}); last good: {self._last_good()}. The same command goes on from it"
+            raise InputError("--out", str(self.out), words) from None
+        self._mark, self._marked = time.monotonic(), self.trainer.images
+
+    def _line(self, report: Report) -> dict[str, Any]:
+        now = time.monotonic()
+        speed = (report.images - self._marked) / max(now - self._mark, 1e-9)
+        self.loss = report.loss
+        self._bar.set_postfix_str(f"loss {report.loss:.4f}, {speed:.3g} img/s")
+        line: dict[str, Any] = {
+            "images": report.images,
+            "step": report.step,
+            "loss": report.loss,
+            "lr": report.lr,
+            "gradient": report.gradient,
+            "sigma": list(report.levels),
+            "images_per_second": round(speed, 2),
+            "seconds": round(self._elapsed(), 2),
+        }
+        if self.plan.recipe.precision == "fp16":
+            line |= {"skipped": report.skipped, "loss_scale": report.scale}
+        return line
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self._began
+
+    # --------------------------------------------------------- states and snapshots
+
+    def _save_state(self) -> None:
+        trainer = self.trainer
+        state = {
+            "format": FORMAT,
+            "settings": json.dumps(self.plan.settings),
+            "images": trainer.images,  # the data's order and every draw follow from this and the seed
+            "seed": [self.seed.entropy, *self.seed.path],
+            "seconds": self._elapsed(),
+            **trainer.state_dict(),
+        }
+        write_atomic(self.out / STATE, lambda temporary: torch.save(state, temporary))
+
+    def _resume(self) -> None:
+        """Load the last state, if there is one; drop the log's lines after it."""
+        path, seen = self.out / STATE, 0
+        there = bool(self.processes.sum(torch.tensor(float(self.processes.first and path.exists()))))
+        if there:
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # unpickling raises whatever it meets
+                reason = f"cannot be read ({type(error).__name__}); remove it to start this run anew"
+                raise InputError("training state", str(path), reason) from None
+            if state.get("format") != FORMAT or json.loads(state.get("settings", "null")) != self.plan.settings:
+                words = "it belongs to another run or version; remove it to start this run anew"
+                raise InputError("training state", str(path), words)
+            self.trainer.load_state_dict(state)
+            self.seconds, seen = float(state["seconds"]), self.trainer.images
+        steps = torch.tensor(float(self.trainer.step), dtype=torch.float64)
+        if float(self.processes.least(steps)) != -float(self.processes.least(-steps)):
+            words = "the processes find different states; the run folder must be one that all machines share"
+            raise InputError("--out", str(self.out), words)
+        if self.processes.first:
+            _cut_log(self.out / "log.jsonl", seen)
+            lines = (self.out / "log.jsonl").read_text().splitlines()
+            self.loss = json.loads(lines[-1])["loss"] if lines else None
+
+    def _last_good(self) -> str:
+        """The last thing on disk that training can go on from, in words."""
+        found = sorted(
+            p for p in (self.out / "snapshots").glob("*") if p.name.isdigit() and any(p.glob("*/model.json"))
+        )
+        return str(found[-1]) if found else "none yet" if self.plan.parent is None else str(self.plan.parent.path)
+
+    def _save_snapshot(self) -> dict[str, Any]:
+        """Write the averages, the raw weights if they are kept, and the sheet; returns what the log says of it."""
+        trainer, averages = self.trainer, self.trainer.averages
+        assert averages is not None
+        folder = _snapshot(self.out, trainer.images)
+        shown = copy.deepcopy(trainer.network).eval().requires_grad_(False)
+        said: dict[str, Any] = {"snapshot": str(folder.relative_to(self.out))}
+        start = self._start()
+        kept: list[tuple[str, Profile | None, Weights]] = [
+            (profile.name, profile, averages.weights(profile)) for profile in averages.profiles
+        ]
+        drawn = None
+        raw = trainer.network.state_dict()
+        for name, profile, weights in kept:
+            shown.load_state_dict(weights)
+            moved = None if start is None else share_of_way(start, weights, raw)
+            if moved is not None:
+                said[f"{name}_share"] = moved
+            self._save(folder / name, shown, profile, moved)
+            if drawn is None:
+                drawn = self._draw(shown, folder)
+        if self.plan.raw or trainer.step == self.plan.table.steps:
+            shown.load_state_dict(raw)
+            self._save(folder / "raw", shown, None, None)
+        return said
+
+    def _save(self, folder: Path, network: Preconditioned, profile: Profile | None, share: float | None) -> None:
+        plan, data = self.plan, self.plan.data
+        assert data is not None
+        width = None if profile is None else profile.record.get("halflife", profile.record.get("width"))
+        training = {"recipe": asdict(plan.recipe), "seed": plan.seed, "step": self.trainer.step, "run": self.out.name}
+        if share is not None:
+            training["ema_share_of_raw"] = share
+        record = checkpoints.Record(
+            preset=plan.preset or None,
+            data=checkpoints.Data(data.name, data.sha256, tuple(data.classes), data.shape),
+            images=self.trainer.images,
+            mi=plan.recipe.mi,
+            ema=checkpoints.Ema("none" if profile is None else profile.record["kind"], width),
+            parent=None if plan.parent is None else plan.parent.sha256,
+            training=training,
+        )
+        checkpoints.save(folder, network, record, replace=True)
+
+    def _draw(self, network: Preconditioned, folder: Path) -> bool:
+        if not self.plan.sheet:
+            return False
+        network.compute_dtype = BODIES[self.plan.recipe.precision]
+        with torch.random.fork_rng([self.processes.device] if self.processes.device.type == "cuda" else []):
+            return sheets.sheet_of(
+                network, self.sampler, self.plan.sheet, self.seed.child("sheet"), folder / "sheet.png"
+            )
+
+    def _start(self) -> Weights | None:
+        """The weights that fine-tuning began with, or None."""
+        if self.plan.parent is None:
+            return None
+        return checkpoints.read_weights(self.plan.parent.path / checkpoints.WEIGHTS, argument="--from")
+
+
+def share_of_way(start: Weights, average: Weights, raw: Weights) -> float:
+    """How far an average has come on the raw weights' way from ``start``: 0 not at all, 1 all the way.
+
+    The projection of (average - start) on (raw - start). A short fine-tune's slow average stays near 0.
+    """
+    dot, square = 0.0, 0.0
+    for name, begin in start.items():
+        if begin.is_floating_point():
+            way = raw[name].detach().cpu().double() - begin.double()
+            dot += float((way * (average[name].detach().cpu().double() - begin.double())).sum())
+            square += float((way * way).sum())
+    return dot / square if square else 0.0
+
+
+def _cut_log(path: Path, seen: int) -> None:
+    """Keep the lines of up to ``seen`` images; a line that was being written when the run was killed goes too."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the last one, half written
+            break
+        if entry["images"] <= seen:
+            kept.append(line + "\n")
+    write_atomic(path, lambda temporary: temporary.write_text("".join(kept)))

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("linear_response.py", ["--trials", "8", "--workers", "1"]),
         ("eta_collapse.py", ["--trials", "2"]),
         ("ensemble.py", ["--networks", "2", "--rounds", "1"]),
+        ("networks.py", ["--preset", "digits", "--rounds", "1"]),
     ],
 )
 def test_benchmark(script, words, tmp_path):

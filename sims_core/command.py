@@ -69,7 +69,7 @@ def _options(settings: object, prefix: str = "--") -> list[str]:
     """The command-line options of a settings dataclass, nested ones with their dotted names."""
     found: list[str] = []
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
-        name, value = prefix + field.name.replace("_", "-"), getattr(settings, field.name)
+        name, value = prefix + field.name.rstrip("_").replace("_", "-"), getattr(settings, field.name)
         found += _options(value, name + ".") if dataclasses.is_dataclass(value) else [name]
     return found
 
@@ -91,4 +91,6 @@ def _one_line(box: str) -> str:
     lines = [re.sub(r"^[\s│╭╰─╮╯|]+|[\s│╭╰─╮╯|]+$", "", line) for line in plain.splitlines()]
     lines = [line for line in lines if line and "arsing error" not in line and "required option" not in line.lower()]
     text = " ".join(lines)
-    return text.split(" For full helptext")[0].split(" ──")[0].strip() or "see --help"
+    for tail in (" For full helptext", " Argument helptext", " Got errors", " ──"):
+        text = text.split(tail)[0]
+    return text.strip() or "see --help"

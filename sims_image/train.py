@@ -36,7 +36,7 @@ class Train:
     """Network and recipe: cifar10-cond, cifar10-uncond, ffhq64, imagenet64-adm, imagenet64-edm2-{xs,s,m,l,xl}, or
     CPU-sized: digits, fashion16, cifar10-tiny."""
     data: str = ""
-    """Data set: a folder that `prepare` made, or an EDM zip. Preset digits has its own."""
+    """Data set: a folder that `prepare` made, or an EDM zip. Preset digits makes its own, data/digits."""
     from_: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Checkpoint to fine-tune: its architecture and weights, with a new optimiser, and EMA without ramp-up."""
     budget: str = ""
@@ -156,8 +156,10 @@ def plan(train: Train) -> Plan:
         raise InputError("--budget", "", "say how many images to fine-tune for, such as 1Mi")
     recipe = _recipe(train, preset.recipe, fine_tuning=parent is not None)
     data = None
-    if train.data or name == "digits":
-        data = open_dataset(train.data) if train.data else _digits()
+    if train.data:
+        data = open_dataset(train.data)
+    elif name == "digits" and not train.dry_run:
+        data = _digits()
     elif not train.dry_run:
         raise InputError("--data", "", "name a data set (see `sims_image prepare`) to train on")
     config = _config(train, preset, recipe, parent, data)

@@ -84,6 +84,8 @@ def test_a_run_leaves_checkpoints_a_log_and_sheets(data, tmp_path, capsys):
         assert sheet.size[0] > 100 and len(sheet.convert("L").getcolors()) > 20
     state = torch.load(folder / "state.pt", weights_only=True)
     assert state["images"] == 80 and {"network", "optimizer", "averages", "seed"} <= set(state)
+    done = json.loads((folder / "finished.json").read_text())
+    assert done["images"] == 80 and done["loss"] == lines[-1]["loss"] and done["seconds"] > 0
     stamp = (folder / "state.pt").stat().st_mtime_ns
     again = train(start(data, snapshots="0.024k,0.05k", log_every="16"))
     assert again.already and (folder / "state.pt").stat().st_mtime_ns == stamp
@@ -116,6 +118,14 @@ def test_power_averages_can_be_reconstructed_from_a_run(data):
     error, gap = (math.sqrt(sum(float((a[k] - right[k]).square().sum()) for k in right)) for a in (made, nearest))
     assert error < 0.1 * gap
     assert records[0].mi == 2**20 and records[0].ema.kind == "power"
+
+
+def test_digits_bring_their_data(tmp_path):
+    settings = Train(preset="digits", budget="0.1k", out="run", sheet=0, network="model_channels=4,num_blocks=1")
+    result = train(settings)
+    record = checkpoints.summary(result.checkpoint).record
+    assert record.data.shape == (1, 8, 8) and len(record.data.classes) == 10 and (tmp_path / "data/digits").is_dir()
+    assert not plan(replace(settings, dry_run=True)).data
 
 
 # --------------------------------------------------------------------- fine-tuning
@@ -367,7 +377,7 @@ def test_shares():
 @pytest.mark.parametrize("name", [n for n in PRESETS if n != "tiny"])
 def test_dry_run_of_every_preset(name, monkeypatch, capsys):
     monkeypatch.setattr(estimate, "rate", lambda *_: 1e11)  # timed in its own test
-    command(["train", "--preset", name, "--dry-run", "--device", "cpu"] + (["--data", ""] if name != "digits" else []))
+    command(["train", "--preset", name, "--dry-run", "--device", "cpu"])
     said = capsys.readouterr().out
     parameters = {"cifar10-cond": 55_735_299, "ffhq64": 61_805_571, "imagenet64-edm2-xl": 1_119_276_837}
     for word in ("parameters", "memory", "time here", "time on GPUs", "lr_rampup", "network.model_channels", "out"):

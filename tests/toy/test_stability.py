@@ -233,8 +233,9 @@ def test_nothing_depends_on_chunks_and_a_finished_run_is_recognised(small, tmp_p
 
 
 def test_verdicts():
-    assert report.verdict(1.06, 1.2, 8) == "drifts" and report.verdict(0.9, 1.04, 8) == "stays"
-    assert report.verdict(1.0, 1.2, 8) == report.verdict(1.06, 1.2, 7) == "undecided"
+    assert report.verdict(1.06, 1.2, 1.01, 8) == "drifts" and report.verdict(1.06, 1.2, 0.99, 8) == "farther"
+    assert report.verdict(0.9, 1.04, 1.1, 8) == "stays"
+    assert report.verdict(1.0, 1.2, 1.1, 8) == report.verdict(1.06, 1.2, 1.1, 7) == "undecided"
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def _distance(axis: Axes, table: pd.DataFrame, real: str, settings: dict[str, An
         axis.plot(part["generation"], part["distance"], color=colour, label=_name(ratio), lw=1.3)
     axis.set(title=f"{real}: distance to the data", xlabel="round $t$", ylabel=f"{settings['distance']} $W_2$")
     axis.set_ylim(0, None)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.locator_params(axis="x", integer=True)
     axis.legend(ncols=2, fontsize=6.5)
 
 

@@ -116,6 +116,17 @@ def test_the_scaled_policy():
             parse_policy(bad, argument="--loop")
 
 
+def test_warm_training_has_its_own_steps_and_rate():
+    settings = NetworkSettings(steps=100, rate=1e-2, warm_steps=7, warm_rate=1e-3)
+    assert (settings.training(50).steps, settings.training(50).schedule.peak) == (100, 1e-2)
+    warm = settings.training(50, warm=True)
+    assert (warm.steps, warm.schedule.peak) == (7, 1e-3)
+    plain = NetworkSettings(steps=100, rate=1e-2)
+    assert plain.training(50, warm=True) == plain.training(50)
+    with pytest.raises(InputError, match="--network.warm-rate"):
+        NetworkSettings(warm_rate=-1.0)
+
+
 # ------------------------------------------------------------------ networks' constants
 
 

@@ -127,7 +127,7 @@ def _condition(axis: Axes, table: pd.DataFrame, reals: list[str]) -> None:
         axis.plot(lost["ratio"], np.full(len(lost), 0.97), "x", color=colour, transform=axis.get_xaxis_transform())
     lowest = "\n".join(f"{table[table['real'] == r]['smallest'].min():.2g} ({r})" for r in reals)
     axis.set(xscale="log", yscale="log", xlabel=r"$\lambda$")
-    axis.text(0.02, 0.03, f"smallest eigenvalue:\n{lowest}", transform=axis.transAxes, fontsize=6.5)
+    axis.text(0.98, 0.03, f"smallest eigenvalue:\n{lowest}", transform=axis.transAxes, fontsize=6.5, ha="right")
     axis.set(title="Networks: the condition, one direction", ylabel=r"$\lambda(1 + L\varepsilon/\alpha)$")
     axis.legend(fontsize=7, loc="upper left")
 

@@ -283,7 +283,7 @@ def _label(ratio: float) -> str:
 def verdict(low: float, high: float, growth_low: float, trials: int) -> str:
     """What d_T over d_T(lambda = 0), and its growth over the last rounds, allow.
 
-    'stays' within 5 %; 'drifts' beyond it and still growing; 'farther' beyond it without a sign of growth; 'undecided',
+    'stays' within 5 %; 'drifts' beyond it and still growing; 'farther' beyond it, growth not shown; 'undecided',
     also where the trials are few.
     """
     if trials < phase.FEW:

@@ -66,3 +66,12 @@ class Perturbable(Protocol[Model]):
     def perturb(self, base: Model, auxiliary: Model, *, seed: Seed) -> Model:
         """A model as far from ``base`` as ``auxiliary`` is, in a random direction of parameter space."""
         ...
+
+
+@runtime_checkable
+class Scalable(Protocol[Data]):
+    """What the loop 'scaled:C:NAME' needs besides."""
+
+    def scale(self, data: Data, factor: float) -> Data:
+        """The data scaled about the origin."""
+        ...

@@ -42,8 +42,11 @@ class Stability(RunOptions):
     """As of the sweep; rk4:8 has next to no bias of its own."""
     distance: str = "sliced"
     """sliced or emd: W2 between 1,000 samples and as many real points, beside its floor."""
-    network: NetworkSettings = field(default_factory=lambda: NetworkSettings(start="warm", warm_rate=2e-3))
-    """Architecture and training; every round but the first is fine-tuning, at a tenth of the first round's rate."""
+    network: NetworkSettings = field(
+        default_factory=lambda: NetworkSettings(width=40, steps=3000, start="warm", warm_steps=400, warm_rate=2e-3)
+    )
+    """Architecture and training, chosen by the first round's samples alone: large and long enough to part the eight
+    modes. Every other round is fine-tuning, at a tenth of the first round's rate."""
     kick: float = 0.8
     """The rate is measured by a loop whose first round sees the data scaled by this factor."""
     probes: int = 1

@@ -86,6 +86,7 @@ def _distance(axis: Axes, table: pd.DataFrame, real: str, settings: dict[str, An
         axis.plot(part["generation"], part["distance"], color=colour, label=_name(ratio), lw=1.3)
     axis.set(title=f"{real}: distance to the data", xlabel="round $t$", ylabel=f"{settings['distance']} $W_2$")
     axis.set_ylim(0, None)
+    axis.locator_params(axis="x", integer=True)
     axis.legend(ncols=2, fontsize=6.5)
 
 
@@ -124,10 +125,11 @@ def _condition(axis: Axes, table: pd.DataFrame, reals: list[str]) -> None:
         axis.plot(known["ratio"], known["condition"], "o", ms=3.5, color=colour, label=real)
         lost = mine[~np.isfinite(mine["condition"])]
         axis.plot(lost["ratio"], np.full(len(lost), 0.97), "x", color=colour, transform=axis.get_xaxis_transform())
-    lowest = ", ".join(f"{table[table['real'] == r]['smallest'].min():.2g} ({r})" for r in reals)
-    axis.set(xscale="log", yscale="log", xlabel=rf"$\lambda$; smallest eigenvalue: {lowest}")
+    lowest = "\n".join(f"{table[table['real'] == r]['smallest'].min():.2g} ({r})" for r in reals)
+    axis.set(xscale="log", yscale="log", xlabel=r"$\lambda$")
+    axis.text(0.98, 0.03, f"smallest eigenvalue:\n{lowest}", transform=axis.transAxes, fontsize=6.5, ha="right")
     axis.set(title="Networks: the condition, one direction", ylabel=r"$\lambda(1 + L\varepsilon/\alpha)$")
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=7, loc="upper left")
 
 
 def _closed_form(axis: Axes, table: pd.DataFrame) -> None:
@@ -152,8 +154,8 @@ def _collapse(axis: Axes, table: pd.DataFrame) -> None:
         axis.plot(part["generation"], part["mean"], color=colour, lw=1, label=f"variance divided by {divisor}")
     n, trials = table["n"].iloc[0], table["trials"].iloc[0]
     axis.set(
-        title=rf"Fully synthetic Gaussian, n = {n}, {trials} trials (black: closed form)",
-        xlabel="generation $t$",
+        title=f"Fully synthetic Gaussian, n = {n}",
+        xlabel=f"generation $t$ ({trials} trials; black: closed form)",
         ylabel=r"$E\,\sqrt{\Sigma_t}$",
     )
     axis.set_ylim(0, 1.05)

@@ -85,6 +85,7 @@ def _distances(loops: Experiment, distance: Array, settings: dict[str, Any]) -> 
             bottom = late[1] if below == 1 else distance[i][:, 0]
             value = float(phase.ratio(np.array(late[0].mean()), np.array(bottom.mean())))
             facts |= {name: value, f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
+        facts |= _growth(distance[i], distance[zero[cell.real]], last, weights)
         for t in range(loops.generations):
             mean, low, high = _mean_row(weights, distance[i][:, t])
             floor, floor_low, floor_high = floors[cell.real]
@@ -97,6 +98,19 @@ def _distances(loops: Experiment, distance: Array, settings: dict[str, Any]) -> 
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _growth(mine: Array, reference: Array, last: slice, weights: Array) -> dict[str, float]:
+    """d(lambda) / d(0) in the last rounds over the second half of those before (trials, rounds); 1 if settled."""
+    before = slice(last.start // 2, last.start)
+    parts = [v for d in (mine, reference) for v in (d[:, last].mean(1), d[:, before].mean(1))]
+
+    def change(late: Array, early: Array, zero_late: Array, zero_early: Array) -> Array:
+        return phase.ratio(phase.ratio(late, zero_late), phase.ratio(early, zero_early))
+
+    low, high = phase.interval(change(*(phase.weighted(weights, v) for v in parts)))
+    value = change(*(np.array(v.mean()) for v in parts))
+    return {"growth": float(value), "growth_low": float(low), "growth_high": float(high)}
 
 
 def _rates(loops: Experiment, found: Values, kicked: Values, settings: dict[str, Any]) -> pd.DataFrame:
@@ -266,13 +280,21 @@ def _label(ratio: float) -> str:
     return "fully synthetic" if math.isinf(ratio) else f"lambda = {ratio:g}"
 
 
-def verdict(low: float, high: float, trials: int) -> str:
-    """What d_T over d_T(lambda = 0) allows: 'stays' within 5 %, 'drifts' beyond it, or 'undecided' (few trials too)."""
+def verdict(low: float, high: float, growth_low: float, trials: int) -> str:
+    """What d_T over d_T(lambda = 0), and its growth over the last rounds, allow.
+
+    'stays' within 5 %; 'drifts' beyond it and still growing; 'farther' beyond it, growth not shown; 'undecided',
+    also where the trials are few.
+    """
     if trials < phase.FEW:
         return "undecided"
     if low > TOLERANCE:
-        return "drifts"
+        return "drifts" if growth_low > 1 else "farther"
     return "stays" if high <= TOLERANCE else "undecided"
+
+
+def _verdict_of(row: pd.Series, trials: int) -> str:
+    return verdict(row["to_zero_low"], row["to_zero_high"], row["growth_low"], trials)
 
 
 def words(frames: Frames, settings: dict[str, Any]) -> str:
@@ -283,22 +305,19 @@ def words(frames: Frames, settings: dict[str, Any]) -> str:
     for name in settings["real"]:
         mine = rounds[(rounds["real"] == name) & (rounds["generation"] == settings["generations"])]
         lines.append(
-            f"{name}: d_T / d_T(lambda = 0), the {settings['distance']} W2 of the last rounds [95 %]; rate, what one "
-            "round leaves of a displacement [95 %], with lambda / (1 + lambda) beside"
+            f"{name}: d_T / d_T(lambda = 0), the {settings['distance']} W2 of the last rounds [95 %] (x what it was "
+            "before them); rate, what one round leaves of a displacement [95 %], and lambda / (1 + lambda)"
         )
-        verdicts: dict[str, list[str]] = {"stays": [], "drifts": [], "undecided": []}
+        verdicts: dict[str, list[str]] = {"stays": [], "farther": [], "drifts": [], "undecided": []}
         for _, row in mine.sort_values("ratio").iterrows():
             rate = rates[(rates["real"] == name) & (rates["ratio"] == row["ratio"])].iloc[0]
-            says = (
-                verdict(row["to_zero_low"], row["to_zero_high"], settings["trials"])
-                if row["ratio"]
-                else "the reference"
-            )
+            says = _verdict_of(row, settings["trials"]) if row["ratio"] else "the reference"
             if row["ratio"]:
                 verdicts[says].append("fully synthetic" if math.isinf(row["ratio"]) else f"{row['ratio']:g}")
             lines.append(
                 f"  {_label(row['ratio']):>16}: {row['to_zero']:.2f} "
-                f"[{row['to_zero_low']:.2f}, {row['to_zero_high']:.2f}] {says}; "
+                f"[{row['to_zero_low']:.2f}, {row['to_zero_high']:.2f}] {says} "
+                f"(x {row['growth']:.2f} [{row['growth_low']:.2f}, {row['growth_high']:.2f}]); "
                 f"rate {rate['rate']:.3f} [{rate['rate_low']:.3f}, {rate['rate_high']:.3f}], "
                 f"{rate['well_specified']:.3f}"
             )
@@ -361,11 +380,9 @@ def _theorem(constants: pd.DataFrame) -> list[str]:
                 f"L >= {here['lipschitz'].mean():.2g}: lambda (1 + L eps / alpha) = {worst:.3g}, {says}{bound}"
             )
     open_still = [f"{r:g}" for r, here in constants.groupby("ratio") if here["certified"].all()]
-    left = (
-        f"rules out all but lambda = {', '.join(open_still)}, and proves none of them"
-        if open_still
-        else "rules out all"
-    )
+    left = "rules out every ratio"
+    if open_still:
+        left = f"rules out all but lambda = {', '.join(open_still)}, and proves none"
     lines.append(
         "  both readings are bounds in the theorem's favour (alpha from above, L and eps from below), so that a "
         f"failure means no certificate and success is none: here that {left}"

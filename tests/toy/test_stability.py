@@ -116,6 +116,17 @@ def test_the_scaled_policy():
             parse_policy(bad, argument="--loop")
 
 
+def test_warm_training_has_its_own_steps_and_rate():
+    settings = NetworkSettings(steps=100, rate=1e-2, warm_steps=7, warm_rate=1e-3)
+    assert (settings.training(50).steps, settings.training(50).schedule.peak) == (100, 1e-2)
+    warm = settings.training(50, warm=True)
+    assert (warm.steps, warm.schedule.peak) == (7, 1e-3)
+    plain = NetworkSettings(steps=100, rate=1e-2)
+    assert plain.training(50, warm=True) == plain.training(50)
+    with pytest.raises(InputError, match="warm-rate"):
+        NetworkSettings(warm_rate=-1.0)
+
+
 # ------------------------------------------------------------------ networks' constants
 
 
@@ -233,8 +244,9 @@ def test_nothing_depends_on_chunks_and_a_finished_run_is_recognised(small, tmp_p
 
 
 def test_verdicts():
-    assert report.verdict(1.06, 1.2, 8) == "drifts" and report.verdict(0.9, 1.04, 8) == "stays"
-    assert report.verdict(1.0, 1.2, 8) == report.verdict(1.06, 1.2, 7) == "undecided"
+    assert report.verdict(1.06, 1.2, 1.01, 8) == "drifts" and report.verdict(1.06, 1.2, 0.99, 8) == "farther"
+    assert report.verdict(0.9, 1.04, 1.1, 8) == "stays"
+    assert report.verdict(1.0, 1.2, 1.1, 8) == report.verdict(1.06, 1.2, 1.1, 7) == "undecided"
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,15 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A base and an auxiliary beside it: every weight moved by about a tenth."""
+    """A base and an auxiliary beside it: every weight moved by about a tenth.
+
+    The random weights are made smaller, for a denoiser about as smooth as a trained one.
+    """
     folder = tmp_path_factory.mktemp("pair")
     base = tiny.network(seed=9)
+    with torch.no_grad():
+        for value in base.parameters():
+            value.mul_(0.4)
     record = checkpoints.Record(data=checkpoints.Data("tiny", None, ("ant", "bee", "cat"), (3, 8, 8)))
     checkpoints.save(folder / "base", base, record)
     with torch.no_grad():
@@ -85,9 +91,10 @@ def test_an_image_is_a_function_of_its_seed(pair):
 def test_batches_round_alike(pair):
     model = load_model(pair[0], auxiliary=pair[1], omega=1.5)
     seeds = list(range(64))
-    one, seven, all_ = (floats(model, seeds, batch) for batch in (1, 7, 64))
-    for other in (one, seven):
-        assert float((other - all_).norm() / all_.norm()) < 1e-5
+    all_ = floats(model, seeds, 64)
+    for batch, count in ((1, 10), (7, 63)):
+        other = floats(model, seeds[:count], batch)
+        assert float((other - all_[:count]).norm() / all_[:count].norm()) < 1e-5
     own, _ = images(model, seeds, batch=64, labels=Labels("balanced", 3))
     assert np.array_equal(own, to_pixels(all_).numpy())  # the stream is these samples
 
@@ -356,8 +363,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def words(pair, out):
-    given = ["--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:18", "--batch", "32"]
-    return ["generate", *given, "--seeds", "0-2047", "--out", str(out), "--device", "cpu"]
+    given = ["--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:3", "--batch", "32"]
+    return ["generate", *given, "--seeds", "0-1023", "--out", str(out), "--device", "cpu"]
 
 
 def launch(pair, out, world=1):
@@ -396,7 +403,7 @@ def kill_after(processes, out, shards):
 
 def test_killed_and_gone_on_by_two_is_the_same(pair, tmp_path):
     command(words(pair, tmp_path / "whole"))
-    kill_after(launch(pair, tmp_path / "broken"), tmp_path / "broken", 2)
+    kill_after(launch(pair, tmp_path / "broken"), tmp_path / "broken", 1)
     finish(launch(pair, tmp_path / "broken", 2))
     one, other = (open_dataset(tmp_path / name, verify=True) for name in ("whole", "broken"))
     assert one.sha256 == other.sha256
@@ -410,4 +417,4 @@ def test_torchrun(pair, tmp_path):
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sims_image"]
     subprocess.run([*start, *words(pair, tmp_path / "two")], env=environment(), check=True, timeout=300)
     assert open_dataset(tmp_path / "two").sha256 == open_dataset(tmp_path / "whole").sha256
-    assert json.loads((tmp_path / "two/dataset.json").read_text())["source"]["seeds"] == "0-2047"
+    assert json.loads((tmp_path / "two/dataset.json").read_text())["source"]["seeds"] == "0-1023"

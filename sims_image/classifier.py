@@ -128,7 +128,7 @@ def train(data: Dataset, training: Training, *, device: torch.device | str = "cp
         images = _shifted(torch.from_numpy(data.images(where)), torch.from_numpy(items), shifts, training.shift)
         loss = F.cross_entropy(network.logits(images.to(device)), torch.from_numpy(data.labels[where]).to(device))
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
     network.eval().requires_grad_(False)
     return network, accuracy(network, data, tests, device=device), len(tests)

@@ -43,7 +43,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Side:
-    """Real images to compare with. kept: features (K, D) of some of them, in an order that is random; None: not there."""
+    """Real images to compare with. kept: features (K, D) of some of them, in random order; None: not there."""
 
     #: fewer generated images than this are not measured
     LEAST: ClassVar[int] = 20

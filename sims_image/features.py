@@ -162,8 +162,8 @@ def _dinov2(
 
     if weights is None:
         words = (
-            "DINOv2's weights are a file of yours: dinov2_vitl14_pretrain.pth as Meta publishes it (a torch.save file of "
-            "a state dict), or .safetensors with the same names; name it with --weights"
+            "DINOv2's weights are a file of yours: dinov2_vitl14_pretrain.pth as Meta publishes it (a state dict of "
+            "torch.save), or .safetensors with the same names; name it with --weights"
         )
         raise InputError("--weights", "", words)
     sha256 = _hash(weights)
@@ -192,7 +192,14 @@ def _classifier(
         raise InputError("--features", "classifier", "it is trained on a data set: the reference must be one")
     found = classifier(dataset, cache=cache, device=device)
     return Extractor(
-        "classifier", "FD-classifier", found.sha256, found.width, found, device=device, shape=found.shape, record=found.record
+        "classifier",
+        "FD-classifier",
+        found.sha256,
+        found.width,
+        found,
+        device=device,
+        shape=found.shape,
+        record=found.record,
     )
 
 
@@ -221,7 +228,10 @@ EXTRACTORS: dict[
     str, tuple[Callable[[dict[str, Any], Path | None, Dataset | None, Path | None, torch.device], Extractor], str]
 ] = {
     "inception": (_inception, "InceptionV3 of FID (extra 'fid'; weights from --weights or torch-fidelity's download)"),
-    "lite0": (_lite0, "EfficientNet-Lite0 (extra 'features', weights included); lite0:96 for images of 96 pixels a side"),
+    "lite0": (
+        _lite0,
+        "EfficientNet-Lite0 (extra 'features', weights included); lite0:96 for images of 96 pixels a side",
+    ),
     "classifier": (_classifier, "a small network trained on the reference data set, stored beside it"),
     "dinov2": (_dinov2, "DINOv2 (weights from --weights)"),
     "pixels": (_pixels, "the images themselves"),
@@ -240,9 +250,9 @@ def extractor(
     """The feature network called ``name``: inception, lite0 (or lite0:SIZE), classifier, dinov2 or pixels.
 
     weights: a local file; weights_sha256: its SHA-256, for weights that are not the published ones (what comes of them
-    is named so). dataset: the reference, which classifier is trained on and pixels takes its shape from. cache: the folder
-    of a trained classifier; default beside the data set (`cache_folder`). Raises `InputError`: unknown name, missing
-    package (with the pip line) or file (with the flag that takes it), wrong hash, weights of another network.
+    is named so). dataset: the reference, which classifier is trained on and pixels takes its shape from. cache: the
+    folder of a trained classifier; default beside the data set (`cache_folder`). Raises `InputError`: unknown name, a
+    missing package (with the pip line) or file (with the flag that takes it), wrong hash, weights of another network.
     """
     kind, _, size = name.partition(":")
     make, _ = EXTRACTORS[choose("--features", kind, EXTRACTORS)]

@@ -83,7 +83,7 @@ def _blocks(count: int, columns: int) -> list[slice]:
 def kid(*, generated: Features, reference: Features) -> float:
     """KID of two sets of features (N, D): unbiased, so that it may be negative where there is no difference.
 
-    Kernel (x'y / D + 1)³ (Bińkowski et al. 2018, Eq. 4), over all pairs. Raises `InputError` for shapes that do not fit.
+    Kernel (x'y / D + 1)³ (Bińkowski et al. 2018, Eq. 4), over all pairs. Raises `InputError` for bad shapes.
     """
     generated, reference = checked("generated", generated), checked("reference", reference)
     same_width(generated, reference)

@@ -95,8 +95,8 @@ class Frechet:
 
     d² = |m1 - m2|² + tr C1 + tr C2 - 2 tr (C2^½ C1 C2^½)^½ (Dowson & Landau 1982; FID: Heusel et al. 2017). The root's
     argument is symmetric, so its eigenvalues are real and taken by a symmetric solver in float64; there is no imaginary
-    part to discard. A covariance of n images has at most n - 1 eigenvalues that are not zero: where n is known, the rest,
-    which is rounding whose roots would add up, is left out.
+    part to discard. A covariance of n images has at most n - 1 eigenvalues that are not zero: where n is known, the
+    rest, which is rounding whose roots would add up, is left out.
     """
 
     def __init__(self, reference: Statistics) -> None:
@@ -110,8 +110,9 @@ class Frechet:
     def __call__(self, generated: Statistics) -> float:
         """The squared distance, which is what the field calls the Fréchet (Inception) distance. At least 0."""
         same_width(generated.mu, self.reference.mu)
-        values = np.linalg.eigvalsh(_symmetric(self.root @ generated.sigma @ self.root.T)) if len(self.root) else []
-        top = np.maximum(values, 0.0)
+        top = np.zeros(0)
+        if len(self.root):
+            top = np.maximum(np.linalg.eigvalsh(_symmetric(self.root @ generated.sigma @ self.root.T)), 0.0)
         if generated.images is not None:
             top = top[max(0, len(top) - (generated.images - 1)) :]
         shift = generated.mu - self.reference.mu
@@ -137,6 +138,6 @@ def frechet(*, generated: Features | Statistics, reference: Features | Statistic
     """The Fréchet distance (squared, as the field reports it) between Gaussians fitted to two sets of features.
 
     generated, reference: features (N, D) or `Statistics`. It is symmetric, and biased upward by about a constant over
-    N (Chong & Forsyth 2020): compare at one N only. Raises `InputError` for shapes that do not fit, or fewer than two images.
+    N (Chong & Forsyth 2020): compare at one N only. Raises `InputError` for bad shapes, or fewer than two images.
     """
     return Frechet(statistics_of("reference", reference))(statistics_of("generated", generated))

@@ -6,6 +6,7 @@ squared radius, so that rounding does not decide), and an image's own distance 0
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ def manifolds(
     for rows, squared in _pairs(y, x):
         inside |= (squared <= radius[rows, None] * _SURFACE).any(0)
         within += (squared <= radius_density[rows, None] * _SURFACE).sum(0)
-        nearest = np.stack([squared[:, a:b].min(1, initial=np.inf) for a, b in zip(edges, edges[1:], strict=False)], 1)
+        nearest = np.stack([squared[:, a:b].min(1, initial=np.inf) for a, b in itertools.pairwise(edges)], 1)
         held = nearest <= radius_density[rows, None] * _SURFACE  # (rows, G)
         recalled[0] += (squared <= whole * _SURFACE).any(1).sum()
         covered[0] += held.any(1).sum()
@@ -93,7 +94,7 @@ def _radii(x: Floats, k: int, edges: NDArray[np.int64]) -> tuple[Floats, Floats]
     whole, partial = np.empty(len(x)), np.empty((len(x), count))
     for rows, squared in _pairs(x, x, itself=True):
         near = np.full((len(squared), count, k), np.inf)
-        for g, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
+        for g, (a, b) in enumerate(itertools.pairwise(edges)):
             some = min(k, b - a)
             if some:
                 near[:, g, :some] = np.partition(squared[:, a:b], some - 1, axis=1)[:, :some]
@@ -169,7 +170,8 @@ class Nearest:
     @property
     def distances(self) -> Floats:
         """(N,) Euclidean."""
-        return np.sqrt(self._squared)
+        found: Floats = np.sqrt(self._squared)
+        return found
 
 
 @dataclass(frozen=True)

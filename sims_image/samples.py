@@ -27,9 +27,10 @@ KEEP, GROUPS = 10_000, 10
 _HASH = Draws(Seed(0).child("sims_image.samples"))
 
 
-def _hashed(items: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _hashed(items: NDArray[np.int64], groups: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(rank, group) of images by their numbers."""
     words = _HASH.words(torch.from_numpy(items), 2).numpy()
-    return words[:, 0], words[:, 1]
+    return words[:, 0], words[:, 1] % groups  # numpy's remainder is not negative
 
 
 class Sample:
@@ -56,8 +57,7 @@ class Sample:
         finite = np.isfinite(features).all(1)
         if not finite.all():
             raise InputError("features", "not finite", f"image {items[~finite][0]}: a diverged sample is no image")
-        ranks, marks = _hashed(items)
-        marks = marks.astype(np.uint64) % np.uint64(len(self.parts))
+        ranks, marks = _hashed(items, len(self.parts))
         for group in np.unique(marks):
             self.parts[int(group)].add(features[marks == group])
         self._hold(items, ranks, features.astype(np.float32))
@@ -105,8 +105,7 @@ class Sample:
         unique, counts = np.unique(items, return_counts=True)
         if len(unique) != len(items):
             raise InputError("source", int(unique[counts > 1][0]), "an image of this number came twice")
-        marks = _hashed(items)[1].astype(np.uint64) % np.uint64(len(self.parts))
-        return Kept(items, features, marks.astype(np.int64))
+        return Kept(items, features, _hashed(items, len(self.parts))[1])
 
 
 @dataclass(frozen=True)

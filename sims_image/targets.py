@@ -37,6 +37,12 @@ QUERIES = 2000
 _FORMAT = "sims-statistics 1"
 
 
+def generated(data: Dataset) -> dict[str, Any] | None:
+    """How a data set was generated, as its record says; None for real images."""
+    source = data.record.get("source")
+    return source if isinstance(source, dict) and source.get("kind") == "generated" else None
+
+
 class DataFeatures:
     """The features of a data set's images, (N, D), float32.
 
@@ -76,12 +82,13 @@ class DataFeatures:
             raise InputError("--cache", str(path.parent), words) from None
         if found != (shape, np.dtype(np.float32)):
             raise InputError("--cache", item, f"it holds {found[1]} {found[0]}, not these features; remove it")
-        return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+        array: NDArray[np.float32] = np.load(path, mmap_mode="r")
+        return array
 
     def _write(self, path: Path) -> None:
         header = {"descr": "<f4", "fortran_order": False, "shape": (len(self.data), self.extractor.width)}
         with open(path, "wb") as handle:
-            np.lib.format.write_array_header_1_0(handle, header)  # type: ignore[arg-type]
+            np.lib.format.write_array_header_1_0(handle, header)
             for _, features in self._extracted():
                 handle.write(np.ascontiguousarray(features, "<f4").data)
 
@@ -180,9 +187,9 @@ class Reference:
         batch: int = 256,
         tick: Callable[[int], object] | None = None,
     ) -> Reference:
-        """Of real images. Raises `InputError` for latents, generated images, or held-out images that are the reference's."""
+        """Of real images. Raises `InputError`: latents, generated images, or nothing is held out."""
         for argument, given in (("reference", data), ("heldout", heldout)):
-            if given is not None and (given.record.get("generation") or given.record.get("generated")):
+            if given is not None and generated(given) is not None:
                 words = "it holds generated images, and must be real: source and reference are swapped"
                 raise InputError(argument, given.name, words)
         if heldout is not None and heldout.sha256 == data.sha256:
@@ -196,7 +203,9 @@ class Reference:
         return cls(extractor, data.name, data.sha256, side, features=features, heldout=other, keep=keep, groups=groups)
 
     @classmethod
-    def open(cls, path: str | Path, extractor: Extractor, *, heldout: Dataset | None = None, **options: Any) -> Reference:
+    def open(
+        cls, path: str | Path, extractor: Extractor, *, heldout: Dataset | None = None, **options: Any
+    ) -> Reference:
         """Of a data set at ``path``, or of statistics: ours (`save`), NVIDIA's .npz or .pkl. Options as `of`."""
         path = Path(path)
         if path.suffix not in (".npz", ".pkl") or path.is_dir():
@@ -324,7 +333,9 @@ def _read(path: Path, extractor: Extractor) -> tuple[Side, str]:
     stored = read_statistics(path, argument=argument)
     metric = {"FID": "fid", "FD-DINOv2": "fd_dinov2"}.get(extractor.metric)
     if metric not in stored:
-        words = f"statistics of {', '.join(stored)} (Inception, DINOv2), which {extractor.metric} cannot be compared with"
+        words = (
+            f"statistics of {', '.join(stored)} (Inception, DINOv2), which {extractor.metric} cannot be compared with"
+        )
         raise InputError(argument, str(path), words)
     if len(stored[metric].mu) != extractor.width:
         words = f"{len(stored[metric].mu)} features, and {extractor.metric} has {extractor.width}"

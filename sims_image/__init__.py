@@ -9,8 +9,14 @@ from importlib import import_module
 from typing import Any
 
 _HOMES: dict[str, tuple[str, ...]] = {
+    "checkpoints": ("Checkpoint", "Record"),
     "datasets": ("Dataset", "open_dataset", "to_pixels", "to_unit"),
+    "info": ("describe",),
+    "networks": ("Preconditioned", "build", "parameter_count"),
+    "nvidia": ("import_nvidia",),
     "prepare": ("Prepare",),
+    "presets": ("PRESETS", "Preset", "Recipe"),
+    "references": ("Statistics", "read_statistics"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_WHERE)

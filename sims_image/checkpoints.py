@@ -198,8 +198,7 @@ def _beside(folder: Path) -> Iterator[Path]:
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for stale in folder.parent.glob(f".{_literal(folder.name)}.*.new"):  # of a process that was killed here
-            shutil.rmtree(stale, ignore_errors=True)
+        _discard(folder, "new")  # of a process that was killed here
         temporary.mkdir()
         yield temporary
         if folder.exists():
@@ -214,7 +213,13 @@ def _beside(folder: Path) -> Iterator[Path]:
         if aside.exists() and not folder.exists():
             os.replace(aside, folder)
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        if folder.exists():
+            _discard(folder, "old")
+
+
+def _discard(folder: Path, kind: str) -> None:
+    for stale in folder.parent.glob(f".{_literal(folder.name)}.*.{kind}"):
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _literal(name: str) -> str:

@@ -203,15 +203,13 @@ def _below(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Info:
-    """Say what a data set, checkpoint, run folder, snapshot of NVIDIA's or statistics file is.
+    """Say what a data set, checkpoint, run folder, snapshot of NVIDIA's or statistics file is."""
 
-    path: the folder or file.
-    """
-
-    path: Annotated[str, tyro.conf.Positional] = ""
+    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")] = ""
+    """The folder or file."""
 
 
-def main(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """The verb ``info``."""
     given = parse_command(Info, argv, prog="sims_image info", description=Info.__doc__ or "")
     if not given.path:

@@ -157,18 +157,17 @@ def _preset(config: Any) -> str | None:
 
 @dataclass(frozen=True)
 class ImportNvidia:
-    """Read a published EDM or EDM2 snapshot, without running what is in it, and write a checkpoint.
+    """Read a published EDM or EDM2 snapshot, without running what is in it, and write a checkpoint."""
 
-    file: NVIDIA's .pkl. out: the checkpoint's folder (default: named after the file, in this folder). replace: write
-    over a checkpoint that is there.
-    """
-
-    file: Annotated[str, tyro.conf.Positional] = ""
+    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.pkl")] = ""
+    """NVIDIA's .pkl."""
     out: str = ""
+    """The checkpoint's folder; default: named after the file, in the current folder."""
     replace: bool = False
+    """Write over a checkpoint that is there."""
 
 
-def main(argv: Sequence[str]) -> None:
+def run(argv: Sequence[str]) -> None:
     """The verb ``import-nvidia``."""
     given = parse_command(ImportNvidia, argv, prog="sims_image import-nvidia", description=ImportNvidia.__doc__ or "")
     if not given.file:

@@ -6,6 +6,7 @@ Settings of EDM (Karras et al. 2022, arXiv 2206.00364, Table 7 and its published
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class Recipe:
         if self.mi not in (10**6, 2**20):
             raise InputError("mi", self.mi, "one Mi counts 1000000 (EDM) or 1048576 (EDM2)")
         for name in ("batch", "lr", "p_std", "loss_scale", "eps"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(name, getattr(self, name), "it must be positive")
         for name, low, high in (("augment", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1), ("lr_rampup", 0, 2**62)):
             if not low <= getattr(self, name) <= high:

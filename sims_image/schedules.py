@@ -45,7 +45,8 @@ def ramp_warning(recipe: Recipe) -> str | None:
 class Timetable:
     """The steps of a run. All in steps done: logs, snapshots and states are multiples or members of these.
 
-    steps: of the whole run. log: every so many. snapshots: at these, the last step among them. state: every so many.
+    steps: of the whole run. log: every so many. snapshots: at these, the last step among them. state: every so many, a
+    multiple of log.
     """
 
     batch: int
@@ -69,28 +70,30 @@ def timetable(recipe: Recipe, *, snapshots: str = "", every: str = "", log: str 
     snapshots: a list with commas, each at the first step that reaches it. every: and one each so many images; where
     neither is given, ten (half-life EMA) or 32 (power-function EMA, which later widths are made from). There is
     always one at the end. log: default a two-hundredth of the budget, at most 50,000 images. state: default a
-    fiftieth. Raises `InputError` for what is no budget or lies after the end.
+    fiftieth, rounded up to lines of the log. Raises `InputError` for what is no budget or lies after the end.
     """
     steps = _steps(recipe.images, recipe.batch)
 
     def length(argument: str, text: str, default: float) -> int:
-        return max(1, round((_images(argument, text, recipe.mi) if text else default) / recipe.batch))
+        return max(1, round((_positive(argument, text, recipe.mi) if text else default) / recipe.batch))
 
     points = {steps}
     for text in snapshots.split(",") if snapshots else ():
-        images = _images("--snapshots", text, recipe.mi)
+        images = _positive("--snapshots", text, recipe.mi)
         if images > recipe.images:
             raise InputError("--snapshots", text.strip(), f"training ends at {recipe.budget}; give smaller budgets")
         points.add(_steps(images, recipe.batch))
     if every or not snapshots:
         gap = length("--snapshot-every", every, recipe.images / (32 if recipe.ema == "power" else 10))
         points |= set(range(gap, steps + 1, gap))
+    lines = length("--log-every", log, min(recipe.images / 200, 50_000))
+    states = length("--state-every", state, recipe.images / 50)
     return Timetable(
         batch=recipe.batch,
         steps=steps,
-        log=length("--log-every", log, min(recipe.images / 200, 50_000)),
+        log=lines,
         snapshots=tuple(sorted(points)),
-        state=length("--state-every", state, recipe.images / 50),
+        state=-(-states // lines) * lines,
     )
 
 
@@ -98,11 +101,22 @@ def _steps(images: float, batch: int) -> int:
     return max(1, math.ceil(images / batch))
 
 
-def _images(argument: str, text: str, mi: int) -> float:
+def images_of(argument: str, text: str, mi: int) -> int:
+    """A number of images: with a unit (50k, 3Mi), or plain. Raises `InputError`."""
+    text = text.strip()
+    if text.isdecimal():
+        return int(text)
     budget = parse_budget(argument, text, mi=mi)
-    if budget.unit != "samples" or budget.value <= 0:
-        raise InputError(argument, text.strip(), "give a number of images seen: 50k, 3Mi")
-    return budget.value
+    if budget.unit != "samples":
+        raise InputError(argument, text, "give a number of images: 5000, 50k, 3Mi")
+    return round(budget.value)
+
+
+def _positive(argument: str, text: str, mi: int) -> int:
+    count = images_of(argument, text, mi)
+    if not count:
+        raise InputError(argument, text, "give a number of images above 0: 5000, 50k, 3Mi")
+    return count
 
 
 def shares(argument: str, batch: int, world: int, micro: int) -> tuple[int, int]:

@@ -12,9 +12,8 @@ import tyro
 
 from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
-from sims_core.grids import parse_budget
 from sims_image.presets import PRESETS, Preset, Recipe
-from sims_image.schedules import Timetable, ramp_warning, timetable
+from sims_image.schedules import Timetable, images_of, ramp_warning, timetable
 
 if TYPE_CHECKING:
     from sims_image.checkpoints import Summary
@@ -29,8 +28,8 @@ class Train:
     """Train a diffusion model by the recipe of EDM or EDM2, or fine-tune one from a checkpoint.
 
     What is not given is the preset's (and the preset of a checkpoint is the one that it was trained by). Numbers of
-    images may be written 50k, 10M or 3Mi (Mi as the preset counts it: 10^6 in EDM, 2^20 in EDM2). The same command
-    goes on where a stopped one was. Several processes: torchrun --nproc_per_node N -m sims_image train ...
+    images may be written 5000, 50k, 10M or 3Mi (Mi as the preset counts it: 10^6 in EDM, 2^20 in EDM2). The same
+    command goes on where a stopped one was. Several processes: torchrun --nproc_per_node N -m sims_image train ...
     """
 
     preset: str = ""
@@ -191,7 +190,7 @@ def plan(train: Train) -> Plan:
         churn=preset.churn if not train.sampler else None,
         raw=train.raw == "always" or (train.raw == "auto" and parent is not None),
         sheet=train.sheet,
-        settings=settings,
+        settings=json.loads(json.dumps(settings)),  # as a folder's record reads back
         notes=tuple(note for note in (ramp_warning(recipe), _shape_note(preset, name, data)) if note),
     )
 
@@ -213,18 +212,13 @@ def _recipe(train: Train, recipe: Recipe, *, fine_tuning: bool) -> Recipe:
     }
     for name in ("lr_rampup", "ema_halflife"):
         if name in given:
-            given[name] = _images(f"--{name.replace('_', '-')}", given[name], recipe.mi)
+            given[name] = images_of(f"--{name.replace('_', '-')}", given[name], recipe.mi)
     if given.get("ema_rampup") == 0 or fine_tuning:
         given["ema_rampup"] = None
     try:
         return replace(recipe, **given)
     except InputError as error:
         raise InputError(f"--{error.argument.replace('_', '-')}", error.value, error.expected) from None
-
-
-def _images(argument: str, text: str, mi: int) -> int:
-    """A number of images, which needs no unit here."""
-    return int(text) if text.isdigit() else round(parse_budget(argument, text, mi=mi).value)
 
 
 def _config(

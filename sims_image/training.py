@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,10 +43,11 @@ class DivergedError(RuntimeError):
 
     def __init__(self, what: str, step: int, images: int, levels: tuple[float, float], last_good: str) -> None:
         self.step, self.images, self.levels, self.last_good = step, images, levels, last_good
+        were = "were" if what == "weights" else "was"
         super().__init__(
-            f"training diverged: the {what} was not finite in step {step} ({images:,} images seen), with noise levels "
-            f"sigma {spread(levels)}; last good: {last_good}. A smaller --lr, a longer --lr-rampup or --precision "
-            "float32 may help"
+            f"training diverged: the {what} {were} not finite in step {step} ({images:,} images seen), "
+            f"with noise levels sigma {spread(levels)}; last good: {last_good}. "
+            "A smaller --lr, a longer --lr-rampup or --precision float32 may help"
         )
 
 
@@ -186,9 +187,12 @@ class Trainer:
     def report(self, last_good: Callable[[], str]) -> Report:
         """Read what was gathered since the last report, and forget it. A host sync, and a sum over processes.
 
-        Raises `DivergedError` if a loss or gradient was not finite, in every process alike.
+        Raises `DivergedError` if a loss, a gradient or a weight was not finite, in every process alike.
         """
         found = self._watch.read(self.processes)
+        norms = torch._foreach_norm([p.detach() for p in self._parameters], torch.inf)
+        if found.bad is None and not bool(torch.stack(norms).isfinite().all()):
+            found = replace(found, bad=("weights", self.step - 1))  # a finite gradient, and too large a step
         self._refuse(found, last_good)
         lr = learning_rate(self.recipe, max(self.images - self.recipe.batch, 0))
         return Report(

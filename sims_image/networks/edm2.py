@@ -30,8 +30,9 @@ from sims_image.networks.preconditioning import Preconditioned
 
 
 def normalize(x: Tensor, dim: int | Sequence[int]) -> Tensor:
-    """x over its root mean square along ``dim``, plus 1e-4; the norm is taken in float32."""
-    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32)
+    """x over its root mean square along ``dim``, plus 1e-4; the norm is taken in float32 or better."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=dtype)
     return x / (1e-4 + norm * math.sqrt(norm.numel() / x.numel())).to(x.dtype)
 
 

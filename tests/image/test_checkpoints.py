@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sims_core.errors import InputError
 from sims_image import checkpoints
 from sims_image.checkpoints import Data, Ema, Record, load, locate, save, summary
-from sims_image.networks import build
+from tests.image import networks
 
 SONG = {"img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_type": "SongUNet", "model_channels": 16}
 SONG |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "augment_dim": 9, "dropout": 0.1}
@@ -34,13 +34,7 @@ RECORD = Record(
 
 
 def network(config, seed=0):
-    """A network whose weights are all drawn: freshly made ones put out zero."""
-    net = build(**config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim < 2 else p[0].numel() ** -0.5))
-    return net.eval()
+    return networks.network(seed, **config)
 
 
 def denoise(net):
@@ -181,31 +175,43 @@ def counted(real):
         return real(*a, **k)
     return call
 
-net, real = network(SONG, seed=5), (os.replace, os.fsync)
+replace, real = sys.argv[2] == "replace", (os.replace, os.fsync)
+net = network(SONG, seed=5)
 for stop in range(9):
-    count = [0]
+    count, place = [0], f"{sys.argv[1]}/{stop}/model"
+    if replace:
+        checkpoints.save(place, network(SONG, seed=4), RECORD)
     if not os.fork():
         os.replace, os.fsync = map(counted, real)
-        checkpoints.save(f"{sys.argv[1]}/{stop}/model", net, RECORD)
+        checkpoints.save(place, net, RECORD, replace=replace)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.wait()[1]))
 """
 
 
-def test_killed_at_any_instant(tmp_path, song):
+@pytest.mark.parametrize("way", ["new", "replace"])
+def test_killed_at_any_instant(tmp_path, song, way):
     """Killed before each system call that makes something last, a save leaves nothing or all; the next cleans up."""
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), way], capture_output=True, text=True)
     ends = [int(line) for line in done.stdout.split()]
     assert len(ends) == 9 and set(ends) == {0, 9} and ends.count(9) >= 4, done.stderr
+    wanted = [denoise(network(SONG, seed=k)) for k in (4, 5)]
+    gone = 0
     for stop, end in enumerate(ends):
         place = tmp_path / str(stop) / "model"
         if place.exists():
-            assert torch.equal(denoise(load(place).network), denoise(network(SONG, seed=5)))
+            there = denoise(load(place).network)
+            assert torch.equal(there, wanted[1]) or (way == "replace" and end == 9 and torch.equal(there, wanted[0]))
         else:
+            gone += 1
             assert end == 9
             refused(place, "there is nothing")
-            save(place, song, RECORD)
+            if way == "replace":  # the one instant without: the old one lies beside
+                (old,) = place.parent.glob(".model.*.old")
+                assert torch.equal(denoise(load(old).network), wanted[0])
+        save(place, song, RECORD, replace=True)
         assert os.listdir(place.parent) == ["model"]
+    assert gone == (1 if way == "replace" else 4)
 
 
 def test_diverged_networks_are_not_saved(tmp_path):

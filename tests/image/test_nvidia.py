@@ -19,6 +19,7 @@ from sims_image.networks import build
 from sims_image.nvidia import import_nvidia, read_snapshot
 from sims_image.presets import PRESETS
 from sims_image.references import read_statistics
+from tests.image import networks
 from tests.image.nvidia_files import Persistent, dump, module_state, stored_network
 
 SONG = {"model_type": "SongUNet", "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
@@ -40,13 +41,8 @@ CASES = {
 KINDS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecond": "iddpm", "Precond": "edm2"}
 
 
-def network(class_name, arguments, seed=0):
-    net = build(class_name=class_name, **arguments)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (0.3 if p.ndim < 2 else p[0].numel() ** -0.5))
-    return net.eval()
+def network(class_name, arguments):
+    return networks.network(class_name=class_name, **arguments)
 
 
 def denoise(net):
@@ -86,11 +82,25 @@ def test_the_network_arrives_as_it_was(tmp_path, case, protocol):
     assert expected.std() > 0.1
     found = import_nvidia(path, tmp_path / "model")
     again = load(tmp_path / "model")
-    for network in (found.network, again.network):
-        assert torch.equal(denoise(network), expected) and not network.training
-        assert network.config == net.config
+    for imported in (found.network, again.network):
+        assert torch.equal(denoise(imported), expected) and not imported.training
+        assert imported.config == net.config
     assert found.record == again.record and found.sha256 == again.sha256
     assert found.preconditioning == KINDS[CASES[case][0]]
+
+
+@pytest.mark.parametrize("name", networks.CASES)
+def test_published_outputs_come_out_after_the_import(tmp_path, name):
+    case = networks.CASES[name]
+    net = build(**case.config)
+    net.load_state_dict(case.state, strict=True)
+    arguments = {k: v for k, v in case.config.items() if k != "class_name"}
+    path = dump(tmp_path / "a.pkl", {"ema": stored_network(net.config["class_name"], arguments, net)})
+    imported = import_nvidia(path, tmp_path / "model").network
+    with torch.no_grad():
+        got = imported(**case.inputs, force_fp32=True)
+    for one, published in zip(got, case.denoised, strict=True):
+        assert networks.relative(one, published) < 1e-5
 
 
 def test_half_precision_becomes_float32(tmp_path):
@@ -343,6 +353,20 @@ def test_info_reads_data_sets(tmp_path):
         archive.writestr("dataset.json", json.dumps({"labels": labels}))
     told = "\n".join(describe(tmp_path / "set.zip"))
     assert "images: 6 of 3x8x8, uint8" in told and "2 classes (0, 1), 3 to 3 images each" in told
+
+
+def test_info_reads_data_set_folders(tmp_path):
+    from sims_image.prepare import Prepare, prepare
+
+    data = prepare(Prepare(source="digits", out=str(tmp_path / "digits"), limit=50))
+    for place in ("", "dataset.json", "images.npy"):
+        told = "\n".join(describe(tmp_path / "digits" / place))
+        assert "images: 50 of 1x8x8, uint8" in told and "labels: 10 classes" in told and data.sha256 in told
+    with open(tmp_path / "digits" / "images.npy", "r+b") as handle:
+        handle.seek(-3, 2)
+        handle.write(b"\xff\xff\xff")
+    with pytest.raises(InputError, match="sha256"):
+        describe(tmp_path / "digits")
 
 
 def test_a_snapshot_alone(tmp_path):

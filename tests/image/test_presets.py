@@ -1,0 +1,86 @@
+"""The presets: published sizes and recipes, and rows that make networks."""
+
+import json
+
+import pytest
+import torch
+
+from sims_core.errors import InputError
+from sims_core.sampling import Sampler
+from sims_image.networks import build, parameter_count
+from sims_image.presets import PRESETS, Recipe
+
+PUBLISHED = {
+    "cifar10-cond": 55_735_299,
+    "cifar10-uncond": 55_733_891,
+    "ffhq64": 61_805_571,
+    "imagenet64-adm": 295_899_267,
+    "imagenet64-edm2-xs": 124_710_949,
+    "imagenet64-edm2-s": 280_209_381,
+    "imagenet64-edm2-m": 497_803_173,
+    "imagenet64-edm2-l": 777_492_325,
+    "imagenet64-edm2-xl": 1_119_276_837,
+}
+NFE = {"cifar10-cond": 35, "cifar10-uncond": 35, "ffhq64": 79, "imagenet64-adm": 511, "imagenet64-edm2-s": 63}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes(name):
+    assert parameter_count(**PRESETS[name].config()) == PUBLISHED[name]
+
+
+def test_latents_of_512_pixels():
+    assert parameter_count(**PRESETS["imagenet64-edm2-s"].config((4, 64, 64))) == 280_212_837
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_row_makes_a_network_and_a_sampler(name):
+    preset = PRESETS[name]
+    with torch.device("meta"):
+        net = build(**preset.config())
+    assert json.loads(json.dumps(net.config)) == net.config
+    assert (net.img_channels, net.img_resolution, net.img_resolution) == preset.shape
+    assert net.label_dim == preset.classes and preset.recipe.images > 0
+    assert (net.config.get("augment_dim", 0) == 9) == bool(preset.recipe.augment)
+    assert net.has_logvar == ("edm2" in name)
+    assert Sampler.parse(preset.sampler).nfe == NFE.get(name, Sampler.parse(preset.sampler).nfe)
+
+
+def test_published_recipes():
+    cifar, adm, edm2 = (PRESETS[n].recipe for n in ("cifar10-cond", "imagenet64-adm", "imagenet64-edm2-m"))
+    assert (cifar.batch, cifar.images, cifar.lr, cifar.ema_halflife) == (512, 200_000_000, 1e-3, 500_000)
+    assert (adm.batch, adm.images, adm.ema_halflife, adm.loss_scale) == (4096, 2_500_000_000, 50_000_000, 100)
+    assert (edm2.batch, edm2.images, edm2.beta2, edm2.lr_decay_steps) == (2048, 2048 * 2**20, 0.99, 35_000)
+    assert (edm2.p_mean, edm2.p_std, edm2.lr_rampup) == (-0.8, 1.6, 10_000_000)
+    assert PRESETS["imagenet64-adm"].churn == (40, 0.05, 50, 1.003)
+
+
+def test_small_presets_are_small():
+    for name in ("digits", "fashion16", "cifar10-tiny"):
+        assert parameter_count(**PRESETS[name].config()) < 3_000_000
+
+
+def test_the_data_fill_in_their_own_shape():
+    config = PRESETS["digits"].config((2, 16, 16), 0)
+    assert (config["img_channels"], config["img_resolution"], config["label_dim"]) == (2, 16, 0)
+    with pytest.raises(InputError, match="shape: got '16x8'; the networks take square images"):
+        PRESETS["digits"].config((1, 16, 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"budget": "0.3"}, "budget: got '0.3'; a training length in images"),
+        ({"budget": "6 miles"}, "budget: got '6 miles'"),
+        ({"mi": 1024}, "mi: got '1024'; one Mi counts 1000000 (EDM) or 1048576 (EDM2)"),
+        ({"lr": 0}, "lr: got '0'; it must be positive"),
+        ({"augment": 2.0}, "augment: got '2.0'; it must lie in [0, 1]"),
+        ({"ema": "halflive"}, "ema: got 'halflive'; did you mean 'halflife'?"),
+        ({"precision": "fp32"}, "precision: got 'fp32'; choose from float32, bf16, fp16"),
+        ({"lr_decay": "inverse-sqrt"}, "lr_decay_steps: got '0'"),
+    ],
+)
+def test_recipes_that_make_no_training(change, words):
+    with pytest.raises(InputError) as caught:
+        Recipe(**change)
+    assert words in str(caught.value)

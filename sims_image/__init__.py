@@ -11,7 +11,10 @@ from typing import Any
 _HOMES: dict[str, tuple[str, ...]] = {
     "checkpoints": ("Checkpoint", "Record"),
     "datasets": ("Dataset", "open_dataset", "to_pixels", "to_unit"),
+    "generation": ("stream",),
+    "guided": ("Model", "load_model"),
     "info": ("describe",),
+    "learner": ("ImageLearner",),
     "networks": ("Preconditioned", "build", "parameter_count"),
     "nvidia": ("import_nvidia",),
     "prepare": ("Prepare",),

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import socket
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +23,14 @@ from sims_image.datasets import open_dataset
 from sims_image.experiments import Sims, plan
 from sims_image.presets import PRESETS
 from tests.image import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+#: the tiny preset, for commands in other processes
+LAUNCH = (
+    "import sys; from tests.image import tiny; from sims_image.presets import PRESETS; "
+    "from sims_image.__main__ import main; "
+    "PRESETS['tiny'] = tiny.preset(tiny.EDM, tiny.recipe(budget='0.08k', lr=1e-2)); main()"
+)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +130,28 @@ def test_dry_run_and_bad_input(run, capsys, tmp_path):
                 {"auxiliary_data": "fake"}, {"budgets": "1,x"}, {"labels": "3"}):  # fmt: skip
         with pytest.raises(InputError, match=f"--{next(iter(bad)).replace('_', '-')}"):
             plan(Sims(**{**given, **bad}))
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same(run, tmp_path):
+    folder, words, (_, (found, _)) = run
+    shutil.copytree(folder / "out", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/cells")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = [*words, "--omega", "0:1:0.5", "--out", str(tmp_path / "out")]
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", LAUNCH, *words], env={**common, "RANK": r, "LOCAL_RANK": r})
+        for r in ("0", "1")
+    ]
+    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    again = json.loads((tmp_path / "out/report/results.json").read_text())
+    for one, other in zip(found["search"], again["search"], strict=True):
+        assert other == pytest.approx(one, rel=1e-6)
+    assert [a["values"] for a in again["arms"]] == [pytest.approx(a["values"], rel=1e-6) for a in found["arms"]]
 
 
 def test_arms_and_cosines():

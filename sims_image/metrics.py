@@ -155,19 +155,23 @@ def collect(
     keep: int = KEEP,
     groups: int = GROUPS,
     batch: int = 256,
+    shape: tuple[int, int, int] | None = None,
     tick: Callable[[int], object] | None = None,
 ) -> Sample:
     """The features of generated images, in one pass and memory that does not grow with their number.
 
     source: a data set, or batches of uint8 images (B, C, H, W), each alone or as (numbers, images) or (numbers, images,
     labels). n: images to take (None: all); of a larger data set they are drawn at random, and of a stream the first.
-    Processes that see a part each need the numbers; `samples.gathered` joins their samples. Raises `InputError` for
-    fewer than n images, or what is not images.
+    shape: (C, H, W) that images must have. Processes that see a part each need the numbers; `samples.gathered` joins
+    their samples. Raises `InputError` for fewer than n images, or what is not images.
     """
     if n is not None and n < 1:
         raise InputError("n", n, "a positive number of images")
     found = Sample(features.width, keep=keep, groups=groups)
     for items, images in _batches(source, n, batch):
+        if shape is not None and tuple(images.shape[1:]) != shape:
+            words = f"images {'x'.join(map(str, shape))}, as the reference's; compare like with like"
+            raise InputError("source", "x".join(map(str, images.shape[1:])), words)
         taken = len(items) if n is None else min(len(items), n - found.count)
         found.add(items[:taken], features(images[:taken]))
         if tick:
@@ -253,7 +257,7 @@ def evaluate(
         sample = source
     else:
         options: dict[str, Any] = {"n": n, "keep": target.keep, "groups": target.groups, "batch": batch, "tick": tick}
-        sample = collect(source, network, **options)
+        sample = collect(source, network, shape=target.shape, **options)
     metrics = compare(sample, target.side)
     held = target.heldout
     against = None if held is None else compare(sample, held.side)

@@ -174,6 +174,11 @@ class Reference:
         """Its images, if known."""
         return self.side.statistics.images
 
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of its images, if they are at hand."""
+        return None if self.features is None else self.features.data.shape
+
     @classmethod
     def of(
         cls,

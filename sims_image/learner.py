@@ -7,6 +7,7 @@ goes on; nothing is ever made twice.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -60,10 +61,18 @@ class ImageModel:
 
     def load(self, *, dtype: str = "float32", device: Any = "cpu") -> Model:
         """The networks. Raises `InputError`, as `sims_image.guided.load_model`."""
-        alone = load_model(str(self.base), dtype=dtype, device=device)
-        if self.auxiliary is None:
-            return alone
-        return guide_with(alone, checkpoints.load(self.auxiliary), self.omega, kind=self.kind)
+        if self.kind in ("none", "neon"):
+            return _load(self.base, self.auxiliary, self.kind, self.omega, dtype, str(device))
+        return _load(self.base, self.auxiliary, self.kind, 0.0, dtype, str(device)).at(self.omega)
+
+
+@functools.lru_cache(maxsize=1)
+def _load(base: Path, auxiliary: Path | None, kind: str, omega: float, dtype: str, device: str) -> Model:
+    """The last networks stay loaded: a search takes the same two at one omega after the other."""
+    alone = load_model(str(base), dtype=dtype, device=device)
+    if auxiliary is None:
+        return alone
+    return guide_with(alone, checkpoints.load(auxiliary), omega, kind=kind)
 
 
 @dataclass(frozen=True)

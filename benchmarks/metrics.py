@@ -1,6 +1,6 @@
 """What measuring costs beside generating and the feature network: gathering features, and each metric once.
 
-``python benchmarks/metrics.py [--n 10000] [--widths 64,1280] [--json FILE]``. Features are random. Gathering is given in
+``python benchmarks/metrics.py [--n 10000] [--widths 64,1280] [--json FILE]``. Features are random. Gathering is in
 images a second of one core, to be set beside a generator's rate; the metrics in seconds, with the jackknife. Memory is
 what a sample holds in the end: it depends on the features' number and on the images kept, not on n.
 """

@@ -1,14 +1,15 @@
 """Algorithm 1 of SIMS (arXiv 2408.16333), its alternatives under one signature, and Algorithm 2.
 
 A method is a function ``(learner, train, *, real, seed, start) -> Trained``: what one generation does with its
-training set. `sims` and `neon` also take n_synthetic, budget, omega and auxiliary_data; bind them with
-`functools.partial`.
+training set. What else it takes (budget, omega, ...) and what a sample then costs stand in `METHODS`; `Method.bind`
+fixes its settings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -131,8 +132,105 @@ def _self_train(
     return base, auxiliary, synthetic
 
 
-Method = Callable[..., Trained[Any, Any]]
-METHODS: dict[str, Method] = {"standard": standard, "sims": sims, "neon": neon}
+# --------------------------------------------------------------- rivals and controls
+
+#: Autoguidance's guide is trained for this share of the budget (Karras et al. 2024 guide EDM2-S by a model that has
+#: seen a sixteenth of its images).
+GUIDE_SHARE = 1 / 16
+
+
+def autoguidance(
+    learner: Any,
+    train: Data,
+    *,
+    budget: Any,
+    omega: Any,
+    real: Data | None = None,
+    seed: Seed,
+    start: Any = None,
+) -> Trained[Any, Data]:
+    """Autoguidance (arXiv 2406.02507): guided away from a worse model of the same data, with weight w = 1 + omega.
+
+    The guide (`Rebuildable.rebuild`) is trained from scratch for `GUIDE_SHARE` of ``budget``; it sees no samples.
+    """
+    base = learner.fit(train, seed=seed.child("fit"), start=start)
+    guide = learner.rebuild(train, np.asarray(budget) * GUIDE_SHARE, seed=seed.child("rebuild"))
+    return Trained(learner.extrapolate(base, guide, omega), base, guide)
+
+
+def continued(
+    learner: Learner[Model, Data],
+    train: Data,
+    *,
+    budget: Any,
+    real: Data | None = None,
+    seed: Seed,
+    start: Model | None = None,
+) -> Trained[Model, Data]:
+    """Control: the base is trained further on its own data for the auxiliary's budget, and nothing is extrapolated."""
+    base = learner.fit(train, seed=seed.child("fit"), start=start)
+    return Trained(learner.finetune(base, train, budget, seed=seed.child("finetune")), base)
+
+
+def random_direction(learner: Any, train: Data, *, omega: Any, seed: Seed, **settings: Any) -> Trained[Any, Data]:
+    """Control: SIMS whose auxiliary lies in a random direction from the base, as far away as the true one."""
+    made = sims(learner, train, omega=omega, seed=seed, **settings)
+    other = learner.perturb(made.base, made.auxiliary, seed=seed.child("direction"))
+    return replace(made, model=learner.extrapolate(made.base, other, omega), auxiliary=other)
+
+
+def rebuilt(learner: Any, train: Data, **settings: Any) -> Trained[Any, Data]:
+    """SIMS with an auxiliary trained from scratch (`Rebuildable.rebuild`): another network, another start.
+
+    The paper fine-tunes the base; what another network does is left open there.
+    """
+    return sims(_Rebuilding(learner), train, **settings)
+
+
+class _Rebuilding:
+    """A learner that trains its auxiliary from scratch instead of from the base."""
+
+    def __init__(self, learner: Any) -> None:
+        self._learner = learner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._learner, name)
+
+    def finetune(self, model: Any, data: Any, budget: Any, *, seed: Seed) -> Any:
+        """`Rebuildable.rebuild`, whatever the base is."""
+        return self._learner.rebuild(data, budget, seed=seed)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of `METHODS`.
+
+    run: the function. takes: its settings besides the learner's, of n_synthetic, budget, omega, auxiliary_data and
+    negatives. networks: how many are evaluated at every step of the sampler, so that a sample costs networks x NFE.
+    """
+
+    run: Callable[..., Trained[Any, Any]]
+    takes: tuple[str, ...] = ("n_synthetic", "budget", "omega", "auxiliary_data", "negatives")
+    networks: int = 2
+
+    def __call__(self, learner: Any, train: Any, **settings: Any) -> Trained[Any, Any]:
+        """One generation."""
+        return self.run(learner, train, **settings)
+
+    def bind(self, **settings: Any) -> Callable[..., Trained[Any, Any]]:
+        """The method with those of ``settings`` that it takes."""
+        return partial(self.run, **{name: value for name, value in settings.items() if name in self.takes})
+
+
+METHODS: dict[str, Method] = {
+    "standard": Method(standard, takes=(), networks=1),
+    "sims": Method(sims),
+    "neon": Method(neon, networks=1),
+    "autoguidance": Method(autoguidance, takes=("budget", "omega")),
+    "continued": Method(continued, takes=("budget",), networks=1),
+    "random": Method(random_direction),
+    "rebuilt": Method(rebuilt),
+}
 
 
 def complement(base: ArrayLike, target: ArrayLike, strength: float = 1.0) -> NDArray[np.float64]:

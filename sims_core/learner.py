@@ -12,6 +12,8 @@ from sims_core.seeds import Seed
 
 Model = TypeVar("Model")
 Data = TypeVar("Data")
+ModelOut = TypeVar("ModelOut", covariant=True)
+DataIn = TypeVar("DataIn", contravariant=True)
 
 
 @runtime_checkable
@@ -45,4 +47,22 @@ class Mergeable(Protocol[Model]):
 
     def merge(self, base: Model, auxiliary: Model, omega: Any) -> Model:
         """The model with parameters ``(1 + omega) theta_base - omega theta_aux``."""
+        ...
+
+
+@runtime_checkable
+class Rebuildable(Protocol[ModelOut, DataIn]):
+    """What autoguidance and the control with another auxiliary need besides."""
+
+    def rebuild(self, data: DataIn, budget: Any, *, seed: Seed) -> ModelOut:
+        """Train the learner's second architecture from scratch on ``data`` for ``budget``."""
+        ...
+
+
+@runtime_checkable
+class Perturbable(Protocol[Model]):
+    """What the random-direction control needs besides."""
+
+    def perturb(self, base: Model, auxiliary: Model, *, seed: Seed) -> Model:
+        """A model as far from ``base`` as ``auxiliary`` is, in a random direction of parameter space."""
         ...

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from sims_core.algorithm import Method, Trained
+from sims_core.algorithm import Trained
 from sims_core.errors import InputError, choose
 from sims_core.learner import Data, Learner, Model
 from sims_core.seeds import Seed
@@ -116,7 +116,7 @@ def self_consuming_loop(
     learner: Learner[Model, Data],
     real: Data,
     *,
-    method: Method,
+    method: Callable[..., Trained[Model, Data]],
     policy: Policy,
     n_synthetic: Any,
     generations: int,

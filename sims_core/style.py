@@ -22,7 +22,17 @@ REGIME = {
     "undecided": "#ffffff",
 }
 #: Methods (Okabe-Ito).
-METHOD = {"standard": "#4d4d4d", "equal-cost": "#d55e00", "sims": "#0072b2", "neon": "#009e73", "real": "#000000"}
+METHOD = {
+    "standard": "#4d4d4d",
+    "equal-cost": "#d55e00",
+    "sims": "#0072b2",
+    "neon": "#009e73",
+    "autoguidance": "#cc79a7",
+    "continued": "#e69f00",
+    "random": "#999999",
+    "rebuilt": "#56b4e9",
+    "real": "#000000",
+}
 #: An ordered family of curves, light to dark.
 SEQUENCE = ("#a6cbe3", "#5a9bc9", "#2467a4", "#0b2f5f")
 

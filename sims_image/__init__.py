@@ -9,14 +9,18 @@ from importlib import import_module
 from typing import Any
 
 _HOMES: dict[str, tuple[str, ...]] = {
+    "augment": ("Augmentation",),
     "checkpoints": ("Checkpoint", "Record"),
     "datasets": ("Dataset", "open_dataset", "to_pixels", "to_unit"),
+    "ema": ("reconstruct",),
     "info": ("describe",),
     "networks": ("Preconditioned", "build", "parameter_count"),
     "nvidia": ("import_nvidia",),
     "prepare": ("Prepare",),
     "presets": ("PRESETS", "Preset", "Recipe"),
     "references": ("Statistics", "read_statistics"),
+    "train": ("Train",),
+    "training": ("DivergedError", "Trainer"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_WHERE)

@@ -88,6 +88,13 @@ def push(denoiser: Denoiser, sampler: Sampler, like: Gaussian) -> Gaussian:
     return Gaussian(offset, gaussian.product(matrix.mT, matrix))
 
 
+def _sound(candidate: Gaussian) -> Tensor:
+    """Rows (R,) that are Gaussians: finite, with a positive definite covariance."""
+    finite = torch.isfinite(candidate.cov).all(dim=(1, 2)) & torch.isfinite(candidate.mean).all(1)
+    safe = torch.where(finite[:, None, None], candidate.cov, torch.eye(candidate.dim, dtype=candidate.cov.dtype))
+    return finite & (gaussian.eigh(safe)[0][:, 0] > 0)
+
+
 def sampler_modes(sampler: Sampler, real: Gaussian, step: float = 1e-6) -> tuple[Mode, ...]:
     """The sampler's drift and gain at the real Gaussian (one row), mode by mode, for `sims_toy.theory`.
 
@@ -207,13 +214,40 @@ class ExactLearner:
         w = self._per_row("omega", omega)
         mean = base.base.mean + w[:, None] * (base.base.mean - auxiliary.base.mean)
         cov = base.base.cov + w[:, None, None] * (base.base.cov - auxiliary.base.cov)
-        finite = torch.isfinite(cov).all(dim=(1, 2))
-        safe = torch.where(finite[:, None, None], cov, torch.eye(cov.shape[1], dtype=cov.dtype))
-        good = finite & (gaussian.eigh(safe)[0][:, 0] > 0)
+        good = _sound(Gaussian(mean, cov))
         nan = torch.tensor(float("nan"), dtype=cov.dtype)
         return ExactModel(
             Gaussian(torch.where(good[:, None], mean, nan), torch.where(good[:, None, None], cov, nan)), self.sampler
         )
+
+    def rebuild(self, data: Statistics, budget: ArrayLike, *, seed: Seed) -> ExactModel:
+        """A model that moved the fraction eta = ``budget`` from N(0, sigma_data^2 I), an untrained network's
+        distribution under EDM's preconditioning, to the data's fit."""
+        dim = data.mean.shape[1]
+        start = Gaussian.single(np.zeros(dim), self.sampler.sigma_data**2 * np.eye(dim)).expand(self.rows)
+        return self.finetune(ExactModel(start, self.sampler), data, budget, seed=seed)
+
+    def perturb(self, base: ExactModel, auxiliary: ExactModel, *, seed: Seed) -> ExactModel:
+        """The base moved as far as the auxiliary is from it in (mean, covariance), in a random direction.
+
+        Where that is no covariance the opposite direction is taken, and where neither is the row has diverged (NaN).
+        """
+        b, a = base.base, auxiliary.base
+        numbers = np.unique(self.streams)
+        draws = {int(k): seed.child(int(k)).numpy().standard_normal((b.dim + 1, b.dim)) for k in numbers}
+        noise = torch.from_numpy(np.stack([draws[int(k)] for k in self.streams]))
+        mean, cov = noise[:, 0], (noise[:, 1:] + noise[:, 1:].mT) / 2
+        length = ((mean**2).sum(1) + (cov**2).sum((1, 2))).sqrt()
+        goal = (((a.mean - b.mean) ** 2).sum(1) + ((a.cov - b.cov) ** 2).sum((1, 2))).sqrt()
+        step = goal / length
+        made = [
+            Gaussian(b.mean + sign * step[:, None] * mean, b.cov + sign * step[:, None, None] * cov) for sign in (1, -1)
+        ]
+        first, second = (_sound(g) for g in made)
+        nan = torch.tensor(float("nan"), dtype=b.mean.dtype)
+        mean = torch.where(first[:, None], made[0].mean, torch.where(second[:, None], made[1].mean, nan))
+        cov = torch.where(first[:, None, None], made[0].cov, torch.where(second[:, None, None], made[1].cov, nan))
+        return ExactModel(Gaussian(mean, cov), self.sampler)
 
     def union(self, a: Statistics, b: Statistics) -> Statistics:
         """Both data sets together."""

@@ -7,9 +7,8 @@ and a run that was killed goes on with the pairs that are missing.
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,14 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError, choose
-from sims_core.grids import parse_budget
-from sims_core.loop import parse_policy
-from sims_core.seeds import Seed
+from sims_core.errors import InputError
 
 if TYPE_CHECKING:
-    from sims_core.algorithm import Method
     from sims_core.runs import RunFolder
+    from sims_toy.datasets import Distribution
+    from sims_toy.gaussian import Gaussian
     from sims_toy.settings import NetworkSettings
 
 Array = NDArray[np.float64]
@@ -33,7 +30,11 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cell:
-    """One setting of every axis. ``reference`` is the sampler of the standard cell that it is compared with."""
+    """One setting of every axis.
+
+    reference: the sampler of the standard cell that it is compared with. temperature: the sampling bias lambda_s of
+    the loop's synthetic data. pollution: |D_p|. real: 'gaussian' (the experiment's), or a name of `sims_toy.datasets`.
+    """
 
     learner: str
     method: str
@@ -46,16 +47,28 @@ class Cell:
     omega: float = 0.0
     auxiliary_data: str = "none"
     reference: str = ""
+    temperature: float = 1.0
+    pollution: int = 0
+    real: str = "gaussian"
 
     @property
-    def structure(self) -> tuple[str, ...]:
+    def structure(self) -> tuple[object, ...]:
         """What cells that run side by side must share; sizes, budgets and omegas may differ."""
-        return (self.learner, self.method, self.loop, self.sampler, self.auxiliary_data)
+        return (self.learner, self.method, self.loop, self.sampler, self.auxiliary_data, self.temperature, self.real)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of its data sets, which networks side by side must share too."""
+        return (self.real_size, self.synthetic_size, self.auxiliary_size, self.pollution)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A grid of cells with what they share. Everything here decides the result; nothing else does."""
+    """A grid of cells with what they share. Everything here decides the result; nothing else does.
+
+    quantities: what is measured in every generation (`sims_toy.measuring.QUANTITIES`). ddof: of the exact learner's
+    covariance, 0 for maximum likelihood and 1 for the unbiased one.
+    """
 
     cells: tuple[Cell, ...]
     generations: int
@@ -64,6 +77,15 @@ class Experiment:
     mean: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
     network: NetworkSettings | None = None
+    quantities: tuple[str, ...] = ("w2",)
+    ddof: int = 0
+
+    def source(self, cell: Cell) -> Gaussian | Distribution:
+        """The real distribution of a cell."""
+        from sims_toy.datasets import parse_real
+        from sims_toy.gaussian import Gaussian
+
+        return Gaussian.single(self.mean, self.covariance) if cell.real == "gaussian" else parse_real(cell.real)
 
     def settings(self) -> dict[str, Any]:
         """JSON-able record of the experiment."""
@@ -72,6 +94,10 @@ class Experiment:
 
 Piece = tuple[tuple[int, ...], tuple[int, ...]]
 """Cell numbers (of one structure) and trial numbers: a unit of work."""
+
+
+Values = dict[str, Array]
+"""Quantity -> (cells, trials, generations, ...)."""
 
 
 def run(
@@ -83,33 +109,44 @@ def run(
     progress: bool = False,
     label: str = "cells",
     scheduler: str = "",
-) -> Array:
-    """W2 to the real distribution of every generation's samples, (cells, trials, generations); inf where diverged.
+) -> Values:
+    """Every quantity of every generation, each (cells, trials, generations, ...); inf where diverged.
 
     folder: keeps finished pieces (under ``label``), and has those of an earlier, killed run. workers: processes, one
     thread each. chunk: rows (cells x trials) a piece, 0 for the learner's own. scheduler: the address of a Dask
     cluster that does the work instead. None of them changes a bit of the result.
     """
     shape = (len(experiment.cells), experiment.trials, experiment.generations)
-    result = np.full(shape, np.nan)
+    result: Values = {}
     done = np.zeros(shape[:2], dtype=bool)
+
+    def add(piece: Piece, values: Values) -> None:
+        where = np.ix_(*piece)
+        for name in experiment.quantities:
+            full = result.setdefault(name, np.full(shape + values[name].shape[3:], np.nan))
+            full[where] = values[name]
+        done[where] = True
+
     if folder is not None:
-        for path in folder.shards(".npz", label):
+        for path in folder.shards(".npz", label + "-"):
             with np.load(path) as shard:
-                where = np.ix_(shard["cells"], shard["trials"])
-                result[where], done[where] = shard["w2"], True
+                add(
+                    (tuple(shard["cells"]), tuple(shard["trials"])),
+                    {name: shard[name] for name in experiment.quantities},
+                )
     pieces = list(_pieces(experiment, ~done, chunk))
     for piece, values in _work(experiment, pieces, workers, progress, int(done.sum()), scheduler):
         if folder is not None:
             name = f"{label}-{piece[0][0]:06d}-trials-{piece[1][0]:06d}-{len(piece[0])}x{len(piece[1])}.npz"
             folder.shard(name, partial(_save, piece=piece, values=values))
-        result[np.ix_(*piece)] = values
-    result[np.maximum.accumulate(np.isinf(result), axis=-1)] = np.inf  # what has diverged does not come back
+        add(piece, values)
+    for full in result.values():
+        full[np.maximum.accumulate(np.isinf(full), axis=2)] = np.inf  # what has diverged does not come back
     return result
 
 
-def _save(path: Path, *, piece: Piece, values: Array) -> None:
-    np.savez(path, cells=np.array(piece[0]), trials=np.array(piece[1]), w2=values)
+def _save(path: Path, *, piece: Piece, values: Values) -> None:
+    np.savez(path, cells=np.array(piece[0]), trials=np.array(piece[1]), **values)  # type: ignore[arg-type]
 
 
 def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> Iterator[Piece]:
@@ -119,12 +156,13 @@ def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> I
     """
     if chunk < 0:
         raise InputError("--chunk", chunk, "give a positive number of rows, or 0 for the learner's own")
+    from sims_toy.measuring import LEARNERS
+
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, cell in enumerate(experiment.cells):
         trials = tuple(np.flatnonzero(missing[number]).tolist())
         if trials:
-            sizes = (cell.real_size, cell.synthetic_size, cell.auxiliary_size)
-            groups.setdefault((cell.structure, trials, sizes), []).append(number)
+            groups.setdefault((cell.structure, trials, cell.sizes), []).append(number)
     merged: dict[tuple[Any, ...], list[int]] = {}
     for (structure, trials, sizes), numbers in groups.items():
         mixed = () if LEARNERS[structure[0]].mixes_sizes else sizes
@@ -141,7 +179,7 @@ def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> I
 
 def _work(
     experiment: Experiment, pieces: Sequence[Piece], workers: int, progress: bool, already: int, scheduler: str
-) -> Iterator[tuple[Piece, Array]]:
+) -> Iterator[tuple[Piece, Values]]:
     """Measure the pieces, in whatever order they finish."""
     from tqdm import tqdm
 
@@ -160,7 +198,7 @@ def _work(
             finished = parallel(joblib.delayed(_measure)(experiment, piece) for piece in pieces)
         for piece, values in finished:
             yield piece, values
-            bar.update(values.shape[0] * values.shape[1])
+            bar.update(len(piece[0]) * len(piece[1]))
 
 
 def connect(address: str) -> Any:
@@ -183,7 +221,7 @@ def connect(address: str) -> Any:
     return client
 
 
-def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -> Iterator[tuple[Piece, Array]]:
+def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -> Iterator[tuple[Piece, Values]]:
     """The same pieces on a Dask cluster, by joblib's Dask backend; a worker that dies is replaced by another."""
     import joblib
 
@@ -192,10 +230,12 @@ def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -
         yield from parallel(joblib.delayed(_measure)(experiment, piece) for piece in pieces)
 
 
-def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Array]:
+def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
     """Run one piece with its learner, on one thread."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
+
+    from sims_toy.measuring import LEARNERS
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -204,119 +244,3 @@ def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Array]:
         return piece, LEARNERS[cells[0].learner].measure(experiment, cells, piece[1])
     finally:
         torch.set_num_threads(threads)
-
-
-# ------------------------------------------------------------------ learners
-
-
-def measure_exact(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Array:
-    """The exact learner on cells of one structure: W2 (cells, trials, generations)."""
-    from sims_core.sampling import Sampler
-    from sims_toy.exact import ExactLearner
-
-    sampler = Sampler.parse(cells[0].sampler, sigma_data=spread(experiment))
-    learner = ExactLearner(sampler, np.tile(trials, len(cells)))
-    return _measure_loop(learner, experiment, cells, trials)
-
-
-def measure_network(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Array:
-    """Trained networks on cells of one structure and one size: W2 (cells, trials, generations)."""
-    from sims_core.sampling import Sampler
-    from sims_toy.network import NetworkLearner
-
-    sampler = Sampler.parse(cells[0].sampler, sigma_data=spread(experiment))
-    learner = NetworkLearner(sampler, np.tile(trials, len(cells)), experiment.network)
-    return _measure_loop(learner, experiment, cells, trials)
-
-
-def spread(experiment: Experiment) -> float:
-    """The real data's root mean square standard deviation: sigma_data."""
-    return float(np.sqrt(np.diag(np.asarray(experiment.covariance)).mean()))
-
-
-def _measure_loop(learner: Any, experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Array:
-    """The self-consuming loop of every (cell, trial) at once, and its W2 generation by generation."""
-    from dataclasses import replace as changed
-
-    from sims_core.loop import self_consuming_loop
-    from sims_toy.gaussian import Gaussian
-
-    real = Gaussian.single(experiment.mean, experiment.covariance)
-    seed = Seed(experiment.seed)
-    first = cells[0]
-
-    def per_row(values: Sequence[float]) -> Array:
-        return np.repeat(np.asarray(values, dtype=np.float64), len(trials))
-
-    policy = parse_policy(first.loop)
-    if experiment.network is not None and first.learner == "network" and experiment.network.start == "warm":
-        policy = changed(policy, warm=True)
-    real_size = per_row([c.real_size for c in cells])
-    loop = self_consuming_loop(
-        learner,
-        learner.draw(real, real_size, seed=seed.child("real")),
-        method=bind_method(
-            first,
-            learner,
-            n_synthetic=per_row([c.auxiliary_size for c in cells]),
-            budget=per_row([parse_budget("budget", c.budget).value for c in cells]),
-            omega=per_row([c.omega for c in cells]),
-        ),
-        policy=policy,
-        n_synthetic=per_row([c.synthetic_size for c in cells]),
-        generations=experiment.generations,
-        seed=seed,
-        fresh=lambda stream: learner.draw(real, real_size, seed=stream),
-    )
-    w2 = [learner.distance(generation.model, real) for generation in loop]
-    return np.stack(w2, axis=-1).reshape(len(cells), len(trials), experiment.generations)
-
-
-def parse_reading(argument: str, text: str) -> tuple[str, float]:
-    """What the auxiliary is trained on: ``synthetic``, or ``synthetic@0.9`` for negatives drawn with scaled scores."""
-    from sims_core.algorithm import AUXILIARY_DATA
-
-    name, at, scale = text.partition("@")
-    choose(argument, name, AUXILIARY_DATA)
-    if not at:
-        return name, 1.0
-    try:
-        value = float(scale)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise InputError(argument, text, f"write {name}@Z with a score scale Z > 0, such as {name}@0.9")
-    return name, value
-
-
-def bind_method(cell: Cell, learner: Any, *, n_synthetic: Any, budget: Any, omega: Any) -> Method:
-    """The cell's method of `sims_core.algorithm` with its settings bound."""
-    from sims_core.algorithm import AUXILIARY_DATA, METHODS
-
-    if cell.auxiliary_data == "none":
-        return METHODS["standard"]
-    reading, scale = parse_reading("auxiliary_data", cell.auxiliary_data)
-    return partial(
-        METHODS[cell.method],
-        n_synthetic=n_synthetic,
-        budget=budget,
-        omega=omega,
-        auxiliary_data=AUXILIARY_DATA[reading],
-        negatives=None if scale == 1 else learner.negatives(scale),
-    )
-
-
-@dataclass(frozen=True)
-class Measurer:
-    """How a learner is run: rows a piece of work, whether sizes may differ in it, and the least trials to share."""
-
-    measure: Callable[[Experiment, Sequence[Cell], Sequence[int]], Array]
-    chunk: int
-    mixes_sizes: bool
-    least_trials: int
-
-
-LEARNERS: dict[str, Measurer] = {
-    "exact": Measurer(measure_exact, 2048, True, 25),
-    "network": Measurer(measure_network, 24, False, 1),
-}

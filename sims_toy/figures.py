@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from sims_core.guidance import Denoiser
 
+_UNGUIDED = ["standard", "equal-cost", "continued"]
 _LABEL = {"prevention": "prevention", "strong": "strong mitigation", "weak": "weak mitigation"}
 
 
@@ -38,9 +39,8 @@ def figure4(
     """
     import matplotlib.pyplot as plt
 
-    readings = [r for r in regimes["auxiliary_data"].unique() if r != "none"]
-    others = [r for r in readings if r != reading]
-    main = regimes[(regimes["auxiliary_data"] == reading) & (regimes["method"] != "standard")]
+    others = [r for r in regimes["auxiliary_data"].unique() if r not in ("none", reading)]
+    main = regimes[(regimes["auxiliary_data"] == reading) & ~regimes["method"].isin(_UNGUIDED)]
     sizes = sorted(main["synthetic_size"].unique())
     colours = dict(zip(sizes, sequence(len(sizes)), strict=True))
     rows = 2 + bool(others)
@@ -61,7 +61,7 @@ def figure4(
             if other is None:
                 axis.set_axis_off()
                 continue
-            part = regimes[(regimes["auxiliary_data"] == other) & (regimes["method"] != "standard")]
+            part = regimes[(regimes["auxiliary_data"] == other) & ~regimes["method"].isin(_UNGUIDED)]
             _converged(axis, part, regimes, _beneath(theory, beneath, other), colours)
             axis.set_title(f"At convergence, auxiliary on {other}")
         figure.supxlabel(textwrap.fill(caption, 128), fontsize=7, ha="left", x=0.01)
@@ -213,7 +213,7 @@ def phase_diagram(
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch, Rectangle
 
-    part = regimes[(regimes["auxiliary_data"] == reading) & (regimes["method"] != "standard")]
+    part = regimes[(regimes["auxiliary_data"] == reading) & ~regimes["method"].isin(_UNGUIDED)]
     omegas, sizes = (np.array(sorted(part[c].unique()), dtype=float) for c in ("omega", "synthetic_size"))
     x, y = _edges(omegas), np.exp(_edges(np.log(sizes)))
     with style():
@@ -256,6 +256,48 @@ def _edges(centres: np.ndarray) -> np.ndarray:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
     middle = (centres[:-1] + centres[1:]) / 2
     return np.concatenate([[centres[0] * 2 - middle[0]], middle, [centres[-1] * 2 - middle[-1]]])
+
+
+def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
+    """Methods side by side in one loop: d_T / d_1(0) against each one's own strength, its best marked with its cost.
+
+    regimes: rows of one loop, sampler and |D_r|; one panel for each |D_s|. Lines across: methods without a strength.
+    """
+    import matplotlib.pyplot as plt
+
+    sizes = sorted(regimes["synthetic_size"].unique())
+    columns = min(2, len(sizes))
+    rows = -(-len(sizes) // columns)
+    with style():
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(4.1 * columns + 0.4, 3.1 * rows + 0.6), squeeze=False, sharey=True
+        )
+        for axis in axes.flat[len(sizes) :]:
+            axis.set_axis_off()
+        for axis, size in zip(axes.flat, sizes, strict=False):
+            here = regimes[regimes["synthetic_size"] == size]
+            for method in dict.fromkeys(here["method"]):
+                part = here[(here["method"] == method) & np.isfinite(here["standard"])].sort_values("omega")
+                if part.empty:
+                    continue
+                colour, best = METHOD.get(method, "#000000"), part.loc[part["standard"].idxmin()]
+                cost = f"{best['standard']:.2f}, {best['nfe']} NFE"
+                if method in _UNGUIDED:
+                    axis.axhline(best["standard"], color=colour, ls=":", lw=1.2, label=f"{method}: {cost}")
+                    continue
+                axis.fill_between(
+                    part["omega"], part["standard_low"], part["standard_high"], color=colour, alpha=0.2, lw=0
+                )
+                label = rf"{method}: {cost} at $\omega$ = {best['omega']:g}"
+                axis.plot(part["omega"], part["standard"], color=colour, label=label)
+                axis.plot(best["omega"], best["standard"], "o", color=colour, ms=4)
+            axis.axhline(1.05, color="#888888", lw=0.7)
+            axis.set(title=f"$|D_s|$ = {size:g}", xlabel=r"strength $\omega$", ylim=(0.4, 2.2))
+            axis.legend(fontsize=6.5, loc="upper center")
+        for axis in axes[:, 0]:
+            axis.set_ylabel(r"$d_T(\omega)\,/\,d_1(0)$")
+        figure.supxlabel(textwrap.fill(caption, 64 * columns), fontsize=7, ha="left", x=0.01)
+        return save(figure, stem)
 
 
 def score_fields(

@@ -7,6 +7,7 @@ R rows are independent networks. A row's result depends on its stream and its da
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from sims_core.errors import InputError
 from sims_core.guidance import Denoiser, extrapolate, guided, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_toy.datasets import Distribution
 from sims_toy.ensemble import Ensemble
 from sims_toy.exact import bounded_distance
 from sims_toy.gaussian import Gaussian, Statistics
@@ -28,6 +30,7 @@ from sims_toy.mlp import Mlp
 from sims_toy.settings import NetworkSettings
 from sims_toy.targets import CosineTime, EpsilonParametrisation
 from sims_toy.training import Training, train
+from sims_toy.wasserstein import draw_real
 
 #: The sampler for measurements that must have no sampler bias (relative error in the spread below 0.02 %).
 UNBIASED = Sampler("rk4", 8)
@@ -97,14 +100,23 @@ class NetworkLearner:
     """Learner (`sims_core.learner.Learner`) over R rows of networks. Data are points (R, n, d), float32.
 
     streams: one integer a row; rows with equal streams and equal data share their draws and their training.
-    negatives_scale: score scale with which `negatives` draws (1: as `sample` does).
+    temperature: the sampling bias lambda_s of `sample` (MAD, arXiv 2307.01850): the sampler starts from its noise
+    times sqrt(lambda_s), which gives N(mu, lambda_s S) where the model is a Gaussian.
     """
 
     def __init__(
-        self, sampler: Sampler, streams: Sequence[int] | np.ndarray, settings: NetworkSettings | None = None
+        self,
+        sampler: Sampler,
+        streams: Sequence[int] | np.ndarray,
+        settings: NetworkSettings | None = None,
+        *,
+        temperature: float = 1.0,
     ) -> None:
         if sampler.name == "exact":
             raise InputError("sampler", "exact", "networks need a numerical sampler, such as ddim:20 or rk4:8")
+        if not 0 < temperature <= 1:
+            raise InputError("temperature", temperature, "give lambda_s in (0, 1]")
+        self.temperature = temperature
         self.sampler, self.settings = sampler, settings or NetworkSettings()
         self.streams = np.asarray(streams, dtype=np.int64)
         published = self.settings.parametrisation == "epsilon" and self.settings.time == "sampler"
@@ -150,13 +162,20 @@ class NetworkLearner:
 
     def sample(self, model: NetworkModel, n: ArrayLike, *, seed: Seed) -> Tensor:
         """Draw n points (R, n, d) a row, the same n for all rows; NaN for diverged rows."""
+        return self._draw(model, n, self.temperature, seed)
+
+    def points(self, model: NetworkModel, n: ArrayLike, *, seed: Seed) -> Tensor:
+        """`sample` at temperature 1: what a model is measured by."""
+        return self._draw(model, n, 1.0, seed)
+
+    def _draw(self, model: NetworkModel, n: ArrayLike, temperature: float, seed: Seed) -> Tensor:
         count = self._one_size(n)
         first, inverse = self._distinct(model)
         few = self._select(model, first)
         noise = np.stack(
             [seed.child(int(self.streams[i])).numpy().standard_normal((count, model.base.mlp.dim)) for i in first]
         )
-        x = self.sampler(few.denoise, torch.from_numpy(noise)).float()
+        x = self.sampler(few.denoise, torch.from_numpy(noise * math.sqrt(temperature))).float()
         return x[inverse]
 
     def negatives(self, scale: float) -> Callable[..., Tensor]:
@@ -167,16 +186,36 @@ class NetworkLearner:
 
         return draw
 
-    def draw(self, real: Gaussian, n: ArrayLike, *, seed: Seed) -> Tensor:
+    def draw(self, real: Gaussian | Distribution, n: ArrayLike, *, seed: Seed) -> Tensor:
         """n real points a row (R, n, d); rows of one stream get the same points."""
         count = self._one_size(n)
         first, inverse = _first_of_each([int(k) for k in self.streams])
-        root = real.root()[0].numpy()
-        points = [
-            real.mean[0].numpy() + seed.child(int(self.streams[i])).numpy().standard_normal((count, real.dim)) @ root
-            for i in first
-        ]
+        points = [draw_real(real, count, seed.child(int(self.streams[i]))) for i in first]
         return torch.from_numpy(np.stack(points)).float()[inverse]
+
+    def rebuild(self, data: Tensor, budget: ArrayLike, *, seed: Seed) -> NetworkModel:
+        """Networks of the second architecture (`NetworkSettings.other_width`), trained from scratch on ``data``.
+
+        budget: samples seen, a number or one a row; at the base's learning rate.
+        """
+        s = self.settings
+        other = replace(s, width=s.other_width or s.width, auxiliary_rate=s.rate)
+        part = NetworkLearner(self.sampler, self.streams, other)
+        return part.finetune(part.untrained(data, seed=seed), data, budget, seed=seed)
+
+    def perturb(self, base: NetworkModel, auxiliary: NetworkModel, *, seed: Seed) -> NetworkModel:
+        """The base moved as far as the auxiliary is from it, layer by layer, in a random direction."""
+        streams, inverse = np.unique(self.streams, return_inverse=True)
+        size = base.base.params.shape[1]
+        draws = np.stack([seed.child(int(k)).numpy().standard_normal(size) for k in streams])[inverse]
+        noise = torch.from_numpy(draws).to(base.base.params)
+        moved = base.base.params.clone()
+        mlp = base.base.mlp
+        parts = (mlp.views(t) for t in (moved, auxiliary.base.params - base.base.params, noise))
+        for weights, drift, direction in zip(*parts, strict=True):
+            axes = tuple(range(1, drift.ndim))
+            weights += direction * (drift.square().sum(axes, True) / direction.square().sum(axes, True)).sqrt()
+        return replace(base, base=base.base.with_params(moved))
 
     def extrapolate(self, base: NetworkModel, auxiliary: NetworkModel, omega: ArrayLike) -> NetworkModel:
         """The SIMS model: two networks a step, combined at omega (a number, or one a row)."""
@@ -227,7 +266,7 @@ class NetworkLearner:
             rows = alive[first].tolist()
             seeds = [seed.child(int(self.streams[i])) for i in rows]
             trained = train(model.base.take(rows), data[rows], seeds, settings, backend=self.settings.backend)
-            params[alive] = trained.ensemble.params[inverse]
+            params[alive] = (trained.ema or trained.ensemble).params[inverse]
         return replace(model, base=model.base.with_params(params), auxiliary=None, omega=None)
 
     def _keys(self, *tensors: Tensor | None) -> list[bytes]:

@@ -2,67 +2,182 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
+from sims_core.algorithm import METHODS
 from sims_core.errors import InputError, choose
 from sims_core.grids import parse_budget, parse_grid
 from sims_core.loop import parse_policy
 from sims_core.sampling import Sampler
+from sims_toy import report
+from sims_toy.datasets import parse_real
 from sims_toy.ensemble import numba_available
-from sims_toy.experiment import LEARNERS, Cell, Experiment, parse_reading
+from sims_toy.experiment import Cell, Experiment
 from sims_toy.gaussian import Gaussian
-from sims_toy.settings import BY_LEARNER, LOOPS, SWEEP_METHODS, Sweep
+from sims_toy.measuring import LEARNERS, POINTS, parse_reading
+from sims_toy.settings import BY_LEARNER, Sweep
+from sims_toy.study import Study
 
 #: Trials of the exact learner's curve beneath the networks'.
 OVERLAY_TRIALS = 400
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The experiment, the exact learner's experiment drawn beneath it (networks only), and the settings on record."""
-
-    experiment: Experiment
-    overlay: Experiment | None
-    settings: dict[str, Any]
-
-    @property
-    def exact(self) -> Experiment | None:
-        """The part whose cells are exact."""
-        return self.experiment if self.settings["learner"] == "exact" else self.overlay
-
-
-def make_plan(sweep: Sweep) -> Plan:
+def make_plan(sweep: Sweep) -> Study:
     """What a `Sweep` asks for. Raises `InputError` for anything that cannot be run."""
+    sweep.check()
     learner = choose("--learner", sweep.learner, LEARNERS)
     if learner == "network" and sweep.network.backend == "auto":
         chosen = "numba" if numba_available() else "torch"
         sweep = replace(sweep, network=replace(sweep.network, backend=chosen))
     converged = not sweep.budget  # auxiliaries trained as long as their bases: eta = 1 of the exact learner
     sweep = _with_defaults(sweep, learner)
-    methods = _names("--method", sweep.method, SWEEP_METHODS)
-    readings = _list("--auxiliary-data", sweep.auxiliary_data)
+    methods = names("--method", sweep.method, METHODS)
+    readings = items("--auxiliary-data", sweep.auxiliary_data)
     for reading in readings:
         parse_reading("--auxiliary-data", reading)
-    samplers = [Sampler.parse(s, argument="--sampler") for s in _list("--sampler", sweep.sampler)]
-    policies = [parse_policy(p, argument="--loop") for p in _list("--loop", sweep.loop)]
-    for policy in policies:
-        if policy.name == "polluted":
-            raise InputError("--loop", policy.name, f"the sweep has no foreign data; choose from {', '.join(LOOPS)}")
+    samplers = [Sampler.parse(s, argument="--sampler") for s in items("--sampler", sweep.sampler)]
+    policies = [parse_policy(p, argument="--loop") for p in items("--loop", sweep.loop)]
     omegas = parse_grid("--omega", sweep.omega)
-    real_sizes = _sizes("--real-size", sweep.real_size)
-    synthetic_sizes = _sizes("--synthetic-size", sweep.synthetic_size)
-    auxiliary_sizes = None if sweep.auxiliary_size == "same" else _sizes("--auxiliary-size", sweep.auxiliary_size)
+    temperatures = parse_grid("--temperature", sweep.temperature, low=0, high=1)
+    if 0.0 in temperatures:
+        raise InputError("--temperature", sweep.temperature, "give lambda_s in (0, 1]")
+    real_sizes = sizes("--real-size", sweep.real_size)
+    synthetic_sizes = sizes("--synthetic-size", sweep.synthetic_size)
+    auxiliary_sizes = None if sweep.auxiliary_size == "same" else sizes("--auxiliary-size", sweep.auxiliary_size)
     budgets = _budgets(sweep.budget, learner)
+    distance, digest = _distance(sweep, learner, max(real_sizes))
     if learner == "network":
         _refuse_for_networks(sweep, samplers)
-    for name, value, least in (("--generations", sweep.generations, 1), ("--trials", sweep.trials, 2)):
+    for name, value, least in (
+        ("--generations", sweep.generations, 1),
+        ("--trials", sweep.trials, 2),
+        ("--beside-trials", sweep.beside_trials or 2, 2),
+    ):
         if value < least:
             raise InputError(name, value, f"give a whole number of at least {least}")
-    for name, value in (("--seed", sweep.seed), ("--workers", sweep.workers), ("--chunk", sweep.chunk)):
-        if value < 0:
-            raise InputError(name, value, "give a whole number of at least 0")
+    mean, covariance = _gaussian(sweep)
+
+    if any("omega" in METHODS[m].takes for m in methods) and 0.0 not in omegas:
+        omegas = sorted([0.0, *omegas])  # omega = 0 is what every other omega is compared with
+    cells: list[Cell] = []
+    for policy, sampler, n, m, heat in product(policies, samplers, real_sizes, synthetic_sizes, temperatures):
+        if policy.ratio is not None:
+            m = round(policy.ratio * n)  # the loop fixes |D_s|
+            if m == 0 and auxiliary_sizes is None and any("n_synthetic" in METHODS[x].takes for x in methods):
+                expected = f"it leaves |D_s| = 0 beside {n}: say --auxiliary-size, or --method standard"
+                raise InputError("--loop", policy.name, expected)
+        for foreign in sizes("--pollution", sweep.pollution) if policy.name == "polluted" else [0]:
+            base = Cell(
+                learner, "standard", policy.name, str(sampler), n, m,
+                reference=str(sampler), temperature=heat, pollution=foreign, real=sweep.real,
+            )  # fmt: skip
+            cells.append(base)
+            if sampler.steps and any(METHODS[x].networks > 1 for x in methods):
+                # two networks a step: standard training may take twice the steps
+                cells.append(replace(base, method="equal-cost", sampler=str(sampler.doubled())))
+            for method in methods:
+                takes = METHODS[method].takes
+                if takes:
+                    cells += [
+                        replace(base, method=method, auxiliary_size=a, budget=b, auxiliary_data=r, omega=w)
+                        for a in ((auxiliary_sizes or [m]) if "n_synthetic" in takes else [0])
+                        for b in (budgets if "budget" in takes else ["0"])
+                        for r in (readings if "auxiliary_data" in takes else ["none"])
+                        for w in (omegas if "omega" in takes else [0.0])
+                    ]
+    cells = list(dict.fromkeys(cells))
+    fewer = bool(sweep.beside_trials) and sweep.beside_trials != sweep.trials
+    beside = [c for c in cells if fewer and c.auxiliary_data not in ("none", readings[0])]
+    experiment = Experiment(
+        tuple(c for c in cells if c not in beside),
+        sweep.generations,
+        sweep.trials,
+        sweep.seed,
+        tuple(mean),
+        tuple(map(tuple, covariance)),
+        sweep.network if learner == "network" else None,
+        (distance,),
+    )
+    parts = {"cells": experiment}
+    if beside:  # with the standard cells that their ratios need
+        needed = tuple(c for c in cells if c.method == "standard" or c in beside)
+        parts["beside"] = replace(experiment, cells=needed, trials=sweep.beside_trials)
+    if learner == "network" and converged and distance == "w2":
+        exact = [
+            replace(
+                c,
+                learner="exact",
+                budget="0" if "budget" not in METHODS[c.method if c.method in METHODS else "standard"].takes else "1",
+            )
+            for c in cells
+        ]
+        parts["overlay"] = replace(experiment, cells=tuple(dict.fromkeys(exact)), trials=OVERLAY_TRIALS, network=None)
+    settings = {
+        "command": "sims_toy.sweep",
+        "learner": learner,
+        "method": methods,
+        "loop": [p.name for p in policies],
+        "sampler": [str(s) for s in samplers],
+        "auxiliary_data": readings,
+        "omega": omegas,
+        "real_size": real_sizes,
+        "synthetic_size": synthetic_sizes,
+        "auxiliary_size": auxiliary_sizes or "same",
+        "budget": budgets,
+        "temperature": temperatures,
+        "generations": sweep.generations,
+        "trials": sweep.trials,
+        "real": sweep.real,
+        "real_mean": mean,
+        "real_covariance": covariance,
+        "distance": distance,
+        "seed": sweep.seed,
+    }
+    if digest:
+        settings["real_sha256"] = digest
+    if any(p.name == "polluted" for p in policies):
+        settings["pollution"] = sizes("--pollution", sweep.pollution)
+    if learner == "network":
+        settings["network"] = asdict(sweep.network)
+        settings["overlay_trials"] = OVERLAY_TRIALS if "overlay" in parts else 0
+    if beside:
+        settings["beside_trials"] = sweep.beside_trials
+    exact_part = experiment if learner == "exact" else parts.get("overlay")
+    return Study(
+        "sweep",
+        parts,
+        settings,
+        make=lambda values: report.make(parts, {name: v[distance] for name, v in values.items()}, exact_part, settings),
+        draw=report.draw,
+        words=report.words,
+        note=lambda: report.diagnosis(experiment),
+        local=("overlay",),
+    )
+
+
+def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
+    """The quantity that is measured, and the digest of a user's file."""
+    gaussian = sweep.real == "gaussian"
+    known = {"moments": "w2", "emd": "emd", "sliced": "sliced"}
+    name = choose("--distance", sweep.distance or ("moments" if gaussian else "sliced"), known)
+    if learner == "exact" and (not gaussian or name != "moments"):
+        argument, value = ("--distance", name) if gaussian else ("--real", sweep.real)
+        raise InputError(argument, value, "the exact learner knows Gaussians and their moments; use --learner network")
+    if gaussian:
+        return known[name], ""
+    if name == "moments":
+        raise InputError("--distance", name, f"moments are no distance to '{sweep.real}'; use emd or sliced")
+    real = parse_real(sweep.real)
+    for argument, size in (("--real-size", real_size), ("--distance", POINTS)):
+        if real.limit is not None and real.limit < size:
+            raise InputError(argument, size, f"the file of --real holds {real.limit} points")
+    return known[name], real.digest
+
+
+def _gaussian(sweep: Sweep) -> tuple[list[float], list[list[float]]]:
+    """The real Gaussian's mean and covariance."""
     mean = _numbers("--real-mean", sweep.real_mean)
     covariance = [_numbers("--real-covariance", row) for row in sweep.real_covariance.split(";")]
     try:
@@ -78,60 +193,7 @@ def make_plan(sweep: Sweep) -> Plan:
         raise InputError(
             "--real-covariance", sweep.real_covariance, "every row needs the same number of entries"
         ) from None
-
-    if any(m in ("sims", "neon") for m in methods) and 0.0 not in omegas:
-        omegas = sorted([0.0, *omegas])  # omega = 0 is what every other omega is compared with
-    cells: list[Cell] = []
-    for policy, sampler, n, m in product(policies, samplers, real_sizes, synthetic_sizes):
-        if policy.ratio is not None:
-            m = round(policy.ratio * n)  # the loop fixes |D_s|
-            if m == 0 and auxiliary_sizes is None and set(methods) - {"standard"}:
-                expected = f"it leaves |D_s| = 0 beside {n}: say --auxiliary-size, or --method standard"
-                raise InputError("--loop", policy.name, expected)
-        base = Cell(learner, "standard", policy.name, str(sampler), n, m, reference=str(sampler))
-        cells.append(base)
-        if sampler.steps and "sims" in methods:  # two networks a step: standard training may take twice the steps
-            cells.append(replace(base, method="equal-cost", sampler=str(sampler.doubled())))
-        for method, reading, aux, budget in product(methods, readings, auxiliary_sizes or [m], budgets):
-            if method != "standard":
-                made = replace(base, method=method, auxiliary_size=aux, budget=budget, auxiliary_data=reading)
-                cells += [replace(made, omega=w) for w in omegas]
-    cells = list(dict.fromkeys(cells))
-    experiment = Experiment(
-        tuple(cells),
-        sweep.generations,
-        sweep.trials,
-        sweep.seed,
-        tuple(mean),
-        tuple(map(tuple, covariance)),
-        sweep.network if learner == "network" else None,
-    )
-    overlay = None
-    if learner == "network" and converged:
-        exact = [replace(c, learner="exact", budget="0" if c.auxiliary_data == "none" else "1") for c in cells]
-        overlay = replace(experiment, cells=tuple(dict.fromkeys(exact)), trials=OVERLAY_TRIALS, network=None)
-    settings = {
-        "command": "sims_toy.sweep",
-        "learner": learner,
-        "method": methods,
-        "loop": [p.name for p in policies],
-        "sampler": [str(s) for s in samplers],
-        "auxiliary_data": readings,
-        "omega": omegas,
-        "real_size": real_sizes,
-        "synthetic_size": synthetic_sizes,
-        "auxiliary_size": auxiliary_sizes or "same",
-        "budget": budgets,
-        "generations": sweep.generations,
-        "trials": sweep.trials,
-        "real_mean": mean,
-        "real_covariance": covariance,
-        "seed": sweep.seed,
-    }
-    if learner == "network":
-        settings["network"] = asdict(sweep.network)
-        settings["overlay_trials"] = OVERLAY_TRIALS if overlay is not None else 0
-    return Plan(experiment, overlay, settings)
+    return mean, covariance
 
 
 def _with_defaults(sweep: Sweep, learner: str) -> Sweep:
@@ -153,18 +215,21 @@ def _refuse_for_networks(sweep: Sweep, samplers: list[Sampler]) -> None:
         raise InputError("--network.time", "sampler", "that time input is of the cosine grid: use --sampler ddim:N")
 
 
-def _list(argument: str, text: str) -> list[str]:
+def items(argument: str, text: str) -> list[str]:
+    """The distinct parts of a list with commas, at least one."""
     parts = [p.strip() for p in text.split(",") if p.strip()]
     if not parts:
         raise InputError(argument, text, "give at least one")
     return list(dict.fromkeys(parts))
 
 
-def _names(argument: str, text: str, known: Any) -> list[str]:
-    return [choose(argument, p, known) for p in _list(argument, text)]
+def names(argument: str, text: str, known: Any) -> list[str]:
+    """The parts of a list with commas, each of them known."""
+    return [choose(argument, p, known) for p in items(argument, text)]
 
 
-def _sizes(argument: str, text: str) -> list[int]:
+def sizes(argument: str, text: str) -> list[int]:
+    """Sizes of data sets: a grid of whole numbers from 1 up."""
     return [int(v) for v in parse_grid(argument, text, low=1, high=1e12, integer=True)]
 
 
@@ -176,7 +241,7 @@ def _budgets(text: str, learner: str) -> list[str]:
     """Budgets as text, since '0.3' and '50k' are of different kinds; the learner takes one kind only."""
     if ":" in text and learner == "exact":
         return [f"{v:g}" for v in parse_grid("--budget", text, low=0, high=1)]
-    budgets = [parse_budget("--budget", part) for part in _list("--budget", text)]
+    budgets = [parse_budget("--budget", part) for part in items("--budget", text)]
     for budget in budgets:
         if learner == "exact" and budget.unit != "eta":
             raise InputError(

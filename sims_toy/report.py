@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sims_core.algorithm import METHODS
 from sims_toy import figures, theory
 from sims_toy.tables import FACET, tables, theory_tables
 
@@ -14,30 +15,31 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sims_toy.experiment import Experiment
-    from sims_toy.planning import Plan
 
-TABLES = ("sweep", "regimes", "theory", "boundaries")
+#: Methods with a strength.
+GUIDED = [name for name, method in METHODS.items() if "omega" in method.takes]
 #: More combinations of the other axes than this are left to the tables.
 MOST_FACETS = 8
 
 
-def make(planned: Plan, w2: np.ndarray, overlay: np.ndarray | None) -> dict[str, pd.DataFrame]:
-    """All tables of a sweep from its distances (cells, trials, generations), the overlay's rows after its own."""
+def make(
+    parts: dict[str, Experiment], w2: dict[str, np.ndarray], exact: Experiment | None, settings: dict[str, Any]
+) -> dict[str, pd.DataFrame]:
+    """All tables of a sweep from the distances (cells, trials, generations) of its parts, in their order.
+
+    exact: the part whose cells are exact, if any.
+    """
     import pandas as pd
 
-    parts = [tables(planned.experiment, w2)]
-    if planned.overlay is not None and overlay is not None:
-        parts.append(tables(planned.overlay, overlay))
-    sweep, regimes = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
-    curves, edges = theory_tables(planned.exact, planned.settings)
+    pairs = []
+    for name, part in parts.items():
+        pair = tables(part, w2[name])
+        if name == "beside":  # its standard cells stand in the table already
+            pair = tuple(frame[frame["auxiliary_data"] != "none"] for frame in pair)
+        pairs.append(pair)
+    sweep, regimes = (pd.concat(frames, ignore_index=True) for frames in zip(*pairs, strict=True))
+    curves, edges = theory_tables(exact, settings)
     return {"sweep": sweep, "regimes": regimes, "theory": curves, "boundaries": edges}
-
-
-def load(folder: Path) -> dict[str, pd.DataFrame]:
-    """The tables of a finished sweep."""
-    import pandas as pd
-
-    return {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
 
 
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
@@ -47,8 +49,7 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
     own, exact = regimes["learner"] == settings["learner"], regimes["learner"] == "exact"
     # beneath the networks lies the exact learner, whose budget is written as an eta
     beneath = FACET if settings["learner"] == "exact" else [c for c in FACET if c != "budget"]
-    guided = ~regimes["method"].isin(["standard", "equal-cost"])
-    reading = settings["auxiliary_data"][0]
+    guided = regimes["method"].isin(GUIDED)
     paths: list[Path] = []
     if not guided.any():
         text = caption({"method": "standard", "loop": "/".join(settings["loop"]), "sampler": settings["sampler"][0],
@@ -62,7 +63,9 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
             & (regimes["loop"] == facet["loop"])
             & (regimes["real_size"] == facet["real_size"])
             & (regimes["reference"] == facet["sampler"])
+            & _matches(regimes, facet, ["temperature", "pollution"])
         )
+        reading = settings["auxiliary_data"][0] if "auxiliary_data" in METHODS[facet["method"]].takes else "none"
         mine = own & _matches(regimes, facet, FACET)
         curves, edges = (frames[n][_matches(frames[n], facet, beneath)] for n in ("theory", "boundaries"))
         text = caption(facet.to_dict(), settings)
@@ -78,7 +81,21 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
         paths += figures.phase_diagram(
             regimes[mine], edges, folder / f"phase_diagram{suffix}", reading=reading, caption=phase_caption(text)
         )
+    if len(settings["method"]) > 2:  # beyond standard training and one remedy
+        paths += _compare(regimes[own], settings, folder)
     return paths
+
+
+def _compare(regimes: pd.DataFrame, settings: dict[str, Any], folder: Path) -> list[Path]:
+    """The methods side by side in the same loop: the first value of every other axis, all |D_s|."""
+    axes = ["loop", "reference", "real_size", "temperature", "pollution"]
+    part = regimes[_matches(regimes, regimes.iloc[0], axes)]
+    keep = part["auxiliary_data"].isin(["none", settings["auxiliary_data"][0]])
+    first = part["budget"].isin(["0", settings["budget"][0]]) & part["aux"].isin([0, part["aux"].max()])
+    facet = {"method": " against ".join(settings["method"]), "loop": part["loop"].iloc[0], "budget":
+             settings["budget"][0], "sampler": part["reference"].iloc[0], "real_size": part["real_size"].iloc[0],
+             "aux": int(part["aux"].max())}  # fmt: skip
+    return figures.comparison(part[keep & first], folder / "comparison", caption=caption(facet, settings))
 
 
 def _matches(frame: pd.DataFrame, facet: pd.Series, columns: list[str]) -> pd.Series:
@@ -92,7 +109,19 @@ def _aux(frame: pd.DataFrame, settings: dict[str, Any]) -> pd.Series:
 def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
     """The settings of a facet, and which of them are our reading."""
     aux = "|D_aux| = |D_s|" if not facet["aux"] else f"|D_aux| = {facet['aux']}"
-    cov = "; ".join(", ".join(f"{v:g}" for v in row) for row in settings["real_covariance"])
+    real = settings["real"]
+    if real == "gaussian":
+        cov = "; ".join(", ".join(f"{v:g}" for v in row) for row in settings["real_covariance"])
+        real = f"N(mean [{', '.join(f'{v:g}' for v in settings['real_mean'])}], covariance [{cov}])"
+    extras = "".join(
+        f"{name} {facet[key]:g}, "
+        for key, name, usual in (("temperature", "sampling bias", 1), ("pollution", "|D_p| =", 0))
+        if facet.get(key, usual) != usual
+    )
+    distance = ""
+    if settings["distance"] != "w2":
+        name = {"emd": "exact", "sliced": "sliced"}[settings["distance"]]
+        distance = f"Distance: {name} W2 between 1,000 generated and 1,000 real points. "
     orange = (
         "Orange: standard training with twice the sampler steps (equal cost). " if facet["method"] == "sims" else ""
     )
@@ -106,12 +135,13 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
             f"{n['steps']} Adam steps of {n['batch'] or 'all'} rows from {n['start']}, rate {n['rate']:g}, auxiliary "
             f"{n['auxiliary_rate']:g}."
         )
+    beside = f" ({settings['beside_trials']} of the readings beside)" if "beside_trials" in settings else ""
     return (
-        f"{settings['learner']} learner, {facet['method']}, {facet['loop']} loop: real data N(mean "
-        f"[{', '.join(f'{v:g}' for v in settings['real_mean'])}], covariance [{cov}]), |D_r| = {facet['real_size']}, "
-        f"sampler {facet['sampler']}, {budget}, {aux}, {settings['trials']} paired trials, "
+        f"{settings['learner']} learner, {facet['method']}, {facet['loop']} loop: real data {real}, "
+        f"|D_r| = {facet['real_size']}, {extras}sampler {facet['sampler']}, {budget}, {aux}, "
+        f"{settings['trials']} paired trials{beside}, "
         f"{settings['generations']} generations, seed {settings['seed']}; d_T is the mean of the last ten. "
-        f"Bands: 95 % bootstrap intervals. {beneath} {orange}Regimes, |D_r|, the real Gaussian, the sampler, "
+        f"{distance}Bands: 95 % bootstrap intervals. {beneath} {orange}Regimes, |D_r|, the real Gaussian, the sampler, "
         "what the auxiliary is trained on and how long are our "
         f"reading; the paper does not state them.{networks}"
     )
@@ -132,7 +162,7 @@ def summary(frames: dict[str, pd.DataFrame]) -> str:
     Columns for axes on which the sweep has more than one value; standard training's own lines where nothing is guided.
     """
     regimes = _main(frames)
-    guided = regimes[~regimes["method"].isin(["standard", "equal-cost"])]
+    guided = regimes[regimes["method"].isin(GUIDED)]
     rows = guided if len(guided) else regimes[regimes["method"] == "standard"]
     same_size = (rows["auxiliary_size"] == rows["synthetic_size"]).all()
     hidden = {"synthetic_size", "auxiliary_size"} if same_size else {"synthetic_size"}
@@ -157,7 +187,8 @@ def summary(frames: dict[str, pd.DataFrame]) -> str:
 
 
 _AXES = [
-    "method", "auxiliary_data", "loop", "sampler", "real_size", "auxiliary_size", "budget", "synthetic_size",
+    "method", "auxiliary_data", "loop", "sampler", "real_size", "auxiliary_size", "budget", "temperature", "pollution",
+    "synthetic_size",
 ]  # fmt: skip
 
 
@@ -174,6 +205,8 @@ def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, floa
         & (regimes["real_size"] == key["real_size"])
         & (regimes["synthetic_size"] == key["synthetic_size"])
         & (regimes["reference"] == key["sampler"])
+        & (regimes["temperature"] == key["temperature"])
+        & (regimes["pollution"] == key["pollution"])
     )
     standard = regimes[same & (regimes["method"] == "standard")]
     control = regimes[same & (regimes["method"] == "equal-cost")]
@@ -183,7 +216,7 @@ def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, floa
 def conclusion(frames: dict[str, pd.DataFrame]) -> str:
     """One sentence: what standard training does at the largest |D_s|, and what the best omega does."""
     regimes = _main(frames)
-    guided = regimes[regimes["method"].isin(["sims", "neon"])]
+    guided = regimes[regimes["method"].isin(GUIDED)]
     if guided.empty:
         rows = regimes[regimes["method"] == "standard"]
         worst = rows.loc[rows["own"].idxmax()]
@@ -207,17 +240,24 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
     return f"{start}; {effect}: {label}."
 
 
+def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
+    """The summary and the conclusion."""
+    return f"{summary(frames)}\n{conclusion(frames)}"
+
+
 def diagnosis(experiment: Experiment) -> str:
     """Whether SIMS can help, said before any guidance is looked at: the error budget and the drift-error cosine."""
     from sims_core.sampling import Sampler
     from sims_core.seeds import Seed
     from sims_toy.diagnosis import diagnose, diagnose_network
-    from sims_toy.experiment import spread
     from sims_toy.gaussian import Gaussian
+    from sims_toy.measuring import spread
 
-    real = Gaussian.single(experiment.mean, experiment.covariance)
-    sigma_data = spread(experiment)
     cell = experiment.cells[0]
+    real = experiment.source(cell)
+    if not isinstance(real, Gaussian):
+        return ""
+    sigma_data = spread(real)
     sampler, seed = Sampler.parse(cell.sampler, sigma_data=sigma_data), Seed(experiment.seed)
     if experiment.network is not None:
         return str(diagnose_network(sampler, real, cell.real_size, experiment.network, seed=seed))

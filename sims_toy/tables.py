@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.algorithm import AUXILIARY_DATA
+from sims_core.algorithm import AUXILIARY_DATA, METHODS
 from sims_core.seeds import Seed
 from sims_toy import phase, theory
-from sims_toy.experiment import Array, Cell, Experiment, spread
+from sims_toy.experiment import Array, Cell, Experiment
+from sims_toy.measuring import spread
 
 if TYPE_CHECKING:
     import pandas as pd
 
 #: Axes on which a figure holds one value; each combination gets figures of its own. 'aux' is |D_aux|, 0 for |D_s|.
-FACET = ["method", "loop", "sampler", "real_size", "budget", "aux"]
+FACET = ["method", "loop", "sampler", "real_size", "budget", "aux", "temperature", "pollution"]
 _COLUMNS = [*FACET, "auxiliary_data", "synthetic_size"]
 _CURVE = [*_COLUMNS, "generation", "omega", "w2_rms", "w2_rms_standard_first"]
 _EDGE = [*_COLUMNS, "regime", "piece", "omega_low", "omega_high"]
@@ -34,7 +35,7 @@ def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFram
     weights = phase.resampling_weights(experiment.trials, Seed(experiment.seed))
     means = np.where(np.isfinite(w2).all(1), w2.mean(1), np.inf)
     standards = {
-        (c.learner, c.loop, c.sampler, c.real_size, c.synthetic_size): i
+        (c.learner, c.loop, c.sampler, c.real_size, c.synthetic_size, c.temperature, c.pollution): i
         for i, c in enumerate(experiment.cells)
         if c.method == "standard"
     }
@@ -42,7 +43,8 @@ def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFram
     anchors = {i: phase.weighted(weights, w2[i]) for i in standards.values()}  # (resamples, generations) each
     sweep, regimes = [], []
     for i, cell in enumerate(experiment.cells):
-        s = standards[(cell.learner, cell.loop, cell.reference or cell.sampler, cell.real_size, cell.synthetic_size)]
+        axes = (cell.real_size, cell.synthetic_size, cell.temperature, cell.pollution)
+        s = standards[(cell.learner, cell.loop, cell.reference or cell.sampler, *axes)]
         identity = {k: v for k, v in asdict(cell).items() if k != "reference"} | {"trials": experiment.trials}
         mine, anchor = anchors.get(i), anchors[s]
         if mine is None:
@@ -88,6 +90,9 @@ def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFram
         "trials",
         "diverged",
         "auxiliary_data",
+        "temperature",
+        "pollution",
+        "real",
         "w2_sq_mean",
         "w2_mean",
         "w2_se",
@@ -109,7 +114,8 @@ def _regime(
     """One row of regimes.csv."""
     from sims_core.sampling import Sampler
 
-    evaluations = Sampler.parse(cell.sampler).nfe * (2 if cell.method == "sims" else 1)
+    networks = METHODS[cell.method].networks if cell.method in METHODS else 1
+    evaluations = Sampler.parse(cell.sampler).nfe * networks
     diverged = int((~np.isfinite(w2)).any(1).sum())
     row: dict[str, Any] = {"nfe": evaluations, "diverged": diverged}
     d_t, d_t_standard = mine[:, last].mean(1), standard[:, last].mean(1)
@@ -150,19 +156,33 @@ def theory_tables(experiment: Experiment | None, settings: dict[str, Any]) -> tu
     if experiment is None:
         return pd.DataFrame(columns=_CURVE), pd.DataFrame(columns=_EDGE)
     real = Gaussian.single(experiment.mean, experiment.covariance)
-    sigma_data = spread(experiment)
+    sigma_data = spread(real)
     same = settings["auxiliary_size"] == "same"
     omegas = np.linspace(min(settings["omega"]), max(settings["omega"]), 101)
     groups: dict[tuple[Any, ...], set[int]] = {}
     for c in experiment.cells:
-        if c.method == "sims" and c.loop == "augmentation" and c.auxiliary_data in AUXILIARY_DATA:
+        if (
+            c.method == "sims"
+            and c.loop == "augmentation"
+            and c.auxiliary_data in AUXILIARY_DATA
+            and c.temperature == 1
+        ):
             aux = 0 if same else c.auxiliary_size
             key = (c.method, c.loop, c.sampler, c.real_size, c.budget, aux, c.auxiliary_data)
             groups.setdefault(key, set()).add(c.synthetic_size)
     curves, edges = [], []
     for (method, loop, sampler, n, budget, aux, reading), sizes in groups.items():
         modes = sampler_modes(Sampler.parse(sampler, sigma_data=sigma_data), real)
-        facet = {"method": method, "loop": loop, "sampler": sampler, "real_size": n, "budget": budget, "aux": aux}
+        facet = {
+            "method": method,
+            "loop": loop,
+            "sampler": sampler,
+            "real_size": n,
+            "budget": budget,
+            "aux": aux,
+            "temperature": 1.0,
+            "pollution": 0,
+        }
 
         def setting(m: float, n: int = n, aux: int = aux, eta: float = float(budget), reading: str = reading,
                     modes: tuple[theory.Mode, ...] = modes) -> theory.Setting:  # fmt: skip

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
+from sims_toy.datasets import Distribution
 from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
 
 Points = NDArray[np.float64]
@@ -83,6 +84,14 @@ def measure(
     value = float(np.mean([distance(generated, real) for real in reals]))
     low, high = np.quantile(floors, [0.025, 0.975])
     return Measured(value, float(np.mean(floors)), float(low), float(high))
+
+
+def draw_real(real: Gaussian | Distribution, n: int, seed: Seed) -> Points:
+    """n points (n, d) of a real distribution."""
+    if isinstance(real, Gaussian):
+        noise = seed.numpy().standard_normal((n, real.dim))
+        return np.asarray(real.mean[0].numpy() + noise @ real.root()[0].numpy())
+    return real.draw(n, seed)
 
 
 def _check(generated: Points, reference: Points) -> None:

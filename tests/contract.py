@@ -6,12 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sims_core import Learner, Seed
+from sims_core import Learner, Perturbable, Rebuildable, Seed
 
 
 @dataclass
 class Case:
-    """A learner, data for it, a budget, a sample size, and how to compare two models (or data sets) exactly."""
+    """A learner, data for it, a budget, a sample size, and how to compare two models (or data sets) exactly.
+
+    What Neon, autoguidance and the controls need besides is checked of learners that have it.
+    """
 
     learner: Any
     data: Any
@@ -19,6 +22,7 @@ class Case:
     size: Any
     same: Callable[[Any, Any], bool]
     count: Callable[[Any], float]
+    exact: bool = False  # training has one answer, wherever it starts
 
 
 def check(case: Case) -> None:
@@ -41,6 +45,18 @@ def check(case: Case) -> None:
     assert case.same(learner.sample(zero, case.size, seed=seed.child("a")), drawn), "omega = 0 is not the base"
     one = learner.extrapolate(base, auxiliary, 1.0)
     assert not case.same(learner.sample(one, case.size, seed=seed.child("a")), drawn), "omega = 1 is the base"
+
+    if isinstance(learner, Rebuildable):
+        other = learner.rebuild(drawn, case.budget, seed=seed.child("rebuild"))
+        assert case.same(other, learner.rebuild(drawn, case.budget, seed=seed.child("rebuild")))
+        assert not case.same(other, auxiliary) or case.exact, "rebuild is no training from scratch"
+        assert not case.same(
+            learner.sample(learner.extrapolate(base, other, 1.0), case.size, seed=seed.child("a")), drawn
+        )
+    if isinstance(learner, Perturbable):
+        moved = learner.perturb(base, auxiliary, seed=seed.child("direction"))
+        assert case.same(moved, learner.perturb(base, auxiliary, seed=seed.child("direction")))
+        assert not case.same(moved, base) and not case.same(moved, auxiliary)
 
     both = learner.union(case.data, drawn)
     assert case.count(both) == case.count(case.data) + case.count(drawn)

@@ -14,11 +14,17 @@ from sims_core import (
     InputError,
     Learner,
     Mergeable,
+    Perturbable,
+    Rebuildable,
     Seed,
+    autoguidance,
     complement,
+    continued,
     distribution_control,
     neon,
     parse_policy,
+    random_direction,
+    rebuilt,
     self_consuming_loop,
     sims,
     standard,
@@ -48,6 +54,13 @@ class Numbers:
 
     merge = extrapolate
 
+    def rebuild(self, data, budget, *, seed):
+        self.calls.append(("rebuild", data, budget))
+        return -3.0 + budget * (float(np.mean(data)) + 3.0)  # from scratch: -3
+
+    def perturb(self, base, auxiliary, *, seed):
+        return base - (auxiliary - base)
+
     def union(self, a, b):
         return a + b
 
@@ -57,7 +70,8 @@ SEED = Seed(0)
 
 
 def test_it_is_a_learner():
-    assert isinstance(Numbers(), Learner) and isinstance(Numbers(), Mergeable)
+    for protocol in (Learner, Mergeable, Rebuildable, Perturbable):
+        assert isinstance(Numbers(), protocol)
 
 
 def test_algorithm_1_step_by_step():
@@ -83,12 +97,33 @@ def test_auxiliary_readings(reading, seen):
 
 
 def test_methods_share_a_signature_and_their_seeds():
+    settings = {"n_synthetic": 2, "budget": 1.0, "omega": 0.0}
     for name, method in METHODS.items():
-        extra = {} if name == "standard" else {"n_synthetic": 2, "budget": 1.0, "omega": 0.0}
-        assert method(Numbers(), REAL, real=REAL, seed=SEED, start=None, **extra).model == 1.0
+        made = method.bind(**settings)(Numbers(), REAL, real=REAL, seed=SEED, start=None)
+        assert made.base == made.model == 1.0, name
+        assert method(Numbers(), REAL, seed=SEED, **{k: v for k, v in settings.items() if k in method.takes}) == made
+        assert (made.auxiliary is None) == ("omega" not in method.takes)
     guided = sims(Numbers(), REAL, n_synthetic=2, budget=1.0, omega=1.5, seed=SEED)
     merged = neon(Numbers(), REAL, n_synthetic=2, budget=1.0, omega=1.5, seed=SEED)
     assert guided.model == merged.model  # a linear model: scores and weights extrapolate alike
+
+
+def test_rivals_and_controls_step_by_step():
+    learner = Numbers()
+    out = autoguidance(learner, REAL, budget=1.6, omega=2.0, seed=SEED)
+    guide = -3 + 0.1 * 4  # a sixteenth of the budget, on the training set itself
+    assert out.auxiliary == pytest.approx(guide) and out.model == pytest.approx(3 * 1.0 - 2 * guide)
+    assert [c[0] for c in learner.calls] == ["fit", "rebuild"] and learner.calls[1][1] == REAL
+    learner = Numbers()
+    assert continued(learner, REAL, budget=0.5, seed=SEED).model == 1.0 and learner.calls[-1] == ("finetune", REAL)
+    common = {"n_synthetic": 3, "budget": 0.5, "omega": 2.0, "seed": SEED}
+    assert random_direction(Numbers(), REAL, **common).model == pytest.approx(3 * 1.0 - 2 * 0.5)
+    learner = Numbers()
+    out = rebuilt(learner, REAL, **common)
+    assert out.auxiliary == -3 + 0.5 * 5 and [c[0] for c in learner.calls] == ["fit", "sample", "rebuild"]
+    assert {name: method.networks for name, method in METHODS.items()} == {
+        "standard": 1, "sims": 2, "neon": 1, "autoguidance": 2, "continued": 1, "random": 2, "rebuilt": 2,
+    }  # fmt: skip
 
 
 def test_complement_moves_away_from_the_target():

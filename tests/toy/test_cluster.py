@@ -28,7 +28,7 @@ TINY = Sweep(
 
 def test_a_killed_worker_does_not_change_the_table():
     exp = plan(TINY).experiment
-    reference = experiment.run(exp)
+    reference = experiment.run(exp)["w2"]
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
     with cluster:
         victim = next(iter(cluster.workers.values())).pid
@@ -43,7 +43,7 @@ def test_a_killed_worker_does_not_change_the_table():
 
         thread = threading.Thread(target=kill)
         thread.start()
-        found = experiment.run(exp, scheduler=cluster.scheduler_address, chunk=2)
+        found = experiment.run(exp, scheduler=cluster.scheduler_address, chunk=2)["w2"]
         thread.join(timeout=60)
     assert killed.is_set()
     np.testing.assert_array_equal(found, reference)

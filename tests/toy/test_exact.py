@@ -42,7 +42,7 @@ def test_contract(sampler):
 
     learner = learner_for(sampler)
     data = learner.draw(REAL, 300, seed=S.child("data"))
-    check(Case(learner, data, 0.5, 200, same, lambda d: float(d.n[0])))
+    check(Case(learner, data, 0.5, 200, same, lambda d: float(d.n[0]), exact=True))
 
 
 class Points:

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 from sims_core import InputError
-from sims_toy import experiment, report
-from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, describe, plan, run_sweep
+from sims_toy import experiment, measuring, report
+from sims_toy.study import describe
+from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, plan, run_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [
@@ -32,6 +33,9 @@ COLUMNS = [
     "trials",
     "diverged",
     "auxiliary_data",
+    "temperature",
+    "pollution",
+    "real",
     "w2_sq_mean",
     "w2_mean",
     "w2_se",
@@ -228,11 +232,11 @@ def test_real_plus_synthetic_diverges_and_says_so(tmp_path):
 def test_chunks_and_workers_do_not_change_a_bit():
     sweep = dataclasses.replace(SMALL, loop="augmentation,fresh,accumulate,mixed:0.3", method="sims,neon", trials=5)
     exp = plan(sweep).experiment
-    reference = experiment.run(exp)
+    reference = experiment.run(exp)["w2"]
     for chunk in (1, 7, 64):
         few = dataclasses.replace(exp, generations=2) if chunk == 1 else exp
-        np.testing.assert_array_equal(experiment.run(few, chunk=chunk), reference[..., : few.generations])
-    np.testing.assert_array_equal(experiment.run(exp, chunk=50, workers=2), reference)
+        np.testing.assert_array_equal(experiment.run(few, chunk=chunk)["w2"], reference[..., : few.generations])
+    np.testing.assert_array_equal(experiment.run(exp, chunk=50, workers=2)["w2"], reference)
 
 
 @pytest.mark.parametrize("learner", ["exact", "network"])
@@ -252,10 +256,10 @@ def test_chunks_do_not_change_a_bit_in_any_dimension(learner, dim):
         network=NetworkSettings(steps=10, batch=16, width=8),
     )
     exp = plan(sweep).experiment
-    reference = experiment.run(exp)
+    reference = experiment.run(exp)["w2"]
     assert np.isfinite(reference).all()
     for chunk in (1, 4):
-        np.testing.assert_array_equal(experiment.run(exp, chunk=chunk), reference)
+        np.testing.assert_array_equal(experiment.run(exp, chunk=chunk)["w2"], reference)
 
 
 def test_standard_training_alone(tmp_path):
@@ -385,10 +389,10 @@ def test_networks_beside_the_exact_learner(tmp_path):
     np.testing.assert_array_equal(zero, network[network["method"] == "standard"]["w2_mean"].to_numpy())
     assert len(result.tables["theory"]) and report.conclusion(result.tables).startswith("|D_s| = 40")
     exp = plan(tiny).experiment
-    reference = experiment.run(exp)
+    reference = experiment.run(exp)["w2"]
     for chunk in (1, 5, 64):
-        np.testing.assert_array_equal(experiment.run(exp, chunk=chunk), reference)
-    np.testing.assert_array_equal(experiment.run(exp, chunk=3, workers=2), reference)
+        np.testing.assert_array_equal(experiment.run(exp, chunk=chunk)["w2"], reference)
+    np.testing.assert_array_equal(experiment.run(exp, chunk=3, workers=2)["w2"], reference)
 
 
 def test_one_thread_a_worker(monkeypatch):
@@ -397,18 +401,18 @@ def test_one_thread_a_worker(monkeypatch):
 
     exp = plan(dataclasses.replace(SMALL, generations=2, trials=2)).experiment
     seen = []
-    honest = experiment.LEARNERS["exact"].measure
+    honest = measuring.LEARNERS["exact"].measure
 
     def spy(*args):
         seen.append(torch.get_num_threads())
         return honest(*args)
 
-    spied = dataclasses.replace(experiment.LEARNERS["exact"], measure=spy)
-    monkeypatch.setitem(experiment.LEARNERS, "exact", spied)
+    spied = dataclasses.replace(measuring.LEARNERS["exact"], measure=spy)
+    monkeypatch.setitem(measuring.LEARNERS, "exact", spied)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        experiment.run(exp)
+        experiment.run(exp)["w2"]
         assert set(seen) == {1} and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -471,7 +475,7 @@ BAD = [
     (["--auxiliary-data", "sinthetic"], "did you mean 'synthetic'"),
     (["--method", "simms"], "did you mean 'sims'"),
     (["--loop", "augmentaton"], "did you mean 'augmentation'"),
-    (["--loop", "polluted"], "foreign"),
+    (["--loop", "polluted", "--pollution", "0"], "pollution"),
     (["--sampler", "heunn:18"], "did you mean 'heun'"),
     (["--learner", "exat"], "did you mean 'exact'"),
     (["--preset", "figure5"], "did you mean 'figure4'"),
@@ -567,7 +571,7 @@ def test_every_axis_takes_a_grid(tmp_path):
     assert [guided[a].nunique() for a in axes] == [2, 2, 3, 2, 2, 2, 3, 2]
     assert len(guided) == 2 * 2 * 3 * 2 * 2 * 2 * 3 * 2 * 2 and not guided.duplicated([*axes, "omega"]).any()
     assert (regimes["regime"][regimes["diverged"] == 0] == "undecided").all()  # three trials decide nothing
-    assert len([p for p in result.figures if p.suffix == ".png"]) == 2 * report.MOST_FACETS
+    assert len([p for p in result.figures if p.suffix == ".png"]) == 2 * report.MOST_FACETS + 1  # and the comparison
 
 
 def test_settings_record(small):

@@ -1,0 +1,249 @@
+"""Two-dimensional real distributions, by name or from a user's file.
+
+A distribution is anything with a dimension and a way to draw points (`Distribution`); `DATASETS` names the makers, one
+line each. Where there are classes (components, arms, moons), a draw says which one each point came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sims_core.errors import InputError, choose
+from sims_core.grids import parse_grid
+from sims_core.seeds import Seed
+
+Points = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A real distribution on the plane (or in any dimension).
+
+    name: as written on the command line. sampler: ``(n, generator) -> (points (n, d), classes (n,))``. classes: how
+    many there are. limit: how many distinct points it has (a user's file), None without limit. mixture: its components
+    where it is a Gaussian mixture, else None. digest: of a user's file.
+    """
+
+    name: str
+    sampler: Callable[[int, np.random.Generator], tuple[Points, Labels]]
+    classes: int = 1
+    limit: int | None = None
+    mixture: Mixture | None = None
+    digest: str = ""
+
+    def draw(self, n: int, seed: Seed) -> Points:
+        """n points (n, d). Raises `InputError` where a file holds fewer."""
+        return self.draw_labelled(n, seed)[0]
+
+    def draw_labelled(self, n: int, seed: Seed) -> tuple[Points, Labels]:
+        """n points (n, d) and the class of each, (n,)."""
+        if self.limit is not None and n > self.limit:
+            raise InputError("--real", self.name, f"the file holds {self.limit} points, and {n} are asked for")
+        return self.sampler(n, seed.numpy())
+
+    @cached_property
+    def reference(self) -> Points:
+        """A large fixed draw (20,000 points, or the whole file) for moments and plots."""
+        return self.draw(self.limit or 20_000, Seed(0).child("reference"))
+
+    @property
+    def dim(self) -> int:
+        """The dimension d."""
+        return int(self.reference.shape[1])
+
+    @cached_property
+    def spread(self) -> float:
+        """Root mean square standard deviation: sigma_data."""
+        return float(np.sqrt(self.reference.var(0).mean()))
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A Gaussian mixture with one isotropic variance: means (K, d), std, weights (K,)."""
+
+    means: tuple[tuple[float, ...], ...]
+    std: float
+    weights: tuple[float, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        weights = np.asarray(self.weights or [1 / len(self.means)] * len(self.means), dtype=np.float64)
+        if len(weights) != len(self.means) or (weights < 0).any() or not np.isclose(weights.sum(), 1):
+            raise InputError("weights", weights.tolist(), f"give {len(self.means)} shares that sum to 1")
+        object.__setattr__(self, "weights", tuple(float(w) for w in weights / weights.sum()))
+
+    def sample(self, n: int, generator: np.random.Generator) -> tuple[Points, Labels]:
+        """n points (n, d) and their components (n,)."""
+        means = np.asarray(self.means)
+        label = generator.choice(len(means), size=n, p=self.weights)
+        return means[label] + self.std * generator.standard_normal((n, means.shape[1])), label.astype(np.int64)
+
+    def responsibilities(self, points: Points) -> Points:
+        """P(component | point), (n, K): the Bayes classifier of the mixture's own law."""
+        distance = ((points[:, None] - np.asarray(self.means)) ** 2).sum(-1)
+        with np.errstate(divide="ignore"):  # a weight of 0 is a component that no point came from
+            logit = np.log(self.weights) - distance / (2 * self.std**2)
+        logit -= logit.max(1, keepdims=True)
+        odds = np.exp(logit)
+        return np.asarray(odds / odds.sum(1, keepdims=True))
+
+
+# ------------------------------------------------------------------- makers
+
+
+def _ring(count: int, weights: Sequence[float] = ()) -> Distribution:
+    if count < 2:
+        raise InputError("--real", f"gaussians:{count}", "give at least 2 components")
+    angle = 2 * math.pi * np.arange(count) / count
+    means = tuple((2 * math.cos(a), 2 * math.sin(a)) for a in angle)
+    mixture = Mixture(means, 0.2, tuple(weights))
+    return Distribution(f"gaussians:{count}", mixture.sample, count, mixture=mixture)
+
+
+def _gaussians(text: str) -> Distribution:
+    """``gaussians:K``: K on a circle of radius 2, standard deviation .2, equal weights."""
+    if text and not text.isdigit():
+        raise InputError("--real", f"gaussians:{text}", "write gaussians:K with a number of components, such as 8")
+    return _ring(int(text or 8))
+
+
+def _mixture(text: str) -> Distribution:
+    """``mixture:p,q,...``: the same ring with the given weights (they are divided by their sum)."""
+    weights = [v for part in text.split(",") if part for v in parse_grid("--real", part, low=0)]
+    if len(weights) < 2 or sum(weights) <= 0:
+        raise InputError("--real", f"mixture:{text}", "give at least two weights, such as mixture:0.7,0.3")
+    shares = [w / sum(weights) for w in weights]
+    made = _ring(len(shares), shares)
+    return Distribution(f"mixture:{text}", made.sampler, made.classes, mixture=made.mixture)
+
+
+def _takes_nothing(name: str, text: str) -> None:
+    if text:
+        raise InputError("--real", f"{name}:{text}", f"'{name}' takes nothing after a colon")
+
+
+def _moons(text: str) -> Distribution:
+    """``moons``: two interleaved half circles of radius 1, noise .1 (as scikit-learn's ``make_moons``)."""
+    _takes_nothing("moons", text)
+
+    def sample(n: int, generator: np.random.Generator) -> tuple[Points, Labels]:
+        label = generator.integers(2, size=n)
+        angle = math.pi * generator.random(n)
+        x = np.where(label == 0, np.cos(angle), 1 - np.cos(angle))
+        y = np.where(label == 0, np.sin(angle), 0.5 - np.sin(angle))
+        return np.stack([x, y], 1) + 0.1 * generator.standard_normal((n, 2)), label.astype(np.int64)
+
+    return Distribution("moons", sample, 2)
+
+
+def _pinwheel(text: str) -> Distribution:
+    """``pinwheel``: five arms, each a stretched Gaussian bent by a rotation that grows with its radius."""
+    _takes_nothing("pinwheel", text)
+
+    def sample(n: int, generator: np.random.Generator) -> tuple[Points, Labels]:
+        label = generator.integers(5, size=n)
+        arm = generator.standard_normal((n, 2)) * [0.3, 0.05] + [1.0, 0.0]
+        angle = 2 * math.pi * label / 5 + 0.25 * np.exp(arm[:, 0])
+        turned = np.stack(
+            [
+                arm[:, 0] * np.cos(angle) - arm[:, 1] * np.sin(angle),
+                arm[:, 0] * np.sin(angle) + arm[:, 1] * np.cos(angle),
+            ],
+            1,
+        )
+        return 2 * turned, label.astype(np.int64)
+
+    return Distribution("pinwheel", sample, 5)
+
+
+def _swissroll(text: str) -> Distribution:
+    """``swissroll``: the plane of scikit-learn's roll, angle 1.5 pi to 4.5 pi, divided by 5, noise .1."""
+    _takes_nothing("swissroll", text)
+
+    def sample(n: int, generator: np.random.Generator) -> tuple[Points, Labels]:
+        angle = 1.5 * math.pi * (1 + 2 * generator.random(n))
+        points = np.stack([angle * np.cos(angle), angle * np.sin(angle)], 1) / 5
+        return points + 0.1 * generator.standard_normal((n, 2)), np.zeros(n, dtype=np.int64)
+
+    return Distribution("swissroll", sample)
+
+
+def _checkerboard(text: str) -> Distribution:
+    """``checkerboard``: uniform on the eight dark squares of a 4 x 4 board with sides of 4."""
+    _takes_nothing("checkerboard", text)
+
+    def sample(n: int, generator: np.random.Generator) -> tuple[Points, Labels]:
+        label = generator.integers(8, size=n)
+        row, column = label // 2, 2 * (label % 2)
+        corner = np.stack([column + row % 2, row], 1) - 2.0
+        return corner + generator.random((n, 2)), label.astype(np.int64)
+
+    return Distribution("checkerboard", sample, 8)
+
+
+#: name -> maker of the text after the colon. Adding one is a function and a line.
+DATASETS: dict[str, Callable[[str], Distribution]] = {
+    "gaussians": _gaussians,
+    "mixture": _mixture,
+    "moons": _moons,
+    "pinwheel": _pinwheel,
+    "swissroll": _swissroll,
+    "checkerboard": _checkerboard,
+}
+
+
+def from_file(path: str | Path, *, argument: str = "--real") -> Distribution:
+    """The points of a ``.npy`` or ``.csv`` file (n, d); a draw takes n of them without repetition.
+
+    A csv may have a header line. Raises `InputError` naming ``argument`` for anything else.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".npy":
+            points = np.load(path, allow_pickle=False)
+        else:
+            first = content.decode().lstrip().split("\n", 1)[0]
+            points = np.loadtxt(path, delimiter=",", ndmin=2, skiprows=0 if _is_number(first.split(",")[0]) else 1)
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(argument, str(path), f"it cannot be read as points ({_reason(error)})") from None
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) < 4 or points.dtype.kind not in "fiu":
+        raise InputError(argument, str(path), f"it holds an array of shape {points.shape}; give numbers (n, 2), n >= 4")
+    points = points.astype(np.float64)
+    if not np.isfinite(points).all():
+        bad = int(np.flatnonzero(~np.isfinite(points).all(1))[0])
+        raise InputError(argument, str(path), f"row {bad + 1} is not finite")
+
+    def sample(n: int, generator: np.random.Generator) -> tuple[Points, Labels]:
+        return points[generator.permutation(len(points))[:n]], np.zeros(n, dtype=np.int64)
+
+    digest = hashlib.sha256(content).hexdigest()
+    return Distribution(str(path), sample, limit=len(points), digest=digest)
+
+
+def parse_real(text: str, *, argument: str = "--real") -> Distribution:
+    """A distribution by its name (``gaussians:8``, ``moons``, ...) or a file. Raises `InputError` for anything else."""
+    if text.endswith((".npy", ".csv")):
+        return from_file(text, argument=argument)
+    name, _, rest = text.partition(":")
+    return DATASETS[choose(argument, name, [*DATASETS, "gaussian", "FILE.npy", "FILE.csv"])](rest)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error).split("\n")[0]

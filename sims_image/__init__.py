@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES: dict[str, tuple[str, ...]] = {
+    "augment": ("Augmentation",),
     "checkpoints": ("Checkpoint", "Record"),
     "datasets": ("Dataset", "open_dataset", "to_pixels", "to_unit"),
+    "ema": ("reconstruct",),
     "generation": ("stream",),
     "guided": ("Model", "load_model"),
     "info": ("describe",),
@@ -20,6 +22,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "prepare": ("Prepare",),
     "presets": ("PRESETS", "Preset", "Recipe"),
     "references": ("Statistics", "read_statistics"),
+    "train": ("Train",),
+    "training": ("DivergedError", "Trainer"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_WHERE)

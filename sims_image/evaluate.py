@@ -207,7 +207,7 @@ def _report(
     from sims_image.targets import Reference
 
     total = sum(len(data) for data in (reference, heldout) if data is not None)
-    with bar(progress, total, "real images", " images") as shown:
+    with bar(progress and total > 0, total, "real images", " images") as shown:
         options: dict[str, Any] = {"cache": place, "keep": settings.keep, "tick": shown.update}
         if reference is None:
             target = Reference.open(settings.reference, features, heldout=heldout, **options)

@@ -176,8 +176,8 @@ PRESETS: dict[str, Preset] = {
     "imagenet64-edm2-m": _edm2(256, lr=0.0090, budget="2048Mi", dropout=0.1),  # FID 1.43
     "imagenet64-edm2-l": _edm2(320, lr=0.0080, budget="1024Mi", dropout=0.1),  # FID 1.33
     "imagenet64-edm2-xl": _edm2(384, lr=0.0070, budget="640Mi", dropout=0.1),  # FID 1.33
-    "digits": _small((1, 8, 8), 32, [1, 2], attention=4, batch=128, budget="200k", lr=2e-3, lr_rampup=10_000),
-    "fashion16": _small((1, 16, 16), 32, [1, 2, 2], attention=8, batch=128, budget="500k", lr=2e-3, lr_rampup=20_000),
+    "digits": _small((1, 8, 8), 32, [1, 2], attention=4, batch=128, budget="100k", lr=2e-3, lr_rampup=10_000),
+    "fashion16": _small((1, 16, 16), 32, [1, 2, 2], attention=8, batch=128, budget="250k", lr=2e-3, lr_rampup=20_000),
     "cifar10-tiny": _small(
         (3, 32, 32), 32, [1, 2, 2], attention=16, batch=128, budget="500k", lr=1e-3, lr_rampup=20_000
     ),

@@ -73,7 +73,7 @@ def run_session(settings: Train, processes: Processes, *, progress: bool = False
             session = _Session(planned, out, settings, processes, part, passes, progress=progress)
             session.run()
             if folder is not None:
-                folder.finish(images=session.trainer.images, seconds=round(session.seconds, 1), loss=session.loss)
+                folder.finish(images=session.trainer.images, seconds=round(session.elapsed, 1), loss=session.loss)
     return _result(out, planned, already=already, first=processes.first)
 
 
@@ -207,13 +207,15 @@ class _Session:
             "gradient": report.gradient,
             "sigma": list(report.levels),
             "images_per_second": round(speed, 2),
-            "seconds": round(self._elapsed(), 2),
+            "seconds": round(self.elapsed, 2),
         }
         if self.plan.recipe.precision == "fp16":
             line |= {"skipped": report.skipped, "loss_scale": report.scale}
         return line
 
-    def _elapsed(self) -> float:
+    @property
+    def elapsed(self) -> float:
+        """Seconds that this run has taken so far, over all its starts."""
         return self.seconds + time.monotonic() - self._began
 
     # --------------------------------------------------------- states and snapshots
@@ -225,7 +227,7 @@ class _Session:
             "settings": json.dumps(self.plan.settings),
             "images": trainer.images,  # the data's order and every draw follow from this and the seed
             "seed": [self.seed.entropy, *self.seed.path],
-            "seconds": self._elapsed(),
+            "seconds": self.elapsed,
             **trainer.state_dict(),
         }
         write_atomic(self.out / STATE, lambda temporary: torch.save(state, temporary))

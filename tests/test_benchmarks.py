@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
         ("eta_collapse.py", ["--trials", "2"]),
         ("ensemble.py", ["--networks", "2", "--rounds", "1"]),
         ("prepare.py", ["--images", "400"]),
+        ("metrics.py", ["--n", "300", "--widths", "16"]),
+        ("training.py", ["--preset", "digits", "--images", "4", "--rounds", "1"]),
     ],
 )
 def test_benchmark(script, words, tmp_path):

@@ -229,11 +229,11 @@ def test_a_sample_is_the_same_however_it_is_cut_and_merged():
     np.testing.assert_allclose(whole.moments.scatter, merged.moments.scatter, rtol=1e-10, atol=1e-10)
     np.testing.assert_array_equal(kept.features, x[kept.items])
     np.testing.assert_array_equal(whole.kept(40).items, kept.items[:40])
-    with pytest.raises(InputError, match="came twice"):
-        merged.merge(parts[0])
-        merged.kept()
     with pytest.raises(InputError, match="as this sample"):
         merged.merge(Sample(5, keep=99))
+    merged.merge(parts[0])
+    with pytest.raises(InputError, match="came twice"):
+        merged.kept()
     x[3, 2] = np.nan
     with pytest.raises(InputError, match="image 3: a diverged"):
         whole.add(np.arange(700), x)
@@ -271,13 +271,12 @@ def test_errors_are_those_of_other_draws():
         errors = np.sqrt(np.mean([f[name].se ** 2 for f in found]))
         assert 0.6 < errors / spread < 2.2, (name, errors, spread)  # spread of 30: ± 13%; recall errs on the safe side
     assert found[0]["precision"].low < found[0]["precision"].value < found[0]["precision"].high
+    few, narrow = Sample(12), Sample(3)
+    few.add(np.arange(19), features(19))
     with pytest.raises(InputError, match="at least 20 images"):
-        few = Sample(12)
-        few.add(np.arange(19), features(19))
         compare(few, real)
+    narrow.add(np.arange(30), features(30, 3))
     with pytest.raises(InputError, match="3 features"):
-        narrow = Sample(3)
-        narrow.add(np.arange(30), features(30, 3))
         compare(narrow, real)
 
 

@@ -84,6 +84,8 @@ def test_a_run_leaves_checkpoints_a_log_and_sheets(data, tmp_path, capsys):
         assert sheet.size[0] > 100 and len(sheet.convert("L").getcolors()) > 20
     state = torch.load(folder / "state.pt", weights_only=True)
     assert state["images"] == 80 and {"network", "optimizer", "averages", "seed"} <= set(state)
+    done = json.loads((folder / "finished.json").read_text())
+    assert done["images"] == 80 and done["loss"] == lines[-1]["loss"] and done["seconds"] > 0
     stamp = (folder / "state.pt").stat().st_mtime_ns
     again = train(start(data, snapshots="0.024k,0.05k", log_every="16"))
     assert again.already and (folder / "state.pt").stat().st_mtime_ns == stamp

@@ -47,6 +47,7 @@ benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/linear_response.py
 	$(BIN)/python benchmarks/eta_collapse.py
 	$(BIN)/python benchmarks/prepare.py
+	$(BIN)/python benchmarks/metrics.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage*

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sims_core.guidance import Denoiser
 from sims_core.runs import write_atomic
 from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
@@ -62,6 +63,14 @@ def sheet_labels(rows: int, label_dim: int, seed: Seed) -> tuple[int, NDArray[np
     return columns, seed.child("classes").numpy().integers(label_dim, size=rows * columns)
 
 
+def conditional(network: Preconditioned, classes: Tensor | None) -> Denoiser:
+    """D(x, sigma) of a network for images of ``classes``, (B,) int64 on its device; None and unconditional: without."""
+    labels = None
+    if network.label_dim and classes is not None:
+        labels = (classes[:, None] == torch.arange(network.label_dim, device=classes.device)).float()
+    return lambda x, sigma: network(x, sigma, labels)
+
+
 def draw_samples(
     network: Preconditioned, sampler: Sampler, classes: NDArray[np.int64], seed: Seed, *, batch: int = 64
 ) -> Tensor:
@@ -73,11 +82,7 @@ def draw_samples(
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
 
     def denoiser(indices: Any) -> Any:
-        labels = None
-        if network.label_dim:
-            chosen = torch.from_numpy(classes[list(indices)]).to(device)
-            labels = (chosen[:, None] == torch.arange(network.label_dim, device=device)).float()
-        return lambda x, sigma: network(x, sigma, labels)
+        return conditional(network, torch.from_numpy(classes[list(indices)]).to(device))
 
     parts = generate(
         denoiser, sampler, range(len(classes)), shape, seed=seed, batch=batch, device=device, per_batch=True

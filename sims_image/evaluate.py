@@ -1,0 +1,235 @@
+"""``sims_image evaluate``: measure a model, or images that are there, against real ones (`docs/images-metrics.md`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from sims_core.command import parse_command
+from sims_core.errors import InputError
+from sims_image.generate import Generate
+
+if TYPE_CHECKING:
+    from sims_image.datasets import Dataset
+    from sims_image.features import Extractor
+    from sims_image.metrics import Report
+    from sims_image.processes import Processes
+    from sims_image.samples import Sample
+
+
+@dataclass(frozen=True)
+class Evaluate(Generate):
+    """Fréchet distance, KID, precision, recall, density and coverage of generated images, with errors and their floor.
+
+    Either --base, a model whose images are measured as they are made and not stored (the options of `generate` say
+    how), or --images. Several processes share the making: torchrun --nproc_per_node N -m sims_image evaluate ...
+    """
+
+    images: str = ""
+    """Images to measure: a data set, an EDM zip, or a folder of pictures."""
+    reference: str = ""
+    """Real images: a data set (the training set, by the field's habit), or statistics: NVIDIA's .npz or .pkl, or those
+    of --save-reference."""
+    heldout: str = ""
+    """Data set of real images that the model was not trained on; `prepare --holdout` makes one."""
+    features: str = "lite0"
+    """lite0 (or lite0:96 for images of 96 pixels a side), classifier, pixels, inception (FID), dinov2."""
+    weights: str = ""
+    """File of the feature network's weights, for inception and dinov2."""
+    weights_sha256: str = ""
+    """Its SHA-256, to take weights that are not the published ones."""
+    n: int = 0
+    """Images to take of --images; 0 takes all. Of --base, --seeds says how many."""
+    out: str = ""
+    """Report to write, JSON."""
+    save_reference: str = ""
+    """Write the reference's statistics here, .npz, to name as --reference later."""
+    cache: str = ""
+    """Folder for features of real images, and a trained classifier; default NAME.features beside the reference."""
+    keep: int = 10_000
+    """Images whose features KID, precision, recall, density and coverage compare."""
+    floor: bool = True
+    """Measure the floor, and look for memorised images."""
+    seeds: str = "0-4999"
+    """Which images of --base: 0-49999, 0-99,500."""
+    data: str = ""
+    """Data set whose class shares --labels data uses; default the reference."""
+    name: Annotated[str, tyro.conf.Suppress] = ""
+    sheet: Annotated[int, tyro.conf.Suppress] = 0
+    dry_run: Annotated[bool, tyro.conf.Suppress] = False
+
+
+def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False) -> Report | None:
+    """The command in one call; the report in the first process, None in the others. Raises `InputError`."""
+    from sims_image.features import cache_folder, extractor
+    from sims_image.samples import gathered
+
+    _check(settings)
+    reference, heldout = _opened(settings.reference, "--reference"), _opened(settings.heldout, "--heldout")
+    place = Path(settings.cache) if settings.cache else None
+    if place is None and reference is not None and os.access(reference.path.resolve().parent, os.W_OK):
+        place = cache_folder(reference)
+    make = partial(
+        extractor,
+        settings.features,
+        weights=settings.weights or None,
+        weights_sha256=settings.weights_sha256,
+        dataset=reference,
+        cache=place,
+        device=processes.device,
+    )
+    first = processes.together(make)  # it may train a classifier, which the others then find
+    features = first if first is not None else make()
+    told: dict[str, Any] = {}
+    if settings.base:
+        sample, told = _generated(settings, features, processes, progress=progress)
+        whole = gathered(sample, processes)
+        if whole is None:
+            return None
+        return _report(settings, whole, features, reference, heldout, place, told, progress=progress)
+    if not processes.first:
+        return None
+    source = _source(settings, reference)
+    return _report(settings, source, features, reference, heldout, place, told, progress=progress)
+
+
+def _check(settings: Evaluate) -> None:
+    if bool(settings.base) == bool(settings.images):
+        raise InputError("--base", settings.base, "name a model with --base, or images with --images, not both")
+    if not settings.reference:
+        raise InputError("--reference", "", "name the real images to compare with")
+    if settings.n < 0 or (settings.base and settings.n):
+        raise InputError("--n", settings.n, "how many of --images to take; of --base, --seeds says it")
+    if settings.keep < 100:
+        raise InputError("--keep", settings.keep, "at least 100 images")
+
+
+def _opened(path: str, argument: str) -> Dataset | None:
+    """The data set at ``path``; None for '' and for statistics."""
+    from sims_image.datasets import open_dataset
+
+    if not path or (argument == "--reference" and Path(path).suffix in (".npz", ".pkl")):
+        return None
+    return open_dataset(path, argument=argument, verify=False)
+
+
+def _generated(
+    settings: Evaluate, features: Extractor, processes: Processes, *, progress: bool
+) -> tuple[Sample, dict[str, Any]]:
+    """This process's part of a model's images, measured as they are made; and how they are made."""
+    from dataclasses import replace
+
+    from sims_image import generation
+    from sims_image.generate import request
+    from sims_image.metrics import collect
+    from sims_image.sources.base import bar
+
+    data = settings.data
+    if not data and Path(settings.reference).suffix not in (".npz", ".pkl"):
+        data = settings.reference
+    planned = request(replace(settings, out="evaluate", data=data), processes.device)
+    seeds = list(planned.seeds)
+    pieces = [seeds[k : k + planned.batch] for k in range(0, len(seeds), planned.batch)][
+        processes.rank :: processes.world
+    ]
+    mine = [seed for piece in pieces for seed in piece]
+    stream = generation.stream(
+        planned.model,
+        mine,
+        batch=planned.batch,
+        sampler=planned.sampler,
+        labels=planned.labels,
+        root=planned.root,
+    )
+    shape = planned.model.shape if planned.model.shape[0] in (1, 3) else None
+    if shape is None:
+        words = "the model makes latents, which have to be decoded before they are measured"
+        raise InputError("--base", settings.base, words)
+    with bar(progress and processes.first, len(mine), "generating", " images") as shown:
+        sample = collect(stream, features, keep=settings.keep, tick=shown.update)
+    made = planned.settings
+    return sample, {"seeds": made["seeds"], "labels": made["labels"] or "none", "nfe": made["nfe"], "source": made}
+
+
+def _source(settings: Evaluate, reference: Dataset | None) -> Any:
+    """A data set, or (number, images) of a folder of pictures."""
+    from sims_image.datasets import open_dataset
+
+    path = Path(settings.images)
+    if path.is_dir() and not (path / "dataset.json").exists() and not (path / "model.json").exists():
+        return _pictures(path, settings.n, reference)
+    return open_dataset(path, argument="--images", verify=False)
+
+
+def _pictures(path: Path, n: int, reference: Dataset | None) -> Iterator[tuple[Any, Any]]:
+    """The pictures below a folder as they are, drawn at random if fewer than all are asked for."""
+    import numpy as np
+
+    from sims_core.seeds import Seed
+    from sims_image.making import images
+    from sims_image.prepare import Prepare, plan
+
+    try:
+        planned = plan(Prepare(source=str(path), gray=reference is not None and reference.shape[0] == 1))
+        chosen = planned.chosen
+        if n and n < len(chosen):
+            chosen = np.sort(Seed(0).child("sims_image.metrics").numpy().permutation(chosen)[:n])
+        seen = 0
+        for block in images(planned, chosen):
+            yield chosen[seen : seen + len(block)], block
+            seen += len(block)
+    except InputError as error:
+        argument = "--images" if error.argument == "--source" else error.argument
+        raise InputError(argument, error.value, error.expected) from None
+
+
+def _report(
+    settings: Evaluate,
+    source: Any,
+    features: Extractor,
+    reference: Dataset | None,
+    heldout: Dataset | None,
+    place: Path | None,
+    told: dict[str, Any],
+    *,
+    progress: bool,
+) -> Report:
+    from dataclasses import replace
+
+    from sims_image.metrics import evaluate
+    from sims_image.sources.base import bar
+    from sims_image.targets import Reference
+
+    total = sum(len(data) for data in (reference, heldout) if data is not None)
+    with bar(progress and total > 0, total, "real images", " images") as shown:
+        options: dict[str, Any] = {"cache": place, "keep": settings.keep, "tick": shown.update}
+        if reference is None:
+            target = Reference.open(settings.reference, features, heldout=heldout, **options)
+        else:
+            target = Reference.of(reference, features, heldout=heldout, **options)
+    if settings.save_reference:
+        target.save(settings.save_reference)
+    made = told.pop("source", None)
+    found = evaluate(source, target, features=features, n=settings.n or None, floor=settings.floor, **told)
+    if made is not None:
+        found = replace(found, source=made)
+    if settings.out:
+        found.save(settings.out)
+    return found
+
+
+def run(argv: Sequence[str]) -> None:
+    """The verb ``evaluate``."""
+    settings = parse_command(Evaluate, argv, prog="sims_image evaluate", description=str(Evaluate.__doc__))
+    from sims_image.processes import start
+
+    with start(settings.device) as processes:
+        found = evaluate(settings, processes, progress=True)
+        if found is not None:
+            print("\n".join(found.lines()))

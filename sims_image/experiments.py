@@ -1,0 +1,378 @@
+"""``sims_image sims``: Algorithm 1 of SIMS (arXiv 2408.16333) on images, from one command to a report.
+
+    OUT/fit-*, sample-*, union-*, finetune-*   the stages: runs and data sets, named by what decides them
+    OUT/cells/                                 one measured model a file: what it was, and its distances
+    OUT/report/                                report.html, figures, sample grids, table.csv, results.json
+
+Stages and cells are found again by name: another grid of omegas, or a larger one, measures only what is new. The seeds
+of the synthetic set, of the search and of the confirmation are disjoint; what the search chose is scored on fresh ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sims_core.command import parse_command
+from sims_core.errors import InputError, choose
+
+if TYPE_CHECKING:
+    from sims_core.sampling import Sampler
+    from sims_image.guided import Model
+    from sims_image.learner import ImageLearner, ImageModel
+    from sims_image.processes import Processes
+    from sims_image.seedlists import Seeds
+    from sims_image.targets import Reference
+
+
+@dataclass(frozen=True)
+class Sims:
+    """Self-improve a diffusion model with its own samples: base, synthetic data, auxiliary, omega, confirmation.
+
+    The same command goes on where a stopped one was, and another one in the same --out reuses what they share.
+    Several processes: torchrun --nproc_per_node N -m sims_image sims ...
+    """
+
+    data: str = ""
+    """The base's training set: a folder that `prepare` made, or an EDM zip."""
+    base: str = ""
+    """A checkpoint, or a preset to train."""
+    heldout: str = ""
+    """Real images that the base was not trained on; where given, omega is chosen by the distance to them."""
+    out: str = "runs/sims"
+    """Where the stages, the measured cells and the report go."""
+    synthetic: str = "6k"
+    """Images of the synthetic set D_s."""
+    auxiliary_data: str = "synthetic"
+    """What the auxiliary is fine-tuned on: synthetic (D_s alone), train+synthetic or real+synthetic (the same here:
+    the base's training set is the real data). The paper's sources disagree; see docs/images-sims.md."""
+    budgets: str = "1,3,6Mi"
+    """Images that the auxiliary sees; the unit at the end holds for all."""
+    omega: str = "0:2:0.25"
+    """Grid of extrapolation strengths; 0, the base, is always among them."""
+    search: str = "2k"
+    """Images of a cell of the search over omega and budget."""
+    n: str = "10k"
+    """Images of a confirmation."""
+    repeats: int = 3
+    """Confirmations, on disjoint seeds."""
+    features: str = "lite0"
+    """Features of the Fréchet distance: inception (then it is the FID), lite0, classifier, dinov2 or pixels."""
+    weights: str = ""
+    """File with the feature network's weights (inception, dinov2)."""
+    sampler: str = ""
+    """heun:18, euler:40, ddim:50; default the preset's."""
+    interval: str = ""
+    """LOW,HIGH: guide at these noise levels only."""
+    labels: str = ""
+    """Classes: data (drawn as --data has them; the default), uniform or balanced."""
+    batch: int = 64
+    """Compute batch of sampling."""
+    seed: int = 0
+    """Root of all randomness."""
+    auxiliary_weights: str = "ema"
+    """ema (as published) or raw: a short fine-tune's slow average hardly moves; the report says how far it came."""
+    train_batch: int | None = None
+    """Images a step of fine-tuning; default the preset's."""
+    lr: float | None = None
+    """Learning rate of fine-tuning; default the preset's."""
+    lr_rampup: str = ""
+    """Its ramp, in images; the published 10M never end within a short budget."""
+    lr_decay: str | None = None
+    """Its decay: constant, inverse-sqrt or cosine; default the preset's."""
+    controls: bool = True
+    """Measure the control arms too: twice the steps, continued training, a random direction, Neon."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dry_run: bool = False
+    """Print the plan and its cost in network evaluations, and stop."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked experiment. omegas: increasing, from 0. synthetic, search, confirm: disjoint seeds of one root."""
+
+    settings: Sims
+    omegas: tuple[float, ...]
+    budgets: tuple[int, ...]
+    interval: tuple[float, float] | None
+    preset: str
+    checkpoint: str
+    synthetic: Seeds
+    search: Seeds
+    confirm: tuple[Seeds, ...]
+
+    @property
+    def cells(self) -> int:
+        """Models that the search measures."""
+        return 1 + len(self.budgets) * (len(self.omegas) - 1)
+
+
+def plan(settings: Sims) -> Plan:
+    """What ``settings`` ask for. Raises `InputError` naming the option."""
+    from sims_core.algorithm import AUXILIARY_DATA
+    from sims_core.grids import parse_grid
+    from sims_image import checkpoints
+    from sims_image.generate import parse_interval
+    from sims_image.learner import WEIGHTS, budgets_of
+    from sims_image.presets import PRESETS
+    from sims_image.schedules import images_of
+    from sims_image.seedlists import Seeds
+
+    if not settings.data:
+        raise InputError("--data", "", "name the data set that the base is trained on (see `sims_image prepare`)")
+    if not settings.base:
+        raise InputError("--base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
+    choose("--auxiliary-data", settings.auxiliary_data, AUXILIARY_DATA)
+    choose("--auxiliary-weights", settings.auxiliary_weights, WEIGHTS)
+    choose("--labels", settings.labels or "data", ("data", "uniform", "balanced"))
+    for name, least in (("repeats", 2), ("batch", 1), ("seed", 0)):
+        if getattr(settings, name) < least:
+            raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
+    trained = settings.base in PRESETS and not Path(settings.base).exists()
+    preset, mi = settings.base, PRESETS[settings.base].recipe.mi if trained else 0
+    if not trained:
+        if not Path(settings.base).exists() and "/" not in settings.base:
+            choose("--base", settings.base, PRESETS)
+        found = checkpoints.summary(settings.base, argument="--base")
+        preset, mi = found.record.preset or "", found.record.mi
+        if not preset:
+            raise InputError("--base", settings.base, "the checkpoint does not say by which preset it was trained")
+    omegas = sorted({0.0, *parse_grid("--omega", settings.omega)})
+    if len(omegas) < 2 or omegas[0] < 0:
+        raise InputError("--omega", settings.omega, "give values above 0, such as 0:2:0.25")
+    sizes = [images_of(f"--{name}", getattr(settings, name), mi) for name in ("synthetic", "search", "n")]
+    for name, size in zip(("synthetic", "search", "n"), sizes, strict=True):
+        if size < 20:
+            raise InputError(f"--{name}", size, "give at least 20 images")
+    ranges = [Seeds.span(0, sizes[0]), Seeds.span(sizes[0], sizes[1])]
+    first = sizes[0] + sizes[1]
+    ranges += [Seeds.span(first + k * sizes[2], sizes[2]) for k in range(settings.repeats)]
+    for place, one in enumerate(ranges):
+        assert all(one.overlap(other) is None for other in ranges[:place])
+    return Plan(
+        settings,
+        tuple(omegas),
+        budgets_of("--budgets", settings.budgets, mi),
+        parse_interval(settings.interval),
+        preset,
+        "" if trained else settings.base,
+        ranges[0],
+        ranges[1],
+        tuple(ranges[2:]),
+    )
+
+
+def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
+    """The learner of the experiment's stages."""
+    from sims_image.learner import ImageLearner
+    from sims_image.presets import PRESETS
+    from sims_image.train import Train
+
+    settings = planned.settings
+    changes = {"batch": settings.train_batch, "lr": settings.lr, "lr_decay": settings.lr_decay}
+    finetuning: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    if settings.lr_rampup:
+        finetuning["lr_rampup"] = settings.lr_rampup
+    return ImageLearner(
+        Path(settings.out),
+        Train(preset=planned.preset, device=settings.device),
+        finetuning,
+        sampler=settings.sampler,
+        batch=settings.batch,
+        weights=settings.auxiliary_weights,
+        budgets=planned.budgets,
+        base=Path(planned.checkpoint) if planned.checkpoint else None,
+        mi=PRESETS[planned.preset].recipe.mi,
+        processes=processes,
+        progress=True,
+    )
+
+
+class Bench:
+    """Measures models: each cell once, kept as ``cells/HASH.json`` by all that decides it."""
+
+    def __init__(self, planned: Plan, learner: ImageLearner, processes: Processes) -> None:
+        from sims_image.datasets import open_dataset
+        from sims_image.features import extractor
+        from sims_image.targets import Reference
+
+        settings = planned.settings
+        self.plan, self.learner, self.processes = planned, learner, processes
+        self.data = open_dataset(settings.data)
+        heldout = open_dataset(settings.heldout, argument="--heldout") if settings.heldout else None
+
+        def make() -> Reference:
+            network = extractor(
+                settings.features, weights=settings.weights or None, dataset=self.data, device=processes.device
+            )
+            return Reference.of(self.data, network, heldout=heldout)
+
+        self.reference: Reference = processes.together(make) or make()
+        self.folder = Path(settings.out) / "cells"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.evaluations = 0  # of networks, by this call
+
+    @property
+    def target(self) -> str:
+        """Which column of a report is chosen and concluded by."""
+        return "metrics" if self.reference.heldout is None else "against_heldout"
+
+    def sampler(self, model: Model, *, doubled: bool = False) -> Sampler:
+        """The experiment's sampler."""
+        from sims_image.generate import choose_sampler
+
+        found = choose_sampler(model, self.plan.settings.sampler)
+        return found.doubled() if doubled else found
+
+    def stream(self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False) -> tuple[Any, dict[str, Any]]:
+        """(batches of this process's part of ``seeds``, all that decides the images)."""
+        from sims_image.generation import stream
+        from sims_image.seedlists import Labels, Seeds
+
+        settings = self.plan.settings
+        request = self.learner.request(image_model, seeds, root=settings.seed, device=self.processes.device)
+        model = request.model
+        if self.plan.interval is not None and model.other is not None:
+            model = replace(model, interval=self.plan.interval)
+        labels = Labels.parse(settings.labels, model.network.label_dim, data=self.data)
+        request = replace(request, model=model, sampler=self.sampler(model, doubled=doubled), labels=labels)
+        mine = [s for shard in request.shards[self.processes.rank :: self.processes.world] for s in shard]
+        assert isinstance(seeds, Seeds)
+        batches = stream(model, mine, batch=request.batch, sampler=request.sampler, labels=labels, root=settings.seed)
+        return batches, request.settings
+
+    def measure(self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False) -> dict[str, Any]:
+        """The cell of a model on ``seeds``: its report as JSON, the features' mean, and what decided it."""
+        from sims_image.metrics import collect, evaluate
+        from sims_image.samples import gathered
+
+        batches, known = self.stream(image_model, seeds, doubled=doubled)
+        held = None if self.reference.heldout is None else self.reference.heldout.sha256
+        known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / f"{digest}.json"
+        if not self._there(path):
+            sample = collect(self._told(batches, known, len(seeds)), self.reference.extractor)
+            whole = gathered(sample, self.processes)
+            self.evaluations += known["nfe"] * len(seeds)
+
+            def save() -> None:
+                from sims_core.runs import write_json
+
+                assert whole is not None
+                report = evaluate(
+                    whole,
+                    self.reference,
+                    seeds=str(seeds),
+                    labels=str(known["labels"]),
+                    nfe=known["nfe"],
+                )
+                statistics = whole.moments.statistics
+                content = {"settings": known, "report": report.as_dict(), "mean": statistics.mu.tolist()}
+                write_json(path, content)
+
+            self.processes.together(save)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def value(self, cell: dict[str, Any]) -> dict[str, float]:
+        """The distance that counts: value, se, low, high, n."""
+        found: dict[str, float] = cell["report"][self.target]["frechet"]
+        return found
+
+    def _there(self, path: Path) -> bool:
+        import torch
+
+        return bool(self.processes.sum(torch.tensor(float(self.processes.first and path.exists()))))
+
+    def _told(self, batches: Iterator[Any], known: dict[str, Any], count: int) -> Iterator[Any]:
+        from tqdm import tqdm
+
+        words = f"{known['guidance']} omega {known['omega']:g}"
+        with tqdm(total=count, desc=words, unit="img", disable=not self.processes.first, leave=False) as shown:
+            for batch in batches:
+                yield batch
+                shown.update(min(len(batch[0]) * self.processes.world, count - int(shown.n)))
+
+
+def conduct(settings: Sims, processes: Processes) -> Path | None:
+    """The whole experiment. Returns the report's page in the first process. Raises `InputError`."""
+    from sims_core.algorithm import AUXILIARY_DATA, sims
+    from sims_core.seeds import Seed
+    from sims_image import arms, report
+    from sims_image.learner import ImageData
+
+    planned = processes.together(lambda: plan(settings)) or plan(settings)
+    learner = make_learner(planned, processes)
+    data, seed = ImageData(Path(settings.data)), Seed(settings.seed)
+    chosen_data = AUXILIARY_DATA[settings.auxiliary_data]
+
+    def negatives(base: ImageModel, n: Any, *, seed: Seed) -> ImageData:
+        return learner.draw(base, planned.synthetic, root=settings.seed)
+
+    made = sims(
+        learner,
+        data,
+        n_synthetic=len(planned.synthetic),
+        budget=planned.budgets[-1],
+        omega=0.0,
+        auxiliary_data=chosen_data,
+        negatives=negatives,
+        seed=seed,
+    )
+    assert made.synthetic is not None
+    tuned = chosen_data(learner, data, data, made.synthetic)
+    auxiliaries = {
+        budget: learner.finetune(made.base, tuned, budget, seed=seed.child("finetune")) for budget in planned.budgets
+    }
+    bench = Bench(planned, learner, processes)
+    found = arms.search(bench, made.base, auxiliaries)
+    confirmed = arms.confirm(bench, made.base, auxiliaries, found, data, seed)
+    grids = arms.grids(bench, made.base, auxiliaries[found.budget], found)
+    if not processes.first:
+        return None
+    return report.write(bench, made.base, auxiliaries, made.synthetic, found, confirmed, grids)
+
+
+def describe(settings: Sims) -> str:
+    """The plan and its cost in words."""
+    from sims_core.sampling import Sampler
+    from sims_image.presets import PRESETS
+
+    planned = plan(settings)
+    sampler = settings.sampler or PRESETS[planned.preset].sampler
+    nfe = Sampler.parse(sampler, argument="--sampler").nfe
+    drawn = nfe * len(planned.synthetic)
+    searched = nfe * len(planned.search) * (2 * planned.cells - 1)
+    each = nfe * len(planned.confirm[0]) * len(planned.confirm)
+    arms_cost = 1 + 2 + (1 + 2 + 1 + 2 + 1 if settings.controls else 1)
+    lines: Sequence[tuple[str, str]] = [
+        ("base", planned.checkpoint or f"preset {planned.preset}, trained for {PRESETS[planned.preset].recipe.budget}"),
+        ("synthetic", f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {drawn:,} evaluations"),
+        ("auxiliary", f"on {settings.auxiliary_data}, kept at {', '.join(f'{b:,}' for b in planned.budgets)} images"),
+        ("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with SIMS"),
+        ("search", f"{planned.cells} cells of {len(planned.search):,} images: at most {searched:,} evaluations"),
+        ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {arms_cost * each:,}"),
+        ("features", settings.features),
+        ("out", settings.out),
+    ]
+    return "\n".join(f"{key:>10}  {value}" for key, value in lines)
+
+
+def run(argv: Sequence[str]) -> None:
+    """The verb ``sims``."""
+    settings = parse_command(Sims, argv, prog="sims_image sims", description=str(Sims.__doc__))
+    if settings.dry_run:
+        print(describe(settings))
+        return
+    from sims_image.processes import start
+
+    with start(settings.device) as processes:
+        page = conduct(settings, processes)
+    if page is not None:
+        print(f"report: {page}")

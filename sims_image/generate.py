@@ -1,0 +1,214 @@
+"""``sims_image generate``: images of a checkpoint, guided or not, as a data set (`docs/images-sims.md`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sims_core.command import parse_command
+from sims_core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from sims_core.sampling import Sampler
+    from sims_image.generation import Request
+    from sims_image.guided import Model
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Generate images: a data set that `train` reads, with its labels, its making on record, and a contact sheet.
+
+    An image depends on the model, the sampler, --seed and its own number in --seeds; not on the number of processes,
+    their order, or interruptions. The same command goes on where a stopped one was. Several processes:
+    torchrun --nproc_per_node N -m sims_image generate ...
+    """
+
+    base: str = ""
+    """Checkpoint to sample from."""
+    out: str = ""
+    """Data set to make."""
+    seeds: str = "0-63"
+    """Which images: 0-49999, 0-99,500."""
+    seed: int = 0
+    """Root of all randomness."""
+    labels: str = ""
+    """Classes: data (drawn as --data has them), uniform (drawn), balanced, or numbers or names (3 or cat,dog).
+    Default: data with --data, else uniform."""
+    data: str = ""
+    """Data set whose class shares --labels data uses."""
+    sampler: str = ""
+    """heun:18, euler:40, ddim:50, rk4:4; default the preset's."""
+    sigma_min: float | None = None
+    """Lowest noise level above 0."""
+    sigma_max: float | None = None
+    """Highest noise level."""
+    rho: float | None = None
+    """EDM's grid exponent, 7."""
+    churn: str = ""
+    """Stochasticity S_churn,S_min,S_max,S_noise, such as 40,0.05,50,1.003, or none; default the preset's, if the
+    sampler is the preset's."""
+    auxiliary: str = ""
+    """SIMS: checkpoint fine-tuned on the base's own samples, to extrapolate away from."""
+    omega: float | None = None
+    """How far: (1 + omega) base - omega auxiliary; 0 is the base."""
+    merge: bool = False
+    """Neon: extrapolate the weights instead, one network to evaluate."""
+    guide: str = ""
+    """Autoguidance: checkpoint of a worse model, of any architecture."""
+    weight: float | None = None
+    """Autoguidance's own weight w = 1 + omega, in place of --omega."""
+    interval: str = ""
+    """LOW,HIGH: guide at these noise levels only."""
+    batch: int = 64
+    """Compute batch, on record: images are bit for bit the same at one, alike to 1e-5 between them."""
+    dtype: str = "float32"
+    """Of the networks' bodies: float32, bf16, fp16. Weights, and what guidance combines, stay float32."""
+    name: str = ""
+    """The data set's name in records; default the folder's."""
+    sheet: int = 8
+    """Rows of sheet.png; 0 for none."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dry_run: bool = False
+    """Print what would be made, and its cost, and stop."""
+
+
+def parse_churn(text: str) -> tuple[float, float, float, float]:
+    """Read S_churn,S_min,S_max,S_noise. Raises `InputError`."""
+    values = _numbers("--churn", text, 4, "S_churn,S_min,S_max,S_noise, such as 40,0.05,50,1.003")
+    return values[0], values[1], values[2], values[3]
+
+
+def _numbers(argument: str, text: str, count: int, syntax: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) != count or not all(0 <= v < float("inf") for v in values):
+        raise InputError(argument, text, f"write {syntax}")
+    return values
+
+
+def parse_interval(text: str) -> tuple[float, float] | None:
+    """Read LOW,HIGH; '' is None. Raises `InputError`."""
+    if not text:
+        return None
+    low, high = _numbers("--interval", text, 2, "LOW,HIGH in sigma, such as 0.8,3")
+    if low > high:
+        raise InputError("--interval", text, f"it is reversed; write {high:g},{low:g}")
+    return low, high
+
+
+def choose_sampler(
+    model: Model,
+    name: str = "",
+    *,
+    churn: str = "",
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float | None = None,
+) -> Sampler:
+    """The sampler asked for, within the noise levels that the network knows; '' is the preset's.
+
+    Raises `InputError` for one that does not exist.
+    """
+    from sims_image.guided import default_sampler
+    from sims_image.sheets import make_sampler
+
+    preset, stochastic = default_sampler(model.base)
+    if name or churn == "none":
+        stochastic = None
+    if churn not in ("", "none"):
+        stochastic = parse_churn(churn)
+    found = make_sampler(name or preset, model.network, stochastic)
+    if not found.steps:
+        raise InputError("--sampler", str(found), "an exact sampler exists for Gaussians only; write name:steps")
+    given = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
+    found = replace(found, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    if not 0 < found.sigma_min < found.sigma_max < float("inf"):
+        raise InputError("--sigma-min", found.sigma_min, f"it must lie between 0 and sigma_max {found.sigma_max:g}")
+    if not 0 < found.rho < float("inf"):
+        raise InputError("--rho", found.rho, "it must be positive")
+    return found
+
+
+def request(settings: Generate, device: torch.device) -> Request:
+    """What ``settings`` ask for, loaded and checked. Raises `InputError` naming the option."""
+    from sims_image.datasets import open_dataset
+    from sims_image.generation import Request
+    from sims_image.guided import load_model
+    from sims_image.seedlists import Labels, Seeds
+
+    if not settings.base:
+        raise InputError("--base", "", "name a checkpoint to sample from")
+    if not settings.out and not settings.dry_run:
+        raise InputError("--out", "", "name the data set to make")
+    if settings.batch < 1:
+        raise InputError("--batch", settings.batch, "give a positive compute batch")
+    for name in ("seed", "sheet"):
+        if getattr(settings, name) < 0:
+            raise InputError(f"--{name}", getattr(settings, name), "give a whole number of at least 0")
+    seeds = Seeds.parse(settings.seeds)
+    interval = parse_interval(settings.interval)
+    data = open_dataset(settings.data, verify=False) if settings.data else None
+    model = load_model(
+        settings.base,
+        auxiliary=settings.auxiliary,
+        guide=settings.guide,
+        omega=settings.omega,
+        weight=settings.weight,
+        merge=settings.merge,
+        interval=interval,
+        dtype=settings.dtype,
+        device=device,
+    )
+    known = model.base.record.data
+    classes = known.classes if known is not None else tuple(data.classes) if data is not None else ()
+    labels = Labels.parse(settings.labels, model.network.label_dim, data=data, names=classes)
+    sampler = choose_sampler(
+        model,
+        settings.sampler,
+        churn=settings.churn,
+        sigma_min=settings.sigma_min,
+        sigma_max=settings.sigma_max,
+        rho=settings.rho,
+    )
+    return Request(
+        model,
+        seeds,
+        sampler,
+        labels,
+        settings.seed,
+        settings.batch,
+        settings.name or Path(settings.out).name or "generated",
+        classes if len(classes) == model.network.label_dim else (),
+    )
+
+
+def run(argv: Sequence[str]) -> None:
+    """The verb ``generate``."""
+    settings = parse_command(Generate, argv, prog="sims_image generate", description=str(Generate.__doc__))
+    import os
+
+    from sims_image import generation
+    from sims_image.processes import choose_device, start
+
+    if settings.dry_run:
+        planned = request(settings, choose_device(settings.device))
+        note = generation.checked(planned)
+        lines = generation.estimate(planned, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
+        print("\n".join([f"{key:>10}  {value}" for key, value in lines] + ([f"note: {note}"] if note else [])))
+        return
+    with start(settings.device) as processes:
+        loaded = processes.together(lambda: (request(settings, processes.device),))
+        planned = loaded[0] if loaded is not None else request(settings, processes.device)
+        note = processes.together(lambda: generation.checked(planned))
+        if note and processes.first:
+            print(f"note: {note}")
+        made = generation.write(planned, settings.out, processes=processes, rows=settings.sheet, progress=True)
+    if made is not None:
+        print(f"{made.path}: {len(made)} images, {planned.settings['nfe']} evaluations each, sha256 {made.sha256}")

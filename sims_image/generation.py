@@ -1,0 +1,307 @@
+"""Generating images: streamed, or as a data set that `train` reads, by one process or many.
+
+An image is a function of the model, the sampler, the root seed and its index: neither the order, nor the number of
+processes, nor where a stopped run went on matter, bit for bit at one compute batch (the last one is padded to it), and
+within 1e-5 relative between compute batches, because float32 networks round differently there.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sims_core.errors import InputError
+from sims_core.guidance import Denoiser
+from sims_core.runs import RunFolder, provenance, write_atomic
+from sims_core.sampling import Sampler, generate
+from sims_core.seeds import Seed
+from sims_image.datasets import Dataset, open_dataset, to_pixels
+from sims_image.folders import write_folder
+from sims_image.guided import Model, precision_note
+from sims_image.processes import Processes
+from sims_image.seedlists import Labels, Seeds
+from sims_image.sheets import write_sheet
+from sims_image.stores import Images
+from sims_image.writing import check_room, size, write_failure
+
+#: images of a shard: the least multiple of the compute batch that reaches this
+SHARD = 256
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate: everything that decides the images.
+
+    root: integer from which all noise and labels follow. labels: None for an unconditional network. batch: the
+    compute batch. name: of the data set. classes: names, for its record.
+    """
+
+    model: Model
+    seeds: Seeds
+    sampler: Sampler
+    labels: Labels | None
+    root: int = 0
+    batch: int = 64
+    name: str = "generated"
+    classes: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the data set records of its making, JSON-able."""
+        own, other = self.model.evaluations(self.sampler)
+        churn = self.sampler.churn
+        return {
+            "kind": "generated",
+            **self.model.identity,
+            "sampler": str(self.sampler),
+            "sigma_min": self.sampler.sigma_min,
+            "sigma_max": self.sampler.sigma_max,
+            "rho": self.sampler.rho,
+            "churn": None if churn is None else [churn.amount, churn.minimum, churn.maximum, churn.noise],
+            "seeds": str(self.seeds),
+            "seed": self.root,
+            "labels": None if self.labels is None else str(self.labels),
+            "label_shares": None if self.labels is None else list(self.labels.shares),
+            "batch": self.batch,
+            "nfe": own + other,
+            "nfe_base": own,
+        }
+
+    @property
+    def shards(self) -> list[list[int]]:
+        """The seeds in pieces, the same whoever makes them."""
+        length = self.batch * -(-SHARD // self.batch)
+        every = list(self.seeds)
+        return [every[first : first + length] for first in range(0, len(every), length)]
+
+
+def stream(
+    model: Model,
+    seeds: Sequence[int] | Seeds,
+    *,
+    batch: int,
+    sampler: Sampler,
+    labels: Labels | None = None,
+    root: int = 0,
+) -> Iterator[tuple[NDArray[np.int64], Images, NDArray[np.int64] | None]]:
+    """Yield (indices (B,), images (B, C, H, W), labels (B,) or None) without touching the disk.
+
+    Grey and RGB images are uint8; latents float32. batch: the compute batch. labels: None is 'uniform' for a
+    conditional network. Raises `InputError` for samples that are not finite.
+    """
+    if labels is None and model.network.label_dim:
+        labels = Labels("uniform", model.network.label_dim)
+    seed, device, indices = Seed(root), model.device, list(seeds)
+
+    def denoiser(wanted: Sequence[int]) -> Denoiser:
+        return model.denoiser(None if labels is None else torch.from_numpy(labels(seed, wanted)).to(device))
+
+    parts = generate(denoiser, sampler, indices, model.shape, seed=seed, batch=batch, device=device, per_batch=True)
+    for wanted, samples in parts:
+        if not bool(torch.isfinite(samples).all()):
+            words = "the images are not finite; use a smaller --omega, another --sampler or --dtype float32"
+            raise InputError("samples", f"seeds {wanted[0]} to {wanted[-1]}", words)
+        pictures = model.shape[0] in (1, 3)
+        images = to_pixels(samples).cpu().numpy() if pictures else samples.float().cpu().numpy()
+        yield np.asarray(wanted, np.int64), images, None if labels is None else labels(seed, wanted)
+
+
+def write(
+    request: Request,
+    out: str | Path,
+    *,
+    processes: Processes,
+    rows: int = 8,
+    progress: bool = False,
+    argument: str = "--out",
+) -> Dataset | None:
+    """Generate the data set ``out``, go on with it, or recognise it. Returns it in the first process, else None.
+
+    Shards lie in ``OUT.generating`` until all are there; killed at any instant, the same call, in any number of
+    processes, goes on. rows: of the contact sheet ``sheet.png``, 0 for none. Raises `InputError`: something else is
+    there, a full disk, or samples that are not finite.
+    """
+    out = Path(out)
+    there = processes.together(lambda: _recognised(out, request, argument))
+    if processes.sum(torch.tensor(float(there is not None))) > 0:
+        return there
+    work = out.with_name(out.name + ".generating")
+    with ExitStack() as stack:
+        processes.together(lambda: _begin(stack, work, out, request, argument))
+        try:
+            _shards(request, work, processes, progress=progress)
+        except OSError as error:
+            raise write_failure(argument, out, error, f"what is done is kept in {work.name}") from None
+        processes.sum(torch.zeros(()))  # until all are there
+        made = processes.together(lambda: _assemble(request, work, out, rows, argument))
+    if processes.first:
+        shutil.rmtree(work, ignore_errors=True)
+    return made
+
+
+def _recognised(out: Path, request: Request, argument: str) -> Dataset | None:
+    """The data set, if it is there already. Raises `InputError` if something else is."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    data = open_dataset(out, argument=argument, verify=False)
+    source = data.record.get("source")
+    if not isinstance(source, dict) or source.get("kind") != "generated":
+        raise InputError(argument, str(out), "a data set is there that was not generated; name another folder")
+    settings = request.settings
+    odd = [key for key, value in settings.items() if source.get(key) != value]
+    if odd:
+        shown = "; ".join(f"{k}: {source.get(k)!r} there, {settings[k]!r} here" for k in odd)
+        raise InputError(argument, str(out), f"it was generated with other settings ({shown}); name another folder")
+    return data
+
+
+def _begin(stack: ExitStack, work: Path, out: Path, request: Request, argument: str) -> None:
+    if not work.exists():
+        check_room(argument, out, 2 * _bytes(request))
+    stack.enter_context(RunFolder.open(work, {**request.settings, "shard": len(request.shards[0])}, argument=argument))
+
+
+def _bytes(request: Request) -> int:
+    return len(request.seeds) * math.prod(request.model.shape) * (1 if request.model.shape[0] in (1, 3) else 4)
+
+
+def _place(work: Path, number: int) -> Path:
+    return work / "shards" / f"{number:06d}.npz"
+
+
+def _shards(request: Request, work: Path, processes: Processes, *, progress: bool) -> None:
+    """This process's part of what is not there yet."""
+    from tqdm import tqdm
+
+    todo = [(k, piece) for k, piece in enumerate(request.shards) if not _place(work, k).exists()]
+    missing = sum(len(piece) for _, piece in todo)
+    processes.sum(torch.zeros(()))  # all have looked before anyone writes
+    shown = tqdm(
+        total=len(request.seeds),
+        initial=len(request.seeds) - missing,
+        unit="img",
+        disable=not (progress and processes.first),
+        smoothing=0.05,
+    )
+    with shown:
+        for number, piece in todo[processes.rank :: processes.world]:
+            parts = []
+            for indices, images, labels in stream(
+                request.model,
+                piece,
+                batch=request.batch,
+                sampler=request.sampler,
+                labels=request.labels,
+                root=request.root,
+            ):
+                parts.append((indices, images, labels))
+                shown.update(min(len(indices) * processes.world, len(request.seeds) - int(shown.n)))
+            arrays: dict[str, NDArray[Any]] = {
+                "indices": np.concatenate([p[0] for p in parts]),
+                "images": np.concatenate([p[1] for p in parts]),
+            }
+            if request.labels is not None:
+                arrays["labels"] = np.concatenate([p[2] for p in parts if p[2] is not None])
+            write_atomic(_place(work, number), lambda path, these=arrays: np.savez(path, **these))  # type: ignore[misc]
+
+
+def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str) -> Dataset:
+    """One data set of all shards."""
+    pieces = request.shards
+    labels = None
+    if request.labels is not None:
+        labels = np.concatenate([_read(work, k, piece, argument)["labels"] for k, piece in enumerate(pieces)])
+    dtype = np.dtype(np.uint8 if request.model.shape[0] in (1, 3) else np.float32)
+    classes = list(request.classes) or [str(k) for k in range(request.model.network.label_dim)]
+
+    def sheet(folder: Path) -> None:
+        if rows and request.model.shape[0] in (1, 3):
+            first = np.load(folder / "images.npy", mmap_mode="r")
+            columns = min(16, max(1, len(first)))
+            write_sheet(folder / "sheet.png", np.asarray(first[: rows * columns]), columns)
+
+    return write_folder(
+        out,
+        (_read(work, k, piece, argument)["images"] for k, piece in enumerate(pieces)),
+        count=len(request.seeds),
+        shape=request.model.shape,
+        dtype=dtype,
+        labels=labels,
+        classes=classes if labels is not None else [],
+        name=request.name,
+        source={**request.settings, "provenance": provenance()},
+        argument=argument,
+        beside=sheet,
+    )
+
+
+def _read(work: Path, number: int, piece: list[int], argument: str) -> dict[str, NDArray[Any]]:
+    path = _place(work, number)
+    with np.load(path, allow_pickle=False) as held:
+        found = {name: held[name] for name in held.files}
+    if found["indices"].tolist() != piece:
+        raise InputError(argument, str(path), "not the images of this run; remove it and repeat the command")
+    return found
+
+
+def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[str, str]]:
+    """The request and its cost in words; times one evaluation of each network on one compute batch."""
+    from sims_image.estimate import duration
+
+    model, n = request.model, len(request.seeds)
+    own, other = model.evaluations(request.sampler)
+    networks: list[tuple[Any, int]] = [(model.network, own)]
+    if model.other is not None:
+        networks.append((model.other, other))
+    x = torch.randn(request.batch, *model.shape, device=model.device)
+    seconds = sum(count * _seconds(network, x) for network, count in networks) / request.batch
+    hashes = {"base": model.base.sha256, "auxiliary": "" if model.auxiliary is None else model.auxiliary.sha256}
+    return [
+        *((name, value) for name, value in hashes.items() if value),
+        ("guidance", model.kind if model.kind == "none" else f"{model.kind}, omega {model.omega:g}"),
+        ("interval", "none" if model.interval is None else f"{model.interval[0]:g} to {model.interval[1]:g}"),
+        ("sampler", str(request.sampler) + (" with churn" if request.sampler.churn is not None else "")),
+        ("images", f"{n:,} of {'x'.join(map(str, model.shape))}: seeds {request.seeds}"),
+        ("labels", "none" if request.labels is None else str(request.labels)),
+        (
+            "NFE",
+            f"{own + other} an image ({own} of the base, {other} of the other network), {n * (own + other):,} in all",
+        ),
+        ("disk", f"{size(_bytes(request))}, twice that while generating"),
+        (
+            "time here",
+            f"about {duration(n * seconds / processes)} on {processes} x {model.device} (one evaluation timed)",
+        ),
+        ("out", str(out)),
+    ]
+
+
+@torch.no_grad()
+def _seconds(network: Callable[..., torch.Tensor], x: torch.Tensor) -> float:
+    """One evaluation, the faster of two after a first."""
+    found = math.inf
+    for turn in range(3):
+        start = time.perf_counter()
+        network(x, torch.tensor(1.0)).sum().item()  # .item() waits for the device
+        if turn:
+            found = min(found, time.perf_counter() - start)
+    return found
+
+
+def checked(request: Request) -> str | None:
+    """Refuse a low precision that drowns the guidance, or say in a sentence how much it costs. See `precision_note`."""
+    labels, root = request.labels, Seed(request.root)
+    if labels is None:
+        return precision_note(request.model)
+    device = request.model.device
+    return precision_note(request.model, lambda indices: torch.from_numpy(labels(root, indices)).to(device))

@@ -1,0 +1,260 @@
+"""What images are generated from: a network alone, or guided by a second one, or the two merged.
+
+- SIMS (arXiv 2408.16333): an auxiliary of the same architecture, fine-tuned on the base's own samples;
+  D = (1 + omega) D_base - omega D_aux.
+- Autoguidance (arXiv 2406.02507): any network for the same images as guide; its weight w is 1 + omega.
+- Neon (arXiv 2510.03597): the same line on the weights, one network to evaluate.
+
+Base and auxiliary differ by about 0.1 % in their weights, and their difference is the signal: weights are float32, and
+outputs are combined in float32 or better, whatever the body of the networks computes in.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sims_core.errors import InputError, choose
+from sims_core.guidance import Denoiser, guided, merge_weights
+from sims_core.sampling import Sampler
+from sims_core.seeds import Seed
+from sims_image import checkpoints, sheets
+from sims_image.networks import Preconditioned
+from sims_image.presets import PRESETS
+
+BODIES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KINDS = ("none", "sims", "autoguidance", "neon")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A base and what it is guided by. Make it with `load_model` or `guide_with`.
+
+    network: what is evaluated at every step; other: the network guided away from, None for 'none' and 'neon'.
+    base, auxiliary: what the checkpoints say of themselves. interval: (low, high) in sigma where guidance acts.
+    """
+
+    base: checkpoints.Summary
+    network: Preconditioned
+    kind: str = "none"
+    auxiliary: checkpoints.Summary | None = None
+    other: Preconditioned | None = None
+    omega: float = 0.0
+    interval: tuple[float, float] | None = None
+    dtype: str = "float32"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.network.img_channels, self.network.img_resolution, self.network.img_resolution
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what the model draws, JSON-able: hashes and numbers, no paths."""
+        return {
+            "base": self.base.sha256,
+            "guidance": self.kind,
+            "auxiliary": None if self.auxiliary is None else self.auxiliary.sha256,
+            "omega": self.omega,
+            "interval": None if self.interval is None else list(self.interval),
+            "dtype": self.dtype,
+        }
+
+    def denoiser(self, classes: Tensor | None) -> Denoiser:
+        """D(x, sigma) for images of ``classes`` ((B,) int64 on the device; None for an unconditional network)."""
+        own = sheets.conditional(self.network, classes)
+        if self.other is None:
+            return own
+        return guided(own, sheets.conditional(self.other, classes), self.omega, self.interval)
+
+    def evaluations(self, sampler: Sampler) -> tuple[int, int]:
+        """Network evaluations an image takes, of (the network, the other one): counted by running the sampler."""
+        counts = [0, 0]
+
+        def counting(which: int) -> Denoiser:
+            def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+                counts[which] += 1
+                return x * 0.5
+
+            return denoiser
+
+        model = counting(0)
+        if self.other is not None:
+            model = guided(model, counting(1), self.omega, self.interval)
+        sampler(model, torch.zeros(1, 1), lambda shape: torch.zeros(tuple(shape)))
+        return counts[0], counts[1]
+
+    def at(self, omega: float) -> Model:
+        """The same two networks at another omega. Not for 'neon', whose weights are merged."""
+        if self.kind == "neon":
+            raise InputError("omega", omega, "merged weights have one omega; merge anew")
+        return replace(self, omega=omega)
+
+
+def load_model(
+    base: str,
+    *,
+    auxiliary: str = "",
+    guide: str = "",
+    omega: float | None = None,
+    weight: float | None = None,
+    merge: bool = False,
+    interval: tuple[float, float] | None = None,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+) -> Model:
+    """Load a base, and what it is guided by, from checkpoints.
+
+    auxiliary: SIMS, or Neon with ``merge``; guide: autoguidance. omega, or for a guide its weight w = 1 + omega.
+    Raises `InputError`: networks of different images, classes or (auxiliary) architecture; contradicting options.
+    """
+    choose("--dtype", dtype, BODIES)
+    if auxiliary and guide:
+        raise InputError("--guide", guide, "give an --auxiliary or a --guide, not both")
+    if weight is not None:
+        if not guide or omega is not None:
+            raise InputError(
+                "--weight", weight, "it is the weight of a --guide, and stands for --omega (w = 1 + omega)"
+            )
+        omega = weight - 1
+    negative = auxiliary or guide
+    for name, value in (("--omega", omega), ("--interval", interval), ("--merge", merge or None)):
+        if value is not None and not negative:
+            raise InputError(name, value, "it needs a second network: --auxiliary or --guide")
+    if merge and (guide or interval is not None):
+        raise InputError("--merge", True, "merging weights takes an --auxiliary and no --interval")
+    if negative and omega is None:
+        raise InputError("--omega", "", "say how far to extrapolate, such as 1.5 (0 is the base)")
+    if omega is not None and not math.isfinite(omega):
+        raise InputError("--omega", omega, "give a finite number (0 is the base)")
+    first = checkpoints.load(base, argument="--base")
+    alone = Model(_summary(first), _ready(first, dtype, device), dtype=dtype)
+    if not negative or omega is None:
+        return alone
+    argument = "--auxiliary" if auxiliary else "--guide"
+    second = checkpoints.load(negative, argument=argument)
+    return guide_with(
+        alone, second, omega, kind="neon" if merge else "sims" if auxiliary else "autoguidance", interval=interval
+    )
+
+
+def guide_with(
+    base: Model,
+    negative: checkpoints.Checkpoint,
+    omega: float,
+    *,
+    kind: str = "sims",
+    interval: tuple[float, float] | None = None,
+) -> Model:
+    """``base`` guided away from ``negative`` ('sims', 'autoguidance'), or merged with it ('neon').
+
+    Raises `InputError` where the two networks cannot go together.
+    """
+    argument = "--guide" if kind == "autoguidance" else "--auxiliary"
+    _fits(base.base, negative, argument, same=kind != "autoguidance")
+    if interval is not None and not 0 <= interval[0] <= interval[1]:
+        raise InputError("--interval", interval, "give LOW,HIGH in sigma with 0 <= LOW <= HIGH")
+    if kind == "neon":
+        network = copy.deepcopy(base.network)
+        other = {name: value.to(base.device) for name, value in negative.network.state_dict().items()}
+        network.load_state_dict(merge_weights(base.network.state_dict(), other, omega))
+        return replace(base, network=network, kind=kind, auxiliary=_summary(negative), omega=omega)
+    other_network = _ready(negative, base.dtype, base.device)
+    return replace(base, other=other_network, kind=kind, auxiliary=_summary(negative), omega=omega, interval=interval)
+
+
+def _fits(base: checkpoints.Summary, negative: checkpoints.Summary, argument: str, *, same: bool) -> None:
+    def images(found: checkpoints.Summary) -> str:
+        side = found.config["img_resolution"]
+        return f"{found.config['img_channels']}x{side}x{side}"
+
+    if images(base) != images(negative):
+        words = f"its images are {images(negative)}, the base's {images(base)}"
+        raise InputError(argument, str(negative.path), words)
+    classes = [int(found.config.get("label_dim") or 0) for found in (base, negative)]
+    if classes[0] != classes[1] and (same or classes[1]):
+        words = f"it has {classes[1]} classes, the base {classes[0]}; unlabelled synthetic data makes such a network"
+        raise InputError(argument, str(negative.path), words)
+    if same and base.config != negative.config:
+        odd = next(k for k in {**base.config, **negative.config} if base.config.get(k) != negative.config.get(k))
+        words = f"another architecture than the base's ({odd}); a network of another kind is a --guide"
+        raise InputError(argument, str(negative.path), words)
+
+
+def _summary(found: checkpoints.Checkpoint) -> checkpoints.Summary:
+    return checkpoints.Summary(
+        found.path, found.config, found.preconditioning, found.parameters, found.sha256, found.record
+    )
+
+
+def _ready(found: checkpoints.Checkpoint, dtype: str, device: str | torch.device) -> Preconditioned:
+    network = found.network
+    assert isinstance(network, Preconditioned)
+    network = network.to(device)
+    network.compute_dtype = BODIES[dtype]
+    return network
+
+
+def default_sampler(found: checkpoints.Summary) -> tuple[str, tuple[float, float, float, float] | None]:
+    """The sampler and churn of the preset that a checkpoint was trained by, else Heun with 18 steps (EDM)."""
+    preset = PRESETS.get(found.record.preset or "")
+    return (preset.sampler, preset.churn) if preset is not None else ("heun:18", None)
+
+
+@torch.no_grad()
+def error_over_signal(
+    model: Model,
+    *,
+    levels: Sequence[float] = (0.1, 0.5, 2.0),
+    count: int = 8,
+    classes: Callable[[Sequence[int]], Tensor] | None = None,
+) -> float:
+    """How much of the correction D_base - D_aux a low-precision body loses: |error| / |signal|, the worst level.
+
+    Noise images x = sigma n at each level; the signal is the correction in float32. 0 for a float32 or single model.
+    """
+    if model.other is None or model.dtype == "float32":
+        return 0.0
+    from sims_core.draws import Draws
+
+    items = torch.arange(count)
+    given = classes(range(count)) if classes is not None else None
+    noise = Draws(Seed(0).child("precision")).normal(items, model.shape).to(model.device)
+    worst = 0.0
+    for level in levels:
+        differences = []
+        for body in (torch.float32, BODIES[model.dtype]):
+            outputs = []
+            for network in (model.network, model.other):
+                kept, network.compute_dtype = network.compute_dtype, body
+                outputs.append(sheets.conditional(network, given)(noise * level, torch.tensor(level)).double())
+                network.compute_dtype = kept
+            differences.append(outputs[0] - outputs[1])
+        signal = float(differences[0].norm())
+        worst = max(worst, float((differences[1] - differences[0]).norm()) / signal if signal else 0.0)
+    return worst
+
+
+def precision_note(model: Model, classes: Callable[[Sequence[int]], Tensor] | None = None) -> str | None:
+    """A sentence for a guided model in low precision, or None.
+
+    Raises `InputError` where rounding is larger than the correction itself.
+    """
+    ratio = error_over_signal(model, classes=classes)
+    if not ratio:
+        return None
+    if ratio >= 1:
+        words = f"its rounding is {ratio:.2g} times the guidance itself (error over signal); use float32"
+        raise InputError("--dtype", model.dtype, words)
+    return f"in {model.dtype} the guidance's error over signal is {ratio:.2g}"

@@ -1,0 +1,307 @@
+"""The report of a `sims` experiment: the SIMS paper's Figure 3 as two panels, sample grids, tables, one HTML page."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sims_core.runs import provenance, write_atomic, write_json
+from sims_image import checkpoints
+from sims_image.arms import Arm, Search
+from sims_image.learner import ImageData, ImageModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sims_image.experiments import Bench
+
+#: curves of the right panel
+FEW = 4
+
+
+def write(
+    bench: Bench,
+    base: ImageModel,
+    auxiliaries: dict[int, ImageModel],
+    synthetic: ImageData,
+    found: Search,
+    confirmed: Sequence[Arm],
+    grids: dict[str, Any],
+) -> Path:
+    """Write figures, grids, ``table.csv``, ``results.json`` and ``report.html`` below OUT/report; returns the page."""
+    from sims_image.sheets import write_sheet
+
+    folder = Path(bench.plan.settings.out) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    metric = bench.reference.extractor.metric
+    figure = panels(bench, found)
+    pictures = {"figure3.png": _png(figure)}
+    for name, images in grids.items():
+        place = folder / f"grid-{name.split(',')[0].replace(' ', '-').lower()}.png"
+        write_sheet(place, images, 8)
+        pictures[place.name] = place.read_bytes()
+    write_atomic(folder / "figure3.png", lambda path: path.write_bytes(pictures["figure3.png"]))
+    words = conclusion(bench, found, confirmed)
+    rows = [_row(arm, confirmed[0]) for arm in confirmed]
+    shares = {b: checkpoints.summary(m.base).record.training.get("ema_share_of_raw") for b, m in auxiliaries.items()}
+    _csv(folder / "table.csv", rows)
+    results = {
+        "conclusion": words,
+        "metric": metric,
+        "reference": _reference(bench),
+        "floor": _floor(bench, confirmed[0].cells[0]),
+        "arms": rows,
+        "search": [
+            {"budget": b, "omega": w, "nfe": cell["settings"]["nfe"], **bench.value(cell)}
+            for (b, w), cell in found.cells.items()
+        ],
+        "naive": [{"budget": b, **bench.value(cell)} for b, cell in found.naive.items()],
+        "drift_error_cosine": {str(b): value for b, value in found.cosine.items()},
+        "ema_share_of_raw": {str(b): share for b, share in shares.items()},
+        "cost": costs(bench, found, confirmed),
+        "settings": asdict(bench.plan.settings),
+        "checkpoints": {
+            "base": checkpoints.summary(base.base).sha256,
+            **{f"auxiliary {b}": checkpoints.summary(m.base).sha256 for b, m in auxiliaries.items()},
+            "synthetic data": synthetic.sha256,
+        },
+        "provenance": provenance(),
+    }
+    write_json(folder / "results.json", results)
+    text = page(results, pictures, list(grids))
+    write_atomic(folder / "report.html", lambda path: path.write_text(text, encoding="utf-8"))
+    return folder / "report.html"
+
+
+# ---------------------------------------------------------------------- words
+
+
+def conclusion(bench: Bench, found: Search, confirmed: Sequence[Arm]) -> list[str]:
+    """What came out, in sentences that the numbers decide."""
+    metric, base, best = bench.reference.extractor.metric, confirmed[0], confirmed[1]
+    change, half = best.against(base)
+    chosen = f"omega = {found.omega:g} at a budget of {found.budget:,} images"
+    told = []
+    if change + half < 0:
+        told.append(f"SIMS improves on its base beyond the interval: {chosen} lowers {metric} by {_pm(-change, half)}")
+    elif change - half > 0:
+        told.append(f"SIMS is worse than its base beyond the interval: {chosen} raises {metric} by {_pm(change, half)}")
+    else:
+        told.append(f"No difference between SIMS and its base beyond the interval: {chosen} changes {metric} by "
+                    f"{_pm(change, half)}")  # fmt: skip
+    told[0] += f" ({base.mean:.4g} to {best.mean:.4g}, paired over {len(base.values)} disjoint sets of fresh seeds)."
+    if not found.helps:
+        told.append("On the search seeds no omega above 0 was better than 0; the best of those above 0 was confirmed.")
+    for arm in confirmed[2:]:
+        difference, wide = best.against(arm)
+        side = "better than" if difference + wide < 0 else "worse than" if difference - wide > 0 else "level with"
+        told.append(f"SIMS is {side} '{arm.name}' ({arm.mean:.4g}; difference {_pm(difference, wide)}).")
+    floor = _floor(bench, base.cells[0])
+    if floor is not None:
+        near = " The base is at the floor: there is nothing to correct." if base.mean <= floor["value"] * 1.05 else ""
+        same = "" if floor["n"] == base.cells[0]["report"]["n"] else ", another n, so not comparable"
+        told.append(
+            f"Real images in the place of generated ones: {floor['value']:.4g} (n = {floor['n']:,}{same}).{near}"
+        )
+    aligned = found.cosine[found.budget]
+    told.append(f"The drift-error cosine at that budget was {aligned:+.2f}: first order says that SIMS "
+                f"{'can' if aligned > 0 else 'cannot'} help.")  # fmt: skip
+    return told
+
+
+def _pm(value: float, half: float) -> str:
+    return f"{value:.3g} ± {half:.2g}"
+
+
+def _row(arm: Arm, base: Arm) -> dict[str, Any]:
+    change, half = arm.against(base)
+    return {
+        "arm": arm.name,
+        "what": arm.note,
+        "nfe": arm.nfe,
+        "n": arm.cells[0]["report"]["n"],
+        "mean": arm.mean,
+        "half_interval": arm.half,
+        "minimum": min(arm.values),
+        "minus_base": change,
+        "minus_base_half_interval": half,
+        "values": list(arm.values),
+        "seeds": [cell["report"]["seeds"] for cell in arm.cells],
+        "labels": arm.cells[0]["report"]["labels"],
+    }
+
+
+def _reference(bench: Bench) -> dict[str, Any]:
+    used = bench.reference.heldout or bench.reference
+    kind = "held-out images" if bench.reference.heldout is not None else "the training set"
+    return {"name": used.name, "kind": kind, "images": used.count, "sha256": used.sha256}
+
+
+def _floor(bench: Bench, cell: dict[str, Any]) -> dict[str, Any] | None:
+    held = cell["report"]["floor" if bench.target == "metrics" else "heldout_floor"]
+    return None if held is None else {"n": held["n"], "kind": held["kind"], **_without_n(held["metrics"]["frechet"])}
+
+
+def _without_n(estimate: dict[str, Any]) -> dict[str, Any]:
+    """An estimate's fields; its own n, the images behind a metric, is not the floor's."""
+    return {key: value for key, value in estimate.items() if key != "n"}
+
+
+def costs(bench: Bench, found: Search, confirmed: Sequence[Arm]) -> dict[str, Any]:
+    """What the experiment takes, in evaluations of one network (a training step is about three an image)."""
+    plan = bench.plan
+    cells = {id(cell): cell for cell in [*found.cells.values(), *found.naive.values()]}.values()
+    base_nfe = int(confirmed[0].nfe)
+    return {
+        "generating D_s": base_nfe * len(plan.synthetic),
+        "fine-tuning": 3 * plan.budgets[-1],
+        "search": sum(int(cell["settings"]["nfe"]) * len(plan.search) for cell in cells),
+        "confirmation": sum(arm.nfe * cell["report"]["n"] for arm in confirmed for cell in arm.cells),
+        "an image of the base": base_nfe,
+        "an image of SIMS": confirmed[1].nfe,
+    }
+
+
+# --------------------------------------------------------------------- figures
+
+
+def panels(bench: Bench, found: Search) -> Figure:
+    """Figure 3 of the paper: the distance against omega at each budget, and against the budget at a few omegas."""
+    from matplotlib.figure import Figure
+
+    from sims_core.style import sequence, style
+
+    plan, metric = bench.plan, bench.reference.extractor.metric
+    zero = bench.value(found.cells[plan.budgets[0], 0.0])
+    floor = _floor(bench, found.cells[plan.budgets[0], 0.0])
+    with style():
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for colour, budget in zip(sequence(len(plan.budgets)), plan.budgets, strict=True):
+            cells = [bench.value(found.cells[budget, omega]) for omega in plan.omegas]
+            _curve(left, plan.omegas, cells, colour, f"{budget:,} images")
+        few = [w for w in plan.omegas if w > 0]
+        few = [few[int(i)] for i in np.unique(np.linspace(0, len(few) - 1, min(FEW, len(few))).round())]
+        for colour, omega in zip(sequence(len(few)), few, strict=True):
+            cells = [bench.value(found.cells[budget, omega]) for budget in plan.budgets]
+            _curve(right, plan.budgets, cells, colour, f"ω = {omega:g}")
+        for axes, label in ((left, "ω"), (right, "auxiliary's budget (images)")):
+            axes.axhline(zero["value"], color="#4d4d4d", lw=0.8, ls="--", label="base")
+            if floor is not None and floor["n"] == zero["n"]:
+                axes.axhline(floor["value"], color="black", lw=0.8, ls=":", label="real images")
+            axes.set_xlabel(label)
+            axes.legend(fontsize=7)
+        left.set_ylabel(f"{metric}, n = {int(zero['n']):,}")
+    return figure
+
+
+def _curve(axes: Any, x: Sequence[float], cells: Sequence[dict[str, float]], colour: str, label: str) -> None:
+    values = [cell["value"] for cell in cells]
+    axes.plot(x, values, "o-", color=colour, ms=3, lw=1.2, label=label)
+    axes.fill_between(x, [c["low"] for c in cells], [c["high"] for c in cells], color=colour, alpha=0.15, lw=0)
+
+
+def _png(figure: Figure) -> bytes:
+    held = io.BytesIO()
+    figure.savefig(held, format="png", dpi=150)
+    return held.getvalue()
+
+
+# ------------------------------------------------------------------------ page
+
+
+def page(results: dict[str, Any], pictures: dict[str, bytes], grids: Sequence[str]) -> str:
+    """One self-contained HTML page: no scripts, images inline."""
+    metric, reference, settings = results["metric"], results["reference"], results["settings"]
+    n = results["arms"][0]["n"]
+    inline = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
+    names = [name for name in pictures if name.startswith("grid-")]
+
+    def image(name: str, text: str) -> str:
+        source = f"data:image/png;base64,{inline[name]}"
+        return f'<figure><img src="{source}" alt="{_safe(text)}"><figcaption>{_safe(text)}</figcaption></figure>'
+
+    arms = [
+        [
+            arm["arm"],
+            arm["what"],
+            arm["nfe"],
+            f"{arm['mean']:.4g} ± {arm['half_interval']:.2g}",
+            f"{arm['minimum']:.4g}",
+            f"{arm['minus_base']:+.3g} ± {arm['minus_base_half_interval']:.2g}",
+        ]
+        for arm in results["arms"]
+    ]
+    searched = [
+        [f"{c['budget']:,}", f"{c['omega']:g}", c["nfe"], f"{c['value']:.4g}", f"{c['low']:.4g} to {c['high']:.4g}"]
+        for c in results["search"]
+    ]
+    side = [
+        [f"{int(b):,}", f"{value:+.3f}", "unknown" if results["ema_share_of_raw"][b] is None
+         else f"{results['ema_share_of_raw'][b]:.3f}"]
+        for b, value in results["drift_error_cosine"].items()
+    ]  # fmt: skip
+    facts = {"reference": f"{reference['name']} ({reference['kind']}), {reference['images']:,} images", **settings}
+    facts |= {f"sha256 of {name}": value for name, value in results["checkpoints"].items()}
+    facts |= {"sha256 of reference": reference["sha256"], "version": results["provenance"]["version"]}
+    parts = [
+        "<h1>Self-improving diffusion models with synthetic data</h1>",
+        "<h2>Conclusion</h2>",
+        *(f"<p>{_safe(sentence)}</p>" for sentence in results["conclusion"]),
+        f"<h2>Confirmation: {_safe(metric)} on fresh seeds, n = {n:,}</h2>",
+        _table(["model", "", "evaluations an image", "mean and 95 % interval", "minimum", "difference to base"], arms),
+        "<p>Intervals are Student's over disjoint sets of seeds; differences are paired on them.</p>",
+        "<h2>Search: the distance against omega and budget</h2>",
+        image("figure3.png", f"{metric} on the search seeds; bands are 95 % intervals of drawing other samples"),
+        _table(["budget (images)", "drift-error cosine", "EMA's share of the raw weights' way"], side),
+        "<h2>Samples from the same seeds</h2>" if names else "",
+        *(image(name, title) for name, title in zip(names, grids, strict=True)),
+        "<h2>Cost, in network evaluations</h2>",
+        _table(["", "evaluations"], [[key, f"{value:,}"] for key, value in results["cost"].items()]),
+        "<h2>All cells of the search</h2>",
+        _table(["budget", "omega", "evaluations an image", metric, "95 % interval"], searched),
+        "<h2>Settings</h2>",
+        _table(["", ""], [[key, value] for key, value in facts.items()]),
+    ]
+    head = (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>SIMS</title><style>{_STYLE}</style></head>"
+    )
+    return head + "<body>" + "\n".join(parts) + "</body></html>\n"
+
+
+_STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
+    "table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ccc;padding:.2em .8em;text-align:left}"
+    "figure{margin:1em 0}img{max-width:100%}figcaption{color:#555}"
+)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def line(cells: Sequence[Any], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{_safe(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
+
+
+def _safe(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def _csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    import csv
+
+    def save(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as handle:
+            table = csv.DictWriter(handle, list(rows[0]))
+            table.writeheader()
+            for row in rows:
+                table.writerow({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()})
+
+    write_atomic(path, save)

@@ -1,0 +1,139 @@
+"""Which images are generated: seeds as people write them, ``0-49999`` or ``0-99,500``, and their class labels.
+
+An image's noise and its label are functions of (root seed, index) alone, so ranges can be cut, joined and shared out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sims_core.errors import InputError
+from sims_core.seeds import Seed
+
+if TYPE_CHECKING:
+    from sims_image.datasets import Dataset
+
+_SYNTAX = "write whole numbers and ranges with both ends, such as 0-49999 or 0-99,500-599"
+POLICIES = ("data", "uniform", "balanced")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Distinct image seeds in the order given. ranges: (first, last), both included."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def parse(cls, text: str, *, argument: str = "--seeds") -> Seeds:
+        """Read ``0-49999``, ``7``, ``0-9,20,30-39``. Raises `InputError` for anything else and for repeated seeds."""
+        ranges = []
+        for part in text.split(","):
+            match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
+            if match is None:
+                raise InputError(argument, text, _SYNTAX)
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                raise InputError(argument, text, f"'{part.strip()}' is reversed; write {last}-{first}")
+            ranges.append((first, last))
+        seeds = cls(tuple(ranges))
+        for place, one in enumerate(ranges):
+            twice = cls(tuple(ranges[:place])).overlap(cls((one,)))
+            if twice is not None:
+                raise InputError(argument, text, f"seed {twice} is named twice")
+        return seeds
+
+    @classmethod
+    def span(cls, first: int, count: int) -> Seeds:
+        """``count`` seeds from ``first`` on."""
+        return cls(((first, first + count - 1),))
+
+    def overlap(self, other: Seeds) -> int | None:
+        """The least seed that both hold, or None."""
+        both = [
+            max(a, c) for a, b in self.ranges for c, d in other.ranges if max(a, c) <= min(b, d)
+        ]  # two intervals meet where the later one begins
+        return min(both, default=None)
+
+    def __len__(self) -> int:
+        return sum(last - first + 1 for first, last in self.ranges)
+
+    def __iter__(self) -> Iterator[int]:
+        for first, last in self.ranges:
+            yield from range(first, last + 1)
+
+    def __str__(self) -> str:
+        return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in self.ranges)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which class an image has: a pure function of (root seed, index).
+
+    policy: 'data' (drawn with the class ``shares`` of a data set), 'uniform' (drawn, every class alike), 'balanced'
+    (index modulo the number of classes) or 'given' (``classes`` in turn, by index). count: classes of the network.
+    """
+
+    policy: str
+    count: int
+    shares: tuple[float, ...] = ()
+    classes: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(
+        cls, text: str, label_dim: int, *, data: Dataset | None = None, names: Sequence[str] = ()
+    ) -> Labels | None:
+        """Read ``data``, ``uniform``, ``balanced``, or classes by number or name (``3``, ``cat,dog``).
+
+        '' is 'data' where a data set is at hand, else 'uniform'. None for an unconditional network (label_dim 0).
+        Raises `InputError` for unknown classes, and for labels that the network or the data do not have.
+        """
+        if not label_dim:
+            if text not in ("", "none"):
+                raise InputError("--labels", text, "the network is unconditional; leave it out")
+            return None
+        text = text or ("uniform" if data is None or data.labels is None else "data")
+        if text == "data":
+            if data is None or data.labels is None:
+                raise InputError(
+                    "--labels", text, "it draws classes as a data set has them: name a labelled one (--data)"
+                )
+            if len(data.classes) != label_dim:
+                raise InputError("--data", str(data.path), f"{len(data.classes)} classes, the network has {label_dim}")
+            found = np.bincount(data.labels, minlength=label_dim) / len(data)
+            return cls("data", label_dim, shares=tuple(found.tolist()))
+        if text in POLICIES:
+            return cls(text, label_dim)
+        chosen = []
+        for part in (p.strip() for p in text.split(",")):
+            number = int(part) if part.isdecimal() else list(names).index(part) if part in names else -1
+            if not 0 <= number < label_dim:
+                known = f"{', '.join(POLICIES)}, or classes from 0 to {label_dim - 1}, by number or name"
+                raise InputError("--labels", part, known)
+            chosen.append(number)
+        return cls("given", label_dim, classes=tuple(chosen))
+
+    def __call__(self, root: Seed, indices: Sequence[int]) -> NDArray[np.int64]:
+        """The classes of images ``indices``, (B,)."""
+        import torch
+
+        from sims_core.draws import Draws
+
+        which = np.asarray(indices, dtype=np.int64)
+        if self.policy == "balanced":
+            return which % self.count
+        if self.policy == "given":
+            return np.asarray(self.classes, dtype=np.int64)[which % len(self.classes)]
+        draws = Draws(root.child("labels")).uniform(torch.from_numpy(which), 1)[:, 0].numpy()
+        if self.policy == "uniform":
+            return np.asarray(np.floor(draws * self.count), dtype=np.int64)
+        edges = np.cumsum(self.shares)
+        return np.searchsorted(edges / edges[-1], draws, side="right").astype(np.int64)
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.classes)) if self.policy == "given" else self.policy

@@ -1,0 +1,420 @@
+"""Generating: what an image depends on, labels, guidance, data sets, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sims_core.errors import InputError
+from sims_core.sampling import SampleNoise, Sampler, edm_sigmas
+from sims_core.seeds import Seed
+from sims_image import checkpoints
+from sims_image.__main__ import run as command
+from sims_image.datasets import open_dataset, to_pixels
+from sims_image.generate import Generate, choose_sampler, request
+from sims_image.generation import Request, stream, write
+from sims_image.guided import error_over_signal, load_model
+from sims_image.presets import PRESETS
+from sims_image.seedlists import Labels, Seeds
+from sims_image.train import Train, plan
+from tests.image import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A base and an auxiliary beside it: every weight moved by about a tenth.
+
+    The random weights are made smaller, for a denoiser about as smooth as a trained one.
+    """
+    folder = tmp_path_factory.mktemp("pair")
+    base = tiny.network(seed=9)
+    with torch.no_grad():
+        for value in base.parameters():
+            value.mul_(0.4)
+    record = checkpoints.Record(data=checkpoints.Data("tiny", None, ("ant", "bee", "cat"), (3, 8, 8)))
+    checkpoints.save(folder / "base", base, record)
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(4)
+        for value in base.parameters():
+            value.add_(0.1 * value * torch.randn(value.shape, generator=generator))
+    checkpoints.save(folder / "auxiliary", base, record)
+    return str(folder / "base"), str(folder / "auxiliary")
+
+
+def images(model, seeds, *, batch=8, labels=None, steps=3, root=0):
+    parts = list(stream(model, seeds, batch=batch, sampler=Sampler("heun", steps), labels=labels, root=root))
+    return np.concatenate([p[1] for p in parts]), np.concatenate([p[2] for p in parts])
+
+
+def floats(model, seeds, batch):
+    """As `images`, before pixels are cut off."""
+    found = []
+    sampler = Sampler("heun", 3)
+    for first in range(0, len(seeds), batch):
+        wanted = seeds[first : first + batch]
+        noise = SampleNoise(Seed(0), wanted)
+        start = noise((len(wanted), *model.shape))
+        found.append(sampler(model.denoiser(torch.tensor(wanted) % 3), start))
+    return torch.cat(found)
+
+
+# --------------------------------------------------------------- what an image is
+
+
+def test_an_image_is_a_function_of_its_seed(pair):
+    model = load_model(pair[0], auxiliary=pair[1], omega=1.5)
+    seeds = list(range(40, 61))
+    whole, labels = images(model, seeds)
+    order = np.random.default_rng(0).permutation(len(seeds))
+    shuffled, mixed = images(model, [seeds[i] for i in order])
+    assert np.array_equal(shuffled, whole[order]) and np.array_equal(mixed, labels[order])
+    alone, label = images(model, [seeds[5]])
+    assert np.array_equal(alone[0], whole[5]) and label[0] == labels[5]
+    other, _ = images(model, seeds, root=1)
+    assert not np.array_equal(other, whole)
+
+
+def test_batches_round_alike(pair):
+    model = load_model(pair[0], auxiliary=pair[1], omega=1.5)
+    seeds = list(range(64))
+    all_ = floats(model, seeds, 64)
+    for batch, count in ((1, 10), (7, 63)):
+        other = floats(model, seeds[:count], batch)
+        assert float((other - all_[:count]).norm() / all_[:count].norm()) < 1e-5
+    own, _ = images(model, seeds, batch=64, labels=Labels("balanced", 3))
+    assert np.array_equal(own, to_pixels(all_).numpy())  # the stream is these samples
+
+
+def test_samplers_draw_a_gaussian_in_image_shape(pair):
+    """Heun, Euler and churn against the exact flow of N(0, s^2): x scales by s / sqrt(s^2 + sigma_max^2)."""
+    spread = 0.5
+
+    class Exact:
+        def __call__(self, x, sigma):
+            return x * spread**2 / (spread**2 + sigma**2)
+
+    noise = torch.randn(500, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    exact = noise * 80 * spread / np.sqrt(spread**2 + 80**2)
+    for name, steps, least in (("heun", 40, 0.02), ("euler", 400, 0.02)):
+        assert float((Sampler(name, steps)(Exact(), noise) - exact).abs().max()) < least * 4
+    from sims_core.sampling import Churn
+
+    draws = torch.Generator().manual_seed(1)
+    churned = Sampler("heun", 100, churn=Churn(40, 0.05, 50, 1.0))(
+        Exact(), noise, lambda shape: torch.randn(tuple(shape), generator=draws, dtype=torch.float64)
+    )
+    assert float(churned.std()) == pytest.approx(spread, rel=0.02)
+    assert float((churned * exact).mean()) < 0.5 * spread**2  # the start is forgotten
+
+
+# ------------------------------------------------------------------------ labels
+
+
+def test_labels_are_a_function_of_seed_and_index(tmp_path):
+    data = tiny.write_data(tmp_path / "d.zip", count=24)
+    shares = Labels.parse("", 3, data=data)
+    assert shares is not None and shares.policy == "data" and shares.shares == (1 / 3, 1 / 3, 1 / 3)
+    skewed = Labels("data", 3, shares=(0.7, 0.0, 0.3))
+    drawn = skewed(Seed(3), range(20_000))
+    assert np.bincount(drawn, minlength=3) / 20_000 == pytest.approx([0.7, 0, 0.3], abs=0.012)
+    assert np.array_equal(skewed(Seed(3), range(500, 600)), drawn[500:600])
+    assert not np.array_equal(skewed(Seed(4), range(600)), drawn[:600])
+    uniform = Labels("uniform", 4)(Seed(0), range(20_000))
+    assert np.bincount(uniform) / 20_000 == pytest.approx([0.25] * 4, abs=0.012)
+    assert Labels("balanced", 3)(Seed(0), [4, 5, 6]).tolist() == [1, 2, 0]
+    named = Labels.parse("cat,0", 3, names=["ant", "bee", "cat"])
+    assert named is not None and named(Seed(0), [0, 1, 2]).tolist() == [2, 0, 2]
+    assert Labels.parse("", 0) is None
+
+
+@pytest.mark.parametrize("text", ["dog", "3", "data", "-1"])
+def test_labels_that_are_not_there(text):
+    with pytest.raises(InputError, match="--labels"):
+        Labels.parse(text, 3, names=["ant", "bee", "cat"])
+
+
+def test_seeds():
+    seeds = Seeds.parse("0-3,10, 20-21")
+    assert list(seeds) == [0, 1, 2, 3, 10, 20, 21] and len(seeds) == 7 and str(seeds) == "0-3,10,20-21"
+    assert Seeds.parse(str(seeds)) == seeds
+    assert seeds.overlap(Seeds.span(4, 6)) is None and seeds.overlap(Seeds.span(4, 7)) == 10
+    for bad in ("", "3-1", "0-5,5", "1:3", "a", "-2"):
+        with pytest.raises(InputError, match="--seeds"):
+            Seeds.parse(bad)
+
+
+# ---------------------------------------------------------------------- guidance
+
+
+def test_omega_zero_is_the_base_and_one_is_not(pair):
+    base, _ = images(load_model(pair[0]), range(12))
+    zero, _ = images(load_model(pair[0], auxiliary=pair[1], omega=0.0), range(12))
+    one, _ = images(load_model(pair[0], auxiliary=pair[1], omega=1.0), range(12))
+    assert np.array_equal(zero, base) and not np.array_equal(one, base)
+    outside, _ = images(load_model(pair[0], auxiliary=pair[1], omega=1.0, interval=(200, 300)), range(12))
+    assert np.array_equal(outside, base)
+
+
+def test_sims_is_autoguidance_of_weight_one_plus_omega(pair):
+    sims, _ = images(load_model(pair[0], auxiliary=pair[1], omega=1.5), range(8))
+    guide, _ = images(load_model(pair[0], guide=pair[1], weight=2.5), range(8))
+    assert np.array_equal(sims, guide)
+
+
+def test_the_combination_is_the_published_line(pair):
+    model = load_model(pair[0], auxiliary=pair[1], omega=1.5)
+    x, sigma = torch.randn(4, 3, 8, 8, dtype=torch.float64), torch.tensor(1.3, dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 0])
+    hot = torch.nn.functional.one_hot(labels, 3).float()
+    first, second = (checkpoints.load(p).network(x, sigma, hot) for p in pair)
+    assert torch.allclose(model.denoiser(labels)(x, sigma), 2.5 * first - 1.5 * second, rtol=1e-4, atol=1e-5)
+
+
+def test_neon_is_hand_merged_weights(pair, tmp_path):
+    found = [checkpoints.load(p) for p in pair]
+    weights = [f.network.state_dict() for f in found]
+    by_hand = checkpoints.load(pair[0]).network
+    by_hand.load_state_dict({k: 2.5 * weights[0][k] - 1.5 * weights[1][k] for k in weights[0]})
+    merged = load_model(pair[0], auxiliary=pair[1], omega=1.5, merge=True)
+    for name, value in merged.network.state_dict().items():
+        assert torch.allclose(value, by_hand.state_dict()[name], rtol=1e-5, atol=1e-6), name
+    checkpoints.save(tmp_path / "hand", by_hand, checkpoints.Record())
+    ours, _ = images(merged, range(8))
+    theirs, _ = images(load_model(str(tmp_path / "hand")), range(8))
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+    assert merged.evaluations(Sampler("heun", 18)) == (35, 0)
+
+
+def test_evaluations_are_counted(pair):
+    both = load_model(pair[0], auxiliary=pair[1], omega=1.5)
+    assert both.evaluations(Sampler("heun", 18)) == (35, 35)
+    limited = load_model(pair[0], auxiliary=pair[1], omega=1.5, interval=(1.0, 5.0))
+    levels = edm_sigmas(18)
+    inside = int(((levels >= 1) & (levels <= 5)).sum())
+    assert limited.evaluations(Sampler("heun", 18)) == (35, 2 * inside)  # at a step's start, and at its end
+
+
+def test_low_precision_says_what_it_costs(pair, tmp_path):
+    exact = load_model(pair[0], auxiliary=pair[1], omega=1.0)
+    assert error_over_signal(exact) == 0
+    rough = error_over_signal(load_model(pair[0], auxiliary=pair[1], omega=1.0, dtype="bf16"))
+    assert 0 < rough < 1
+    near = checkpoints.load(pair[0]).network  # as close to its base as a short fine-tune
+    with torch.no_grad():
+        for value in near.parameters():
+            value.mul_(1 + 1e-4)
+    checkpoints.save(tmp_path / "near", near, checkpoints.Record())
+    assert error_over_signal(load_model(pair[0], auxiliary=str(tmp_path / "near"), omega=1.0, dtype="bf16")) > 1
+    asked = ["--base", pair[0], "--auxiliary", str(tmp_path / "near"), "--omega", "1", "--dtype", "bf16"]
+    with pytest.raises(InputError, match=r"--dtype.*error over signal"):
+        command(["generate", *asked, "--out", str(tmp_path / "x"), "--sampler", "heun:2", "--device", "cpu"])
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"omega": 1.0}, "--omega"),
+        ({"auxiliary": True}, "--omega"),
+        ({"auxiliary": True, "guide": True, "omega": 1.0}, "--guide"),
+        ({"auxiliary": True, "omega": float("nan")}, "--omega"),
+        ({"auxiliary": True, "weight": 2.0}, "--weight"),
+        ({"guide": True, "weight": 2.0, "omega": 1.0}, "--weight"),
+        ({"guide": True, "omega": 2.0, "merge": True}, "--merge"),
+        ({"merge": True}, "--merge"),
+        ({"interval": (1.0, 2.0)}, "--interval"),
+        ({"auxiliary": True, "omega": 1.0, "interval": (3.0, 2.0)}, "--interval"),
+        ({"dtype": "int8"}, "--dtype"),
+    ],
+)
+def test_contradictions_are_refused(pair, given, said):
+    for name in ("auxiliary", "guide"):
+        if name in given:
+            given = {**given, name: pair[1]}
+    with pytest.raises(InputError, match=said):
+        load_model(pair[0], **given)
+
+
+def test_networks_that_do_not_go_together(pair, tmp_path):
+    other = {**tiny.EDM, "model_channels": 16}
+    tiny.checkpoint(tmp_path / "wide", other)
+    tiny.checkpoint(tmp_path / "blind", {**tiny.EDM, "label_dim": 0})
+    tiny.checkpoint(tmp_path / "grey", {**tiny.EDM, "img_channels": 1})
+    for name, said in (("wide", "model_channels"), ("blind", "0 classes"), ("grey", "1x8x8")):
+        with pytest.raises(InputError, match=f"--auxiliary.*{said}"):
+            load_model(pair[0], auxiliary=str(tmp_path / name), omega=1.0)
+    load_model(pair[0], guide=str(tmp_path / "wide"), omega=1.0)  # a guide may be of another kind
+
+
+# --------------------------------------------------------------------- data sets
+
+
+def generate(pair, out, *words):
+    given = ["--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:3", "--batch", "8"]
+    command(["generate", *given, "--out", str(out), "--device", "cpu", *words])
+    return open_dataset(out, verify=True)
+
+
+def test_a_data_set_that_train_reads(pair, tmp_path, capsys):
+    made = generate(pair, tmp_path / "made", "--seeds", "5-24,100", "--seed", "2")
+    model = load_model(pair[0], auxiliary=pair[1], omega=1.5)
+    seeds = [*range(5, 25), 100]
+    sampler = choose_sampler(model, "heun:3")
+    parts = list(stream(model, seeds, batch=8, sampler=sampler, labels=Labels("uniform", 3), root=2))
+    assert np.array_equal(made.images(slice(None)), np.concatenate([p[1] for p in parts]))
+    assert made.labels is not None and np.array_equal(made.labels, np.concatenate([p[2] for p in parts]))
+    assert made.classes == ["ant", "bee", "cat"] and made.name == "made"
+    source = made.record["source"]
+    hashes = [checkpoints.summary(p).sha256 for p in pair]
+    assert [source["base"], source["auxiliary"]] == hashes and source["omega"] == 1.5
+    assert (source["seeds"], source["seed"], source["nfe"], source["nfe_base"]) == ("5-24,100", 2, 10, 5)
+    with Image.open(tmp_path / "made/sheet.png") as sheet:
+        assert sheet.width > 100
+    assert not list(tmp_path.glob("*.generating")) and "21 images" in capsys.readouterr().out
+    assert len(plan(Train(data=str(made.path), from_=pair[0], preset="cifar10-tiny", budget="1k")).data or []) == 21
+
+
+def test_it_recognises_its_own_and_refuses_others(pair, tmp_path):
+    made = generate(pair, tmp_path / "made", "--seeds", "0-4")
+    before = (tmp_path / "made/dataset.json").stat().st_mtime_ns
+    assert generate(pair, tmp_path / "made", "--seeds", "0-4").sha256 == made.sha256
+    assert (tmp_path / "made/dataset.json").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match=r"--out.*seeds: '0-4' there, '0-5' here"):
+        generate(pair, tmp_path / "made", "--seeds", "0-5")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="--out"):
+        generate(pair, tmp_path / "other", "--seeds", "0-4")
+    assert (tmp_path / "other/letter.txt").read_text() == "dear"
+
+
+def test_unconditional_images_have_no_labels_and_latents_stay_floats(tmp_path):
+    tiny.checkpoint(tmp_path / "blind", {**tiny.EDM, "label_dim": 0, "img_channels": 4})
+    words = ["generate", "--base", str(tmp_path / "blind"), "--sampler", "euler:2", "--seeds", "0-9"]
+    command([*words, "--out", str(tmp_path / "made"), "--batch", "4", "--device", "cpu"])
+    made = open_dataset(tmp_path / "made")
+    assert made.labels is None and made.dtype == np.float32 and made.shape == (4, 8, 8)
+    with pytest.raises(InputError, match="--labels"):
+        command([*words, "--out", str(tmp_path / "more"), "--labels", "balanced", "--device", "cpu"])
+
+
+def test_a_diverged_network_is_not_silent(pair, tmp_path):
+    broken = checkpoints.load(pair[0])
+    with torch.no_grad():
+        next(iter(broken.network.parameters())).fill_(float("inf"))
+    model = load_model(pair[0])
+    model.network.load_state_dict(broken.network.state_dict())
+    with pytest.raises(InputError, match="not finite"):
+        list(stream(model, range(4), batch=4, sampler=Sampler("heun", 2)))
+    asked = Request(model, Seeds.span(0, 4), Sampler("heun", 2), Labels("uniform", 3), batch=4)
+    with pytest.raises(InputError, match="not finite"):
+        write(asked, tmp_path / "made", processes=tiny.ALONE)
+    assert not (tmp_path / "made").exists()
+
+
+def test_dry_run_says_the_cost_and_writes_nothing(pair, tmp_path, capsys):
+    command(["generate", "--base", pair[0], "--guide", pair[1], "--weight", "2", "--seeds", "0-49999",
+             "--out", str(tmp_path / "made"), "--dry-run", "--device", "cpu"])  # fmt: skip
+    said = capsys.readouterr().out
+    assert "70 an image" in said and "3,500,000 in all" in said and "autoguidance, omega 1" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_preset_churn_is_used_unless_a_sampler_is_named(pair, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    monkeypatch.setitem(PRESETS, "tiny", replace(tiny.preset(), churn=(40, 0.05, 50, 1.003)))
+    tiny.checkpoint(tmp_path / "base", preset="tiny")
+    model = load_model(str(tmp_path / "base"))
+    assert str(choose_sampler(model)) == "heun:3" and choose_sampler(model).churn is not None
+    assert choose_sampler(model, "heun:3").churn is None and choose_sampler(model, churn="none").churn is None
+    found = choose_sampler(model, "euler:5", churn="10,0,1,1", rho=5.0, sigma_max=20.0)
+    assert found.churn is not None and (found.rho, found.sigma_max) == (5, 20)
+    asked = request(Generate(base=str(tmp_path / "base"), out="x", batch=4), CPU)
+    churned = [np.concatenate([p[1] for p in stream(asked.model, s, batch=4, sampler=asked.sampler)])
+               for s in (range(8), range(7, -1, -1))]  # fmt: skip
+    assert np.array_equal(churned[0], churned[1][::-1])
+    for bad in ("1,2", "a,b,c,d", "-1,0,1,1"):
+        with pytest.raises(InputError, match="--churn"):
+            choose_sampler(model, churn=bad)
+    with pytest.raises(InputError, match="--sampler"):
+        choose_sampler(model, "exact")
+
+
+# ------------------------------------------------------- killed, and in two processes
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+
+
+def words(pair, out):
+    given = ["--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:3", "--batch", "32"]
+    return ["generate", *given, "--seeds", "0-599", "--out", str(out), "--device", "cpu"]
+
+
+def launch(pair, out, world=1):
+    command = [sys.executable, "-m", "sims_image", *words(pair, out)]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    if world == 1:
+        return [subprocess.Popen(command, env=environment(), **options)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(command, env=environment(RANK=str(r), LOCAL_RANK=str(r), **common), **options)
+        for r in range(world)
+    ]
+
+
+def finish(processes):
+    said = [p.communicate(timeout=300) for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(processes), said
+
+
+def kill_after(processes, out, shards):
+    until = time.monotonic() + 300
+    work = out.with_name(out.name + ".generating")
+    while time.monotonic() < until and all(p.poll() is None for p in processes):
+        if len(list(work.glob("shards/[0-9]*.npz"))) >= shards:
+            break
+        time.sleep(0.005)
+    for p in processes:
+        p.send_signal(signal.SIGKILL)
+    for p in processes:
+        p.communicate()
+    assert not out.exists() and len(list(work.glob("shards/[0-9]*.npz"))) >= shards
+
+
+def test_killed_and_gone_on_by_two_is_the_same(pair, tmp_path):
+    command(words(pair, tmp_path / "whole"))
+    kill_after(launch(pair, tmp_path / "broken"), tmp_path / "broken", 1)
+    finish(launch(pair, tmp_path / "broken", 2))
+    one, other = (open_dataset(tmp_path / name, verify=True) for name in ("whole", "broken"))
+    assert one.sha256 == other.sha256
+    assert (tmp_path / "whole/sheet.png").read_bytes() == (tmp_path / "broken/sheet.png").read_bytes()
+    assert not list(tmp_path.glob("*.generating"))
+
+
+@pytest.mark.slow
+def test_torchrun(pair, tmp_path):
+    command(words(pair, tmp_path / "whole"))
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "sims_image"]
+    subprocess.run([*start, *words(pair, tmp_path / "two")], env=environment(), check=True, timeout=300)
+    assert open_dataset(tmp_path / "two").sha256 == open_dataset(tmp_path / "whole").sha256
+    assert json.loads((tmp_path / "two/dataset.json").read_text())["source"]["seeds"] == "0-599"

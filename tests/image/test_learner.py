@@ -1,0 +1,126 @@
+"""The learner contract over files, and the loops and algorithms of the core on images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sims_core.algorithm import AUXILIARY_DATA, neon, sims, standard
+from sims_core.errors import InputError
+from sims_core.learner import Learner, Mergeable
+from sims_core.loop import POLICIES, self_consuming_loop
+from sims_core.seeds import Seed
+from sims_image import checkpoints
+from sims_image.learner import ImageData, ImageLearner, ImageModel, budgets_of
+from sims_image.presets import PRESETS
+from sims_image.train import Train
+from tests import contract
+from tests.image import tiny
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return ImageData(tiny.write_data(tmp_path_factory.mktemp("data") / "tiny.zip").path)
+
+
+@pytest.fixture
+def learner(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", tiny.preset(tiny.EDM, tiny.recipe(budget="0.04k")))
+    training = Train(preset="tiny", sheet=0, device="cpu", workers=0, log_every="20", snapshots="40")
+    return ImageLearner(tmp_path / "work", training, batch=8, sampler="heun:2", weights="raw", fit_weights="raw")
+
+
+def same(a, b):
+    if isinstance(a, ImageData):
+        return a.sha256 == b.sha256
+    return a.identity == b.identity
+
+
+def test_contract(learner, data):
+    assert isinstance(learner, Learner) and isinstance(learner, Mergeable)
+    contract.check(contract.Case(learner, data, 16, 10, same, len))
+
+
+def test_results_are_the_same_elsewhere(learner, data, tmp_path):
+    """Not only found again: made anew in another folder, everything is bit for bit what it was."""
+    other = replace(learner, root=tmp_path / "elsewhere")
+    made = []
+    for one in (learner, other):
+        model = one.fit(data, seed=Seed(1))
+        drawn = one.sample(model, 9, seed=Seed(2))
+        made.append((model.identity, drawn.sha256, one.finetune(model, drawn, 16, seed=Seed(3)).identity))
+    assert made[0] == made[1]
+
+
+def test_samples_carry_labels_in_the_data_s_shares(learner, data):
+    model = learner.fit(data, seed=Seed(1))
+    drawn = learner.sample(model, 30, seed=Seed(2)).open()
+    assert model.classes == (1 / 3, 1 / 3, 1 / 3) and drawn.labels is not None
+    assert drawn.record["source"]["labels"] == "data" and set(drawn.labels.tolist()) <= {0, 1, 2}
+
+
+def test_union_is_both_in_order(learner, data, tmp_path):
+    other = ImageData(tiny.write_data(tmp_path / "other.zip", count=10, seed=1).path)
+    both = learner.union(data, other).open()
+    parts = [data.open(), other.open()]
+    assert np.array_equal(both.images(slice(None)), np.concatenate([p.images(slice(None)) for p in parts]))
+    assert np.array_equal(both.labels, np.concatenate([p.labels for p in parts]))
+    unlabelled = ImageData(tiny.write_data(tmp_path / "none.zip", classes=0).path)
+    with pytest.raises(InputError, match="classes"):
+        learner.union(data, unlabelled)
+
+
+def test_merging_is_the_line_on_the_weights(learner, data):
+    base = learner.fit(data, seed=Seed(1))
+    auxiliary = learner.finetune(base, data, 16, seed=Seed(2))
+    merged = learner.merge(base, auxiliary, 1.5)
+    first, second, third = (checkpoints.load(m.base).network.state_dict() for m in (base, auxiliary, merged))
+    for name, value in third.items():
+        assert torch.allclose(value, 2.5 * first[name] - 1.5 * second[name], rtol=1e-5, atol=1e-6), name
+
+
+def test_snapshots_of_one_run_serve_all_budgets(learner, data):
+    base = learner.fit(data, seed=Seed(1))
+    several = replace(learner, budgets=(16, 32))
+    small, large = (several.finetune(base, data, budget, seed=Seed(2)) for budget in (16, 32))
+    assert small.base.parents[2] == large.base.parents[2] and small.base != large.base
+    assert checkpoints.summary(small.base).record.images == 16
+    assert checkpoints.summary(large.base).record.parent == checkpoints.summary(base.base).sha256
+
+
+def test_algorithms_and_loops_run_unchanged(learner, data):
+    made = sims(learner, data, n_synthetic=8, budget=16, omega=1.0, seed=Seed(1),
+                auxiliary_data=AUXILIARY_DATA["train+synthetic"])  # fmt: skip
+    assert made.auxiliary is not None and made.synthetic is not None and len(made.synthetic) == 8
+    assert made.model.kind == "sims" and made.model.auxiliary == made.auxiliary.base
+    assert same(standard(learner, data, seed=Seed(1)).model, made.base)
+    merged = neon(learner, data, n_synthetic=8, budget=16, omega=1.0, seed=Seed(1))
+    assert merged.model.kind == "none" and same(merged.base, made.base)
+    method = partial(sims, n_synthetic=8, budget=16, omega=1.0)
+    options = {"method": method, "policy": POLICIES["augmentation"], "n_synthetic": 8, "seed": Seed(4)}
+    turns = list(self_consuming_loop(learner, data, generations=2, **options))
+    assert [len(t.train) for t in turns] == [24, 32]
+    again = list(self_consuming_loop(learner, data, generations=2, after=turns[0], **options))
+    assert same(again[0].model, turns[1].model)
+
+
+def test_a_checkpoint_stands_for_the_fit(learner, data, tmp_path):
+    tiny.checkpoint(tmp_path / "base", preset="tiny")
+    given = replace(learner, base=tmp_path / "base")
+    assert given.fit(data, seed=Seed(1)).base == tmp_path / "base"
+    assert isinstance(given.fit(data, seed=Seed(1)), ImageModel)
+    assert not list(Path(given.root).glob("fit-*"))
+
+
+def test_budget_lists():
+    assert budgets_of("--budgets", "1,3,6Mi", 2**20) == (2**20, 3 * 2**20, 6 * 2**20)
+    assert budgets_of("--budgets", "2M,10k,10k", 10**6) == (10_000, 2_000_000)
+    assert budgets_of("--budgets", "20", 10**6) == (20,)
+    for bad in ("", "0", "1,x"):
+        with pytest.raises(InputError, match="--budgets"):
+            budgets_of("--budgets", bad, 10**6)

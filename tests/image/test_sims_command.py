@@ -1,0 +1,160 @@
+"""Algorithm 1 from one command, on tiny networks: stages, reuse, the search's choice, the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sims_core.errors import InputError
+from sims_image.__main__ import run as command
+from sims_image.arms import Arm, cosine
+from sims_image.datasets import open_dataset
+from sims_image.experiments import Sims, plan
+from sims_image.presets import PRESETS
+from tests.image import tiny
+
+ROOT = Path(__file__).resolve().parents[2]
+#: the tiny preset, for commands in other processes
+LAUNCH = (
+    "import sys; from tests.image import tiny; from sims_image.presets import PRESETS; "
+    "from sims_image.__main__ import main; "
+    "PRESETS['tiny'] = tiny.preset(tiny.EDM, tiny.recipe(budget='0.08k', lr=1e-2)); main()"
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One experiment, twice: the second with another grid. What each left behind."""
+    folder = tmp_path_factory.mktemp("sims")
+    PRESETS["tiny"] = tiny.preset(tiny.EDM, tiny.recipe(budget="0.08k", lr=1e-2))
+    try:
+        data = tiny.write_data(folder / "tiny.zip", count=48).path
+        heldout = tiny.write_data(folder / "heldout.zip", count=48, seed=1).path
+        words = ["sims", "--data", str(data), "--base", "tiny", "--heldout", str(heldout), "--out", str(folder / "out")]
+        words += ["--synthetic", "24", "--budgets", "16,32", "--search", "40", "--n", "40", "--repeats", "2"]
+        words += ["--features", "pixels", "--sampler", "heun:2", "--auxiliary-weights", "raw", "--device", "cpu"]
+        states = []
+        for grid in ("0,1", "0:1:0.5"):
+            command([*words, "--omega", grid])
+            files = {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted((folder / "out").rglob("*.*"))}
+            states.append((json.loads((folder / "out/report/results.json").read_text()), files))
+        yield folder, words, states
+    finally:
+        del PRESETS["tiny"]
+
+
+def test_a_second_grid_reuses_everything_before_it(run):
+    _, _, ((first, before), (second, after)) = run
+    kept = [name for name in before if "/report/" not in name and not name.endswith(".features")]
+    assert all(after[name] == before[name] for name in kept if re.search(r"/(fit|sample|finetune)-|/cells/", name))
+    new = {name for name in after if "/cells/" in name} - set(before)
+    cells = [len(found["search"]) for found in (first, second)]
+    assert cells == [4, 6] and 2 <= len(new) <= 2 + 1 + 2 * 7  # two of the search, Neon's, and a changed choice's arms
+    same = {(c["budget"], c["omega"]): c["value"] for c in first["search"]}
+    assert all(same.get((c["budget"], c["omega"]), c["value"]) == c["value"] for c in second["search"])
+
+
+def test_the_choice_is_scored_on_other_seeds(run):
+    folder, _, (_, (found, _)) = run
+    best = min((c for c in found["search"] if c["omega"] > 0), key=lambda c: c["value"])
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    assert f"omega = {best['omega']:g}, budget {best['budget']:,}" == arms["SIMS"]["what"]
+    assert all(arm["seeds"] == ["64-103", "104-143"] for arm in arms.values())
+    synthetic = next((folder / "out").glob("sample-*"))
+    assert open_dataset(synthetic).record["source"]["seeds"] == "0-23" and open_dataset(synthetic).labels is not None
+    cells = [json.loads(p.read_text())["report"]["seeds"] for p in (folder / "out/cells").glob("*.json")]
+    assert set(cells) == {"24-63", "64-103", "104-143"}
+    assert arms["SIMS"]["mean"] != pytest.approx(best["value"])
+    assert (arms["base"]["nfe"], arms["SIMS"]["nfe"], arms["Neon"]["nfe"]) == (3, 6, 3)
+    assert arms["base, twice the steps"]["nfe"] == 7
+    assert set(arms) >= {"naive fine-tune", "base trained further", "random direction"}
+
+
+def test_the_table_is_what_the_cells_say(run):
+    _, _, (_, (found, _)) = run
+    from scipy import stats
+
+    base, best = found["arms"][:2]
+    change = np.subtract(best["values"], base["values"])
+    low, high = stats.t.interval(0.95, len(change) - 1, loc=change.mean(), scale=stats.sem(change))
+    assert best["minus_base"] == pytest.approx(change.mean())
+    assert best["minus_base_half_interval"] == pytest.approx((high - low) / 2)
+    said = found["conclusion"][0]
+    words = "improves" if high < 0 else "is worse" if low > 0 else "No difference"
+    assert words in said and f"{best['mean']:.4g}" in said
+    assert found["cost"]["generating D_s"] == 3 * 24 and found["cost"]["fine-tuning"] == 3 * 32
+
+
+def test_the_page_is_whole_and_self_contained(run):
+    folder, _, _ = run
+    text = (folder / "out/report/report.html").read_text()
+    opened: list[str] = []
+
+    class Balance(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "img"):
+                opened.append(tag)
+
+        def handle_endtag(self, tag):
+            assert opened.pop() == tag
+
+    Balance().feed(text)
+    assert not opened and "<script" not in text
+    assert text.count("data:image/png;base64,") == 4 and not re.search(r'(src|href)="(?!data:)', text)
+    for name in ("figure3", "grid-base", "grid-naive-fine-tune", "grid-sims"):
+        with Image.open(folder / f"out/report/{name}.png") as picture:
+            assert picture.width > 200
+    assert (folder / "out/report/table.csv").read_text().count("\n") == 8
+
+
+def test_dry_run_and_bad_input(run, capsys, tmp_path):
+    folder, words, _ = run
+    before = sorted(folder.rglob("*"))
+    command([*words, "--dry-run"])
+    said = capsys.readouterr().out
+    assert "17 cells of 40 images" in said and "3 evaluations an image, 6 with SIMS" in said
+    assert sorted(folder.rglob("*")) == before
+    given = {"data": str(folder / "tiny.zip"), "base": "tiny"}
+    for bad in ({"data": ""}, {"base": ""}, {"base": "tyni"}, {"omega": "0"}, {"synthetic": "3"}, {"repeats": 1},
+                {"auxiliary_data": "fake"}, {"budgets": "1,x"}, {"labels": "3"}):  # fmt: skip
+        with pytest.raises(InputError, match=f"--{next(iter(bad)).replace('_', '-')}"):
+            plan(Sims(**{**given, **bad}))
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same(run, tmp_path):
+    folder, words, (_, (found, _)) = run
+    shutil.copytree(folder / "out", tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/cells")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    words = [*words, "--omega", "0:1:0.5", "--out", str(tmp_path / "out")]
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", LAUNCH, *words], env={**common, "RANK": r, "LOCAL_RANK": r})
+        for r in ("0", "1")
+    ]
+    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    again = json.loads((tmp_path / "out/report/results.json").read_text())
+    for one, other in zip(found["search"], again["search"], strict=True):
+        assert other == pytest.approx(one, rel=1e-6)
+    assert [a["values"] for a in again["arms"]] == [pytest.approx(a["values"], rel=1e-6) for a in found["arms"]]
+
+
+def test_arms_and_cosines():
+    base, other = (Arm(n, "", 1, v, ()) for n, v in (("base", (2.0, 4.0)), ("other", (1.0, 3.5))))
+    assert other.against(base)[0] == -0.75 and other.mean == 2.25
+    assert cosine(np.array([1.0, 0]), np.array([-2.0, 0])) == -1 and cosine(np.zeros(2), np.ones(2)) == 0

@@ -245,6 +245,24 @@ def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
     return f"{summary(frames)}\n{conclusion(frames)}"
 
 
+def floor(experiment: Experiment) -> str:
+    """What two real samples of the empirical distance's size are apart, which no model can be expected to beat."""
+    from sims_core.seeds import Seed
+    from sims_toy import wasserstein
+    from sims_toy.measuring import POINTS
+
+    real, name = experiment.source(experiment.cells[0]), experiment.quantities[0]
+    seed = Seed(experiment.seed).child("floor")
+    found = wasserstein.measure(
+        wasserstein.draw_real(real, POINTS, seed.child("one")),
+        lambda n, stream: wasserstein.draw_real(real, n, stream),
+        seed=seed,
+        distance={"emd": wasserstein.exact, "sliced": wasserstein.sliced}[name],
+    )
+    interval = f"{found.floor_low:.4f} .. {found.floor_high:.4f}"
+    return f"floor of the {name} distance, {POINTS} real points against {POINTS}: {found.floor:.4f} ({interval})"
+
+
 def diagnosis(experiment: Experiment) -> str:
     """Whether SIMS can help, said before any guidance is looked at: the error budget and the drift-error cosine."""
     from sims_core.sampling import Sampler
@@ -255,8 +273,9 @@ def diagnosis(experiment: Experiment) -> str:
 
     cell = experiment.cells[0]
     real = experiment.source(cell)
-    if not isinstance(real, Gaussian):
-        return ""
+    if experiment.quantities != ("w2",):
+        return floor(experiment)
+    assert isinstance(real, Gaussian)
     sigma_data = spread(real)
     sampler, seed = Sampler.parse(cell.sampler, sigma_data=sigma_data), Seed(experiment.seed)
     if experiment.network is not None:

@@ -156,7 +156,7 @@ def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):
         sampler="ddim:5", network=TINY, out=str(tmp_path / "run"), method="standard,sims,autoguidance,continued",
     )  # fmt: skip
     first = run_sweep(sweep)
-    assert first.note == "" and not first.resumed_finished
+    assert first.note.startswith("floor of the sliced distance") and not first.resumed_finished
     assert {"comparison.png", "figure4.png"} <= {p.name for p in first.figures}
     regimes = first.tables["regimes"]
     assert set(regimes["method"]) == {"standard", "equal-cost", "sims", "autoguidance", "continued"}

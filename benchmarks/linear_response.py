@@ -31,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     sweep = Sweep(learner="exact", omega="0:5:0.5", trials=args.trials, generations=60)
     experiment = plan(sweep).experiment
-    w2_sq = experiments.run(experiment, workers=args.workers) ** 2
+    w2_sq = experiments.run(experiment, workers=args.workers)["w2"] ** 2
     real = Gaussian.single(experiment.mean, experiment.covariance)
     sampler = Sampler.parse(sweep.sampler, sigma_data=math.sqrt(2))
     modes = sampler_modes(sampler, real)

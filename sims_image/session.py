@@ -63,6 +63,8 @@ class Result:
 
 def run_session(settings: Train, processes: Processes, *, progress: bool = False) -> Result:
     """`sims_image.train.train` among ``processes``."""
+    if processes.device.type == "cuda":
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False  # float32 means float32
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     out = Path(settings.out) if settings.out else planned.folder
     part, passes = shares("--batch", planned.recipe.batch, processes.world, settings.microbatch)
@@ -166,6 +168,7 @@ class _Session:
             unit_scale=True,
             disable=not self._progress,
             smoothing=0.1,
+            mininterval=0.5,
         ) as self._bar:
             trainer.run(table.steps, after=self._after)
 
@@ -238,7 +241,8 @@ class _Session:
         there = bool(self.processes.sum(torch.tensor(float(self.processes.first and path.exists()))))
         if there:
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                on_gpu = self.processes.device.type == "cuda"  # where the file need not be in memory whole
+                state = torch.load(path, map_location="cpu", weights_only=True, mmap=on_gpu)
             except Exception as error:  # unpickling raises whatever it meets
                 reason = f"cannot be read ({type(error).__name__}); remove it to start this run anew"
                 raise InputError("training state", str(path), reason) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -329,7 +330,7 @@ def run(argv: Sequence[str]) -> None:
 
     try:
         result = train(settings, progress=True)
-    except DivergedError as error:
-        raise SystemExit(f"error: {error}") from None
+    except DivergedError as error:  # in every process; said once
+        raise SystemExit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1) from None
     if result.first:
         print(result.words)

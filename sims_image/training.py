@@ -113,6 +113,9 @@ class Trainer:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.compute_dtype = BODIES[recipe.precision]
         self.objective = make_objective(recipe, network)
+        if network.has_logvar and recipe.objective == "edm":
+            for name, parameter in network.named_parameters():  # nothing reaches it
+                parameter.requires_grad_(not name.startswith("logvar"))
         self.optimizer = torch.optim.Adam(
             self.network.parameters(),
             lr=recipe.lr,

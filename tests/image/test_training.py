@@ -107,6 +107,14 @@ def test_log_variance_is_best_at_the_log_of_the_error(data):
     torch.testing.assert_close(objective(zero, *arguments).value.mean((1, 2, 3)), 1 + e.log())
 
 
+def test_edm2_can_learn_without_its_log_variance(data):
+    subject = tiny.trainer(data, tiny.EDM2, tiny.recipe(lr=1e-2))
+    before = subject.network.logvar_linear.weight.detach().clone()
+    losses = tiny.steps(subject, 30)
+    assert torch.equal(subject.network.logvar_linear.weight, before) and np.mean(losses[-5:]) < np.mean(losses[:5])
+    assert subject.averages.weights(subject.averages.profiles[0])["logvar_linear.weight"].equal(before)
+
+
 def test_edm2_keeps_its_weights_normalised(data):
     subject = tiny.trainer(data, tiny.EDM2, tiny.recipe(objective="edm2"))
     tiny.steps(subject, 3)
@@ -213,6 +221,14 @@ def test_channels_last_and_bf16_change_rounding_only(data):
     assert {s["exp_avg"].dtype for s in half.optimizer.state.values()} == {torch.float32}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["edm", "edm2"])
+def test_compiling_changes_rounding_only(data, name):
+    config, recipe = (tiny.EDM if name == "edm" else tiny.EDM2), tiny.recipe(objective=name)
+    plain = tiny.steps(tiny.trainer(data, config, recipe), 3)
+    assert tiny.steps(tiny.trainer(data, config, recipe, compile=True), 3) == pytest.approx(plain, rel=1e-3)
+
+
 def test_training_leaves_the_callers_randomness_alone(data):
     torch.manual_seed(3)
     expected = torch.rand(1)
@@ -280,6 +296,21 @@ def test_batches_are_the_data_sets(data):
     torch.testing.assert_close(ready.clean, batch.images / 127.5 - 1)
     assert torch.equal(ready.conditions["class_labels"].argmax(1), batch.labels)
     assert not ready.conditions["augment_labels"].any()
+
+
+def test_latents_are_taken_as_they_are(data):
+    class Latents:
+        labels = None
+
+        def __len__(self):
+            return 20
+
+        def images(self, indices):
+            return np.stack([np.full((8, 4, 4), i / 7 - 1, dtype=np.float32) for i in indices])
+
+    ready = tiny.feed(Latents(), {"label_dim": 0}).read(0, 0)
+    clean = tiny.feed(Latents(), {"label_dim": 0}).ready(ready).clean
+    assert clean.shape == (8, 8, 4, 4) and torch.equal(clean, ready.images) and float(clean.max()) > 1
 
 
 # ------------------------------------------------------------------------ divergence

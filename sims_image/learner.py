@@ -82,8 +82,9 @@ class ImageLearner(Derived):
 
     training: options of `sims_image.train.Train` for `fit` (preset at least), finetuning: more of them, or others, for
     `finetune`, retraining: for `fit` from another model, rebuilding: for `rebuild`. sampler: '' for the preset's.
-    batch: the compute batch of sampling. weights: which snapshot a model is, 'ema' (the recipe's first average) or
-    'raw'; a short fine-tune's slow average hardly moves. budgets: other budgets at which `finetune` keeps snapshots, so
+    batch: the compute batch of sampling. weights: which snapshot a model is that was trained from another, 'ema' (the
+    recipe's first average) or 'raw'; a short fine-tune's slow average hardly moves. fit_weights: the same of one
+    trained from scratch. budgets: other budgets at which `finetune` keeps snapshots, so
     that asking for them later costs nothing; all belong to one run to the largest. base: a checkpoint that stands for
     `fit` from scratch. mi: what one Mi counts.
     """
@@ -117,7 +118,8 @@ class ImageLearner(Derived):
             options = replace(options, **{"snapshots": "", **self.retraining, "from_": str(start.base)})
             options = replace(options, budget=options.budget or self._preset_budget())
         result = self._train("fit", options, start)
-        return ImageModel(_choose(result, result.snapshots[-1], self.fit_weights), classes=shares)
+        weights = self.fit_weights if start is None else self.weights
+        return ImageModel(_choose(result, result.snapshots[-1], weights), classes=shares)
 
     def finetune(self, model: ImageModel, data: ImageData, budget: Any, *, seed: Seed) -> ImageModel:
         """Train a copy of the model's base on ``data`` for ``budget`` images (a number, or text such as '3Mi')."""

@@ -75,6 +75,32 @@ class Laboratory(Sims):
 
 
 @dataclass(frozen=True)
+class Retraining(Laboratory):
+    """Options of experiments whose models may start from the previous one."""
+
+    retrain_budget: str = ""
+    """Images that a model sees which starts from the previous one; default as from scratch."""
+    retrain_lr: float | None = None
+    """Learning rate of such a training, held from its first step to its last; default the preset's, with its ramp."""
+    retrain_batch: int | None = None
+    """Images a step of it; default the preset's."""
+
+    def options(self, mi: int) -> dict[str, Any]:
+        """Of `sims_image.train.Train`, for such a training. Raises `InputError`."""
+        from sims_image.schedules import images_of
+
+        found: dict[str, Any] = {"batch": self.retrain_batch}
+        if self.retrain_budget:
+            images = images_of("--retrain-budget", self.retrain_budget, mi)
+            if images < 1:
+                raise InputError("--retrain-budget", self.retrain_budget, "give at least 1 image")
+            found |= {"budget": f"{images / 1000:.9g}k", "snapshots": str(images)}
+        if self.retrain_lr is not None:
+            found |= {"lr": self.retrain_lr, "lr_rampup": "0", "lr_decay": "constant"}
+        return found
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Numbers of images: measured, |D_s|, an auxiliary's samples and budget, a training from scratch, |D_r|."""
 
@@ -155,12 +181,9 @@ def check(settings: Laboratory) -> Checked:
 
 
 class Lab:
-    """An experiment at work: the learner, the bench, the real data, and the rows measured so far.
+    """An experiment at work: the learner, the bench, the real data, and the rows measured so far."""
 
-    retraining: options of `sims_image.train.Train` for models that start from another one.
-    """
-
-    def __init__(self, checked: Checked, processes: Processes, *, retraining: dict[str, Any] | None = None) -> None:
+    def __init__(self, checked: Checked, processes: Processes) -> None:
         from sims_image.learner import ImageData
         from sims_image.seedlists import Seeds
 
@@ -172,7 +195,7 @@ class Lab:
         self.learner: ImageLearner = replace(
             make_learner(planned, processes),
             training=checked.training,
-            retraining=retraining or {},
+            retraining=settings.options(checked.recipe.mi) if isinstance(settings, Retraining) else {},
             rebuilding=rebuilding,
             budgets=(),
         )

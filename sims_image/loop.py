@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError
-from sims_image.laboratory import Checked, Lab, Laboratory, check, summarise, verb
+from sims_image.laboratory import Checked, Lab, Laboratory, Retraining, check, summarise, verb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Loop(Laboratory):
+class Loop(Retraining):
     """Train generation after generation on data that hold the models' own samples, and measure each.
 
     The same command goes on where a stopped one was; more generations, methods, omegas or trials in the same --out make
@@ -193,6 +193,7 @@ def describe(settings: Loop) -> str:
     """The plan and its cost in words."""
     from sims_core.algorithm import METHODS
     from sims_image.costs import ledger
+    from sims_image.schedules import images_of
 
     checked, policy, arms = plan(settings)
     sizes, turns = checked.sizes, settings.generations * settings.trials
@@ -202,8 +203,13 @@ def describe(settings: Loop) -> str:
     for arm in arms:
         method = None if arm.method == "equal-cost" else METHODS[arm.method]
         networks = 2 if method is None else method.networks
-        cold = settings.trials if checked.checkpoint else 0
-        told.train(f"{arm.name}: training", sizes.fit, turns - cold)
+        firsts = 0 if checked.checkpoint else settings.trials
+        if policy.warm:
+            told.train(f"{arm.name}: first training", sizes.fit, firsts)
+            again = images_of("--retrain-budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
+            told.train("retraining", again, turns - settings.trials)
+        else:
+            told.train(f"{arm.name}: training", sizes.fit, turns - settings.trials + firsts)
         if method is not None and "budget" in method.takes:
             if "n_synthetic" in method.takes:
                 told.draw("its auxiliary's samples", sizes.auxiliary, turns)

@@ -27,6 +27,14 @@ _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             **{"synthetic": "1281167", "auxiliary_size": "50k", "budget": "6Mi", "omega": "1"},
         },
     },
+    "control": {
+        # the paper's case, in words: gender balance on FFHQ-64 with an attribute classifier; the rest is ours [U]
+        "ffhq64": {
+            **{"base": "ffhq64", "data": "data/ffhq64", "images": 70_000, "features": "inception", "n": "50k"},
+            **{"classifier": "data/ffhq64-gender", "target": "0.5,0.5", "omega": "0.5:2:0.5", "trials": 3},
+            **{"auxiliary_size": "18k", "budget": "6Mi", "lr": 4e-6},
+        },
+    },
 }
 
 

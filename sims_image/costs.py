@@ -50,11 +50,16 @@ class Ledger:
         return f"{hours:.2g} A100-hours"
 
     @property
+    def total(self) -> str:
+        """GPU-hours so far."""
+        return f"{self._hours(self.trained, self.evaluations)} in all (an assumed rate, not a measured one)"
+
+    @property
     def words(self) -> str:
         """Everything, and the sum."""
         total = [
             ("in all", f"{self.trained:,} images trained on, {self.evaluations:,} evaluations"),
-            ("GPU", f"{self._hours(self.trained, self.evaluations)} in all (an assumed rate, not a measured one)"),
+            ("GPU", self.total),
         ]
         lines = [*self.lines, *total]
         width = max(len(key) for key, _ in lines)
@@ -76,6 +81,19 @@ def ledger(checked: Checked) -> Ledger:
     found.say("real data", f"{sizes.real:,} images ({checked.settings.data or 'not named'})")
     found.say("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with two networks")
     return found
+
+
+def hours(preset: str, checkpoint: str, finetuned: int, evaluations: int) -> str:
+    """GPU-hours of `sims` in words: its base if it is to be trained, ``finetuned`` images and the evaluations."""
+    from sims_image import checkpoints
+    from sims_image.estimate import A100
+    from sims_image.presets import PRESETS
+
+    recipe = PRESETS[preset].recipe
+    config = checkpoints.summary(checkpoint).config if checkpoint else PRESETS[preset].config()
+    made = Ledger(_flops(json.dumps(config, sort_keys=True), recipe), 1, A100[recipe.precision], A100["float32"])
+    made.trained, made.evaluations = finetuned + (0 if checkpoint else recipe.images), evaluations
+    return made.total
 
 
 @lru_cache(maxsize=16)

@@ -37,6 +37,8 @@ class Sims:
     Several processes: torchrun --nproc_per_node N -m sims_image sims ...
     """
 
+    preset: str = ""
+    """Published settings of this experiment, such as cifar10, ffhq64 or imagenet64; whatever is given besides wins."""
     data: str = ""
     """The base's training set: a folder that `prepare` made, or an EDM zip."""
     base: str = ""
@@ -347,6 +349,7 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
 def describe(settings: Sims) -> str:
     """The plan and its cost in words."""
     from sims_core.sampling import Sampler
+    from sims_image.costs import hours
     from sims_image.presets import PRESETS
 
     planned = plan(settings)
@@ -363,6 +366,10 @@ def describe(settings: Sims) -> str:
         ("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with SIMS"),
         ("search", f"{planned.cells} cells of {len(planned.search):,} images: at most {searched:,} evaluations"),
         ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {arms_cost * each:,}"),
+        (
+            "GPU",
+            hours(planned.preset, planned.checkpoint, 4 * planned.budgets[-1], drawn + searched + arms_cost * each),
+        ),
         ("features", settings.features),
         ("out", settings.out),
     ]
@@ -371,7 +378,10 @@ def describe(settings: Sims) -> str:
 
 def run(argv: Sequence[str]) -> None:
     """The verb ``sims``."""
-    settings = parse_command(Sims, argv, prog="sims_image sims", description=str(Sims.__doc__))
+    from sims_image.recipes import recipes
+
+    known = recipes("sims")
+    settings = parse_command(Sims, argv, prog="sims_image sims", description=str(Sims.__doc__), presets=known)
     if settings.dry_run:
         print(describe(settings))
         return

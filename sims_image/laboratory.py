@@ -10,6 +10,7 @@ The same command goes on where a stopped one was; another one in the same --out 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -40,8 +41,6 @@ METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
 class Laboratory(Sims):
     """Options of every experiment, besides its own."""
 
-    preset: str = ""
-    """Published settings of this experiment; whatever is given besides wins."""
     trials: int = 3
     """Repetitions with other seeds of everything: training, sampling, measuring."""
     n: str = "1k"
@@ -251,7 +250,7 @@ class Lab:
             place = self.folder / "runs" / arm.replace(" ", "-").replace("=", "")
             place.mkdir(parents=True, exist_ok=True)
             told = {k: None if m is None else _brief_model(m, self.folder) for k, m in models.items()}
-            write_json(place / f"{trial}-{number:02d}.json", {**facts, **told})
+            write_json(place / f"{trial}-{number:02d}.json", {**plain(facts), **told})
 
         self.processes.together(save)
 
@@ -303,6 +302,13 @@ class Lab:
         return self.report
 
 
+def plain(content: Any) -> Any:
+    """JSON-able: numbers that are not finite become words."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def _brief_model(model: ImageModel, root: Path) -> dict[str, Any]:
     def short(path: Path) -> str:
         return str(path.relative_to(root) if path.is_relative_to(root) else path)
@@ -334,6 +340,12 @@ def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> p
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         found.append(row)
     return pd.DataFrame(found)
+
+
+def said(row: Any, name: str) -> str:
+    """A mean and its interval in words; the mean alone where there is none."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.3g}" if low != low else f"{row[name]:.3g} ({low:.3g} .. {high:.3g})"
 
 
 def verb(

@@ -84,7 +84,7 @@ def test_summary_is_what_the_rows_say(run):
 def test_report(run):
     folder, _ = run
     report = folder / "out/report"
-    assert {p.name for p in report.glob("grid-*.png")} >= {"grid-standard-01.png", "grid-sims-1-03.png"}
+    assert {p.name for p in report.glob("grid-*.png")} >= {"grid-standard-01.png", "grid-sims-omega1-03.png"}
     found = json.loads((report / "results.json").read_text())
     assert found["metric"] == "FD-pixels" and len(found["conclusion"]) == 4 + 3
     assert (report / "loop.png").stat().st_size > 10_000 and (report / "loop.svg").exists()

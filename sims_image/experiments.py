@@ -21,6 +21,7 @@ from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
 
 if TYPE_CHECKING:
+    from sims_core.guidance import GuidanceSchedule
     from sims_core.sampling import Sampler
     from sims_image.guided import Model
     from sims_image.learner import ImageLearner, ImageModel
@@ -68,6 +69,10 @@ class Sims:
     """heun:18, euler:40, ddim:50; default the preset's."""
     interval: str = ""
     """LOW,HIGH: guide at these noise levels only."""
+    refresh_every: int | None = None
+    """Evaluate the auxiliary once every so many steps, and hold its correction in between; default: in full."""
+    predictor_only: bool = False
+    """Evaluate it at the first evaluation of each step only (Heun's predictor)."""
     labels: str = ""
     """Classes: data (drawn as --data has them; the default), uniform or balanced."""
     batch: int = 64
@@ -99,7 +104,7 @@ class Plan:
     settings: Sims
     omegas: tuple[float, ...]
     budgets: tuple[int, ...]
-    interval: tuple[float, float] | None
+    schedule: GuidanceSchedule
     preset: str
     checkpoint: str
     synthetic: Seeds
@@ -117,7 +122,7 @@ def plan(settings: Sims) -> Plan:
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_core.grids import parse_grid
     from sims_image import checkpoints
-    from sims_image.generate import parse_interval
+    from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS, budgets_of
     from sims_image.presets import PRESETS
     from sims_image.schedules import images_of
@@ -158,7 +163,7 @@ def plan(settings: Sims) -> Plan:
         settings,
         tuple(omegas),
         budgets_of("--budgets", settings.budgets, mi),
-        parse_interval(settings.interval),
+        parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only),
         preset,
         "" if trained else settings.base,
         ranges[0],
@@ -237,8 +242,8 @@ class Bench:
         settings = self.plan.settings
         request = self.learner.request(image_model, seeds, root=settings.seed, device=self.processes.device)
         model = request.model
-        if self.plan.interval is not None and model.other is not None:
-            model = replace(model, interval=self.plan.interval)
+        if model.other is not None:
+            model = replace(model, schedule=self.plan.schedule)
         labels = Labels.parse(settings.labels, model.network.label_dim, data=self.data)
         request = replace(request, model=model, sampler=self.sampler(model, doubled=doubled), labels=labels)
         mine = [s for shard in request.shards[self.processes.rank :: self.processes.world] for s in shard]

@@ -269,7 +269,8 @@ def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[st
     return [
         *((name, value) for name, value in hashes.items() if value),
         ("guidance", model.kind if model.kind == "none" else f"{model.kind}, omega {model.omega:g}"),
-        ("interval", "none" if model.interval is None else f"{model.interval[0]:g} to {model.interval[1]:g}"),
+        *([("schedule", str(model.schedule))] if model.other is not None else []),
+        ("engine", str(model.engine)),
         ("sampler", str(request.sampler) + (" with churn" if request.sampler.churn is not None else "")),
         ("images", f"{n:,} of {'x'.join(map(str, model.shape))}: seeds {request.seeds}"),
         ("labels", "none" if request.labels is None else str(request.labels)),

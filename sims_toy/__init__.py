@@ -10,7 +10,7 @@ from typing import Any
 
 _HOMES = {
     "control": ("Control", "run_control"),
-    "control_theory": ("density_law", "mixture_denoiser", "transport_law"),
+    "control_theory": ("mixture_denoiser",),
     "diagnosis": ("Diagnosis", "diagnose", "diagnose_network"),
     "ensemble": ("Ensemble",),
     "exact": ("ExactLearner", "sampler_modes"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,7 @@ from sims_core.runs import write_atomic
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sims_toy.study import Study
+    from sims_toy.study import Result, Study
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,23 @@ class Committed:
                 write_atomic(folder / name, lambda path, c=content: path.write_bytes(c))  # type: ignore[misc]
                 paths.append(folder / name)
         return paths
+
+
+def keep(result: Result, names: Mapping[str, str], folder: Path | str) -> list[Path]:
+    """Copy a run's pictures into ``folder`` under other names: ``{"phase_diagram": "lambda_phase"}``; the paths.
+
+    Raises `InputError` for a picture that the run does not have.
+    """
+    paths = []
+    for stem, name in names.items():
+        found = [path for path in result.figures if path.stem == stem]
+        if not found:
+            raise InputError("picture", stem, f"the run has {', '.join(sorted({p.stem for p in result.figures}))}")
+        for path in found:
+            content = path.read_bytes()
+            paths.append(Path(folder) / f"{name}{path.suffix}")
+            write_atomic(paths[-1], lambda there, c=content: there.write_bytes(c))  # type: ignore[misc]
+    return paths
 
 
 def load(name: str, folder: Path | str = "figures") -> Committed:

@@ -342,15 +342,21 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
 def describe(settings: Sims) -> str:
     """The plan and its cost in words."""
     from sims_core.sampling import Sampler
+    from sims_image import checkpoints
+    from sims_image.estimate import evaluation_flops, measure, on_gpus
     from sims_image.presets import PRESETS
 
     planned = plan(settings)
+    preset = PRESETS[planned.preset]
+    config = checkpoints.summary(planned.checkpoint).config if planned.checkpoint else preset.config()
     sampler = settings.sampler or PRESETS[planned.preset].sampler
     nfe = Sampler.parse(sampler, argument="--sampler").nfe
     drawn = nfe * len(planned.synthetic)
     searched = nfe * len(planned.search) * (2 * planned.cells - 1)
     each = nfe * len(planned.confirm[0]) * len(planned.confirm)
     arms_cost = 1 + 2 + (1 + 2 + 1 + 2 + 1 if settings.controls else 1)
+    evaluated = (drawn + searched + arms_cost * each) * evaluation_flops(config)
+    tuned = planned.budgets[-1] * measure(config, preset.recipe).flops * (2 if settings.controls else 1)
     lines: Sequence[tuple[str, str]] = [
         ("base", planned.checkpoint or f"preset {planned.preset}, trained for {PRESETS[planned.preset].recipe.budget}"),
         ("synthetic", f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {drawn:,} evaluations"),
@@ -359,6 +365,8 @@ def describe(settings: Sims) -> str:
         ("search", f"{planned.cells} cells of {len(planned.search):,} images: at most {searched:,} evaluations"),
         ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {arms_cost * each:,}"),
         ("features", settings.features),
+        ("sampling", on_gpus(evaluated)),
+        ("tuning", on_gpus(tuned, preset.recipe.precision)),
         ("out", settings.out),
     ]
     return "\n".join(f"{key:>10}  {value}" for key, value in lines)

@@ -256,7 +256,7 @@ def _read(work: Path, number: int, piece: list[int], argument: str) -> dict[str,
 
 def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[str, str]]:
     """The request and its cost in words; times one evaluation of each network on one compute batch."""
-    from sims_image.estimate import duration
+    from sims_image.estimate import duration, evaluation_flops, on_gpus
 
     model, n = request.model, len(request.seeds)
     own, other = model.evaluations(request.sampler)
@@ -282,6 +282,7 @@ def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[st
             "time here",
             f"about {duration(n * seconds / processes)} on {processes} x {model.device} (one evaluation timed)",
         ),
+        ("on GPUs", on_gpus(n * sum(count * evaluation_flops(network.config) for network, count in networks))),
         ("out", str(out)),
     ]
 

@@ -23,10 +23,10 @@ from sims_core.errors import InputError, choose
 from sims_image.experiments import Bench, Plan, Sims, base_of, make_learner
 
 if TYPE_CHECKING:
-    from sims_core.guidance import GuidanceSchedule
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from sims_core.guidance import GuidanceSchedule
     from sims_core.seeds import Seed
     from sims_image.learner import ImageData, ImageLearner, ImageModel
     from sims_image.presets import Recipe

@@ -17,6 +17,7 @@ from sims_toy.ensemble import numba_available
 from sims_toy.experiment import Cell, Experiment
 from sims_toy.gaussian import Gaussian
 from sims_toy.measuring import POINTS, parse_reading
+from sims_toy.page import save_page
 from sims_toy.settings import BY_LEARNER, NetworkSettings, Sweep
 from sims_toy.study import Study
 
@@ -145,6 +146,7 @@ def make_plan(sweep: Sweep) -> Study:
         words=report.words,
         note=lambda: report.diagnosis(experiment),
         local=("overlay", "twin"),
+        page=save_page,
     )
 
 

@@ -26,6 +26,9 @@ from sims_core.errors import InputError, choose
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``denoiser(x, sigma) -> E[y | x]``: x (B, ...), sigma a zero-dim tensor or one that broadcasts against x."""
 
+Both: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""``both(x, sigma) -> (D_base, D_aux)``: the two denoisers evaluated together, where that is faster than in turn."""
+
 Omega: TypeAlias = float | Tensor | Callable[[Tensor], float | Tensor]
 """A number, a tensor of one value a sample, or a function of sigma that returns either."""
 
@@ -57,27 +60,43 @@ def _corrected(base: Tensor, correction: Tensor, omega: float | Tensor) -> Tenso
     return base if omega == 0 else base + omega * correction
 
 
-def guided(base: Denoiser, auxiliary: Denoiser, omega: Omega, interval: tuple[float, float] | None = None) -> Denoiser:
+def guided(
+    base: Denoiser,
+    auxiliary: Denoiser,
+    omega: Omega,
+    interval: tuple[float, float] | None = None,
+    *,
+    both: Both | None = None,
+) -> Denoiser:
     """The SIMS denoiser of two denoisers.
 
     omega: a number, a per-sample tensor, or a function of sigma returning either.
     interval: (low, high) in units of sigma, both ends included; outside it only the base is evaluated
     (guidance intervals: Kynkaanniemi et al. 2024, arXiv 2404.07724). It needs one sigma a call.
     A number omega = 0 also evaluates the base alone, so that it is the base bit for bit.
+    both: evaluates the two together, in place of ``base`` and ``auxiliary`` in turn.
     Raises `InputError` for a non-finite omega or an interval whose ends are reversed or negative.
     """
     _check(omega, interval)
+    joint = _in_turn(base, auxiliary) if both is None else both
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-        first = base(x, sigma)
-        if not _inside(interval, sigma):
-            return first
-        strength = omega(sigma) if callable(omega) else omega
-        if not isinstance(strength, Tensor) and strength == 0:
-            return first
-        return extrapolate(first, auxiliary(x, sigma), strength)
+        strength = _strength(omega, sigma) if _inside(interval, sigma) else None
+        if strength is None:
+            return base(x, sigma)
+        return extrapolate(*joint(x, sigma), strength)
 
     return denoiser
+
+
+def _in_turn(base: Denoiser, auxiliary: Denoiser) -> Both:
+    return lambda x, sigma: (base(x, sigma), auxiliary(x, sigma))
+
+
+def _strength(omega: Omega, sigma: Tensor) -> float | Tensor | None:
+    """omega at this noise level; None for a number 0, at which the base is evaluated alone."""
+    strength = omega(sigma) if callable(omega) else omega
+    return None if not isinstance(strength, Tensor) and strength == 0 else strength
 
 
 def _check(omega: Omega, interval: tuple[float, float] | None) -> None:
@@ -158,15 +177,15 @@ class GuidanceSchedule:
         span = f"interval:{self.interval[0]:g}:{self.interval[1]:g}" if self.interval else ""
         return "+".join(filter(None, (rhythm, span))) or "full"
 
-    def denoiser(self, base: Denoiser, auxiliary: Denoiser, omega: Omega) -> Denoiser:
+    def denoiser(self, base: Denoiser, auxiliary: Denoiser, omega: Omega, *, both: Both | None = None) -> Denoiser:
         """The SIMS denoiser of two denoisers on this schedule; arguments and errors as `guided`.
 
         Tensors of any shape. Called outside a sampler it is `guided` itself.
         """
         if not self.every:
-            return guided(base, auxiliary, omega, self.interval)
+            return guided(base, auxiliary, omega, self.interval, both=both)
         _check(omega, self.interval)
-        return _Scheduled(base, auxiliary, omega, self)
+        return _Scheduled(base, both or _in_turn(base, auxiliary), omega, self)
 
 
 #: The auxiliary wherever the base is.
@@ -186,12 +205,12 @@ class _Scheduled:
     """A guided denoiser whose auxiliary is evaluated at the first evaluation of some steps (`Stepped`)."""
 
     base: Denoiser
-    auxiliary: Denoiser
+    both: Both
     omega: Omega
     schedule: GuidanceSchedule
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return guided(self.base, self.auxiliary, self.omega, self.schedule.interval)(x, sigma)
+        return guided(self.base, self.base, self.omega, self.schedule.interval, both=self.both)(x, sigma)
 
     def begin(self) -> Callable[[int], Denoiser]:
         """Start a trajectory."""
@@ -204,16 +223,13 @@ class _Scheduled:
             def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
                 nonlocal held, evaluated, opening
                 predictor, opening = opening, False
-                first = self.base(x, sigma)
-                if not _inside(self.schedule.interval, sigma):
-                    return first
-                strength = self.omega(sigma) if callable(self.omega) else self.omega
-                if not isinstance(strength, Tensor) and strength == 0:
-                    return first
-                if predictor and (held is None or step - evaluated >= self.schedule.every):
-                    held, evaluated = _correction(first, self.auxiliary(x, sigma)), step
+                strength = _strength(self.omega, sigma) if _inside(self.schedule.interval, sigma) else None
+                if strength is not None and predictor and (held is None or step - evaluated >= self.schedule.every):
+                    first, second = self.both(x, sigma)
+                    held, evaluated = _correction(first, second), step
                     return _corrected(first, held, strength)
-                if held is None or not self.schedule.hold:
+                first = self.base(x, sigma)
+                if strength is None or held is None or not self.schedule.hold:
                     return first
                 return _corrected(first, held, strength)
 

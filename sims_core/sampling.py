@@ -146,7 +146,7 @@ def trajectory(
         if churn is not None and noise is not None and churn.minimum <= sigma <= churn.maximum:
             gamma = min(churn.amount / (len(sigmas) - 1), math.sqrt(2) - 1)
             raised = sigma * (1 + gamma)
-            fresh = noise(x.shape).to(device=x.device, dtype=x.dtype)
+            fresh = noise(x.shape).to(device=x.device, dtype=x.dtype, non_blocking=True)
             x, sigma = x + (raised**2 - sigma**2).sqrt() * churn.noise * fresh, raised
         x = step(denoiser if at_step is None else at_step(number), x, sigma, target, sigma_data)
         yield x

@@ -1,7 +1,7 @@
 """What an experiment will cost: images trained on and drawn, network evaluations, hours of one GPU.
 
-Operations are counted by tracing the network (`sims_image.estimate.measure`), a forward pass as a third of a training
-step; GPU-hours assume `sims_image.estimate.A100`'s rate, which nobody measured here.
+Operations are counted by tracing the network (`sims_image.estimate`); GPU-hours assume its rate of an A100, which nobody
+measured here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Ledger:
-    """Adds up. flops: of a training step's image; nfe: evaluations of one network for an image. rate, drawing: of a GPU
-    in training and in sampling, operations a second.
+    """Adds up. flops, evaluation: of an image in a training step, and in one evaluation of the network; nfe: evaluations
+    for an image. rate, drawing: operations a second of a GPU in training and in sampling.
     """
 
     flops: float
+    evaluation: float
     nfe: int
     rate: float
     drawing: float
@@ -46,7 +47,7 @@ class Ledger:
         self.lines.append((what, f"{times:,} x {images:,} images, {spent:,} evaluations: {self._hours(0, spent)}"))
 
     def _hours(self, trained: int, evaluations: int) -> str:
-        hours = (trained * self.flops / self.rate + evaluations * self.flops / 3 / self.drawing) / 3600
+        hours = (trained * self.flops / self.rate + evaluations * self.evaluation / self.drawing) / 3600
         return f"{hours:.2g} A100-hours"
 
     @property
@@ -76,28 +77,15 @@ def ledger(checked: Checked) -> Ledger:
     sampler = checked.settings.sampler or PRESETS[checked.preset].sampler
     nfe = Sampler.parse(sampler, argument="--sampler").nfe
     flops = _flops(json.dumps(checked.config, sort_keys=True), recipe)
-    found = Ledger(flops, nfe, A100[recipe.precision], A100["float32"])
+    found = Ledger(*flops, nfe, A100[recipe.precision], A100["float32"])
     found.say("base", checked.checkpoint or f"preset {checked.preset}, trained for {sizes.fit:,} images")
     found.say("real data", f"{sizes.real:,} images ({checked.settings.data or 'not named'})")
     found.say("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with two networks")
     return found
 
 
-def hours(preset: str, checkpoint: str, finetuned: int, evaluations: int) -> str:
-    """GPU-hours of `sims` in words: its base if it is to be trained, ``finetuned`` images and the evaluations."""
-    from sims_image import checkpoints
-    from sims_image.estimate import A100
-    from sims_image.presets import PRESETS
-
-    recipe = PRESETS[preset].recipe
-    config = checkpoints.summary(checkpoint).config if checkpoint else PRESETS[preset].config()
-    made = Ledger(_flops(json.dumps(config, sort_keys=True), recipe), 1, A100[recipe.precision], A100["float32"])
-    made.trained, made.evaluations = finetuned + (0 if checkpoint else recipe.images), evaluations
-    return made.total
-
-
 @lru_cache(maxsize=16)
-def _flops(config: str, recipe: Recipe) -> float:
-    from sims_image.estimate import measure
+def _flops(config: str, recipe: Recipe) -> tuple[float, float]:
+    from sims_image.estimate import evaluation_flops, measure
 
-    return measure(json.loads(config), recipe).flops
+    return measure(json.loads(config), recipe).flops, evaluation_flops(json.loads(config))

@@ -77,6 +77,23 @@ def measure(config: dict[str, Any], recipe: Recipe) -> Cost:
     return Cost(parameters, counter.get_total_flops() / _TRACED, images // _TRACED, sum(sizes) - images)
 
 
+def evaluation_flops(config: dict[str, Any]) -> float:
+    """Floating-point operations of one evaluation of the network on one image (a multiply-add is two)."""
+    with torch.device("meta"), torch.no_grad():
+        network = build(**config).eval()
+        side, labels = network.img_resolution, network.label_dim
+        x = torch.zeros(_TRACED, network.img_channels, side, side)
+        with FlopCounterMode(display=False) as counter:
+            network(x, torch.ones(_TRACED), torch.zeros(_TRACED, labels) if labels else None)
+    return float(counter.get_total_flops()) / _TRACED
+
+
+def on_gpus(flops: float, precision: str = "float32") -> str:
+    """What ``flops`` take on GPUs, in words, with the assumption that is behind it."""
+    hours = flops / A100[precision] / 3600
+    return f"about {hours:.2g} hours of one A100 (assumed: {A100[precision] / 1e12:g} TFLOP/s, {precision})"
+
+
 def _loss(network: Preconditioned, recipe: Recipe, images: int, device: str | torch.device = "meta") -> Tensor:
     """The loss of random images: what a training step computes."""
     side = network.img_resolution
@@ -141,7 +158,6 @@ def describe(plan: Plan, train: Train) -> str:
     mi = "10^6" if recipe.mi == 10**6 else "2^20"
     snapshots = [f"{step * table.batch / recipe.mi:.4g}" for step in table.snapshots]
     shown = snapshots if len(snapshots) <= 10 else [*snapshots[:3], "...", snapshots[-1]]
-    a100 = total / A100[recipe.precision] / 3600
     parts = [f"{size(16 * cost.parameters)} weights, gradients and Adam"]
     parts += [
         f"{size(4 * averages * cost.parameters)} averages",
@@ -161,7 +177,7 @@ def describe(plan: Plan, train: Train) -> str:
         ("memory", f"about {size(cost.memory(part, averages))} a process: {', '.join(parts)}"),
         ("compute", f"{cost.flops / 1e9:.4g} GFLOP an image, {total:.3g} FLOP in all"),
         ("time here", f"about {duration(total / reached / world)} on {world} x {device}, {reached / 1e9:.3g} GFLOP/s"),
-        ("time on GPUs", f"about {a100:.2g} hours of one A100 (assumed: {A100[recipe.precision] / 1e12:g} TFLOP/s)"),
+        ("time on GPUs", on_gpus(total, recipe.precision)),
         ("out", train.out or str(plan.folder)),
     ]  # fmt: skip
     width = max(len(key) for key, _ in lines)

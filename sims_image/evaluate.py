@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sims_core.command import parse_command
-from sims_core.errors import InputError
+from sims_core.errors import InputError, choose
 from sims_image.generate import Generate
 
 if TYPE_CHECKING:
+    import torch
+
     from sims_image.datasets import Dataset
     from sims_image.features import Extractor
+    from sims_image.generation import Request
     from sims_image.metrics import Report
     from sims_image.processes import Processes
     from sims_image.samples import Sample
@@ -62,7 +65,8 @@ class Evaluate(Generate):
     """Data set whose class shares --labels data uses; default the reference."""
     name: Annotated[str, tyro.conf.Suppress] = ""
     sheet: Annotated[int, tyro.conf.Suppress] = 0
-    dry_run: Annotated[bool, tyro.conf.Suppress] = False
+    dry_run: bool = False
+    """Print what would be measured, and its cost, and stop."""
 
 
 def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False) -> Report | None:
@@ -119,21 +123,54 @@ def _opened(path: str, argument: str) -> Dataset | None:
     return open_dataset(path, argument=argument, verify=False)
 
 
-def _generated(
-    settings: Evaluate, features: Extractor, processes: Processes, *, progress: bool
-) -> tuple[Sample, dict[str, Any]]:
-    """This process's part of a model's images, measured as they are made; and how they are made."""
+def _planned(settings: Evaluate, device: torch.device) -> Request:
+    """The images of --base that are asked for. Raises `InputError`."""
     from dataclasses import replace
 
-    from sims_image import generation
     from sims_image.generate import request
-    from sims_image.metrics import collect
-    from sims_image.sources.base import bar
 
     data = settings.data
     if not data and Path(settings.reference).suffix not in (".npz", ".pkl"):
         data = settings.reference
-    planned = request(replace(settings, out="evaluate", data=data), processes.device)
+    planned = request(replace(settings, out="evaluate", data=data), device)
+    if planned.model.shape[0] not in (1, 3):
+        words = "the model makes latents, which have to be decoded before they are measured"
+        raise InputError("--base", settings.base, words)
+    return planned
+
+
+def describe(settings: Evaluate) -> str:
+    """What would be measured, and what it costs, in words. Raises `InputError`."""
+    from sims_image.features import EXTRACTORS
+    from sims_image.generation import estimate
+    from sims_image.processes import choose_device
+
+    _check(settings)
+    choose("--features", settings.features.partition(":")[0], EXTRACTORS)
+    lines = [("features", settings.features)]
+    for argument in ("reference", "heldout"):
+        data = _opened(getattr(settings, argument), f"--{argument}")
+        shown = getattr(settings, argument) if data is None else f"{data.name}: {len(data)} images, {data.path}"
+        lines.append((argument, shown or "none"))
+    if settings.base:
+        planned = _planned(settings, choose_device(settings.device))
+        costs = estimate(planned, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
+        lines += [(key, value) for key, value in costs if key not in ("disk", "out")]
+    else:
+        lines.append(("images", settings.images))
+    lines.append(("out", settings.out or "none: printed only"))
+    return "\n".join(f"{key:>10}  {value}" for key, value in lines)
+
+
+def _generated(
+    settings: Evaluate, features: Extractor, processes: Processes, *, progress: bool
+) -> tuple[Sample, dict[str, Any]]:
+    """This process's part of a model's images, measured as they are made; and how they are made."""
+    from sims_image import generation
+    from sims_image.metrics import collect
+    from sims_image.sources.base import bar
+
+    planned = _planned(settings, processes.device)
     seeds = list(planned.seeds)
     pieces = [seeds[k : k + planned.batch] for k in range(0, len(seeds), planned.batch)][
         processes.rank :: processes.world
@@ -147,10 +184,6 @@ def _generated(
         labels=planned.labels,
         root=planned.root,
     )
-    shape = planned.model.shape if planned.model.shape[0] in (1, 3) else None
-    if shape is None:
-        words = "the model makes latents, which have to be decoded before they are measured"
-        raise InputError("--base", settings.base, words)
     with bar(progress and processes.first, len(mine), "generating", " images") as shown:
         sample = collect(stream, features, keep=settings.keep, tick=shown.update)
     made = planned.settings
@@ -227,6 +260,9 @@ def _report(
 def run(argv: Sequence[str]) -> None:
     """The verb ``evaluate``."""
     settings = parse_command(Evaluate, argv, prog="sims_image evaluate", description=str(Evaluate.__doc__))
+    if settings.dry_run:
+        print(describe(settings))
+        return
     from sims_image.processes import start
 
     with start(settings.device) as processes:

@@ -21,6 +21,7 @@ from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
 
 if TYPE_CHECKING:
+    from sims_core.guidance import GuidanceSchedule
     from sims_core.sampling import Sampler
     from sims_image.guided import Model
     from sims_image.learner import ImageLearner, ImageModel
@@ -70,6 +71,10 @@ class Sims:
     """heun:18, euler:40, ddim:50; default the preset's."""
     interval: str = ""
     """LOW,HIGH: guide at these noise levels only."""
+    refresh_every: int | None = None
+    """Evaluate the auxiliary once every so many steps, and hold its correction in between; default: in full."""
+    predictor_only: bool = False
+    """Evaluate it at the first evaluation of each step only (Heun's predictor)."""
     labels: str = ""
     """Classes: data (drawn as --data has them; the default), uniform or balanced."""
     batch: int = 64
@@ -101,7 +106,7 @@ class Plan:
     settings: Sims
     omegas: tuple[float, ...]
     budgets: tuple[int, ...]
-    interval: tuple[float, float] | None
+    schedule: GuidanceSchedule
     preset: str
     checkpoint: str
     synthetic: Seeds
@@ -118,7 +123,7 @@ def plan(settings: Sims) -> Plan:
     """What ``settings`` ask for. Raises `InputError` naming the option."""
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_core.grids import parse_grid
-    from sims_image.generate import parse_interval
+    from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS, budgets_of
     from sims_image.schedules import images_of
     from sims_image.seedlists import Seeds
@@ -148,7 +153,7 @@ def plan(settings: Sims) -> Plan:
         settings,
         tuple(omegas),
         budgets_of("--budgets", settings.budgets, mi),
-        parse_interval(settings.interval),
+        parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only),
         preset,
         checkpoint,
         ranges[0],
@@ -244,8 +249,8 @@ class Bench:
         settings = self.plan.settings
         request = self.learner.request(image_model, seeds, root=settings.seed, device=self.processes.device)
         model = request.model
-        if self.plan.interval is not None and model.other is not None:
-            model = replace(model, interval=self.plan.interval)
+        if model.other is not None:
+            model = replace(model, schedule=self.plan.schedule)
         labels = Labels.parse(settings.labels, model.network.label_dim, data=self.data)
         request = replace(request, model=model, sampler=self.sampler(model, doubled=doubled), labels=labels)
         mine = [s for shard in request.shards[self.processes.rank :: self.processes.world] for s in shard]
@@ -349,16 +354,21 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
 def describe(settings: Sims) -> str:
     """The plan and its cost in words."""
     from sims_core.sampling import Sampler
-    from sims_image.costs import hours
+    from sims_image import checkpoints
+    from sims_image.estimate import evaluation_flops, measure, on_gpus
     from sims_image.presets import PRESETS
 
     planned = plan(settings)
+    preset = PRESETS[planned.preset]
+    config = checkpoints.summary(planned.checkpoint).config if planned.checkpoint else preset.config()
     sampler = settings.sampler or PRESETS[planned.preset].sampler
     nfe = Sampler.parse(sampler, argument="--sampler").nfe
     drawn = nfe * len(planned.synthetic)
     searched = nfe * len(planned.search) * (2 * planned.cells - 1)
     each = nfe * len(planned.confirm[0]) * len(planned.confirm)
     arms_cost = 1 + 2 + (1 + 2 + 1 + 2 + 1 if settings.controls else 1)
+    evaluated = (drawn + searched + arms_cost * each) * evaluation_flops(config)
+    tuned = planned.budgets[-1] * measure(config, preset.recipe).flops * (2 if settings.controls else 1)
     lines: Sequence[tuple[str, str]] = [
         ("base", planned.checkpoint or f"preset {planned.preset}, trained for {PRESETS[planned.preset].recipe.budget}"),
         ("synthetic", f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {drawn:,} evaluations"),
@@ -366,11 +376,9 @@ def describe(settings: Sims) -> str:
         ("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with SIMS"),
         ("search", f"{planned.cells} cells of {len(planned.search):,} images: at most {searched:,} evaluations"),
         ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {arms_cost * each:,}"),
-        (
-            "GPU",
-            hours(planned.preset, planned.checkpoint, 4 * planned.budgets[-1], drawn + searched + arms_cost * each),
-        ),
         ("features", settings.features),
+        ("sampling", on_gpus(evaluated)),
+        ("tuning", on_gpus(tuned, preset.recipe.precision)),
         ("out", settings.out),
     ]
     return "\n".join(f"{key:>10}  {value}" for key, value in lines)

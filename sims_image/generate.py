@@ -13,6 +13,7 @@ from sims_core.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+    from sims_core.guidance import GuidanceSchedule
     from sims_core.sampling import Sampler
     from sims_image.generation import Request
     from sims_image.guided import Model
@@ -63,6 +64,18 @@ class Generate:
     """Autoguidance's own weight w = 1 + omega, in place of --omega."""
     interval: str = ""
     """LOW,HIGH: guide at these noise levels only."""
+    refresh_every: int | None = None
+    """Evaluate the second network once every so many steps, and hold its correction in between; omega is to be found
+    again. Default: wherever the base is evaluated."""
+    predictor_only: bool = False
+    """Evaluate it at the first evaluation of each step only (Heun's predictor), the base alone at the others."""
+    pair: str = "sequential"
+    """How two networks are evaluated: sequential (in turn), overlapped (CUDA streams, or threads of a CPU), stacked
+    (one call with both weights; one architecture)."""
+    compile: bool = False
+    """Compile the networks (torch.compile): minutes at first, faster then; not bit for bit the same."""
+    cuda_graph: bool = False
+    """Record an evaluation's CUDA kernels once and replay them."""
     batch: int = 64
     """Compute batch, on record: images are bit for bit the same at one, alike to 1e-5 between them."""
     dtype: str = "float32"
@@ -103,6 +116,18 @@ def parse_interval(text: str) -> tuple[float, float] | None:
     return low, high
 
 
+def parse_schedule(interval: str, refresh_every: int | None, predictor_only: bool) -> GuidanceSchedule:
+    """Where the second network is evaluated. Raises `InputError` naming the option."""
+    from sims_core.guidance import GuidanceSchedule
+
+    if refresh_every is not None and refresh_every < 1:
+        raise InputError("--refresh-every", refresh_every, "give a number of steps of at least 1")
+    if refresh_every is not None and predictor_only:
+        words = "--refresh-every holds the correction at the corrector, where --predictor-only has none; choose one"
+        raise InputError("--predictor-only", True, words)
+    return GuidanceSchedule(int(predictor_only) or refresh_every or 0, not predictor_only, parse_interval(interval))
+
+
 def choose_sampler(
     model: Model,
     name: str = "",
@@ -139,6 +164,7 @@ def choose_sampler(
 def request(settings: Generate, device: torch.device) -> Request:
     """What ``settings`` ask for, loaded and checked. Raises `InputError` naming the option."""
     from sims_image.datasets import open_dataset
+    from sims_image.engines import Engine
     from sims_image.generation import Request
     from sims_image.guided import load_model
     from sims_image.seedlists import Labels, Seeds
@@ -153,7 +179,8 @@ def request(settings: Generate, device: torch.device) -> Request:
         if getattr(settings, name) < 0:
             raise InputError(f"--{name}", getattr(settings, name), "give a whole number of at least 0")
     seeds = Seeds.parse(settings.seeds)
-    interval = parse_interval(settings.interval)
+    schedule = parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only)
+    engine = Engine(settings.pair, settings.compile, settings.cuda_graph)
     data = open_dataset(settings.data, verify=False) if settings.data else None
     model = load_model(
         settings.base,
@@ -162,9 +189,10 @@ def request(settings: Generate, device: torch.device) -> Request:
         omega=settings.omega,
         weight=settings.weight,
         merge=settings.merge,
-        interval=interval,
+        schedule=schedule,
         dtype=settings.dtype,
         device=device,
+        engine=engine,
     )
     known = model.base.record.data
     classes = known.classes if known is not None else tuple(data.classes) if data is not None else ()

@@ -256,7 +256,7 @@ def _read(work: Path, number: int, piece: list[int], argument: str) -> dict[str,
 
 def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[str, str]]:
     """The request and its cost in words; times one evaluation of each network on one compute batch."""
-    from sims_image.estimate import duration
+    from sims_image.estimate import duration, evaluation_flops, on_gpus
 
     model, n = request.model, len(request.seeds)
     own, other = model.evaluations(request.sampler)
@@ -269,7 +269,8 @@ def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[st
     return [
         *((name, value) for name, value in hashes.items() if value),
         ("guidance", model.kind if model.kind == "none" else f"{model.kind}, omega {model.omega:g}"),
-        ("interval", "none" if model.interval is None else f"{model.interval[0]:g} to {model.interval[1]:g}"),
+        *([("schedule", str(model.schedule))] if model.other is not None else []),
+        ("engine", str(model.engine)),
         ("sampler", str(request.sampler) + (" with churn" if request.sampler.churn is not None else "")),
         ("images", f"{n:,} of {'x'.join(map(str, model.shape))}: seeds {request.seeds}"),
         ("labels", "none" if request.labels is None else str(request.labels)),
@@ -282,6 +283,7 @@ def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[st
             "time here",
             f"about {duration(n * seconds / processes)} on {processes} x {model.device} (one evaluation timed)",
         ),
+        ("on GPUs", on_gpus(n * sum(count * evaluation_flops(network.config) for network, count in networks))),
         ("out", str(out)),
     ]
 

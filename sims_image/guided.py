@@ -15,16 +15,18 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sims_core.errors import InputError, choose
-from sims_core.guidance import Denoiser, guided, merge_weights
+from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, merge_weights
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image import checkpoints, sheets
+from sims_image.engines import PLAIN, Engine, Runner
 from sims_image.networks import Preconditioned
 from sims_image.presets import PRESETS
 
@@ -37,7 +39,8 @@ class Model:
     """A base and what it is guided by. Make it with `load_model` or `guide_with`.
 
     network: what is evaluated at every step; other: the network guided away from, None for 'none' and 'neon'.
-    base, auxiliary: what the checkpoints say of themselves. interval: (low, high) in sigma where guidance acts.
+    base, auxiliary: what the checkpoints say of themselves. schedule: where in the sampler the other network is
+    evaluated. engine: how networks are.
     """
 
     base: checkpoints.Summary
@@ -46,8 +49,14 @@ class Model:
     auxiliary: checkpoints.Summary | None = None
     other: Preconditioned | None = None
     omega: float = 0.0
-    interval: tuple[float, float] | None = None
+    schedule: GuidanceSchedule = FULL
     dtype: str = "float32"
+    engine: Engine = PLAIN
+
+    @cached_property
+    def runner(self) -> Runner:
+        """The networks, as the engine evaluates them. Raises `InputError` where it cannot."""
+        return Runner(self.engine, self.network, self.other)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -61,39 +70,38 @@ class Model:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that decides what the model draws, JSON-able: hashes and numbers, no paths."""
+        """All that decides what the model draws, JSON-able: hashes and numbers, no paths.
+
+        Without 'schedule' the other network is evaluated wherever the base is, without 'engine' in turn with it.
+        """
+        interval = self.schedule.interval
         return {
             "base": self.base.sha256,
             "guidance": self.kind,
             "auxiliary": None if self.auxiliary is None else self.auxiliary.sha256,
             "omega": self.omega,
-            "interval": None if self.interval is None else list(self.interval),
+            "interval": None if interval is None else list(interval),
             "dtype": self.dtype,
+            **({"schedule": str(self.schedule)} if self.schedule.every else {}),
+            **({"engine": str(self.engine)} if self.engine != PLAIN else {}),
         }
 
     def denoiser(self, classes: Tensor | None) -> Denoiser:
         """D(x, sigma) for images of ``classes`` ((B,) int64 on the device; None for an unconditional network)."""
-        own = sheets.conditional(self.network, classes)
-        if self.other is None:
-            return own
-        return guided(own, sheets.conditional(self.other, classes), self.omega, self.interval)
+        labels, run = sheets.one_hot(self.network, classes), self.runner
+
+        def own(x: Tensor, sigma: Tensor) -> Tensor:
+            return run.own(x, sheets.level(sigma, x), labels)
+
+        def both(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+            return run.both(x, sheets.level(sigma, x), labels)  # an unconditional guide takes no notice of labels
+
+        return own if self.other is None else self.schedule.denoiser(own, own, self.omega, both=both)
 
     def evaluations(self, sampler: Sampler) -> tuple[int, int]:
         """Network evaluations an image takes, of (the network, the other one): counted by running the sampler."""
-        counts = [0, 0]
-
-        def counting(which: int) -> Denoiser:
-            def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-                counts[which] += 1
-                return x * 0.5
-
-            return denoiser
-
-        model = counting(0)
-        if self.other is not None:
-            model = guided(model, counting(1), self.omega, self.interval)
-        sampler(model, torch.zeros(1, 1), lambda shape: torch.zeros(tuple(shape)))
-        return counts[0], counts[1]
+        own, other = sampler.evaluations(self.schedule)
+        return own, other if self.other is not None and self.omega != 0 else 0
 
     def at(self, omega: float) -> Model:
         """The same two networks at another omega. Not for 'neon', whose weights are merged."""
@@ -110,13 +118,15 @@ def load_model(
     omega: float | None = None,
     weight: float | None = None,
     merge: bool = False,
-    interval: tuple[float, float] | None = None,
+    schedule: GuidanceSchedule = FULL,
     dtype: str = "float32",
     device: str | torch.device = "cpu",
+    engine: Engine = PLAIN,
 ) -> Model:
     """Load a base, and what it is guided by, from checkpoints.
 
     auxiliary: SIMS, or Neon with ``merge``; guide: autoguidance. omega, or for a guide its weight w = 1 + omega.
+    schedule: where the second network is evaluated. engine: how networks are.
     Raises `InputError`: networks of different images, classes or (auxiliary) architecture; contradicting options.
     """
     choose("--dtype", dtype, BODIES)
@@ -129,24 +139,38 @@ def load_model(
             )
         omega = weight - 1
     negative = auxiliary or guide
-    for name, value in (("--omega", omega), ("--interval", interval), ("--merge", merge or None)):
+    given: dict[str, Any] = {"--omega": omega, **_asked(schedule), "--merge": merge or None}
+    for name, value in given.items():
         if value is not None and not negative:
             raise InputError(name, value, "it needs a second network: --auxiliary or --guide")
-    if merge and (guide or interval is not None):
-        raise InputError("--merge", True, "merging weights takes an --auxiliary and no --interval")
+    if merge and (guide or schedule != FULL):
+        odd = "a --guide" if guide else " or ".join(_asked(schedule))
+        raise InputError("--merge", True, f"merging weights takes an --auxiliary and leaves no network for {odd}")
     if negative and omega is None:
         raise InputError("--omega", "", "say how far to extrapolate, such as 1.5 (0 is the base)")
     if omega is not None and not math.isfinite(omega):
         raise InputError("--omega", omega, "give a finite number (0 is the base)")
+    if engine.pair != "sequential" and (merge or not negative):
+        raise InputError("--pair", engine.pair, "it needs a second network to evaluate: --auxiliary or --guide")
     first = checkpoints.load(base, argument="--base")
-    alone = Model(_summary(first), _ready(first, dtype, device), dtype=dtype)
+    alone = Model(_summary(first), _ready(first, dtype, device), dtype=dtype, engine=engine)
     if not negative or omega is None:
+        engine.check(alone.network)
         return alone
     argument = "--auxiliary" if auxiliary else "--guide"
     second = checkpoints.load(negative, argument=argument)
     return guide_with(
-        alone, second, omega, kind="neon" if merge else "sims" if auxiliary else "autoguidance", interval=interval
+        alone, second, omega, kind="neon" if merge else "sims" if auxiliary else "autoguidance", schedule=schedule
     )
+
+
+def _asked(schedule: GuidanceSchedule) -> dict[str, Any]:
+    """The options that ask for a schedule."""
+    return {
+        **({"--interval": schedule.interval} if schedule.interval is not None else {}),
+        **({"--refresh-every": schedule.every} if schedule.every and schedule.hold else {}),
+        **({"--predictor-only": True} if schedule.every and not schedule.hold else {}),
+    }
 
 
 def guide_with(
@@ -155,7 +179,7 @@ def guide_with(
     omega: float,
     *,
     kind: str = "sims",
-    interval: tuple[float, float] | None = None,
+    schedule: GuidanceSchedule = FULL,
 ) -> Model:
     """``base`` guided away from ``negative`` ('sims', 'autoguidance'), or merged with it ('neon').
 
@@ -163,15 +187,15 @@ def guide_with(
     """
     argument = "--guide" if kind == "autoguidance" else "--auxiliary"
     _fits(base.base, negative, argument, same=kind != "autoguidance")
-    if interval is not None and not 0 <= interval[0] <= interval[1]:
-        raise InputError("--interval", interval, "give LOW,HIGH in sigma with 0 <= LOW <= HIGH")
     if kind == "neon":
         network = copy.deepcopy(base.network)
         other = {name: value.to(base.device) for name, value in negative.network.state_dict().items()}
         network.load_state_dict(merge_weights(base.network.state_dict(), other, omega))
+        base.engine.check(network)
         return replace(base, network=network, kind=kind, auxiliary=_summary(negative), omega=omega)
     other_network = _ready(negative, base.dtype, base.device)
-    return replace(base, other=other_network, kind=kind, auxiliary=_summary(negative), omega=omega, interval=interval)
+    base.engine.check(base.network, other_network)
+    return replace(base, other=other_network, kind=kind, auxiliary=_summary(negative), omega=omega, schedule=schedule)
 
 
 def _fits(base: checkpoints.Summary, negative: checkpoints.Summary, argument: str, *, same: bool) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from sims_core.guidance import GuidanceSchedule
     from sims_core.seeds import Seed
     from sims_image.learner import ImageData, ImageLearner, ImageModel
     from sims_image.presets import Recipe
@@ -122,7 +123,7 @@ class Checked:
     training: Train
     recipe: Recipe
     config: dict[str, Any]
-    interval: tuple[float, float] | None
+    schedule: GuidanceSchedule
 
 
 def check(settings: Laboratory) -> Checked:
@@ -130,7 +131,7 @@ def check(settings: Laboratory) -> Checked:
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_image import checkpoints
     from sims_image.datasets import open_dataset
-    from sims_image.generate import parse_interval
+    from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS
     from sims_image.objectives import OBJECTIVES
     from sims_image.presets import PRESETS
@@ -174,9 +175,9 @@ def check(settings: Laboratory) -> Checked:
     )
     planned = train_plan(replace(training, data=settings.data if there else "", dry_run=True))
     config = checkpoints.summary(checkpoint).config if checkpoint else planned.config
-    interval = parse_interval(settings.interval)
+    schedule = parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only)
     sizes = Sizes(real=real, **counts)
-    return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config, interval)
+    return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config, schedule)
 
 
 class Lab:
@@ -189,7 +190,7 @@ class Lab:
         settings, sizes = checked.settings, checked.sizes
         self.checked, self.settings, self.sizes, self.processes = checked, settings, sizes, processes
         none = Seeds.span(0, 1)
-        planned = Plan(settings, (), (), checked.interval, checked.preset, checked.checkpoint, none, none, ())
+        planned = Plan(settings, (), (), checked.schedule, checked.preset, checked.checkpoint, none, none, ())
         rebuilding = {"network": settings.guide_network or settings.network}
         self.learner: ImageLearner = replace(
             make_learner(planned, processes),

@@ -6,16 +6,18 @@ that (extension codes, out-of-band buffers, instances of arbitrary classes, and 
 identifiers) is refused too. What comes out is None, bool, int, float, str, memoryview (for bytes), tuple, list, dict,
 set, and what the table's functions return.
 
-Only the opcodes of protocols 2 to 5 are known; Python's own ``pickletools`` documents them.
+Only the opcodes of protocols 2 to 5 are known, and on request those by which Python 2 wrote text and numbers (its
+strings are bytes, and so are then all bytes of the stream); Python's own ``pickletools`` documents them.
 """
 
 from __future__ import annotations
 
+import codecs
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 #: opcodes in the longest stream that is read; the largest published network has under 10^5
 LIMIT = 2_000_000
@@ -50,13 +52,19 @@ class Stateful:
 
 
 def read_pickle(
-    data: memoryview, table: Table, *, start: int = 0, persistent: Callable[[Any], Any] | None = None
+    data: memoryview,
+    table: Table,
+    *,
+    start: int = 0,
+    persistent: Callable[[Any], Any] | None = None,
+    python2: bool = False,
 ) -> tuple[Any, int]:
     """Read one stream of ``data`` from byte ``start``; returns its value and the byte after it.
 
-    persistent: what to make of a persistent identifier (default: refuse). Raises `RefusedError`.
+    persistent: what to make of a persistent identifier (default: refuse). python2: take the opcodes of protocols 0 and
+    1 and Python 2's strings too; bytes then come out as bytes. Raises `RefusedError`.
     """
-    machine = _Machine(data, table, persistent, start)
+    machine = (_Python2 if python2 else _Machine)(data, table, persistent, start)
     try:
         return machine.run(), machine.at
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, struct.error) as error:
@@ -64,7 +72,6 @@ def read_pickle(
 
 
 _MARK = object()
-_KEYS = (str, int, float, bool, type(None))
 _NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _NUMBERS = {"BININT": "<i", "BININT1": "<B", "BININT2": "<H", "BINFLOAT": ">d"}
@@ -91,6 +98,8 @@ class _Machine:
     table: Table
     persistent: Callable[[Any], Any] | None
     at: int
+    keys: ClassVar[tuple[type, ...]] = (str, int, float, bool, type(None))
+    oldest: ClassVar[int] = 2  # protocol
     handed: int = 0  # bytes given to the table's functions
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
@@ -130,7 +139,7 @@ class _Machine:
         else:
             known = getattr(self, f"op_{name.lower()}", None)
             if known is None:
-                raise RefusedError(f"it uses the opcode {name} at byte {self.at - 1}, which no snapshot needs")
+                raise RefusedError(f"it uses the opcode {name} at byte {self.at - 1}, which data do not need")
             known()
 
     # ------------------------------------------------------------ reading
@@ -156,8 +165,7 @@ class _Machine:
         self.take(1)
         return text
 
-    @staticmethod
-    def sized(name: str, content: memoryview) -> Any:
+    def sized(self, name: str, content: memoryview) -> Any:
         if "UNICODE" in name:
             return str(content, "utf-8")
         return int.from_bytes(content, "little", signed=True) if "LONG" in name else content
@@ -194,7 +202,7 @@ class _Machine:
 
     def key(self, value: Any) -> Any:
         """A dictionary key or set element: plain, so that hashing it is harmless."""
-        if type(value) not in _KEYS:
+        if type(value) not in self.keys:
             raise RefusedError(f"it uses a {type(value).__name__} as a key at byte {self.at - 1}")
         return value
 
@@ -202,8 +210,8 @@ class _Machine:
 
     def op_proto(self) -> None:
         version = self.number("<B")
-        if not 2 <= version <= 5:
-            raise RefusedError(f"it says pickle protocol {version}; known are 2 to 5")
+        if not self.oldest <= version <= 5:
+            raise RefusedError(f"it says pickle protocol {version}; known are {self.oldest} to 5")
 
     def op_frame(self) -> None:
         size = self.number("<Q")
@@ -249,7 +257,10 @@ class _Machine:
 
     def op_setitems(self) -> None:
         values = self.pop_mark()
-        there = self.into(dict)
+        self.fill(self.into(dict), values)
+
+    def fill(self, there: dict[Any, Any], values: list[Any]) -> None:
+        """Keys and values by turns into a dictionary."""
         if len(values) % 2:
             raise RefusedError(f"a key lacks its value at byte {self.at - 1}")
         for key, value in zip(values[::2], values[1::2], strict=True):
@@ -288,7 +299,7 @@ class _Machine:
         if stand_in is None or type(arguments) is not tuple:
             shown = str(what) if isinstance(what, Name) else f"a {type(what).__name__}"
             raise RefusedError(f"it calls {shown} at byte {self.at - 1}, which is not to be called")
-        self.handed += sum(len(a) if isinstance(a, str) else getattr(a, "nbytes", 0) for a in arguments)
+        self.handed += sum(len(a) if isinstance(a, str | bytes) else getattr(a, "nbytes", 0) for a in arguments)
         if self.handed > REPEATS * len(self.data) + 2**16:
             raise RefusedError("it expands the same bytes over and over")
         return stand_in(*arguments)
@@ -305,3 +316,67 @@ class _Machine:
         if self.persistent is None:
             raise RefusedError(f"it refers to something outside itself (BINPERSID) at byte {self.at - 1}")
         self.stack.append(self.persistent(self.pop()))
+
+
+class _Python2(_Machine):
+    """Knows the opcodes of protocols 0 and 1 too. Python 2's strings are bytes."""
+
+    keys = (*_Machine.keys, bytes)
+    oldest = 0
+
+    def sized(self, name: str, content: memoryview) -> Any:
+        value = super().sized(name, content)
+        return bytes(value) if isinstance(value, memoryview) else value
+
+    def long_line(self) -> bytes:
+        """Bytes up to the next newline, however far; looking for it costs about as much as there is to read."""
+        width = 2**10
+        while True:
+            end = bytes(self.data[self.at : self.at + width]).find(b"\n")
+            if end >= 0 or self.at + width >= len(self.data):
+                break
+            width *= 2
+        if end < 0:
+            raise RefusedError(f"it is cut short: a line without an end at byte {self.at}")
+        found = bytes(self.take(end))
+        self.take(1)
+        return found
+
+    def op_int(self) -> None:
+        text = self.line()
+        self.stack.append(text == "01" if text in ("00", "01") else int(text))
+
+    def op_long(self) -> None:
+        self.stack.append(int(self.line().removesuffix("L")))
+
+    def op_float(self) -> None:
+        self.stack.append(float(self.line()))
+
+    def op_string(self) -> None:
+        text = self.long_line()
+        if len(text) < 2 or text[:1] not in b"'\"" or text[-1:] != text[:1]:
+            raise RefusedError(f"a string lacks its quotes at byte {self.at - 1}")
+        self.stack.append(codecs.escape_decode(text[1:-1])[0])
+
+    def op_unicode(self) -> None:
+        self.stack.append(str(self.long_line(), "raw-unicode-escape"))
+
+    def op_short_binstring(self) -> None:
+        self.stack.append(bytes(self.take(self.number("<B"))))
+
+    def op_binstring(self) -> None:
+        self.stack.append(bytes(self.take(self.number("<I"))))
+
+    def op_put(self) -> None:
+        self.memo[int(self.line())] = self.top()
+
+    def op_get(self) -> None:
+        self.stack.append(self.memo[int(self.line())])
+
+    def op_list(self) -> None:
+        self.stack.append(self.pop_mark())
+
+    def op_dict(self) -> None:
+        values = self.pop_mark()
+        self.stack.append({})
+        self.fill(self.stack[-1], values)

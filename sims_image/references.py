@@ -41,7 +41,8 @@ def read_statistics(path: str | Path, *, argument: str = "--reference") -> dict[
         return {"fid": _checked(argument, path, *_npz(argument, path))}
     if magic[:1] != b"\x80":
         raise InputError(argument, str(path), "not statistics; name an .npz with mu and sigma, or EDM2's .pkl")
-    from sims_image.snapshots import array, read_file
+    from sims_image.pickled import array
+    from sims_image.snapshots import read_file
 
     content = read_file(path, argument=argument)
     if type(content) is not dict or not any(name in content for name in METRICS):

@@ -63,12 +63,27 @@ def sheet_labels(rows: int, label_dim: int, seed: Seed) -> tuple[int, NDArray[np
     return columns, seed.child("classes").numpy().integers(label_dim, size=rows * columns)
 
 
+def one_hot(network: Preconditioned, classes: Tensor | None) -> Tensor | None:
+    """What a network is told of ``classes``, (B,) int64: rows (B, label_dim); None: nothing, or it is unconditional."""
+    if not network.label_dim or classes is None:
+        return None
+    return (classes[:, None] == torch.arange(network.label_dim, device=classes.device)).float()
+
+
+def level(sigma: Tensor, like: Tensor) -> Tensor:
+    """A noise level as a network takes it, (1,) float32 on the device of ``like``.
+
+    The sampler's levels are on the host: filling a tensor with one makes no host wait for the device, copying does.
+    """
+    if sigma.device == like.device or sigma.numel() != 1:
+        return sigma.to(device=like.device, dtype=torch.float32, non_blocking=True).reshape(-1)
+    return torch.full((1,), float(sigma), dtype=torch.float32, device=like.device)
+
+
 def conditional(network: Preconditioned, classes: Tensor | None) -> Denoiser:
     """D(x, sigma) of a network for images of ``classes``, (B,) int64 on its device; None and unconditional: without."""
-    labels = None
-    if network.label_dim and classes is not None:
-        labels = (classes[:, None] == torch.arange(network.label_dim, device=classes.device)).float()
-    return lambda x, sigma: network(x, sigma, labels)
+    labels = one_hot(network, classes)
+    return lambda x, sigma: network(x, level(sigma, x), labels)
 
 
 def draw_samples(

@@ -13,17 +13,16 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sims_core.errors import InputError
+from sims_image.pickled import PLAIN, Array
 from sims_image.pickles import Name, RefusedError, Stateful, Table, read_pickle
 
 # ------------------------------------------------------------------ stand-ins
@@ -77,74 +76,6 @@ def _set(items: Any = ()) -> set[str]:
     return set(items)
 
 
-def _no_bytes() -> memoryview:
-    """Empty bytes as protocol 2 writes them."""
-    return memoryview(b"")
-
-
-def _latin1(text: Any, encoding: Any) -> memoryview:
-    """Bytes as protocol 2 writes them."""
-    if type(text) is not str or encoding != "latin1":
-        raise RefusedError("it holds bytes in an unknown encoding")
-    return memoryview(text.encode("latin1"))
-
-
-# --------------------------------------------------------------- numpy's data
-
-
-@dataclass
-class _Kind(Stateful):
-    """A numpy number type."""
-
-    dtype: np.dtype[Any]
-
-    def set_state(self, state: Any) -> None:
-        if type(state) is not tuple or len(state) < 5 or state[1] not in ("<", ">", "|", "=") or any(state[2:5]):
-            raise RefusedError("it holds a numpy type with parts")
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-def _kind(text: Any, *_: Any) -> _Kind:
-    if type(text) is not str or re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1)", text) is None:
-        raise RefusedError(f"it holds numpy data of type {str(text)[:40]!r}; only numbers are read")
-    return _Kind(np.dtype(text))
-
-
-@dataclass
-class _Array(Stateful):
-    """A numpy array, empty until its state comes."""
-
-    values: np.ndarray[Any, Any] | None = None
-
-    def set_state(self, state: Any) -> None:
-        _, shape, kind, fortran, raw = state
-        self.values = _array(raw, kind, shape, "F" if fortran else "C").values
-
-
-def _array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> _Array:
-    if type(kind) is not _Kind:
-        raise RefusedError("it holds a numpy array without a type")
-    if not isinstance(raw, memoryview):
-        raise RefusedError("it holds a numpy array of objects; only numbers are read")
-    if type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape) or order not in ("C", "F"):
-        raise RefusedError("it holds a numpy array without a shape")
-    if math.prod(shape) * kind.dtype.itemsize != len(raw):
-        raise RefusedError(f"it holds a numpy array of shape {shape} in {len(raw)} bytes")
-    values = np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
-    return _Array(values.astype(kind.dtype.newbyteorder("=")))
-
-
-def _empty_array(*_: Any) -> _Array:
-    return _Array()
-
-
-def _scalar(kind: Any, raw: Any) -> bool | int | float:
-    values = _array(raw, kind, ()).values
-    assert values is not None
-    number: bool | int | float = values.item()
-    return number
-
-
 # -------------------------------------------------------------- torch's data
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save's older format, which tensors inside a pickle have
@@ -168,8 +99,9 @@ def _storage(payload: Any) -> Tensor:
     Five pickles (magic number, version, machine, the storage's description as a persistent identifier, the list of
     keys), then the count as int64, then the numbers.
     """
-    if not isinstance(payload, memoryview):
+    if not isinstance(payload, memoryview | bytes):
         raise RefusedError("it holds a tensor without bytes")
+    payload = memoryview(payload)
     found: list[tuple[torch.dtype, str, int]] = []
 
     def describe(identifier: Any) -> None:
@@ -233,16 +165,10 @@ TABLE: Table = {
     "collections.OrderedDict": _dictionary,
     "builtins.set": _set,
     "__builtin__.set": _set,
-    "_codecs.encode": _latin1,
-    "__builtin__.bytes": _no_bytes,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
-    "numpy.ndarray": None,
-    "numpy.dtype": _kind,
-    **{f"numpy.{core}.multiarray._reconstruct": _empty_array for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": _array for core in ("core", "_core")},
+    **PLAIN,
 }
 """All that a file of NVIDIA's may name."""
 
@@ -324,7 +250,7 @@ def plain(value: Any, what: str = "it", *, finite: bool = True) -> Any:
             return str(value)
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        if isinstance(value, _Array) and value.values is not None and value.values.size <= left[0]:
+        if isinstance(value, Array) and value.values is not None and value.values.size <= left[0]:
             return convert(value.values.tolist(), depth)
         if isinstance(value, list | tuple):
             return [convert(v, depth + 1) for v in value]
@@ -333,8 +259,3 @@ def plain(value: Any, what: str = "it", *, finite: bool = True) -> Any:
         raise RefusedError(f"{what} holds a {type(value).__name__}, which is not a setting")
 
     return convert(value, 0)
-
-
-def array(value: Any) -> np.ndarray[Any, Any] | None:
-    """The numpy array that a file held, or None."""
-    return value.values if isinstance(value, _Array) else None

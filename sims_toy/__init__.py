@@ -19,6 +19,7 @@ _HOMES = {
     "mad": ("Mad", "run_mad"),
     "mlp": ("Mlp",),
     "network": ("NetworkLearner", "measured_eta"),
+    "page": ("write_page",),
     "pollution": ("Pollution", "run_pollution"),
     "pollution_theory": ("Dose",),
     "sampling_cost": ("SamplingCost", "run_sampling_cost"),

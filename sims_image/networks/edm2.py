@@ -156,7 +156,7 @@ class Block(nn.Module):
         x = mp_sum(x, y, self.res_balance)
         if self.heads:
             x = mp_sum(x, self._attention(x), self.attn_balance)
-        return x if self.clip_act is None else x.clip_(-self.clip_act, self.clip_act)
+        return x if self.clip_act is None else x.clamp(-self.clip_act, self.clip_act)
 
     def _attention(self, x: Tensor) -> Tensor:
         """Cosine attention: queries, keys and values of unit magnitude (EDM2, Section 2.3)."""

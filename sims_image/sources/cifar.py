@@ -12,8 +12,8 @@ import numpy as np
 
 from sims_core.errors import InputError
 from sims_image.archives import check_name, reason, shown
+from sims_image.pickled import load_plain
 from sims_image.sources.base import Request, Source, hash_files, read_array
-from sims_image.sources.pickles import load_plain
 from sims_image.stores import check_labels
 
 SPLITS = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)}

@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 
 from sims_core.errors import InputError
+from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import SampleNoise, Sampler, edm_sigmas
 from sims_core.seeds import Seed
 from sims_image import checkpoints
 from sims_image.__main__ import run as command
 from sims_image.datasets import open_dataset, to_pixels
+from sims_image.engines import Engine
 from sims_image.generate import Generate, choose_sampler, request
 from sims_image.generation import Request, stream, write
 from sims_image.guided import error_over_signal, load_model
@@ -165,7 +167,9 @@ def test_omega_zero_is_the_base_and_one_is_not(pair):
     zero, _ = images(load_model(pair[0], auxiliary=pair[1], omega=0.0), range(12))
     one, _ = images(load_model(pair[0], auxiliary=pair[1], omega=1.0), range(12))
     assert np.array_equal(zero, base) and not np.array_equal(one, base)
-    outside, _ = images(load_model(pair[0], auxiliary=pair[1], omega=1.0, interval=(200, 300)), range(12))
+    outside, _ = images(
+        load_model(pair[0], auxiliary=pair[1], omega=1.0, schedule=GuidanceSchedule(interval=(200, 300))), range(12)
+    )
     assert np.array_equal(outside, base)
 
 
@@ -202,7 +206,7 @@ def test_neon_is_hand_merged_weights(pair, tmp_path):
 def test_evaluations_are_counted(pair):
     both = load_model(pair[0], auxiliary=pair[1], omega=1.5)
     assert both.evaluations(Sampler("heun", 18)) == (35, 35)
-    limited = load_model(pair[0], auxiliary=pair[1], omega=1.5, interval=(1.0, 5.0))
+    limited = load_model(pair[0], auxiliary=pair[1], omega=1.5, schedule=GuidanceSchedule(interval=(1.0, 5.0)))
     levels = edm_sigmas(18)
     inside = int(((levels >= 1) & (levels <= 5)).sum())
     assert limited.evaluations(Sampler("heun", 18)) == (35, 2 * inside)  # at a step's start, and at its end
@@ -236,8 +240,14 @@ def test_low_precision_says_what_it_costs(pair, tmp_path):
         ({"guide": True, "weight": 2.0, "omega": 1.0}, "--weight"),
         ({"guide": True, "omega": 2.0, "merge": True}, "--merge"),
         ({"merge": True}, "--merge"),
-        ({"interval": (1.0, 2.0)}, "--interval"),
-        ({"auxiliary": True, "omega": 1.0, "interval": (3.0, 2.0)}, "--interval"),
+        ({"schedule": GuidanceSchedule(interval=(1.0, 2.0))}, "--interval"),
+        ({"schedule": GuidanceSchedule(2)}, "--refresh-every"),
+        ({"schedule": GuidanceSchedule(1, hold=False)}, "--predictor-only"),
+        ({"auxiliary": True, "omega": 1.0, "merge": True, "schedule": GuidanceSchedule(2)}, "--refresh-every"),
+        ({"engine": Engine("stacked")}, "--pair"),
+        ({"auxiliary": True, "omega": 1.0, "merge": True, "engine": Engine("overlapped")}, "--pair"),
+        ({"auxiliary": True, "omega": 1.0, "engine": Engine(cuda_graph=True)}, "--cuda-graph"),
+        ({"engine": Engine(cuda_graph=True)}, "--cuda-graph"),
         ({"dtype": "int8"}, "--dtype"),
     ],
 )
@@ -364,6 +374,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def words(pair, out):
     given = ["--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:3", "--batch", "32"]
+    given += ["--refresh-every", "2", "--interval", "0.01,60"]  # what is held must not outlive its batch
     return ["generate", *given, "--seeds", "0-599", "--out", str(out), "--device", "cpu"]
 
 

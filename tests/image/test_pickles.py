@@ -14,8 +14,9 @@ import torch
 
 from sims_core.errors import InputError
 from sims_image import pickles
+from sims_image.pickled import array, load_plain
 from sims_image.pickles import RefusedError
-from sims_image.snapshots import Stored, array, plain, read_file, tensors
+from sims_image.snapshots import Stored, plain, read_file, tensors
 from tests.image.nvidia_files import Persistent, binbytes, dump, module_state, stack_global, stream, text
 
 
@@ -428,6 +429,58 @@ def test_damaged_anywhere(tmp_path, seed):
         except InputError as error:
             outcomes.add("refused in two lines" if "\n" in str(error) else "refused")
     assert outcomes == {"read", "network", "refused"}
+
+
+# ------------------------------------------------------------------ Python 2
+
+PLAIN = {
+    "text": "one line\nanother\\u00e9 \u00e9\u20ac",
+    b"bytes": b"\x00\xff'quoted'\n",
+    "numbers": [0, 1, -1, 255, 2**31, -(2**70), 0.1, -1e300, True, False, None],
+    "tuples": ((), (1,), (1, (2, 3)), ([], {})),
+    7: {"nested": {"again": []}},
+}
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_plain_pickles_agree_with_python(protocol):
+    assert load_plain("file", "item", pickle.dumps(PLAIN, protocol=protocol)) == PLAIN
+    values = np.arange(6, dtype="i2").reshape(2, 3)
+    found = load_plain("file", "item", pickle.dumps({"a": values, "f": np.asfortranarray(values)}, protocol=protocol))
+    assert np.array_equal(found["a"], values) and np.array_equal(found["f"], values)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"(lp0\nS'a\\x00\\n\\'b'\np1\naI12\naI01\naL5L\naF0.5\naVcaf\\u00e9\nag1\na.",  # protocol 0
+        b"(dp0\nS\"data\"\np1\n(lp2\nI3\nasS'b'\nI00\ns.",
+        b"](U\x03abcT\x04\x00\x00\x00defgK\x05e.",  # protocol 1
+        b"(U\x01aK\x01U\x01bNd.",
+        b"\x80\x02}q\x00U\x01aq\x01(K\x01K\x02tq\x02s.",
+    ],
+)
+def test_python_2s_opcodes_agree_with_python(data):
+    assert load_plain("file", "item", data) == pickle.loads(data, encoding="bytes")
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"cposix\nsystem\n(S'true'\ntR.", "asks for 'posix.system'"),
+        (b"(S'true'\niposix\nsystem\n.", "opcode INST"),
+        (b"S'a\n.", "lacks its quotes"),
+        (b"S'" + b"a" * 5000, "line without an end"),
+        (b"I1e5\n.", "malformed"),
+        (b"T\xff\xff\xff\xffa.", "cut short"),
+        (b"g7\n.", "malformed"),
+        (b"(I1\nd.", "lacks its value"),
+    ],
+)
+def test_python_2s_opcodes_in_hostile_streams(data, match):
+    with pytest.raises(InputError, match=match) as error:
+        load_plain("file", "item", data)
+    assert "nothing in it was run" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_reading_imports_nothing(tmp_path):

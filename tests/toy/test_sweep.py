@@ -383,6 +383,7 @@ def test_networks_beside_the_exact_learner(tmp_path):
     assert list(regimes["learner"].unique()) == ["network", "exact"]
     assert set(regimes[regimes["learner"] == "network"]["budget"]) == {"0", "0.64k"}
     assert (regimes[regimes["learner"] == "exact"]["trials"] == 400).all()
+    assert regimes[regimes["learner"] == "network"]["twin_correlation"].between(-1, 1).all()
     table = result.tables["sweep"]
     network = table[table["learner"] == "network"]
     zero = network[(network["method"] == "sims") & (network["omega"] == 0)]["w2_mean"].to_numpy()

@@ -1,0 +1,182 @@
+"""How the networks of a model are evaluated: in turn or both at once, as they are, compiled, or as CUDA graphs.
+
+Nothing here changes what is computed, only how it is rounded: 'overlapped' networks and CUDA graphs run the kernels of
+'sequential' ones; stacked and compiled networks differ from them by float32's rounding. All of it is on record.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from sims_core.errors import InputError, choose
+
+PAIRS = ("sequential", "overlapped", "stacked")
+
+Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""``network(x (B, C, H, W), sigma (1,), one-hot labels (B, classes) or None) -> D``, all on the networks' device."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to evaluate.
+
+    pair: two networks 'sequential' (in turn), 'overlapped' (on two CUDA streams, or on a CPU in two threads, each with
+    half of torch's threads) or 'stacked' (their weights as one batch of weights, one call; one architecture).
+    compiled: through torch.compile. cuda_graph: record the kernels of an evaluation once and replay them.
+    Raises `InputError` for an unknown way.
+    """
+
+    pair: str = "sequential"
+    compiled: bool = False
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        choose("--pair", self.pair, PAIRS)
+
+    def __str__(self) -> str:
+        parts = [self.pair, "compiled" if self.compiled else "", "cuda-graph" if self.cuda_graph else ""]
+        return "+".join(filter(None, parts))
+
+    def check(self, network: nn.Module, other: nn.Module | None = None) -> None:
+        """Raises `InputError` where these networks cannot be evaluated so."""
+        device = next(network.parameters()).device
+        if self.cuda_graph and device.type != "cuda":
+            raise InputError("--cuda-graph", True, f"it needs a CUDA device; the networks are on {device}")
+        if self.pair == "stacked" and other is not None and _layout(network) != _layout(other):
+            raise InputError("--pair", self.pair, "stacking weights takes two networks of one architecture")
+
+
+#: In turn, as they are.
+PLAIN = Engine()
+
+
+def _layout(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
+class Runner:
+    """One network, or a pair, evaluated as an `Engine` says. Prepared at the first call, then kept."""
+
+    def __init__(self, engine: Engine, network: nn.Module, other: nn.Module | None = None) -> None:
+        engine.check(network, other)
+        self.engine, self.network, self.other = engine, network, other
+
+    @cached_property
+    def own(self) -> Network:
+        """The network alone."""
+        return self._prepared(cast(Network, self.network))
+
+    @cached_property
+    def both(self) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+        """The pair: D of the network, D of the other one."""
+        assert self.other is not None
+        if self.engine.pair == "stacked":
+            stacked = self._prepared(_stacked(self.network, self.other))
+            return lambda x, sigma, labels: cast("tuple[Tensor, Tensor]", stacked(x, sigma, labels).unbind())
+        own, other = self.own, self._prepared(cast(Network, self.other))
+        if self.engine.pair == "overlapped":
+            on_gpu = next(self.network.parameters()).device.type == "cuda"
+            return _on_streams(own, other) if on_gpu else _in_threads(own, other)
+        return lambda x, sigma, labels: (own(x, sigma, labels), other(x, sigma, labels))
+
+    def _prepared(self, network: Network) -> Network:
+        if self.engine.compiled:
+            network = torch.compile(network)
+        return _Graph(network) if self.engine.cuda_graph else network
+
+
+def _stacked(network: nn.Module, other: nn.Module) -> Network:
+    """Both networks as one whose weights have a leading axis of two; returns (2, B, C, H, W)."""
+    weights, buffers = torch.func.stack_module_state([network, other])  # copies of both networks' weights
+    skeleton = copy.deepcopy(network).to("meta")
+
+    def one(weights: Any, buffers: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return cast(Tensor, torch.func.functional_call(skeleton, (weights, buffers), (x, sigma, labels)))
+
+    mapped = torch.vmap(one, in_dims=(0, 0, None, None, None))
+
+    def run(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        if x.device.type == "cpu":  # the CPU's fused attention has no rule for a batch of weights
+            with sdpa_kernel(SDPBackend.MATH):
+                return mapped(weights, buffers, x, sigma, labels)
+        return mapped(weights, buffers, x, sigma, labels)
+
+    return run
+
+
+def _in_threads(own: Network, other: Network) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """Both at once on a CPU, each in a thread of its own with half of torch's threads."""
+    each = max(1, torch.get_num_threads() // 2)
+    pool = ThreadPoolExecutor(2, "network", lambda: torch.set_num_threads(each))
+
+    def call(network: Network, x: Tensor, sigma: Tensor, labels: Tensor | None, grad: bool) -> Tensor:
+        with torch.set_grad_enabled(grad):  # a thread's own setting
+            return network(x, sigma, labels)
+
+    def run(x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        grad = torch.is_grad_enabled()
+        found: list[Future[Tensor]] = [pool.submit(call, each, x, sigma, labels, grad) for each in (own, other)]
+        return found[0].result(), found[1].result()
+
+    return run
+
+
+def _on_streams(own: Network, other: Network) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+    """Both at once on a GPU: the second network on a stream beside the current one. Nothing waits on the host."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def run(x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        current = torch.cuda.current_stream(x.device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            second = other(x, sigma, labels)
+        for used in (x, sigma, labels):
+            if used is not None:
+                used.record_stream(side)  # its memory is not given away while the side stream reads it
+        first = own(x, sigma, labels)
+        current.wait_stream(side)
+        second.record_stream(current)
+        return first, second
+
+    return run
+
+
+class _Graph:
+    """A network's kernels as a CUDA graph: captured for the shapes of a first call, replayed afterwards."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: tuple[Tensor, Tensor, Tensor | None] | None = None
+        self.output: Tensor | None = None
+
+    def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        if self.inputs is None or self.inputs[0].shape != x.shape or (self.inputs[2] is None) != (labels is None):
+            self._capture(x, sigma, labels)
+        assert self.inputs is not None and self.graph is not None and self.output is not None
+        for held, given in zip(self.inputs, (x, sigma, labels), strict=True):
+            if held is not None and given is not None:
+                held.copy_(given)
+        self.graph.replay()
+        return self.output.clone()  # the next replay overwrites it
+
+    def _capture(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> None:
+        self.inputs = (x.clone(), sigma.clone(), None if labels is None else labels.clone())
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side), torch.no_grad():
+            for _ in range(3):  # libraries choose their kernels before the capture
+                self.network(*self.inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph), torch.no_grad():
+            self.output = self.network(*self.inputs)

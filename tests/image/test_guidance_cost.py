@@ -1,0 +1,243 @@
+"""Cheaper guidance of images: what a schedule evaluates and draws, how a pair is evaluated, no waiting."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sims_core.errors import InputError
+from sims_core.guidance import GuidanceSchedule
+from sims_core.sampling import Churn, SampleNoise, Sampler
+from sims_core.seeds import Seed
+from sims_image import checkpoints, engines
+from sims_image.__main__ import run as command
+from sims_image.datasets import open_dataset, to_pixels
+from sims_image.engines import Engine
+from sims_image.generate import parse_schedule
+from sims_image.generation import stream
+from sims_image.guided import load_model
+from sims_image.seedlists import Labels
+from tests.image import tiny
+
+SCHEDULES = ["full", "held:2", "predictor", "interval:0.05:20", "held:2+interval:0.05:20"]
+SAMPLER = Sampler("heun", 4)
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: streams and graphs")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Paths of a base, of an auxiliary beside it, and of a wider network."""
+    folder = tmp_path_factory.mktemp("pair")
+    base = tiny.network(seed=9)
+    with torch.no_grad():
+        for value in base.parameters():
+            value.mul_(0.4)
+    checkpoints.save(folder / "base", base, checkpoints.Record())
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(4)
+        for value in base.parameters():
+            value.add_(0.1 * value * torch.randn(value.shape, generator=generator))
+    checkpoints.save(folder / "auxiliary", base, checkpoints.Record())
+    tiny.checkpoint(folder / "wide", {**tiny.EDM, "model_channels": 16})
+    return [str(folder / name) for name in ("base", "auxiliary", "wide")]
+
+
+def guided(pair, text="full", omega=1.5, **options):
+    return load_model(pair[0], auxiliary=pair[1], omega=omega, schedule=GuidanceSchedule.parse(text), **options)
+
+
+def images(model, seeds, batch=4, sampler=SAMPLER):
+    return np.concatenate([part[1] for part in stream(model, seeds, batch=batch, sampler=sampler)])
+
+
+def floats(model, batch=4):
+    noise = SampleNoise(Seed(0), range(batch))
+    return SAMPLER(model.denoiser(torch.arange(batch) % 3), noise((batch, *model.shape)))
+
+
+# -------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_a_schedule_draws_its_line_and_evaluates_what_it_says(pair, text):
+    """Against the same schedule around the bare networks, whose calls are counted."""
+    calls = [0, 0]
+
+    def bare(which):
+        network = checkpoints.load(pair[which]).network
+
+        def denoiser(x, sigma):
+            calls[which] += 1
+            return network(x, sigma, torch.nn.functional.one_hot(torch.arange(4) % 3, 3).float())
+
+        return denoiser
+
+    noise = SampleNoise(Seed(0), range(4))
+    line = GuidanceSchedule.parse(text).denoiser(bare(0), bare(1), 1.5)
+    expected = SAMPLER(line, noise((4, 3, 8, 8)))
+    model = guided(pair, text)
+    found = [part[1] for part in stream(model, range(4), batch=4, sampler=SAMPLER, labels=Labels("balanced", 3))]
+    assert np.array_equal(found[0], to_pixels(expected).numpy())
+    assert model.evaluations(SAMPLER) == tuple(calls) == SAMPLER.evaluations(GuidanceSchedule.parse(text))
+    assert guided(pair, text, omega=0.0).evaluations(SAMPLER) == (7, 0)
+
+
+@pytest.mark.parametrize("text", SCHEDULES)
+def test_order_pieces_and_omega_zero(pair, text):
+    model = guided(pair, text)
+    whole = images(model, range(8))
+    assert np.array_equal(images(model, range(7, -1, -1))[::-1], whole)
+    assert np.array_equal(images(model, range(3, 8)), whole[3:])  # as another process, or a resumed one, draws them
+    base = images(load_model(pair[0]), range(8))
+    assert np.array_equal(images(guided(pair, text, omega=0.0), range(8)), base) and not np.array_equal(whole, base)
+
+
+def test_the_commands_record_the_schedule(pair, tmp_path):
+    words = ["generate", "--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:4"]
+    words += ["--batch", "4", "--seeds", "0-7", "--device", "cpu", "--out", str(tmp_path / "made")]
+    command([*words, "--refresh-every", "2", "--interval", "0.05,20"])
+    source = open_dataset(tmp_path / "made").record["source"]
+    own, other = SAMPLER.evaluations(GuidanceSchedule(2, interval=(0.05, 20)))
+    assert (source["schedule"], source["interval"]) == ("held:2+interval:0.05:20", [0.05, 20])
+    assert (source["nfe"], source["nfe_base"]) == (own + other, own) == (8, 7)
+    with pytest.raises(InputError, match=r"--out.*schedule: 'held:2\+interval:0.05:20' there"):
+        command([*words, "--predictor-only", "--interval", "0.05,20"])
+    data = tiny.write_data(tmp_path / "real.zip", count=24)
+    said = ["evaluate", *words[1:-2], "--reference", str(data.path), "--features", "pixels", "--no-floor"]
+    command([*said, "--seeds", "0-23", "--predictor-only", "--out", str(tmp_path / "report.json")])
+    import json
+
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["nfe"] == 11 and report["source"]["schedule"] == "predictor"
+
+
+def test_options_that_contradict(pair):
+    assert parse_schedule("0.5,2", 3, False) == GuidanceSchedule.parse("held:3+interval:0.5:2")
+    assert parse_schedule("", None, True) == GuidanceSchedule.parse("predictor")
+    assert parse_schedule("", None, False) == GuidanceSchedule()
+    for given, said in ((("", 0, False), "--refresh-every"), (("", 2, True), "--predictor-only"),
+                        (("2,1", 2, False), "--interval")):  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            parse_schedule(*given)
+
+
+# ---------------------------------------------------------------------- engines
+
+
+@pytest.mark.parametrize("config", [tiny.EDM, tiny.EDM2], ids=["edm", "edm2"])
+@pytest.mark.parametrize("text", ["full", "held:2+interval:0.05:20"])
+def test_ways_to_evaluate_a_pair(config, text, tmp_path):
+    networks = [tiny.network(config, seed=seed) for seed in (9, 9)]
+    with torch.no_grad():
+        for one, other in zip(*(network.parameters() for network in networks), strict=True):
+            one.mul_(0.4)
+            other.mul_(0.4 + 0.02 * torch.rand(other.shape))
+    paths = [str(tmp_path / name) for name in ("base", "auxiliary")]
+    for path, network in zip(paths, networks, strict=True):
+        checkpoints.save(path, network, checkpoints.Record())
+    plain, overlapped, stacked = (
+        floats(guided(paths, text, engine=Engine(name))) for name in ("sequential", "overlapped", "stacked")
+    )
+    assert torch.equal(overlapped, plain)
+    assert float((stacked - plain).norm() / plain.norm()) < 1e-5
+    zero = floats(guided(paths, text, omega=0.0, engine=Engine("stacked")))
+    assert torch.equal(zero, floats(load_model(paths[0])))
+
+
+def test_stacked_is_on_record_and_takes_one_architecture(pair):
+    assert guided(pair, engine=Engine("stacked")).identity["engine"] == "stacked"
+    assert "engine" not in guided(pair).identity and "schedule" not in guided(pair).identity
+    with pytest.raises(InputError, match="--pair"):
+        load_model(pair[0], guide=pair[2], omega=1.0, engine=Engine("stacked"))
+    apart = load_model(pair[0], guide=pair[2], omega=1.0, engine=Engine("overlapped"))
+    assert torch.equal(floats(apart), floats(load_model(pair[0], guide=pair[2], omega=1.0)))
+    with pytest.raises(InputError, match="--pair"):
+        Engine("parallel")
+
+
+def test_compiled_networks_are_called(pair, monkeypatch):
+    asked, called = [], []
+
+    def compiler(network):
+        asked.append(network)
+        return lambda *given: called.append(network) or network(*given)
+
+    plain = floats(guided(pair, "held:2"))
+    monkeypatch.setattr(engines.torch, "compile", compiler)
+    model = guided(pair, "held:2", engine=Engine(compiled=True))
+    assert torch.equal(floats(model), plain) and model.identity["engine"] == "sequential+compiled"
+    assert asked == [model.network, model.other]
+    assert [called.count(network) for network in asked] == list(model.evaluations(SAMPLER)) == [7, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("pairing", ["sequential", "stacked"])
+def test_compiled_code_draws_alike(pair, pairing):
+    found, plain = floats(guided(pair, engine=Engine(pairing, compiled=True))), floats(guided(pair))
+    assert float((found - plain).norm() / plain.norm()) < 1e-5
+    torch._dynamo.reset()
+
+
+@CUDA
+@pytest.mark.parametrize("engine", [Engine("overlapped"), Engine(cuda_graph=True), Engine("stacked", cuda_graph=True)])
+def test_streams_and_graphs_on_a_gpu(pair, engine):
+    def drawn(engine):
+        model = guided(pair, "held:2", device="cuda", engine=engine)
+        return images(model, range(12)).astype(int)
+
+    plain = drawn(Engine("stacked" if engine.pair == "stacked" else "sequential"))
+    assert np.abs(drawn(engine) - plain).max() <= 1
+
+
+# ---------------------------------------------------------- nothing waits between steps
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at a copy from the host that the host would wait for; 'meta' stands for a device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and str(kwargs.get("device")) == "meta":
+            assert args[0].device.type == "meta" or kwargs.get("non_blocking"), "the host waits for the device"
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("text", "churn", "pairing"),
+    [
+        ("full", None, "sequential"),
+        ("held:2+interval:0.05:20", Churn(40, 0.05, 50, 1.003), "sequential"),
+        ("predictor", None, "stacked"),
+    ],
+)
+def test_no_step_waits_for_the_device(pair, text, churn, pairing):
+    """On 'meta', whose tensors have no values: reading one (item, bool, cpu) is an error, wherever it happens."""
+    from dataclasses import replace
+
+    model = guided(pair, text, engine=Engine(pairing))
+    networks = [copy.deepcopy(network).to("meta") for network in (model.network, model.other)]
+    model = replace(model, network=networks[0], other=networks[1])
+    classes = torch.zeros(4, dtype=torch.int64, device="meta")
+    start = torch.zeros(4, 3, 8, 8, device="meta", dtype=torch.float64)
+    denoiser = model.denoiser(classes)
+    model.runner.both(start, torch.ones(1, device="meta"), torch.zeros(4, 3, device="meta"))  # prepared before the loop
+    with NoWaiting():
+        found = replace(SAMPLER, churn=churn)(denoiser, start, lambda shape: torch.zeros(tuple(shape)))
+    assert found.device.type == "meta" and found.shape == start.shape
+
+
+def test_the_check_for_waiting_can_fail():
+    def copies(x, sigma):
+        return x * sigma.to("meta")
+
+    def reads(x, sigma):
+        return x * float(x.mean())
+
+    for denoiser, error in ((copies, AssertionError), (reads, RuntimeError)):
+        with NoWaiting(), pytest.raises(error):
+            SAMPLER(denoiser, torch.zeros(2, 3, device="meta", dtype=torch.float64))

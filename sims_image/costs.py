@@ -1,7 +1,7 @@
 """What an experiment will cost: images trained on and drawn, network evaluations, hours of one GPU.
 
-Operations are counted by tracing the network (`sims_image.estimate`); GPU-hours assume its rate of an A100, which nobody
-measured here.
+Operations are counted by tracing the network (`sims_image.estimate`); GPU-hours assume its rate of an A100,
+which nobody measured here.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Ledger:
-    """Adds up. flops, evaluation: of an image in a training step, and in one evaluation of the network; nfe: evaluations
-    for an image. rate, drawing: operations a second of a GPU in training and in sampling.
+    """Adds up. flops, evaluation: operations of an image in a training step, and in one evaluation of the network; nfe:
+    evaluations for an image. rate, drawing: operations a second of a GPU in training and in sampling.
     """
 
     flops: float

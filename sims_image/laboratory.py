@@ -21,13 +21,13 @@ import tyro
 
 from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
-from sims_image.experiments import Bench, Plan, Sims, base_of, make_learner
+from sims_image.bench import Bench
+from sims_image.experiments import Plan, Sims, base_of, make_learner
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sims_core.guidance import GuidanceSchedule
     from sims_core.seeds import Seed
     from sims_image.learner import ImageData, ImageLearner, ImageModel
     from sims_image.presets import Recipe
@@ -72,6 +72,9 @@ class Laboratory(Sims):
     search: Annotated[str, tyro.conf.Suppress] = ""
     repeats: Annotated[int, tyro.conf.Suppress] = 2
     controls: Annotated[bool, tyro.conf.Suppress] = False
+    interval: Annotated[str, tyro.conf.Suppress] = ""
+    refresh_every: Annotated[int | None, tyro.conf.Suppress] = None
+    predictor_only: Annotated[bool, tyro.conf.Suppress] = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,6 @@ class Checked:
     training: Train
     recipe: Recipe
     config: dict[str, Any]
-    schedule: GuidanceSchedule
 
 
 def check(settings: Laboratory) -> Checked:
@@ -131,7 +133,6 @@ def check(settings: Laboratory) -> Checked:
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_image import checkpoints
     from sims_image.datasets import open_dataset
-    from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS
     from sims_image.objectives import OBJECTIVES
     from sims_image.presets import PRESETS
@@ -175,22 +176,22 @@ def check(settings: Laboratory) -> Checked:
     )
     planned = train_plan(replace(training, data=settings.data if there else "", dry_run=True))
     config = checkpoints.summary(checkpoint).config if checkpoint else planned.config
-    schedule = parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only)
     sizes = Sizes(real=real, **counts)
-    return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config, schedule)
+    return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config)
 
 
 class Lab:
     """An experiment at work: the learner, the bench, the real data, and the rows measured so far."""
 
     def __init__(self, checked: Checked, processes: Processes) -> None:
+        from sims_core.guidance import FULL
         from sims_image.learner import ImageData
         from sims_image.seedlists import Seeds
 
         settings, sizes = checked.settings, checked.sizes
         self.checked, self.settings, self.sizes, self.processes = checked, settings, sizes, processes
         none = Seeds.span(0, 1)
-        planned = Plan(settings, (), (), checked.schedule, checked.preset, checked.checkpoint, none, none, ())
+        planned = Plan(settings, (), (), FULL, checked.preset, checked.checkpoint, none, none, ())
         rebuilding = {"network": settings.guide_network or settings.network}
         self.learner: ImageLearner = replace(
             make_learner(planned, processes),

@@ -72,6 +72,8 @@ class Laboratory(Sims):
     search: Annotated[str, tyro.conf.Suppress] = ""
     repeats: Annotated[int, tyro.conf.Suppress] = 2
     controls: Annotated[bool, tyro.conf.Suppress] = False
+    base_ema: Annotated[str, tyro.conf.Suppress] = ""
+    auxiliary_ema: Annotated[str, tyro.conf.Suppress] = ""
     interval: Annotated[str, tyro.conf.Suppress] = ""
     refresh_every: Annotated[int | None, tyro.conf.Suppress] = None
     predictor_only: Annotated[bool, tyro.conf.Suppress] = False

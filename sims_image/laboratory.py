@@ -171,7 +171,7 @@ def check(settings: Laboratory) -> Checked:
         device=settings.device,
         network="" if checkpoint else settings.network,
         objective=settings.objective or None,
-        budget=settings.fit_budget,
+        budget=f"{counts['fit'] / 1000:.9g}k" if settings.fit_budget else "",
         lr=settings.fit_lr,
         sheet=0,
         snapshots=str(counts["fit"]) if recipe.ema == "halflife" else "",
@@ -266,7 +266,9 @@ class Lab:
         from sims_image.sheets import write_sheet
 
         path = self.report / f"grid-{name}.png"
-        if not self.processes.first or self.bench.data.shape[0] not in (1, 3) or path.exists():
+        data = self.bench.data
+        pictures = data.dtype == np.uint8 and data.shape[0] in (1, 3)
+        if not self.processes.first or not pictures or path.exists():
             return
         kept, self.bench.processes = self.bench.processes, replace(self.processes, world=1)
         try:

@@ -59,6 +59,7 @@ benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/eta_collapse.py
 	$(BIN)/python benchmarks/prepare.py
 	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/sampling.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage*

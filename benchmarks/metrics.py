@@ -1,8 +1,11 @@
 """What measuring costs beside generating and the feature network: gathering features, and each metric once.
 
-``python benchmarks/metrics.py [--n 10000] [--widths 64,1280] [--json FILE]``. Features are random. Gathering is in
-images a second of one core, to be set beside a generator's rate; the metrics in seconds, with the jackknife. Memory is
-what a sample holds in the end: it depends on the features' number and on the images kept, not on n.
+``python benchmarks/metrics.py [--n 10000] [--widths 64,1280] [--streamed digits:64,cifar10-tiny:1280] [--json FILE]``.
+Features are random. Gathering is in images a second of one core, to be set beside a generator's rate; the metrics in
+seconds, with the jackknife. Memory is what a sample holds in the end: it depends on the features' number and on the
+images kept, not on n. Streamed, the images of a preset's network (random weights, its sampler) are measured as they are
+made: 'evaluating' is what is neither the generator's nor the feature network's, for each image and, once, at the end,
+in shares of the generator's time for --n images. CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -64,10 +67,68 @@ def measured(width: int, n: int) -> dict[str, float]:
     return found
 
 
+class Timed:
+    """A feature network that takes no time: random features, and the time that making them took."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self.spent = width, 0.0
+        self.weight = np.random.default_rng(0).normal(size=(64, width)).astype(np.float32)
+
+    def __call__(self, images: Any) -> Any:
+        start = time.process_time()
+        flat = images.reshape(len(images), -1).astype(np.float32)
+        found = flat[:, :64] @ self.weight
+        self.spent += time.process_time() - start
+        return found
+
+
+def streamed(preset: str, width: int, images: int, n: int) -> dict[str, float]:
+    """Images measured as they are made: seconds an image of each part, and evaluating's share."""
+    from sims_core.sampling import Sampler
+    from sims_image.checkpoints import Record, Summary
+    from sims_image.generation import stream
+    from sims_image.guided import Model
+    from sims_image.metrics import collect
+    from sims_image.networks import build
+    from sims_image.presets import PRESETS
+
+    config = PRESETS[preset].config()
+    model = Model(Summary(Path(preset), config, "edm", 0, "", Record()), build(**config).eval())
+    sampler, made = Sampler.parse(PRESETS[preset].sampler), 0.0
+
+    def generated() -> Any:
+        nonlocal made
+        parts = stream(model, range(images), batch=min(64, images), sampler=sampler)
+        while True:
+            start = time.process_time()
+            part = next(parts, None)
+            made += time.process_time() - start
+            if part is None:
+                return
+            yield part
+
+    features = Timed(width)
+    start = time.process_time()
+    collect(generated(), features)  # type: ignore[arg-type]
+    gathering = (time.process_time() - start - made - features.spent) / images
+    sample = gather(width, n)
+    side = Side.of(sample)
+    side.frechet, side.own  # noqa: B018  # of the real images: once, and kept
+    start = time.process_time()
+    compare(sample, side)
+    ending = time.process_time() - start
+    generating = made / images
+    found = {"generating_ms": 1e3 * generating, "gathering_ms": 1e3 * gathering, "metrics_s": ending, "n": n}
+    found |= {"gathering_share": gathering / generating, "evaluating_share": (gathering + ending / n) / generating}
+    return found | {"n_of_a_tenth": ending / max(0.1 * generating - gathering, 1e-12)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--widths", default="64,1280")
+    parser.add_argument("--streamed", default="digits:64,cifar10-tiny:1280", help="presets, each with a width")
+    parser.add_argument("--images", type=int, default=128, help="images of a streamed preset that are made")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     figures = {width: measured(int(width), args.n) for width in args.widths.split(",")}
@@ -76,8 +137,18 @@ def main() -> None:
     print("  ".join([f"{'':24}", *(f"{width + ' features':>14}" for width in figures)]))
     for name in names:
         print("  ".join([f"{name:24}", *(f"{found[name]:14.4g}" for found in figures.values())]))
+    told = {}
+    for text in args.streamed.split(","):
+        preset, _, width = text.partition(":")
+        told[text] = streamed(preset, int(width or 64), args.images, args.n)
+    print(f"\nmeasured as they are made, {args.n} images, CPU time of one thread")
+    heads = f"{'generating':>14}{'gathering':>14}{'metrics, once':>15}{'evaluating':>12}{'10 % from':>12}"
+    print(f"{'network : features':24}{heads}")
+    for text, row in told.items():
+        each = f"{row['generating_ms']:9.4g} ms/i{row['gathering_ms']:9.4g} ms/i{row['metrics_s']:13.3g} s"
+        print(f"{text:24}{each}{row['evaluating_share']:12.2%}{row['n_of_a_tenth']:10.0f} i")
     if args.json:
-        args.json.write_text(json.dumps({"n": args.n, "widths": figures}, indent=2))
+        args.json.write_text(json.dumps({"n": args.n, "widths": figures, "streamed": told}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a `sims` experiment measures: the search over omega and budget, the arms of the confirmation, sample grids."""
+"""What a `sims` experiment measures after its search: the arms of the confirmation, and sample grids."""
 
 from __future__ import annotations
 
@@ -10,42 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from sims_core.guidance import FULL
+from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.learner import ImageData, ImageModel
+from sims_image.search import Cell, Search, cosine, halve, planned, retunings, rounds
 from sims_image.seedlists import Seeds
 
 if TYPE_CHECKING:
-    from sims_image.experiments import Bench
+    from sims_image.bench import Bench
 
-Cell = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Search:
-    """cells: by (budget, omega), omega = 0 under every budget. budget, omega: the best with omega > 0.
-
-    helps: whether it is better than omega = 0 there. naive: cells of the auxiliaries alone, by budget. cosine: of the
-    drift of self-training (auxiliary's mean features minus base's) with the base's error (its minus the real ones'),
-    by budget: above 0, first order says that SIMS can help.
-    """
-
-    cells: dict[tuple[int, float], Cell]
-    naive: dict[int, Cell]
-    cosine: dict[int, float]
-    budget: int
-    omega: float
-    helps: bool
+__all__ = ["Arm", "Search", "confirm", "cosine", "grids", "half_interval"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One model on the fresh seeds. values: the distance on each; nfe: evaluations an image; note: what it is."""
+    """One model on the fresh seeds. values: the distance on each; nfe: evaluations an image; note: what it is.
+
+    choosing: evaluations that choosing it on the search seeds took, of a control that was chosen.
+    """
 
     name: str
     note: str
     nfe: int
     values: tuple[float, ...]
     cells: tuple[Cell, ...]
+    choosing: int = 0
 
     @property
     def mean(self) -> float:
@@ -69,34 +59,6 @@ def half_interval(values: Any) -> float:
     return float(stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / math.sqrt(count))
 
 
-def cosine(drift: NDArray[np.float64], error: NDArray[np.float64]) -> float:
-    """Between two vectors; 0 if one is 0."""
-    norms = float(np.linalg.norm(drift) * np.linalg.norm(error))
-    return float(drift @ error) / norms if norms else 0.0
-
-
-def search(bench: Bench, base: ImageModel, auxiliaries: dict[int, ImageModel]) -> Search:
-    """Measure omega x budget on the search seeds."""
-    plan, seeds = bench.plan, bench.plan.search
-    zero = bench.measure(base, seeds)
-    real = (bench.reference.heldout or bench.reference).side.statistics.mu
-    naive, cosines, cells = {}, {}, {}
-    for budget, auxiliary in auxiliaries.items():
-        naive[budget] = bench.measure(auxiliary, seeds)
-        drift = np.asarray(naive[budget]["mean"]) - np.asarray(zero["mean"])
-        cosines[budget] = cosine(drift, np.asarray(zero["mean"]) - real)
-        if bench.processes.first:
-            print(f"budget {budget:,}: drift-error cosine {cosines[budget]:+.3f}")
-        cells[budget, 0.0] = zero
-        for omega in plan.omegas[1:]:
-            cells[budget, omega] = bench.measure(bench.learner.extrapolate(base, auxiliary, omega), seeds)
-            if bench.processes.first:
-                print(f"budget {budget:,} omega {omega:g}: {bench.value(cells[budget, omega])['value']:.4g}")
-    best = min((key for key in cells if key[1] > 0), key=lambda key: bench.value(cells[key])["value"])
-    helps = bench.value(cells[best])["value"] < bench.value(zero)["value"]
-    return Search(cells, naive, cosines, *best, helps)
-
-
 def confirm(
     bench: Bench,
     base: ImageModel,
@@ -108,43 +70,73 @@ def confirm(
     """Measure the best model, the base, the naive fine-tune and the controls on the fresh seeds. The base is first."""
     learner, auxiliary = bench.learner, auxiliaries[found.budget]
     best = f"omega = {found.omega:g}, budget {found.budget:,}"
-    plans: list[tuple[str, str, ImageModel, bool]] = [
-        ("base", "omega = 0", base, False),
-        ("SIMS", best, learner.extrapolate(base, auxiliary, found.omega), False),
-        ("naive fine-tune", f"the auxiliary alone, budget {found.budget:,}", auxiliary, False),
+    plans: list[tuple[str, str, ImageModel, Sampler | None]] = [
+        ("base", "omega = 0", base, None),
+        ("SIMS", best, learner.extrapolate(base, auxiliary, found.omega), None),
+        ("naive fine-tune", f"the auxiliary alone, budget {found.budget:,}", auxiliary, None),
     ]
+    spent: dict[str, int] = {}
     if bench.plan.settings.controls:
         further = learner.finetune(base, data, found.budget, seed=seed.child("control"))
-        strength, merged = _neon(bench, base, auxiliary)
+        strength, merged, spent["Neon"] = _neon(bench, base, auxiliary)
+        retuned, tried, spent["base, sampler retuned"] = _retuned(bench, base)
         plans += [
-            ("base, twice the steps", "as many evaluations as SIMS", base, True),
-            ("base trained further", f"on its own data for {found.budget:,} images", further, False),
+            (*_more_steps(bench, base), base, bench.equal(base)),
+            ("base, sampler retuned", f"{_told(retuned)}: the best of {tried} on the search seeds", base, retuned),
+            ("base trained further", f"on its own data for {found.budget:,} images", further, None),
             (
                 "random direction",
                 f"of the auxiliary's norm, {best}",
                 _random(bench, base, auxiliary, found, seed),
-                False,
+                None,
             ),
-            ("Neon", f"weights extrapolated, w = {strength:g} (chosen on the search seeds)", merged, False),
+            ("Neon", f"weights extrapolated, w = {strength:g} (chosen on the search seeds)", merged, None),
         ]
     arms = []
-    for name, note, model, doubled in plans:
-        cells = tuple(bench.measure(model, seeds, doubled=doubled) for seeds in bench.plan.confirm)
+    for name, note, model, sampler in plans:
+        cells = tuple(bench.measure(model, seeds, sampler=sampler) for seeds in bench.plan.confirm)
         values = tuple(bench.value(cell)["value"] for cell in cells)
-        arms.append(Arm(name, note, int(cells[0]["settings"]["nfe"]), values, cells))
+        arms.append(Arm(name, note, int(cells[0]["settings"]["nfe"]), values, cells, spent.get(name, 0)))
         if bench.processes.first:
             print(f"{name}: {arms[-1].mean:.4g} +- {arms[-1].half:.2g}")
     return arms
 
 
-def _neon(bench: Bench, base: ImageModel, auxiliary: ImageModel) -> tuple[float, ImageModel]:
-    """The best merged model of the grid, on the search seeds."""
-    found = []
-    for omega in bench.plan.omegas[1:]:
-        merged = bench.learner.merge(base, auxiliary, omega)
-        found.append((bench.value(bench.measure(merged, bench.plan.search))["value"], omega, merged))
-    _, omega, merged = min(found, key=lambda row: row[0])
-    return omega, merged
+def _neon(bench: Bench, base: ImageModel, auxiliary: ImageModel) -> tuple[float, ImageModel, int]:
+    """(w, the best merged model of the grid on the search seeds, evaluations that took), by the search's own rounds."""
+
+    def measure(omega: float, seeds: Seeds) -> Cell:
+        return bench.measure(bench.learner.merge(base, auxiliary, omega), seeds)
+
+    omegas, plan = bench.plan.omegas[1:], bench.plan
+    turns = rounds(len(omegas), plan.search, halving=plan.halving)
+    _, best = halve(omegas, turns, measure, lambda cell: bench.value(cell)["value"])
+    cost, _ = planned(len(omegas), turns, bench.sampler(base.load()).nfe)
+    return best, bench.learner.merge(base, auxiliary, best), cost
+
+
+def _retuned(bench: Bench, base: ImageModel) -> tuple[Sampler, int, int]:
+    """(the base's best sampler at SIMS's evaluations, of how many, evaluations that took), by successive halving."""
+    options = retunings(bench.sampler(base.load()), bench.evaluations_of_sims(base))
+    turns = rounds(len(options), bench.plan.search)
+
+    def measure(sampler: Sampler, seeds: Seeds) -> Cell:
+        return bench.measure(base, seeds, sampler=sampler)
+
+    _, best = halve(options, turns, measure, lambda cell: bench.value(cell)["value"])
+    cost, _ = planned(len(options), turns, bench.evaluations_of_sims(base))
+    return best, len(options), cost
+
+
+def _told(sampler: Sampler) -> str:
+    return f"{sampler}, rho {sampler.rho:g}, sigma_max {sampler.sigma_max:g}"
+
+
+def _more_steps(bench: Bench, base: ImageModel) -> tuple[str, str]:
+    """Name and note of the base with as many evaluations as SIMS."""
+    if bench.plan.schedule == FULL:
+        return "base, twice the steps", "as many evaluations as SIMS"
+    return f"base, {bench.equal(base).steps} steps", "as many evaluations as SIMS, or nearly"
 
 
 def _random(bench: Bench, base: ImageModel, auxiliary: ImageModel, found: Search, seed: Seed) -> ImageModel:

@@ -10,7 +10,7 @@ import numpy as np
 from sims_core.seeds import Seed
 from sims_core.shares import total_variation, transport_law
 from sims_image.control import Control
-from sims_image.laboratory import summarise
+from sims_image.laboratory import said, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -166,7 +166,7 @@ def words(tables: dict[str, pd.DataFrame], outcome: Outcome) -> list[str]:
     metric = outcome.lab.bench.reference.extractor.metric
     base = summary[summary["arm"] == "base"].iloc[0]
     told = [
-        f"Total variation to the target: base {_span(base, 'tv')}, images drawn from the target {base['tv_floor']:.3f}."
+        f"Total variation to the target: base {said(base, 'tv')}, images drawn from the target {base['tv_floor']:.3f}."
     ]
     eta = models.loc[models["arm"] == "auxiliary", "eta"].mean()
     told.append(f"The auxiliary's own samples went {eta:.2f} of the way to the shares that it was trained on (eta).")
@@ -177,17 +177,12 @@ def words(tables: dict[str, pd.DataFrame], outcome: Outcome) -> list[str]:
         side = "nearer than the base" if high < 0 else "farther than the base" if low > 0 else "not told from the base"
         told.append(
             f"{_LABELS[arm]}: nearest at omega = {best['omega']:g} (of {len(part)} tried), total variation "
-            f"{_span(best, 'tv')}, {side} (difference {_span(best, 'tv_minus_base')}); "
-            f"{metric} {_span(best, 'frechet')} (base {base['frechet']:.4g}), to real images in the target's shares "
-            f"{_span(best, 'frechet_target')} (base {base['frechet_target']:.4g})."
+            f"{said(best, 'tv')}, {side} (difference {said(best, 'tv_minus_base')}); "
+            f"{metric} {said(best, 'frechet')} (base {base['frechet']:.4g}), to real images in the target's shares "
+            f"{said(best, 'frechet_target')} (base {base['frechet_target']:.4g})."
         )
     control = tables["shares"]
     control = control[control["arm"] == "control"]
     off = float((control["share"] - control["law"]).abs().mean())
     told.append(f"Mean error of a class share by the law p + omega (p - p_aux): {off:.3f}.")
     return told
-
-
-def _span(row: Any, name: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:.3g}" if low != low else f"{row[name]:.3g} ({low:.3g} .. {high:.3g})"

@@ -1,7 +1,7 @@
 """What an experiment will cost: images trained on and drawn, network evaluations, hours of one GPU.
 
-Operations are counted by tracing the network (`sims_image.estimate.measure`), a forward pass as a third of a training
-step; GPU-hours assume `sims_image.estimate.A100`'s rate, which nobody measured here.
+Operations are counted by tracing the network (`sims_image.estimate`); GPU-hours assume its rate of an A100,
+which nobody measured here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Ledger:
-    """Adds up. flops: of a training step's image; nfe: evaluations of one network for an image. rate, drawing: of a GPU
-    in training and in sampling, operations a second.
+    """Adds up. flops, evaluation: operations of an image in a training step, and in one evaluation of the network; nfe:
+    evaluations for an image. rate, drawing: operations a second of a GPU in training and in sampling.
     """
 
     flops: float
+    evaluation: float
     nfe: int
     rate: float
     drawing: float
@@ -46,15 +47,20 @@ class Ledger:
         self.lines.append((what, f"{times:,} x {images:,} images, {spent:,} evaluations: {self._hours(0, spent)}"))
 
     def _hours(self, trained: int, evaluations: int) -> str:
-        hours = (trained * self.flops / self.rate + evaluations * self.flops / 3 / self.drawing) / 3600
+        hours = (trained * self.flops / self.rate + evaluations * self.evaluation / self.drawing) / 3600
         return f"{hours:.2g} A100-hours"
+
+    @property
+    def total(self) -> str:
+        """GPU-hours so far."""
+        return f"{self._hours(self.trained, self.evaluations)} in all (an assumed rate, not a measured one)"
 
     @property
     def words(self) -> str:
         """Everything, and the sum."""
         total = [
             ("in all", f"{self.trained:,} images trained on, {self.evaluations:,} evaluations"),
-            ("GPU", f"{self._hours(self.trained, self.evaluations)} in all (an assumed rate, not a measured one)"),
+            ("GPU", self.total),
         ]
         lines = [*self.lines, *total]
         width = max(len(key) for key, _ in lines)
@@ -71,7 +77,7 @@ def ledger(checked: Checked) -> Ledger:
     sampler = checked.settings.sampler or PRESETS[checked.preset].sampler
     nfe = Sampler.parse(sampler, argument="--sampler").nfe
     flops = _flops(json.dumps(checked.config, sort_keys=True), recipe)
-    found = Ledger(flops, nfe, A100[recipe.precision], A100["float32"])
+    found = Ledger(*flops, nfe, A100[recipe.precision], A100["float32"])
     found.say("base", checked.checkpoint or f"preset {checked.preset}, trained for {sizes.fit:,} images")
     found.say("real data", f"{sizes.real:,} images ({checked.settings.data or 'not named'})")
     found.say("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with two networks")
@@ -79,7 +85,7 @@ def ledger(checked: Checked) -> Ledger:
 
 
 @lru_cache(maxsize=16)
-def _flops(config: str, recipe: Recipe) -> float:
-    from sims_image.estimate import measure
+def _flops(config: str, recipe: Recipe) -> tuple[float, float]:
+    from sims_image.estimate import evaluation_flops, measure
 
-    return measure(json.loads(config), recipe).flops
+    return measure(json.loads(config), recipe).flops, evaluation_flops(json.loads(config))

@@ -10,24 +10,25 @@ of the synthetic set, of the search and of the confirmation are disjoint; what t
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
+from sims_image.bench import Bench
 
 if TYPE_CHECKING:
     from sims_core.guidance import GuidanceSchedule
-    from sims_core.sampling import Sampler
-    from sims_image.guided import Model
+    from sims_image.engines import Engine
     from sims_image.learner import ImageLearner, ImageModel
     from sims_image.processes import Processes
     from sims_image.seedlists import Seeds
-    from sims_image.targets import Reference
+
+
+#: the grid of --omega auto
+AUTO = "0:3:0.25"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Sims:
     Several processes: torchrun --nproc_per_node N -m sims_image sims ...
     """
 
+    preset: str = ""
+    """Published settings of this experiment, such as cifar10, ffhq64 or imagenet64; whatever is given besides wins."""
     data: str = ""
     """The base's training set: a folder that `prepare` made, or an EDM zip."""
     base: str = ""
@@ -54,7 +57,8 @@ class Sims:
     budgets: str = "1,3,6Mi"
     """Images that the auxiliary sees; the unit at the end holds for all."""
     omega: str = "0:2:0.25"
-    """Grid of extrapolation strengths; 0, the base, is always among them."""
+    """Grid of extrapolation strengths; 0, the base, is always among them. auto (0:3:0.25) or auto:GRID: by successive
+    halving over them and the budgets, on few of the search seeds first, for a part of the grid's cost."""
     search: str = "2k"
     """Images of a cell of the search over omega and budget."""
     n: str = "10k"
@@ -73,6 +77,12 @@ class Sims:
     """Evaluate the auxiliary once every so many steps, and hold its correction in between; default: in full."""
     predictor_only: bool = False
     """Evaluate it at the first evaluation of each step only (Heun's predictor)."""
+    pair: str = "sequential"
+    """How the two networks are evaluated: sequential, overlapped or stacked (see `generate --help`)."""
+    compile: bool = False
+    """Compile the networks of what is measured (torch.compile)."""
+    cuda_graph: bool = False
+    """Replay their evaluations as CUDA graphs."""
     labels: str = ""
     """Classes: data (drawn as --data has them; the default), uniform or balanced."""
     batch: int = 64
@@ -90,7 +100,8 @@ class Sims:
     lr_decay: str | None = None
     """Its decay: constant, inverse-sqrt or cosine; default the preset's."""
     controls: bool = True
-    """Measure the control arms too: twice the steps, continued training, a random direction, Neon."""
+    """Measure the control arms too: twice the steps, the sampler retuned, continued training, a random direction,
+    Neon."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     dry_run: bool = False
@@ -112,9 +123,33 @@ class Plan:
     confirm: tuple[Seeds, ...]
 
     @property
+    def candidates(self) -> list[tuple[int, float]]:
+        """(budget, omega) that the search measures beside the base."""
+        return [(budget, omega) for budget in self.budgets for omega in self.omegas if omega > 0]
+
+    @property
     def cells(self) -> int:
         """Models that the search measures."""
-        return 1 + len(self.budgets) * (len(self.omegas) - 1)
+        return 1 + len(self.candidates)
+
+    @property
+    def halving(self) -> bool:
+        """Whether omega is searched by successive halving."""
+        return self.settings.omega.partition(":")[0] == "auto"
+
+    @property
+    def rounds(self) -> tuple[Seeds, ...]:
+        """The search seeds of each round of the search; one is a full grid."""
+        from sims_image.search import rounds
+
+        return rounds(len(self.candidates), self.search, halving=self.halving)
+
+    @property
+    def engine(self) -> Engine:
+        """How networks are evaluated. Raises `InputError` for an unknown way."""
+        from sims_image.engines import Engine
+
+        return Engine(self.settings.pair, self.settings.compile, self.settings.cuda_graph)
 
 
 def plan(settings: Sims) -> Plan:
@@ -135,7 +170,8 @@ def plan(settings: Sims) -> Plan:
         if getattr(settings, name) < least:
             raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
     preset, checkpoint, mi = base_of(settings)
-    omegas = sorted({0.0, *parse_grid("--omega", settings.omega)})
+    mode, _, grid = settings.omega.partition(":")
+    omegas = sorted({0.0, *parse_grid("--omega", (grid or AUTO) if mode == "auto" else settings.omega)})
     if len(omegas) < 2 or omegas[0] < 0:
         raise InputError("--omega", settings.omega, "give values above 0, such as 0:2:0.25")
     sizes = [images_of(f"--{name}", getattr(settings, name), mi) for name in ("synthetic", "search", "n")]
@@ -147,7 +183,7 @@ def plan(settings: Sims) -> Plan:
     ranges += [Seeds.span(first + k * sizes[2], sizes[2]) for k in range(settings.repeats)]
     for place, one in enumerate(ranges):
         assert all(one.overlap(other) is None for other in ranges[:place])
-    return Plan(
+    planned = Plan(
         settings,
         tuple(omegas),
         budgets_of("--budgets", settings.budgets, mi),
@@ -158,6 +194,8 @@ def plan(settings: Sims) -> Plan:
         ranges[1],
         tuple(ranges[2:]),
     )
+    assert planned.engine  # or it raises
+    return planned
 
 
 def base_of(settings: Sims) -> tuple[str, str, int]:
@@ -203,119 +241,13 @@ def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
     )
 
 
-class Bench:
-    """Measures models: each cell once, kept as ``cells/HASH.json`` by all that decides it."""
-
-    def __init__(self, planned: Plan, learner: ImageLearner, processes: Processes) -> None:
-        from sims_image.datasets import open_dataset
-        from sims_image.features import extractor
-        from sims_image.targets import Reference
-
-        settings = planned.settings
-        self.plan, self.learner, self.processes = planned, learner, processes
-        self.data = open_dataset(settings.data)
-        heldout = open_dataset(settings.heldout, argument="--heldout") if settings.heldout else None
-
-        def make() -> Reference:
-            network = extractor(
-                settings.features, weights=settings.weights or None, dataset=self.data, device=processes.device
-            )
-            return Reference.of(self.data, network, heldout=heldout)
-
-        self.reference: Reference = processes.together(make) or make()
-        self.folder = Path(settings.out) / "cells"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.evaluations = 0  # of networks, by this call
-
-    @property
-    def target(self) -> str:
-        """Which column of a report is chosen and concluded by."""
-        return "metrics" if self.reference.heldout is None else "against_heldout"
-
-    def sampler(self, model: Model, *, doubled: bool = False) -> Sampler:
-        """The experiment's sampler."""
-        from sims_image.generate import choose_sampler
-
-        found = choose_sampler(model, self.plan.settings.sampler)
-        return found.doubled() if doubled else found
-
-    def stream(self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False) -> tuple[Any, dict[str, Any]]:
-        """(batches of this process's part of ``seeds``, all that decides the images)."""
-        from sims_image.generation import stream
-        from sims_image.seedlists import Labels, Seeds
-
-        settings = self.plan.settings
-        request = self.learner.request(image_model, seeds, root=settings.seed, device=self.processes.device)
-        model = request.model
-        if model.other is not None:
-            model = replace(model, schedule=self.plan.schedule)
-        labels = Labels.parse(settings.labels, model.network.label_dim, data=self.data)
-        request = replace(request, model=model, sampler=self.sampler(model, doubled=doubled), labels=labels)
-        mine = [s for shard in request.shards[self.processes.rank :: self.processes.world] for s in shard]
-        assert isinstance(seeds, Seeds)
-        batches = stream(model, mine, batch=request.batch, sampler=request.sampler, labels=labels, root=settings.seed)
-        return batches, request.settings
-
-    def measure(self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False) -> dict[str, Any]:
-        """The cell of a model on ``seeds``: its report as JSON, the features' mean, and what decided it."""
-        from sims_image.metrics import collect, evaluate
-        from sims_image.samples import gathered
-
-        batches, known = self.stream(image_model, seeds, doubled=doubled)
-        held = None if self.reference.heldout is None else self.reference.heldout.sha256
-        known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / f"{digest}.json"
-        if not self._there(path):
-            sample = collect(self._told(batches, known, len(seeds)), self.reference.extractor)
-            whole = gathered(sample, self.processes)
-            self.evaluations += known["nfe"] * len(seeds)
-
-            def save() -> None:
-                from sims_core.runs import write_json
-
-                assert whole is not None
-                report = evaluate(
-                    whole,
-                    self.reference,
-                    seeds=str(seeds),
-                    labels=str(known["labels"]),
-                    nfe=known["nfe"],
-                )
-                statistics = whole.moments.statistics
-                content = {"settings": known, "report": report.as_dict(), "mean": statistics.mu.tolist()}
-                write_json(path, content)
-
-            self.processes.together(save)
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-
-    def value(self, cell: dict[str, Any]) -> dict[str, float]:
-        """The distance that counts: value, se, low, high, n."""
-        found: dict[str, float] = cell["report"][self.target]["frechet"]
-        return found
-
-    def _there(self, path: Path) -> bool:
-        import torch
-
-        return bool(self.processes.sum(torch.tensor(float(self.processes.first and path.exists()))))
-
-    def _told(self, batches: Iterator[Any], known: dict[str, Any], count: int) -> Iterator[Any]:
-        from tqdm import tqdm
-
-        words = f"{known['guidance']} omega {known['omega']:g}"
-        with tqdm(total=count, desc=words, unit="img", disable=not self.processes.first, leave=False) as shown:
-            for batch in batches:
-                yield batch
-                shown.update(min(len(batch[0]) * self.processes.world, count - int(shown.n)))
-
-
 def conduct(settings: Sims, processes: Processes) -> Path | None:
     """The whole experiment. Returns the report's page in the first process. Raises `InputError`."""
     from sims_core.algorithm import AUXILIARY_DATA, sims
     from sims_core.seeds import Seed
     from sims_image import arms, report
     from sims_image.learner import ImageData
+    from sims_image.search import search
 
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     learner = make_learner(planned, processes)
@@ -341,7 +273,7 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
         budget: learner.finetune(made.base, tuned, budget, seed=seed.child("finetune")) for budget in planned.budgets
     }
     bench = Bench(planned, learner, processes)
-    found = arms.search(bench, made.base, auxiliaries)
+    found = search(bench, made.base, auxiliaries)
     confirmed = arms.confirm(bench, made.base, auxiliaries, found, data, seed)
     grids = arms.grids(bench, made.base, auxiliaries[found.budget], found)
     if not processes.first:
@@ -352,7 +284,7 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
 def describe(settings: Sims) -> str:
     """The plan and its cost in words."""
     from sims_core.sampling import Sampler
-    from sims_image import checkpoints
+    from sims_image import checkpoints, search
     from sims_image.estimate import evaluation_flops, measure, on_gpus
     from sims_image.presets import PRESETS
 
@@ -360,20 +292,31 @@ def describe(settings: Sims) -> str:
     preset = PRESETS[planned.preset]
     config = checkpoints.summary(planned.checkpoint).config if planned.checkpoint else preset.config()
     sampler = settings.sampler or PRESETS[planned.preset].sampler
-    nfe = Sampler.parse(sampler, argument="--sampler").nfe
+    parsed = Sampler.parse(sampler, argument="--sampler")
+    nfe, both = parsed.nfe, sum(parsed.evaluations(planned.schedule))
     drawn = nfe * len(planned.synthetic)
-    searched = nfe * len(planned.search) * (2 * planned.cells - 1)
-    each = nfe * len(planned.confirm[0]) * len(planned.confirm)
-    arms_cost = 1 + 2 + (1 + 2 + 1 + 2 + 1 if settings.controls else 1)
-    evaluated = (drawn + searched + arms_cost * each) * evaluation_flops(config)
+    searched, whole = search.planned(len(planned.candidates), planned.rounds, both, nfe)
+    controls = 0
+    if settings.controls:
+        options = search.retunings(parsed, both)
+        turns = search.rounds(len(options), planned.search)
+        controls = search.planned(len(options), turns, both)[0]
+        merges = search.rounds(len(planned.omegas) - 1, planned.search, halving=planned.halving)
+        controls += search.planned(len(planned.omegas) - 1, merges, nfe)[0]
+    images = len(planned.confirm[0]) * len(planned.confirm)
+    confirmed = images * (nfe + both + nfe + (3 * both + 2 * nfe if settings.controls else 0))
+    evaluated = (drawn + searched + controls + confirmed) * evaluation_flops(config)
+    saved = f", {1 - searched / whole:.0%} less than the full grid" if planned.halving else ""
     tuned = planned.budgets[-1] * measure(config, preset.recipe).flops * (2 if settings.controls else 1)
     lines: Sequence[tuple[str, str]] = [
         ("base", planned.checkpoint or f"preset {planned.preset}, trained for {PRESETS[planned.preset].recipe.budget}"),
         ("synthetic", f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {drawn:,} evaluations"),
         ("auxiliary", f"on {settings.auxiliary_data}, kept at {', '.join(f'{b:,}' for b in planned.budgets)} images"),
-        ("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with SIMS"),
-        ("search", f"{planned.cells} cells of {len(planned.search):,} images: at most {searched:,} evaluations"),
-        ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {arms_cost * each:,}"),
+        ("sampler", f"{sampler}: {nfe} evaluations an image, {both} with SIMS (auxiliary: {planned.schedule})"),
+        *(("search", f"{count} models on {n:,} images") for count, n in turns_of(planned)),
+        ("", f"{searched:,} evaluations{saved}"),
+        *([("controls", f"{controls:,} evaluations to choose Neon's w and a retuned sampler")] if controls else []),
+        ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {confirmed:,}"),
         ("features", settings.features),
         ("sampling", on_gpus(evaluated)),
         ("tuning", on_gpus(tuned, preset.recipe.precision)),
@@ -382,9 +325,19 @@ def describe(settings: Sims) -> str:
     return "\n".join(f"{key:>10}  {value}" for key, value in lines)
 
 
+def turns_of(planned: Plan) -> list[tuple[int, int]]:
+    """(models, images of each) of the rounds of the search, the base among them."""
+    from sims_image.search import survivors
+
+    return [(1 + survivors(len(planned.candidates), k), len(seeds)) for k, seeds in enumerate(planned.rounds)]
+
+
 def run(argv: Sequence[str]) -> None:
     """The verb ``sims``."""
-    settings = parse_command(Sims, argv, prog="sims_image sims", description=str(Sims.__doc__))
+    from sims_image.recipes import recipes
+
+    known = recipes("sims")
+    settings = parse_command(Sims, argv, prog="sims_image sims", description=str(Sims.__doc__), presets=known)
     if settings.dry_run:
         print(describe(settings))
         return

@@ -10,6 +10,7 @@ The same command goes on where a stopped one was; another one in the same --out 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,13 +21,13 @@ import tyro
 
 from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
-from sims_image.experiments import Bench, Plan, Sims, base_of, make_learner
+from sims_image.bench import Bench
+from sims_image.experiments import Plan, Sims, base_of, make_learner
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sims_core.guidance import GuidanceSchedule
     from sims_core.seeds import Seed
     from sims_image.learner import ImageData, ImageLearner, ImageModel
     from sims_image.presets import Recipe
@@ -41,8 +42,6 @@ METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
 class Laboratory(Sims):
     """Options of every experiment, besides its own."""
 
-    preset: str = ""
-    """Published settings of this experiment; whatever is given besides wins."""
     trials: int = 3
     """Repetitions with other seeds of everything: training, sampling, measuring."""
     n: str = "1k"
@@ -73,6 +72,9 @@ class Laboratory(Sims):
     search: Annotated[str, tyro.conf.Suppress] = ""
     repeats: Annotated[int, tyro.conf.Suppress] = 2
     controls: Annotated[bool, tyro.conf.Suppress] = False
+    interval: Annotated[str, tyro.conf.Suppress] = ""
+    refresh_every: Annotated[int | None, tyro.conf.Suppress] = None
+    predictor_only: Annotated[bool, tyro.conf.Suppress] = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,6 @@ class Checked:
     training: Train
     recipe: Recipe
     config: dict[str, Any]
-    schedule: GuidanceSchedule
 
 
 def check(settings: Laboratory) -> Checked:
@@ -132,7 +133,6 @@ def check(settings: Laboratory) -> Checked:
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_image import checkpoints
     from sims_image.datasets import open_dataset
-    from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS
     from sims_image.objectives import OBJECTIVES
     from sims_image.presets import PRESETS
@@ -176,22 +176,22 @@ def check(settings: Laboratory) -> Checked:
     )
     planned = train_plan(replace(training, data=settings.data if there else "", dry_run=True))
     config = checkpoints.summary(checkpoint).config if checkpoint else planned.config
-    schedule = parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only)
     sizes = Sizes(real=real, **counts)
-    return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config, schedule)
+    return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config)
 
 
 class Lab:
     """An experiment at work: the learner, the bench, the real data, and the rows measured so far."""
 
     def __init__(self, checked: Checked, processes: Processes) -> None:
+        from sims_core.guidance import FULL
         from sims_image.learner import ImageData
         from sims_image.seedlists import Seeds
 
         settings, sizes = checked.settings, checked.sizes
         self.checked, self.settings, self.sizes, self.processes = checked, settings, sizes, processes
         none = Seeds.span(0, 1)
-        planned = Plan(settings, (), (), checked.schedule, checked.preset, checked.checkpoint, none, none, ())
+        planned = Plan(settings, (), (), FULL, checked.preset, checked.checkpoint, none, none, ())
         rebuilding = {"network": settings.guide_network or settings.network}
         self.learner: ImageLearner = replace(
             make_learner(planned, processes),
@@ -252,7 +252,7 @@ class Lab:
             place = self.folder / "runs" / arm.replace(" ", "-").replace("=", "")
             place.mkdir(parents=True, exist_ok=True)
             told = {k: None if m is None else _brief_model(m, self.folder) for k, m in models.items()}
-            write_json(place / f"{trial}-{number:02d}.json", {**facts, **told})
+            write_json(place / f"{trial}-{number:02d}.json", {**plain(facts), **told})
 
         self.processes.together(save)
 
@@ -304,6 +304,13 @@ class Lab:
         return self.report
 
 
+def plain(content: Any) -> Any:
+    """JSON-able: numbers that are not finite become words."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def _brief_model(model: ImageModel, root: Path) -> dict[str, Any]:
     def short(path: Path) -> str:
         return str(path.relative_to(root) if path.is_relative_to(root) else path)
@@ -335,6 +342,12 @@ def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> p
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         found.append(row)
     return pd.DataFrame(found)
+
+
+def said(row: Any, name: str) -> str:
+    """A mean and its interval in words; the mean alone where there is none."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.3g}" if low != low else f"{row[name]:.3g} ({low:.3g} .. {high:.3g})"
 
 
 def verb(

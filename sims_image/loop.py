@@ -62,9 +62,8 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     from sims_core.algorithm import METHODS
     from sims_core.errors import choose
     from sims_core.grids import parse_grid
-    from sims_core.loop import parse_policy
 
-    policy = parse_policy(settings.loop, argument="--loop")
+    policy = read_policy(settings.loop)
     if settings.generations < 1:
         raise InputError("--generations", settings.generations, "give a whole number of at least 1")
     for name in ("fresh", "polluted"):
@@ -114,13 +113,15 @@ def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] 
     import pandas as pd
 
     from sims_image import loop_report
+    from sims_image.derived import ImageData
 
     found = processes.together(lambda: plan(settings)) or plan(settings)
     checked, policy, arms = found
     lab = Lab(checked, processes)
+    more = ImageData(Path(settings.more)) if settings.more else None
     for trial in range(settings.trials):
         for arm in arms:
-            run_arm(lab, arm, policy, trial)
+            run_arm(lab, arm, policy, trial, generations=settings.generations, more=more)
     if not processes.first:
         return None
     rows = pd.DataFrame(lab.rows)
@@ -129,33 +130,41 @@ def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] 
     return lab.write(tables, {"loop": loop_report.figure(tables, lab)}, words), words
 
 
-def run_arm(lab: Lab, arm: Arm, policy: Policy, trial: int) -> None:
-    """One loop, every generation measured."""
+def run_arm(
+    lab: Lab, arm: Arm, policy: Policy, trial: int, *, generations: int, more: ImageData | None = None, **known: Any
+) -> None:
+    """One loop, every generation measured. more: further images, for the loops that need them. known: for the rows."""
     from sims_core.loop import self_consuming_loop
-    from sims_image.derived import ImageData
 
-    settings = lab.settings
-    assert isinstance(settings, Loop)
     twice = arm.method == "equal-cost"
-    more = ImageData(Path(settings.more)) if settings.more else None
+    count = lab.sizes.synthetic if policy.ratio is None else max(1, round(policy.ratio * lab.sizes.real))
     turns = self_consuming_loop(
         doubled(lab.learner) if twice else lab.learner,
         lab.data,
-        method=bound(arm, settings, lab.checked),
+        method=bound(arm, lab.settings, lab.checked),
         policy=policy,
-        n_synthetic=lab.sizes.synthetic,
-        generations=settings.generations,
+        n_synthetic=count,
+        generations=generations,
         seed=lab.trial(trial),
         fresh=None if more is None else lambda seed: drawn(lab, more, seed),
         pollution=more,
     )
+    place = " ".join([arm.name, *(f"{key}={value}" for key, value in known.items())])
     for turn in turns:
-        known: dict[str, Any] = {"arm": arm.name, "method": arm.method, "omega": arm.omega, "generation": turn.index}
-        row = lab.quality(turn.model, trial, doubled=twice, **known, train=len(turn.train))
+        told: dict[str, Any] = {"arm": arm.name, "method": arm.method, "omega": arm.omega, **known}
+        row = lab.quality(turn.model, trial, doubled=twice, **told, generation=turn.index, train=len(turn.train))
         parts = {"model": turn.model, "base": turn.trained.base, "auxiliary": turn.trained.auxiliary}
-        lab.note(arm.name, trial, turn.index, parts, train=turn.train.path.name, quality=row)
+        lab.note(place, trial, turn.index, parts, train=turn.train.path.name, quality=row)
         if trial == 0:
-            lab.grid(turn.model, f"{arm.name.replace(' omega=', '-')}-{turn.index:02d}", doubled=twice)
+            lab.grid(turn.model, f"{place.replace(' ', '-').replace('=', '')}-{turn.index:02d}", doubled=twice)
+
+
+def read_policy(text: str, *, argument: str = "--loop") -> Policy:
+    """A policy of the core; of a ratio of 0, whose training set is the real data alone. Raises `InputError`."""
+    from sims_core.loop import parse_policy
+
+    policy = parse_policy(text, argument=argument)
+    return replace(policy, train=lambda learner, turn: turn.real) if policy.ratio == 0 else policy
 
 
 def drawn(lab: Lab, pool: ImageData, seed: Seed) -> ImageData:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sims_image.laboratory import said
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +96,7 @@ def words(tables: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
             verdict = "has one trial only"
         told.append(
             f"{arm}: {verdict} over {last} generations: {metric} {start['frechet']:.4g} to {end['frechet']:.4g}, ratio "
-            f"{_span(end, 'ratio')}; recall {start['recall']:.3f} to {end['recall']:.3f}, coverage "
+            f"{said(end, 'ratio')}; recall {start['recall']:.3f} to {end['recall']:.3f}, coverage "
             f"{start['coverage']:.3f} to {end['coverage']:.3f}."
         )
     ends = summary[summary["generation"] == last]
@@ -103,11 +105,6 @@ def words(tables: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
         side = "better than" if high < 0 else "worse than" if low > 0 else "not told from"
         told.append(
             f"At generation {last}, {row['arm']} is {side} standard training: {metric} differs by "
-            f"{_span(row, 'minus_standard')}; it is {_span(row, 'to_first')} of standard training's first generation."
+            f"{said(row, 'minus_standard')}; it is {said(row, 'to_first')} of standard training's first generation."
         )
     return told
-
-
-def _span(row: Any, name: str) -> str:
-    low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:.3g}" if low != low else f"{row[name]:.3g} ({low:.3g} .. {high:.3g})"

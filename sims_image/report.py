@@ -14,13 +14,14 @@ import numpy as np
 
 from sims_core.runs import provenance, write_atomic, write_json
 from sims_image import checkpoints
-from sims_image.arms import Arm, Search
+from sims_image.arms import Arm
 from sims_image.learner import ImageData, ImageModel
+from sims_image.search import Search, planned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sims_image.experiments import Bench
+    from sims_image.bench import Bench
 
 #: curves of the right panel
 FEW = 4
@@ -60,7 +61,8 @@ def write(
         "arms": rows,
         "search": [
             {"budget": b, "omega": w, "nfe": cell["settings"]["nfe"], **bench.value(cell)}
-            for (b, w), cell in found.cells.items()
+            for turn in found.rounds
+            for (b, w), cell in turn.cells.items()
         ],
         "naive": [{"budget": b, **bench.value(cell)} for b, cell in found.naive.items()],
         "drift_error_cosine": {str(b): value for b, value in found.cosine.items()},
@@ -97,6 +99,14 @@ def conclusion(bench: Bench, found: Search, confirmed: Sequence[Arm]) -> list[st
         told.append(f"No difference between SIMS and its base beyond the interval: {chosen} changes {metric} by "
                     f"{_pm(change, half)}")  # fmt: skip
     told[0] += f" ({base.mean:.4g} to {best.mean:.4g}, paired over {len(base.values)} disjoint sets of fresh seeds)."
+    if len(found.rounds) > 1:
+        spent = costs(bench, found, confirmed)
+        share = 1 - spent["search"] / spent["search, as a full grid"]
+        sizes = ", ".join(
+            f"{len(turn.cells) - len(bench.plan.budgets)} at n = {len(turn.seeds):,}" for turn in found.rounds
+        )
+        told.append(f"omega and budget were chosen by successive halving ({sizes}): {spent['search']:,} evaluations, "
+                    f"{share:.0%} less than the full grid.")  # fmt: skip
     if not found.helps:
         told.append("On the search seeds no omega above 0 was better than 0; the best of those above 0 was confirmed.")
     for arm in confirmed[2:]:
@@ -157,12 +167,18 @@ def _without_n(estimate: dict[str, Any]) -> dict[str, Any]:
 def costs(bench: Bench, found: Search, confirmed: Sequence[Arm]) -> dict[str, Any]:
     """What the experiment takes, in evaluations of one network (a training step is about three an image)."""
     plan = bench.plan
-    cells = {id(cell): cell for cell in [*found.cells.values(), *found.naive.values()]}.values()
-    base_nfe = int(confirmed[0].nfe)
+    searched = [cell for turn in found.rounds for cell in turn.cells.values()]
+    cells = {id(cell): cell for cell in [*searched, *found.naive.values()]}.values()
+    base_nfe, nfe = int(confirmed[0].nfe), int(confirmed[1].nfe)
+    spent = {"search": sum(int(cell["settings"]["nfe"]) * cell["report"]["n"] for cell in cells)}
+    if plan.halving:
+        _, whole = planned(len(plan.candidates), plan.rounds, nfe, base_nfe)
+        spent["search, as a full grid"] = whole + base_nfe * len(plan.search) * len(found.naive)
     return {
         "generating D_s": base_nfe * len(plan.synthetic),
         "fine-tuning": 3 * plan.budgets[-1],
-        "search": sum(int(cell["settings"]["nfe"]) * len(plan.search) for cell in cells),
+        **spent,
+        "choosing the controls": sum(arm.choosing for arm in confirmed),
         "confirmation": sum(arm.nfe * cell["report"]["n"] for arm in confirmed for cell in arm.cells),
         "an image of the base": base_nfe,
         "an image of SIMS": confirmed[1].nfe,
@@ -179,19 +195,33 @@ def panels(bench: Bench, found: Search) -> Figure:
     from sims_core.style import sequence, style
 
     plan, metric = bench.plan, bench.reference.extractor.metric
-    zero = bench.value(found.cells[plan.budgets[0], 0.0])
-    floor = _floor(bench, found.cells[plan.budgets[0], 0.0])
+    whole = found.rounds[0].cells  # the only round that measured every candidate
+    zero = bench.value(whole[plan.budgets[0], 0.0])
+    floor = _floor(bench, whole[plan.budgets[0], 0.0])
     with style():
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for colour, budget in zip(sequence(len(plan.budgets)), plan.budgets, strict=True):
-            cells = [bench.value(found.cells[budget, omega]) for omega in plan.omegas]
+            cells = [bench.value(whole[budget, omega]) for omega in plan.omegas]
             _curve(left, plan.omegas, cells, colour, f"{budget:,} images")
         few = [w for w in plan.omegas if w > 0]
         few = [few[int(i)] for i in np.unique(np.linspace(0, len(few) - 1, min(FEW, len(few))).round())]
         for colour, omega in zip(sequence(len(few)), few, strict=True):
-            cells = [bench.value(found.cells[budget, omega]) for budget in plan.budgets]
+            cells = [bench.value(whole[budget, omega]) for budget in plan.budgets]
             _curve(right, plan.budgets, cells, colour, f"ω = {omega:g}")
+        for place, turn in enumerate(found.rounds[1:], 1):  # survivors; another n is another scale
+            kept = [(b, w, bench.value(cell)["value"]) for (b, w), cell in turn.cells.items() if w > 0]
+            marks: dict[str, Any] = {
+                "color": "#4d4d4d",
+                "marker": "sD^v"[(place - 1) % 4],
+                "ls": "",
+                "ms": 5,
+                "mfc": "none",
+            }
+            for axes, x in ((left, 1), (right, 0)):
+                axes.plot(
+                    [row[x] for row in kept], [row[2] for row in kept], label=f"kept, n = {len(turn.seeds):,}", **marks
+                )
         for axes, label in ((left, "ω"), (right, "auxiliary's budget (images)")):
             axes.axhline(zero["value"], color="#4d4d4d", lw=0.8, ls="--", label="base")
             if floor is not None and floor["n"] == zero["n"]:
@@ -240,9 +270,10 @@ def page(results: dict[str, Any], pictures: dict[str, bytes], grids: Sequence[st
         for arm in results["arms"]
     ]
     searched = [
-        [f"{c['budget']:,}", f"{c['omega']:g}", c["nfe"], f"{c['value']:.4g}", f"{c['low']:.4g} to {c['high']:.4g}"]
+        [f"{c['budget']:,}", f"{c['omega']:g}", c["nfe"], f"{c['n']:,}", f"{c['value']:.4g}",
+         f"{c['low']:.4g} to {c['high']:.4g}"]
         for c in results["search"]
-    ]
+    ]  # fmt: skip
     side = [
         [f"{int(b):,}", f"{value:+.3f}", "unknown" if results["ema_share_of_raw"][b] is None
          else f"{results['ema_share_of_raw'][b]:.3f}"]
@@ -266,7 +297,8 @@ def page(results: dict[str, Any], pictures: dict[str, bytes], grids: Sequence[st
         "<h2>Cost, in network evaluations</h2>",
         _table(["", "evaluations"], [[key, f"{value:,}"] for key, value in results["cost"].items()]),
         "<h2>All cells of the search</h2>",
-        _table(["budget", "omega", "evaluations an image", metric, "95 % interval"], searched),
+        "<p>Distances at different n do not compare.</p>" if len({c["n"] for c in results["search"]}) > 1 else "",
+        _table(["budget", "omega", "evaluations an image", "n", metric, "95 % interval"], searched),
         "<h2>Settings</h2>",
         _table(["", ""], [[key, value] for key, value in facts.items()]),
     ]

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
         ("ensemble.py", ["--networks", "2", "--rounds", "1"]),
         ("prepare.py", ["--images", "400"]),
         ("networks.py", ["--preset", "digits", "--rounds", "1"]),
-        ("metrics.py", ["--n", "300", "--widths", "16"]),
+        ("metrics.py", ["--n", "300", "--widths", "16", "--streamed", "digits", "--images", "24"]),
+        ("sampling.py", ["--presets", "digits", "--sampler", "heun:3", "--batch", "2", "--rounds", "1"]),
         ("training.py", ["--preset", "digits", "--images", "4", "--rounds", "1"]),
     ],
 )

@@ -84,7 +84,7 @@ def test_summary_is_what_the_rows_say(run):
 def test_report(run):
     folder, _ = run
     report = folder / "out/report"
-    assert {p.name for p in report.glob("grid-*.png")} >= {"grid-standard-01.png", "grid-sims-1-03.png"}
+    assert {p.name for p in report.glob("grid-*.png")} >= {"grid-standard-01.png", "grid-sims-omega1-03.png"}
     found = json.loads((report / "results.json").read_text())
     assert found["metric"] == "FD-pixels" and len(found["conclusion"]) == 4 + 3
     assert (report / "loop.png").stat().st_size > 10_000 and (report / "loop.svg").exists()
@@ -101,7 +101,8 @@ def test_dry_run_adds_up(run, capsys):
     checked = check(replace(settings, dry_run=True))
     spent = 3 * (24 * 10 + 24 * 12)  # NFE x (|D_s| of five generations + n of six) of two trials
     assert f"{40 * 12:,} images trained on, {spent:,} evaluations" in said
-    hours = (40 * 12 * ledger(checked).flops + spent * ledger(checked).flops / 3) / 15e12 / 3600
+    told = ledger(checked)
+    hours = (40 * 12 * told.flops + spent * told.evaluation) / 15e12 / 3600
     assert f"{hours:.2g} A100-hours in all" in said
 
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from sims_core.errors import InputError
+from sims_image import search
 from sims_image.__main__ import run as command
 from sims_image.arms import Arm, cosine
 from sims_image.datasets import open_dataset
@@ -31,6 +32,14 @@ LAUNCH = (
     "from sims_image.__main__ import main; "
     "PRESETS['tiny'] = tiny.preset(tiny.EDM, tiny.recipe(budget='0.08k', lr=1e-2)); main()"
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_samplers():
+    """Two samplers to retune over, for speed."""
+    kept, search.RHOS, search.TOPS = (search.RHOS, search.TOPS), (5.0,), (1.0,)
+    yield
+    search.RHOS, search.TOPS = kept
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +88,7 @@ def test_the_choice_is_scored_on_other_seeds(run):
     assert (arms["base"]["nfe"], arms["SIMS"]["nfe"], arms["Neon"]["nfe"]) == (3, 6, 3)
     assert arms["base, twice the steps"]["nfe"] == 7
     assert set(arms) >= {"naive fine-tune", "base trained further", "random direction"}
+    assert arms["base, sampler retuned"]["nfe"] in (5, 6)  # Heun with 3 steps, Euler with 6
 
 
 def test_the_table_is_what_the_cells_say(run):
@@ -115,7 +125,7 @@ def test_the_page_is_whole_and_self_contained(run):
     for name in ("figure3", "grid-base", "grid-naive-fine-tune", "grid-sims"):
         with Image.open(folder / f"out/report/{name}.png") as picture:
             assert picture.width > 200
-    assert (folder / "out/report/table.csv").read_text().count("\n") == 8
+    assert (folder / "out/report/table.csv").read_text().count("\n") == 9
 
 
 def test_dry_run_and_bad_input(run, capsys, tmp_path):
@@ -123,13 +133,40 @@ def test_dry_run_and_bad_input(run, capsys, tmp_path):
     before = sorted(folder.rglob("*"))
     command([*words, "--dry-run"])
     said = capsys.readouterr().out
-    assert "17 cells of 40 images" in said and "3 evaluations an image, 6 with SIMS" in said
+    assert "17 models on 40 images" in said and "3 evaluations an image, 6 with SIMS" in said
     assert sorted(folder.rglob("*")) == before
     given = {"data": str(folder / "tiny.zip"), "base": "tiny"}
     for bad in ({"data": ""}, {"base": ""}, {"base": "tyni"}, {"omega": "0"}, {"synthetic": "3"}, {"repeats": 1},
                 {"auxiliary_data": "fake"}, {"budgets": "1,x"}, {"labels": "3"}):  # fmt: skip
         with pytest.raises(InputError, match=f"--{next(iter(bad)).replace('_', '-')}"):
             plan(Sims(**{**given, **bad}))
+
+
+def test_auto_halves_and_confirms_on_other_seeds(run, capsys):
+    """Ten candidates on 50 images, the better four on 150; with the auxiliary held over both steps."""
+    folder, words, _ = run
+    words = [*words, "--search", "150", "--omega", "auto:0.2:1:0.2", "--refresh-every", "2", "--no-controls"]
+    command([*words, "--dry-run"])
+    said = capsys.readouterr().out
+    assert re.search("11 models on 50 images\n.*5 models on 150 images", said) and "(auxiliary: held:2)" in said
+    assert "5,000 evaluations, 22% less than the full grid" in said  # 10 x 50 x 4 + 4 x 150 x 4 + 200 x 3 of 6,450
+    command(words)
+    found = json.loads((folder / "out/report/results.json").read_text())
+    rounds = [[c for c in found["search"] if c["n"] == n and c["omega"] > 0] for n in (50, 150)]
+    assert len(found["search"]) == 10 + 4 + 2 * 2 and [len(r) for r in rounds] == [10, 4]
+    first = {(c["budget"], c["omega"]): c["value"] for c in rounds[0]}
+    kept = sorted(first, key=lambda key: first[key])[:4]
+    assert {(c["budget"], c["omega"]) for c in rounds[1]} == set(kept)
+    best = min(rounds[1], key=lambda c: c["value"])
+    arms = {arm["arm"]: arm for arm in found["arms"]}
+    assert f"omega = {best['omega']:g}, budget {best['budget']:,}" == arms["SIMS"]["what"]
+    assert (arms["base"]["nfe"], arms["SIMS"]["nfe"], best["nfe"]) == (3, 4, 4)
+    used = {json.loads(p.read_text())["report"]["seeds"] for p in (folder / "out/cells").glob("*.json")}
+    assert {"24-73", "24-173"} <= used and {s for a in found["arms"] for s in a["seeds"]} == {"174-213", "214-253"}
+    spent = found["cost"]
+    assert spent["search"] == 10 * 50 * 4 + 4 * 150 * 4 + 200 * 3 + 2 * 150 * 3
+    assert spent["search, as a full grid"] == 10 * 150 * 4 + 150 * 3 + 2 * 150 * 3
+    assert f"{spent['search']:,} evaluations" in " ".join(found["conclusion"])
 
 
 @pytest.mark.slow

@@ -1,0 +1,149 @@
+"""Measures the models of an experiment: each cell once, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sims_core.sampling import Sampler
+    from sims_image.experiments import Plan
+    from sims_image.guided import Model
+    from sims_image.learner import ImageLearner, ImageModel
+    from sims_image.processes import Processes
+    from sims_image.seedlists import Seeds
+    from sims_image.targets import Reference
+
+
+class Bench:
+    """Measures models: each cell once, kept as ``cells/HASH.json`` by all that decides it."""
+
+    def __init__(self, planned: Plan, learner: ImageLearner, processes: Processes) -> None:
+        from sims_image.datasets import open_dataset
+        from sims_image.features import extractor
+        from sims_image.targets import Reference
+
+        settings = planned.settings
+        self.plan, self.learner, self.processes = planned, learner, processes
+        self.data = open_dataset(settings.data)
+        heldout = open_dataset(settings.heldout, argument="--heldout") if settings.heldout else None
+
+        def make() -> Reference:
+            network = extractor(
+                settings.features, weights=settings.weights or None, dataset=self.data, device=processes.device
+            )
+            return Reference.of(self.data, network, heldout=heldout)
+
+        self.reference: Reference = processes.together(make) or make()
+        self.folder = Path(settings.out) / "cells"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.evaluations = 0  # of networks, by this call
+
+    @property
+    def target(self) -> str:
+        """Which column of a report is chosen and concluded by."""
+        return "metrics" if self.reference.heldout is None else "against_heldout"
+
+    def sampler(self, model: Model, *, doubled: bool = False) -> Sampler:
+        """The experiment's sampler."""
+        from sims_image.generate import choose_sampler
+
+        found = choose_sampler(model, self.plan.settings.sampler)
+        return found.doubled() if doubled else found
+
+    def evaluations_of_sims(self, base: ImageModel) -> int:
+        """Network evaluations of an image of SIMS."""
+        return sum(self.sampler(base.load()).evaluations(self.plan.schedule))
+
+    def equal(self, base: ImageModel) -> Sampler:
+        """The sampler with as many evaluations of one network as SIMS has of two: in full guidance, twice the steps."""
+        from sims_core.guidance import FULL
+
+        found = self.sampler(base.load())
+        more = self.evaluations_of_sims(base) / found.nfe
+        return found.doubled() if self.plan.schedule == FULL else replace(found, steps=round(found.steps * more))
+
+    def stream(
+        self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False, sampler: Sampler | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """(batches of this process's part of ``seeds``, all that decides the images). Arguments as `measure`."""
+        from sims_image.generation import stream
+        from sims_image.seedlists import Labels, Seeds
+
+        settings = self.plan.settings
+        request = self.learner.request(image_model, seeds, root=settings.seed, device=self.processes.device)
+        model = request.model
+        engine = self.plan.engine
+        if model.other is None:
+            model = replace(model, engine=replace(engine, pair="sequential"))
+        else:
+            model = replace(model, schedule=self.plan.schedule, engine=engine)
+        sampler = sampler or self.sampler(model, doubled=doubled)
+        labels = Labels.parse(settings.labels, model.network.label_dim, data=self.data)
+        request = replace(request, model=model, sampler=sampler, labels=labels)
+        mine = [s for shard in request.shards[self.processes.rank :: self.processes.world] for s in shard]
+        assert isinstance(seeds, Seeds)
+        batches = stream(model, mine, batch=request.batch, sampler=request.sampler, labels=labels, root=settings.seed)
+        return batches, request.settings
+
+    def measure(
+        self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False, sampler: Sampler | None = None
+    ) -> dict[str, Any]:
+        """The cell of a model on ``seeds``: its report as JSON, the features' mean, and what decided it.
+
+        doubled: with twice the steps. sampler: in place of the experiment's.
+        """
+        from sims_image.metrics import collect, evaluate
+        from sims_image.samples import gathered
+
+        batches, known = self.stream(image_model, seeds, doubled=doubled, sampler=sampler)
+        held = None if self.reference.heldout is None else self.reference.heldout.sha256
+        known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / f"{digest}.json"
+        if not self._there(path):
+            sample = collect(self._told(batches, known, len(seeds)), self.reference.extractor)
+            whole = gathered(sample, self.processes)
+            self.evaluations += known["nfe"] * len(seeds)
+
+            def save() -> None:
+                from sims_core.runs import write_json
+
+                assert whole is not None
+                report = evaluate(
+                    whole,
+                    self.reference,
+                    seeds=str(seeds),
+                    labels=str(known["labels"]),
+                    nfe=known["nfe"],
+                )
+                statistics = whole.moments.statistics
+                content = {"settings": known, "report": report.as_dict(), "mean": statistics.mu.tolist()}
+                write_json(path, content)
+
+            self.processes.together(save)
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def value(self, cell: dict[str, Any]) -> dict[str, float]:
+        """The distance that counts: value, se, low, high, n."""
+        found: dict[str, float] = cell["report"][self.target]["frechet"]
+        return found
+
+    def _there(self, path: Path) -> bool:
+        import torch
+
+        return bool(self.processes.sum(torch.tensor(float(self.processes.first and path.exists()))))
+
+    def _told(self, batches: Iterator[Any], known: dict[str, Any], count: int) -> Iterator[Any]:
+        from tqdm import tqdm
+
+        words = f"{known['guidance']} omega {known['omega']:g}"
+        with tqdm(total=count, desc=words, unit="img", disable=not self.processes.first, leave=False) as shown:
+            for batch in batches:
+                yield batch
+                shown.update(min(len(batch[0]) * self.processes.world, count - int(shown.n)))

@@ -4,6 +4,7 @@ PYTHON ?= python3
 # PyTorch's own CPU index (see its installation page), where the pinned build would otherwise bring CUDA
 TORCH_INDEX ?=
 SWEEP ?= --omega 0:5
+FIGURES ?=
 # where `make images` works; it goes on where it was stopped
 IMAGES ?= runs/images
 VENV := .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo images install test lint types unit slow benchmarks clean
+.PHONY: demo images install test lint types unit slow benchmarks notebooks figures clean
 
 demo: install
 	$(BIN)/python -m sims_toy.sweep $(SWEEP)
@@ -51,6 +52,12 @@ unit: $(VENV)/installed-dev
 
 slow: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --slow
+
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python notebooks/execute.py
+
+figures: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python figures/make.py $(FIGURES)
 
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/sweep.py

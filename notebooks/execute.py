@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import os
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -202,6 +203,12 @@ def _sha(content: bytes) -> str:
 # -------------------------------------------------------------------- command
 
 
+def _processor() -> float:
+    """Processor seconds of this program's ended children."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -225,7 +232,7 @@ def main() -> int:
     for number, path in enumerate(chosen, 1):
         if options.stale and not old[path]:
             continue
-        started = time.monotonic()
+        started, spent = time.monotonic(), _processor()
         with tempfile.TemporaryDirectory() as work:
             notebook = execute(path, scale=options.scale, work=Path(work))
         complaints = warnings_of_ours(notebook)
@@ -233,7 +240,8 @@ def main() -> int:
             strip(notebook)
             notebook.metadata["sims"] = digest(notebook)
             nbformat.write(notebook, path)
-        print(f"[{number}/{len(chosen)}] {path.stem}: {time.monotonic() - started:.0f} s", flush=True)
+        wall, used = time.monotonic() - started, _processor() - spent
+        print(f"[{number}/{len(chosen)}] {path.stem}: {wall:.0f} s, {used:.0f} CPU-s", flush=True)
         for line in complaints:
             print(f"  {line}")
         status |= bool(complaints)

@@ -163,8 +163,7 @@ def plan(settings: Sims) -> Plan:
     from sims_core.grids import parse_grid
     from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS, budgets_of
-    from sims_image.posthoc import parse_widths
-    from sims_image.presets import PRESETS
+    from sims_image.posthoc import grids_of
     from sims_image.schedules import images_of
     from sims_image.seedlists import Seeds
 
@@ -178,10 +177,7 @@ def plan(settings: Sims) -> Plan:
             raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
     preset, checkpoint, mi = base_of(settings)
     mode, _, grid = settings.omega.partition(":")
-    for name in ("base_ema", "auxiliary_ema"):
-        text, argument = getattr(settings, name), f"--{name.replace('_', '-')}"
-        if parse_widths(argument, text) and PRESETS[preset].recipe.ema != "power":
-            raise InputError(argument, text, f"preset {preset} keeps no power-function averages; leave it out")
+    grids_of(settings, preset)
     omegas = sorted({0.0, *parse_grid("--omega", (grid or AUTO) if mode == "auto" else settings.omega)})
     if len(omegas) < 2 or omegas[0] < 0:
         raise InputError("--omega", settings.omega, "give values above 0, such as 0:2:0.25")
@@ -226,6 +222,31 @@ def base_of(settings: Sims) -> tuple[str, str, int]:
     return found.record.preset, settings.base, found.record.mi
 
 
+def check_data(planned: Plan) -> None:
+    """Raises `InputError` where the data are not what the base was made for: before anything is trained or drawn."""
+    from sims_image import checkpoints
+    from sims_image.datasets import open_dataset
+    from sims_image.seedlists import Labels
+
+    settings = planned.settings
+    data = open_dataset(settings.data, verify=False)
+    held = open_dataset(settings.heldout, argument="--heldout", verify=False) if settings.heldout else None
+    if held is not None and held.shape != data.shape:
+        words = f"its images are {_by(held.shape)}, those of --data {_by(data.shape)}"
+        raise InputError("--heldout", settings.heldout, words)
+    if not planned.checkpoint:
+        return  # a preset's images and classes are the data's
+    config = checkpoints.summary(planned.checkpoint).config
+    shape = (config["img_channels"], config["img_resolution"], config["img_resolution"])
+    if data.shape != shape:
+        raise InputError("--data", settings.data, f"its images are {_by(data.shape)}, the base's {_by(shape)}")
+    Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
 def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
     """The learner of the experiment's stages."""
     from sims_image.learner import ImageLearner
@@ -262,9 +283,12 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
     from sims_image import arms, posthoc, report
     from sims_image.learner import ImageData
     from sims_image.search import search
+    from sims_image.writing import write_failure
 
     planned = processes.together(lambda: plan(settings)) or plan(settings)
+    processes.together(lambda: check_data(planned))
     learner = make_learner(planned, processes)
+    bench = Bench(planned, learner, processes)  # first, since it needs what may be missing: data, weights of features
     data, seed = ImageData(Path(settings.data)), Seed(settings.seed)
     chosen_data = AUXILIARY_DATA[settings.auxiliary_data]
 
@@ -286,20 +310,22 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
     auxiliaries = {
         budget: learner.finetune(made.base, tuned, budget, seed=seed.child("finetune")) for budget in planned.budgets
     }
-    bench = Bench(planned, learner, processes)
     found = search(bench, made.base, auxiliaries)
     base, widths = made.base, None
     if settings.base_ema or settings.auxiliary_ema:
-        grid = [posthoc.parse_widths("", text) for text in (settings.base_ema, settings.auxiliary_ema)]
+        grid = posthoc.grids_of(settings, planned.preset)
         widths = posthoc.search(bench, base, auxiliaries[found.budget], found.omega, *grid)
         base, auxiliaries[found.budget] = widths.base, widths.auxiliary
     confirmed = arms.confirm(bench, base, auxiliaries, found, data, seed)
     grids = arms.grids(bench, base, auxiliaries[found.budget], found)
     if not processes.first:
         return None
-    page = report.write(bench, base, auxiliaries, made.synthetic, found, confirmed, grids)
-    if widths is not None:
-        write_json(page.with_name("ema_widths.json"), {"chosen": widths.widths, "tried": widths.cells})
+    try:
+        page = report.write(bench, base, auxiliaries, made.synthetic, found, confirmed, grids)
+        if widths is not None:
+            write_json(page.with_name("ema_widths.json"), {"chosen": widths.widths, "tried": widths.cells})
+    except OSError as error:
+        raise write_failure("--out", Path(settings.out), error, "all that was measured is kept") from None
     return page
 
 

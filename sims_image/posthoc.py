@@ -16,6 +16,7 @@ from sims_image import checkpoints
 
 if TYPE_CHECKING:
     from sims_image.bench import Bench
+    from sims_image.experiments import Sims
     from sims_image.learner import ImageModel
 
 #: a profile that misses the wanted one by more (relative L2) is refused: the stored averages cannot make it
@@ -151,3 +152,15 @@ def parse_widths(argument: str, text: str) -> tuple[float, ...]:
         return ()
     found = parse_grid(argument, text, low=0.01, high=0.28)
     return tuple(found)
+
+
+def grids_of(settings: Sims, preset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The grids of both options. Raises `InputError`, also where the preset keeps no power-function averages."""
+    from sims_image.presets import PRESETS
+
+    found = []
+    for argument, text in (("--base-ema", settings.base_ema), ("--auxiliary-ema", settings.auxiliary_ema)):
+        found.append(parse_widths(argument, text))
+        if text and PRESETS[preset].recipe.ema != "power":
+            raise InputError(argument, text, f"preset {preset} keeps no power-function averages; leave it out")
+    return found[0], found[1]

@@ -4,6 +4,7 @@ PYTHON ?= python3
 # PyTorch's own CPU index (see its installation page), where the pinned build would otherwise bring CUDA
 TORCH_INDEX ?=
 SWEEP ?= --omega 0:5
+FIGURES ?=
 # where `make images` works; it goes on where it was stopped
 IMAGES ?= runs/images
 VENV := .venv
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo images install test lint types unit slow benchmarks clean
+.PHONY: demo images install test lint types unit slow benchmarks notebooks figures clean
 
 demo: install
 	$(BIN)/python -m sims_toy.sweep $(SWEEP)
@@ -20,7 +21,7 @@ images: install
 	$(BIN)/sims_image prepare digits --holdout 500 --out $(IMAGES)/digits
 	OMP_NUM_THREADS=1 $(BIN)/sims_image train --preset digits --data $(IMAGES)/digits --budget 100k --out $(IMAGES)/base
 	OMP_NUM_THREADS=1 $(BIN)/sims_image sims --data $(IMAGES)/digits --heldout $(IMAGES)/digits-heldout \
-	  --base $(IMAGES)/base/snapshots/0100096/ema --out $(IMAGES)/sims --synthetic 1000 --budgets 4k,8k \
+	  --base $(IMAGES)/base/snapshots/0000100096/ema --out $(IMAGES)/sims --synthetic 1000 --budgets 4k,8k \
 	  --omega 0.25,0.5,1,2 --search 300 --n 300 --repeats 3 --features classifier --sampler heun:5 --batch 100 \
 	  --auxiliary-weights raw --lr 1e-4 --lr-rampup 0 --lr-decay constant
 
@@ -51,6 +52,12 @@ unit: $(VENV)/installed-dev
 
 slow: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --slow
+
+notebooks: $(VENV)/installed-dev
+	$(BIN)/python notebooks/execute.py
+
+figures: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python figures/make.py $(FIGURES)
 
 benchmarks: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/sweep.py

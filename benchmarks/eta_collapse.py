@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,10 +23,10 @@ import torch
 
 from sims_core import Sampler, Seed, sims
 from sims_core.runs import write_atomic
-from sims_core.style import save, sequence, style
 from sims_toy import ExactLearner, Gaussian, NetworkLearner, NetworkSettings, measured_eta
 from sims_toy.exact import ExactModel
 from sims_toy.network import UNBIASED, NetworkModel
+from sims_toy.theory_figures import eta_collapse
 
 REAL = Gaussian.single([0, 0], [[2, 1], [1, 2]])
 SAMPLER = Sampler.parse("ddim:20", sigma_data=math.sqrt(2))
@@ -75,9 +74,9 @@ def main() -> None:
             )  # fmt: skip
         print(pd.DataFrame(rows[-len(PRODUCTS) :]).round(4).to_string(index=False), flush=True)
     table = pd.DataFrame(rows)
-    args.out.mkdir(exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out / "eta_collapse.csv", lambda path: table.to_csv(path, index=False))
-    draw(table, args.out / "eta_collapse", trials)
+    eta_collapse(table, args.out / "eta_collapse", trials=trials)
     if args.json:
         args.json.write_text(table.to_json(orient="records", indent=2) + "\n")
 
@@ -87,30 +86,6 @@ def gaussians(learner: NetworkLearner, model: NetworkModel) -> ExactModel:
     rows = list(range(learner.rows))
     fair = replace(UNBIASED, sigma_data=SAMPLER.sigma_data)
     return ExactModel(replace(learner._select(model, rows), sampler=fair).output, SAMPLER)
-
-
-def draw(table: pd.DataFrame, stem: Path, trials: int) -> None:
-    import matplotlib.pyplot as plt
-
-    with style():
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.4), sharey=True)
-        for (budget, part), colour in zip(table.groupby("budget"), sequence(len(BUDGETS)), strict=True):
-            label = f"{budget / 1000:g}k samples: η = {part['eta'].iloc[0]:.2f}"
-            for axis, x in zip(axes, ("omega", "omega_eta"), strict=True):
-                axis.errorbar(part[x], part["network"], yerr=1.96 * part["network_se"], color=colour, marker="o", ms=3,
-                              lw=1.2, label=label)  # fmt: skip
-                axis.plot(part[x], part["exact"], color=colour, lw=0.8, ls="--")
-                axis.plot(part[x], part["moments"], color=colour, lw=0.8, ls=":")
-        axes[0].set(title="First generation", xlabel=r"guidance $\omega$", ylabel=r"$E[W_2(G^1, p_r)]$", ylim=(0, None))
-        axes[1].set(title="Against $\\omega\\eta$", xlabel=r"$\omega\,\eta$")
-        axes[1].legend(loc="upper left")
-        caption = (
-            f"Trained networks at three auxiliary budgets (points, 95 % intervals, {trials} trials), the exact learner "
-            "at the measured η, at most 1 (dashes, 4,000 trials), and exact SIMS on the networks' own moments (dots); "
-            "N(0, [[2,1],[1,2]]), 1,000 real points, DDIM-20, auxiliary on 10,000 synthetic points."
-        )
-        figure.supxlabel(textwrap.fill(caption, 125), fontsize=7, ha="left", x=0.01)
-        save(figure, stem)
 
 
 if __name__ == "__main__":

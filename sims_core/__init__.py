@@ -39,6 +39,7 @@ _HOMES = {
         "standard",
     ),
     "loop": ("POLICIES", "Generation", "Policy", "Turn", "parse_policy", "self_consuming_loop"),
+    "shares": ("corrected_shares", "density_law", "total_variation", "transport_law"),
     "runs": ("RunFolder",),
     "seeds": ("Seed",),
     "draws": ("Draws", "random_words"),

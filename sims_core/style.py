@@ -31,6 +31,7 @@ METHOD = {
     "continued": "#e69f00",
     "random": "#999999",
     "rebuilt": "#56b4e9",
+    "auxiliary": "#882255",
     "real": "#000000",
 }
 #: An ordered family of curves, light to dark.

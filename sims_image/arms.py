@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import stats
 
 from sims_core.guidance import FULL
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_image import checkpoints
 from sims_image.learner import ImageData, ImageModel
 from sims_image.search import Cell, Search, cosine, halve, planned, retunings, rounds
 from sims_image.seedlists import Seeds
@@ -109,8 +107,6 @@ def _neon(bench: Bench, base: ImageModel, auxiliary: ImageModel) -> tuple[float,
     """(w, the best merged model of the grid on the search seeds, evaluations that took), by the search's own rounds."""
 
     def measure(omega: float, seeds: Seeds) -> Cell:
-        # every process needs the file: the first one writes it
-        bench.processes.together(lambda: bench.learner.merge(base, auxiliary, omega))
         return bench.measure(bench.learner.merge(base, auxiliary, omega), seeds)
 
     omegas, plan = bench.plan.omegas[1:], bench.plan
@@ -146,28 +142,8 @@ def _more_steps(bench: Bench, base: ImageModel) -> tuple[str, str]:
 
 def _random(bench: Bench, base: ImageModel, auxiliary: ImageModel, found: Search, seed: Seed) -> ImageModel:
     """SIMS whose auxiliary is the base moved at random, each tensor as far as the real auxiliary's."""
-    pair = [checkpoints.summary(model.base).sha256 for model in (base, auxiliary)]
-    out = bench.learner.root / f"random-{pair[0][:8]}-{pair[1][:8]}"
-
-    def make() -> None:
-        if (out / checkpoints.RECORD).exists():
-            return
-        first, second = (checkpoints.load(model.base) for model in (base, auxiliary))
-        generator, weights = seed.child("random").torch(), first.network.state_dict()
-        moved = {}
-        for name, other in second.network.state_dict().items():
-            if not other.is_floating_point():
-                moved[name] = weights[name]
-                continue
-            direction = torch.randn(other.shape, generator=generator)
-            length = (other - weights[name]).norm() / direction.norm().clamp(min=1e-12)
-            moved[name] = weights[name] + length * direction
-        first.network.load_state_dict(moved)
-        record = replace(first.record, parent=pair[0], training={"random direction": pair}, provenance={})
-        checkpoints.save(out, first.network, record)
-
-    bench.processes.together(make)
-    return bench.learner.extrapolate(base, replace(base, base=out), found.omega)
+    moved = bench.learner.perturb(base, auxiliary, seed=seed.child("random"))
+    return bench.learner.extrapolate(base, moved, found.omega)
 
 
 def grids(

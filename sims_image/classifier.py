@@ -200,24 +200,25 @@ def _store(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(folder: Path, data: Dataset) -> Classifier:
-    """A stored classifier, in eval mode. Raises `InputError` if it is damaged or of another data set."""
+def load(folder: Path, data: Dataset | None = None, *, argument: str = "--cache") -> Classifier:
+    """A stored classifier, in eval mode. Raises `InputError` if it is damaged, or of another data set than ``data``."""
     from sims_image.checkpoints import read_weights
 
     item = str(folder / RECORD)
     again = "remove the folder to train another"
     try:
-        record = parse_json("--cache", item, (folder / RECORD).read_bytes())
-        if record.get("format") != FORMAT or record["data"]["sha256"] != data.sha256:
-            raise InputError("--cache", item, f"not the classifier of {data.name}; {again}")
+        record = parse_json(argument, item, (folder / RECORD).read_bytes())
+        if record.get("format") != FORMAT or (data is not None and record["data"]["sha256"] != data.sha256):
+            whose = "a classifier" if data is None else f"the classifier of {data.name}"
+            raise InputError(argument, item, f"not {whose}; {again}")
         if sha256_file(folder / WEIGHTS) != record["weights_sha256"]:
-            raise InputError("--cache", str(folder), f"its weights are not those it records; {again}")
+            raise InputError(argument, str(folder), f"its weights are not those it records; {again}")
         channels, height, width = record["shape"]
         network = Classifier((channels, height, width), len(record["data"]["classes"]), record["width"])
-        network.load_state_dict(read_weights(folder / WEIGHTS, argument="--cache"))
+        network.load_state_dict(read_weights(folder / WEIGHTS, argument=argument))
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError("--cache", item, f"damaged ({shown(str(error))}); {again}") from None
+        raise InputError(argument, item, f"damaged ({shown(str(error))}); {again}") from None
     network.sha256, network.record = record["weights_sha256"], record
     return network.eval().requires_grad_(False)

@@ -39,6 +39,8 @@ class Sims:
     Several processes: torchrun --nproc_per_node N -m sims_image sims ...
     """
 
+    preset: str = ""
+    """Published settings of this experiment, such as cifar10, ffhq64 or imagenet64; whatever is given besides wins."""
     data: str = ""
     """The base's training set: a folder that `prepare` made, or an EDM zip."""
     base: str = ""
@@ -154,32 +156,20 @@ def plan(settings: Sims) -> Plan:
     """What ``settings`` ask for. Raises `InputError` naming the option."""
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_core.grids import parse_grid
-    from sims_image import checkpoints
     from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS, budgets_of
-    from sims_image.presets import PRESETS
     from sims_image.schedules import images_of
     from sims_image.seedlists import Seeds
 
     if not settings.data:
         raise InputError("--data", "", "name the data set that the base is trained on (see `sims_image prepare`)")
-    if not settings.base:
-        raise InputError("--base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
     choose("--auxiliary-data", settings.auxiliary_data, AUXILIARY_DATA)
     choose("--auxiliary-weights", settings.auxiliary_weights, WEIGHTS)
     choose("--labels", settings.labels or "data", ("data", "uniform", "balanced"))
     for name, least in (("repeats", 2), ("batch", 1), ("seed", 0)):
         if getattr(settings, name) < least:
             raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
-    trained = settings.base in PRESETS and not Path(settings.base).exists()
-    preset, mi = settings.base, PRESETS[settings.base].recipe.mi if trained else 0
-    if not trained:
-        if not Path(settings.base).exists() and "/" not in settings.base:
-            choose("--base", settings.base, PRESETS)
-        found = checkpoints.summary(settings.base, argument="--base")
-        preset, mi = found.record.preset or "", found.record.mi
-        if not preset:
-            raise InputError("--base", settings.base, "the checkpoint does not say by which preset it was trained")
+    preset, checkpoint, mi = base_of(settings)
     mode, _, grid = settings.omega.partition(":")
     omegas = sorted({0.0, *parse_grid("--omega", (grid or AUTO) if mode == "auto" else settings.omega)})
     if len(omegas) < 2 or omegas[0] < 0:
@@ -199,13 +189,30 @@ def plan(settings: Sims) -> Plan:
         budgets_of("--budgets", settings.budgets, mi),
         parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only),
         preset,
-        "" if trained else settings.base,
+        checkpoint,
         ranges[0],
         ranges[1],
         tuple(ranges[2:]),
     )
     assert planned.engine  # or it raises
     return planned
+
+
+def base_of(settings: Sims) -> tuple[str, str, int]:
+    """(preset, checkpoint or '' if the preset is to be trained, what one Mi counts). Raises `InputError`."""
+    from sims_image import checkpoints
+    from sims_image.presets import PRESETS
+
+    if not settings.base:
+        raise InputError("--base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
+    if settings.base in PRESETS and not Path(settings.base).exists():
+        return settings.base, "", PRESETS[settings.base].recipe.mi
+    if not Path(settings.base).exists() and "/" not in settings.base:
+        choose("--base", settings.base, PRESETS)
+    found = checkpoints.summary(settings.base, argument="--base")
+    if not found.record.preset:
+        raise InputError("--base", settings.base, "the checkpoint does not say by which preset it was trained")
+    return found.record.preset, settings.base, found.record.mi
 
 
 def check_data(planned: Plan) -> None:
@@ -357,7 +364,10 @@ def turns_of(planned: Plan) -> list[tuple[int, int]]:
 
 def run(argv: Sequence[str]) -> None:
     """The verb ``sims``."""
-    settings = parse_command(Sims, argv, prog="sims_image sims", description=str(Sims.__doc__))
+    from sims_image.recipes import recipes
+
+    known = recipes("sims")
+    settings = parse_command(Sims, argv, prog="sims_image sims", description=str(Sims.__doc__), presets=known)
     if settings.dry_run:
         print(describe(settings))
         return

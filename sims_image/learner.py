@@ -8,20 +8,19 @@ goes on; nothing is ever made twice.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from sims_core.errors import InputError, choose
 from sims_core.seeds import Seed
 from sims_image import checkpoints
-from sims_image.datasets import Dataset, block_length, open_dataset
-from sims_image.folders import write_folder
+from sims_image.datasets import Dataset
+from sims_image.derived import Derived, ImageData
 from sims_image.generate import choose_sampler
 from sims_image.generation import Request, write
 from sims_image.guided import Model, guide_with, load_model
@@ -30,6 +29,8 @@ from sims_image.schedules import images_of
 from sims_image.seedlists import Labels, Seeds
 from sims_image.session import Result, run_session
 from sims_image.train import Train
+
+__all__ = ["WEIGHTS", "ImageData", "ImageLearner", "ImageModel", "budgets_of"]
 
 WEIGHTS = ("ema", "raw")
 
@@ -76,38 +77,22 @@ def _load(base: Path, auxiliary: Path | None, kind: str, omega: float, dtype: st
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """A data set as files."""
-
-    path: Path
-
-    def open(self) -> Dataset:
-        """Open it."""
-        return open_dataset(self.path, verify=False)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of its content."""
-        return self.open().sha256
-
-    def __len__(self) -> int:
-        return len(self.open())
-
-
-@dataclass(frozen=True)
-class ImageLearner:
-    """`sims_core.learner.Learner` and `Mergeable` for images, below the folder ``root``.
+class ImageLearner(Derived):
+    """`sims_core.learner.Learner`, and all that its methods and loops may ask besides, for images below ``root``.
 
     training: options of `sims_image.train.Train` for `fit` (preset at least), finetuning: more of them, or others, for
-    `finetune`. sampler: '' for the preset's. batch: the compute batch of sampling. weights: which snapshot a model is,
-    'ema' (the recipe's first average) or 'raw'; a short fine-tune's slow average hardly moves. budgets: other budgets
-    at which `finetune` keeps snapshots, so that asking for them later costs nothing; all belong to one run to the
-    largest. base: a checkpoint that stands for `fit` from scratch. mi: what one Mi counts.
+    `finetune`, retraining: for `fit` from another model, rebuilding: for `rebuild`. sampler: '' for the preset's.
+    batch: the compute batch of sampling. weights: which snapshot a model is that was trained from another, 'ema' (the
+    recipe's first average) or 'raw'; a short fine-tune's slow average hardly moves. fit_weights: the same of one
+    trained from scratch. budgets: other budgets at which `finetune` keeps snapshots, so
+    that asking for them later costs nothing; all belong to one run to the largest. base: a checkpoint that stands for
+    `fit` from scratch. mi: what one Mi counts.
     """
 
-    root: Path
     training: Train
     finetuning: dict[str, Any] = field(default_factory=dict)
+    retraining: dict[str, Any] = field(default_factory=dict)
+    rebuilding: dict[str, Any] = field(default_factory=dict)
     sampler: str = ""
     batch: int = 64
     weights: str = "ema"
@@ -115,7 +100,6 @@ class ImageLearner:
     budgets: tuple[int, ...] = ()
     base: Path | None = None
     mi: int = 1_000_000
-    processes: Processes | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -131,9 +115,11 @@ class ImageLearner:
             return ImageModel(self.base, classes=shares)
         options = replace(self.training, data=str(data.path), seed=seed.integer())
         if start is not None:
-            options = replace(options, from_=str(start.base), budget=options.budget or self._preset_budget())
+            options = replace(options, **{"snapshots": "", **self.retraining, "from_": str(start.base)})
+            options = replace(options, budget=options.budget or self._preset_budget())
         result = self._train("fit", options, start)
-        return ImageModel(_choose(result, result.snapshots[-1], self.fit_weights), classes=shares)
+        weights = self.fit_weights if start is None else self.weights
+        return ImageModel(_choose(result, result.snapshots[-1], weights), classes=shares)
 
     def finetune(self, model: ImageModel, data: ImageData, budget: Any, *, seed: Seed) -> ImageModel:
         """Train a copy of the model's base on ``data`` for ``budget`` images (a number, or text such as '3Mi')."""
@@ -155,6 +141,15 @@ class ImageLearner:
         result = self._train("finetune", options, model)
         place = next(p for p in result.snapshots if int(p.name) >= images)
         return ImageModel(_choose(result, place, self.weights), classes=model.classes)
+
+    def rebuild(self, data: ImageData, budget: Any, *, seed: Seed) -> ImageModel:
+        """Train from scratch on ``data`` for ``budget`` images, with ``rebuilding`` in the recipe's place."""
+        images = images_of("--budget", f"{float(budget):.0f}" if _is_number(budget) else str(budget), self.mi)
+        changed = {"snapshots": "", "snapshot_every": "", **self.rebuilding}
+        options = replace(self.training, data=str(data.path), seed=seed.integer(), **changed)
+        result = self._train("rebuild", replace(options, budget=f"{images / 1000:.9g}k"), None)
+        place = _choose(result, result.snapshots[-1], self.fit_weights)
+        return ImageModel(place, classes=_shares(data.open()))
 
     def _preset_budget(self) -> str:
         from sims_image.presets import PRESETS
@@ -200,54 +195,48 @@ class ImageLearner:
     # ------------------------------------------------------------- combining
 
     def extrapolate(self, base: ImageModel, auxiliary: ImageModel, omega: Any) -> ImageModel:
-        """SIMS: samples from ``(1 + omega) s_base - omega s_aux``."""
-        return replace(base, auxiliary=auxiliary.base, omega=float(omega), kind="sims")
+        """SIMS: samples from ``(1 + omega) s_base - omega s_aux``; autoguidance if the two networks differ."""
+        same = checkpoints.summary(base.base).config == checkpoints.summary(auxiliary.base).config
+        kind = "sims" if same else "autoguidance"
+        return replace(base, auxiliary=auxiliary.base, omega=float(omega), kind=kind)
 
     def merge(self, base: ImageModel, auxiliary: ImageModel, omega: Any) -> ImageModel:
         """Neon: one network with weights ``(1 + omega) theta_base - omega theta_aux``, as a checkpoint of its own."""
         pair = replace(base, auxiliary=auxiliary.base, omega=float(omega), kind="neon")
         out = self._folder("merge", pair.identity)
-        if not (out / checkpoints.RECORD).exists():
+
+        def make() -> None:
             merged = pair.load()
             record = replace(
                 merged.base.record, parent=merged.base.sha256, training={"merged": pair.identity}, provenance={}
             )
             checkpoints.save(out, merged.network, record)
+
+        self._once(out / checkpoints.RECORD, make)
         return ImageModel(out, classes=base.classes)
 
-    def union(self, a: ImageData, b: ImageData) -> ImageData:
-        """Both data sets, ``a`` first. Raises `InputError` where shapes, types or classes differ, or one has labels."""
-        first, second = a.open(), b.open()
-        for name, one, other in (
-            ("shape", first.shape, second.shape),
-            ("type", str(first.dtype), str(second.dtype)),
-            ("classes", len(first.classes), len(second.classes)),
-        ):
-            if one != other:
-                raise InputError("data", str(b.path), f"its {name} is {other}, that of {a.path} is {one}")
-        labels = None
-        if first.labels is not None and second.labels is not None:
-            labels = np.concatenate([first.labels, second.labels])
-        source = {"kind": "union", "parts": [first.sha256, second.sha256]}
-        out = self._folder("union", source)
-        if not out.exists():
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_folder(
-                out,
-                (block for part in (first, second) for block in _blocks(part)),
-                count=len(first) + len(second),
-                shape=first.shape,
-                dtype=first.dtype,
-                labels=labels,
-                classes=first.classes,
-                name=f"{first.name}+{second.name}",
-                source=source,
-            )
-        return ImageData(out)
+    def perturb(self, base: ImageModel, auxiliary: ImageModel, *, seed: Seed) -> ImageModel:
+        """A network as far from ``base`` as ``auxiliary`` is, tensor by tensor, in a random direction."""
+        pair = [checkpoints.summary(model.base).sha256 for model in (base, auxiliary)]
+        out = self._folder("random", {"pair": pair, "seed": [seed.entropy, *seed.path]})
 
-    def _folder(self, kind: str, known: Any) -> Path:
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:12]
-        return self.root / f"{kind}-{digest}"
+        def make() -> None:
+            first, second = (checkpoints.load(model.base) for model in (base, auxiliary))
+            generator, weights = seed.torch(), first.network.state_dict()
+            moved = {}
+            for name, other in second.network.state_dict().items():
+                if not other.is_floating_point():
+                    moved[name] = weights[name]
+                    continue
+                direction = torch.randn(other.shape, generator=generator)
+                length = (other - weights[name]).norm() / direction.norm().clamp(min=1e-12)
+                moved[name] = weights[name] + length * direction
+            first.network.load_state_dict(moved)
+            record = replace(first.record, parent=pair[0], training={"random direction": pair}, provenance={})
+            checkpoints.save(out, first.network, record)
+
+        self._once(out / checkpoints.RECORD, make)
+        return replace(base, base=out)
 
 
 def _choose(result: Result, snapshot: Path, weights: str) -> Path:
@@ -258,16 +247,14 @@ def _choose(result: Result, snapshot: Path, weights: str) -> Path:
     return found[0]
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.ndarray | np.generic)
+
+
 def _shares(data: Dataset) -> tuple[float, ...]:
     if data.labels is None:
         return ()
     return tuple((np.bincount(data.labels, minlength=len(data.classes)) / len(data)).tolist())
-
-
-def _blocks(data: Dataset) -> Any:
-    step = block_length(data.shape, data.dtype)
-    for first in range(0, len(data), step):
-        yield data.images(slice(first, first + step))
 
 
 def _among(processes: Processes | None, device: str) -> Any:

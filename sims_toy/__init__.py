@@ -10,7 +10,7 @@ from typing import Any
 
 _HOMES = {
     "control": ("Control", "run_control"),
-    "control_theory": ("density_law", "mixture_denoiser", "transport_law"),
+    "control_theory": ("mixture_denoiser",),
     "diagnosis": ("Diagnosis", "diagnose", "diagnose_network"),
     "ensemble": ("Ensemble",),
     "exact": ("ExactLearner", "sampler_modes"),
@@ -19,6 +19,7 @@ _HOMES = {
     "mad": ("Mad", "run_mad"),
     "mlp": ("Mlp",),
     "network": ("NetworkLearner", "measured_eta"),
+    "page": ("write_page",),
     "pollution": ("Pollution", "run_pollution"),
     "pollution_theory": ("Dose",),
     "sampling_cost": ("SamplingCost", "run_sampling_cost"),

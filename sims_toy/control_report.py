@@ -11,8 +11,9 @@ import numpy as np
 from sims_core.algorithm import complement, largest_strength
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_core.shares import density_law, total_variation, transport_law
 from sims_toy import phase
-from sims_toy.control_theory import best_omega, density_law, langevin, total_variation, transport, transport_law
+from sims_toy.control_theory import best_omega, langevin, transport
 from sims_toy.datasets import Mixture, parse_real
 from sims_toy.experiment import Array, Experiment
 from sims_toy.theory import data_noise

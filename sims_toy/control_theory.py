@@ -37,34 +37,13 @@ from torch import Tensor
 from sims_core.guidance import Denoiser, guided
 from sims_core.sampling import Sampler, edm_sigmas
 from sims_core.seeds import Seed
+from sims_core.shares import total_variation
 from sims_toy.datasets import Mixture
 
 Array = NDArray[np.float64]
 
 #: A point further than this many standard deviations from every class is outside (a real one with p = 3e-4 in 2-D).
 FAR = 4.0
-
-
-def transport_law(base: ArrayLike, auxiliary: ArrayLike, omega: ArrayLike) -> Array:
-    """Class shares p + omega (p - a): (..., K) for omega (...); entries may leave [0, 1], where it cannot hold."""
-    p, a = (np.asarray(v, dtype=np.float64) for v in (base, auxiliary))
-    return np.asarray(p + np.asarray(omega, dtype=np.float64)[..., None] * (p - a))
-
-
-def density_law(base: ArrayLike, auxiliary: ArrayLike, omega: ArrayLike) -> Array:
-    """Class shares p^(1+omega) / a^omega, normalised: (..., K) for omega (...); a class that ``auxiliary`` lacks takes
-    everything."""
-    p, a = (np.asarray(v, dtype=np.float64) for v in (base, auxiliary))
-    w = np.asarray(omega, dtype=np.float64)[..., None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logits = np.where(w == 0, np.log(p), (1 + w) * np.log(p) - w * np.log(np.maximum(a, 1e-300)))
-    logits = logits - logits.max(-1, keepdims=True)
-    return np.asarray(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
-
-
-def total_variation(shares: ArrayLike, target: ArrayLike) -> Array:
-    """Half the sum of absolute differences over the last axis."""
-    return np.asarray(np.abs(np.asarray(shares) - np.asarray(target)).sum(-1) / 2)
 
 
 def mixture_denoiser(mixture: Mixture, weights: ArrayLike) -> Denoiser:

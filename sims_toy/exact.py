@@ -138,6 +138,7 @@ class ExactLearner:
     noise: False gives the population limit (data sizes then only set the proportions of a union).
     temperature: samples from N(mu, temperature * S), the MAD paper's sampling bias lambda_s (arXiv 2307.01850).
     guidance: where the sampler of a guided model evaluates the auxiliary ('exact' has no steps, and an interval only).
+    points: keep the moments of the very points that a network learner of the same streams draws: the network's twin.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class ExactLearner:
         noise: bool = True,
         temperature: float = 1.0,
         guidance: GuidanceSchedule | None = None,
+        points: bool = False,
     ) -> None:
         if not 0 < temperature <= 1:
             raise InputError("temperature", temperature, "give lambda_s in (0, 1]")
@@ -156,6 +158,7 @@ class ExactLearner:
         if sampler.name == "exact" and self.guidance.every:
             raise InputError("guidance", str(self.guidance), "the exact sampler has no steps to hold a correction over")
         self.sampler, self.ddof, self.noise, self.temperature = sampler, ddof, noise, temperature
+        self.points = points
         self.streams = np.asarray([0] if streams is None else streams, dtype=np.int64)
 
     @property
@@ -170,7 +173,7 @@ class ExactLearner:
     def finetune(self, model: ExactModel, data: Statistics, budget: ArrayLike, *, seed: Seed) -> ExactModel:
         """Move the model the fraction eta = ``budget`` of the way to the data's fit, in (mean, covariance).
 
-        budget: eta in [0, 1], a number or (R,). This is how `FACTS` measures eta of a trained network, inverted.
+        budget: eta in [0, 1], a number or (R,). This is how eta of a trained network is measured, inverted.
         """
         eta = self._per_row("budget", budget)
         if bool(((eta < 0) | (eta > 1)).any()):
@@ -283,6 +286,7 @@ class ExactLearner:
         order, ranks = np.unique(sizes, return_inverse=True)
         keys, inverse = np.unique(self.streams * len(order) + ranks.reshape(-1), return_inverse=True)
         pairs = np.stack([keys // len(order), order[keys % len(order)]], 1)
-        mean, scatter = gaussian.standard_moments(pairs[:, 1], dim, [seed.child(int(s)) for s in pairs[:, 0]])
+        moments = gaussian.point_moments if self.points else gaussian.standard_moments
+        mean, scatter = moments(pairs[:, 1], dim, [seed.child(int(s)) for s in pairs[:, 0]])
         inverse = inverse.reshape(-1)
         return torch.from_numpy(mean[inverse]), torch.from_numpy(scatter[inverse])

@@ -8,6 +8,8 @@ and a run that was killed goes on with the pairs that are missing.
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -202,7 +204,7 @@ def _work(
             import joblib
 
             parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-            finished = parallel(joblib.delayed(_measure)(experiment, piece) for piece in pieces)
+            finished = parallel(joblib.delayed(_worker)(os.getpid(), experiment, piece) for piece in pieces)
         for piece, values in finished:
             yield piece, values
             bar.update(len(piece[0]) * len(piece[1]))
@@ -235,6 +237,20 @@ def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -
     with connect(address), joblib.parallel_config("dask", wait_for_workers_timeout=30):
         parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all")
         yield from parallel(joblib.delayed(_measure)(experiment, piece) for piece in pieces)
+
+
+def _worker(parent: int, experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
+    """`_measure` in a process that ends with its parent: a run that was killed leaves no workers behind."""
+    name = "ends with its parent"
+    if os.getppid() == parent and not any(thread.name == name for thread in threading.enumerate()):
+        threading.Thread(target=_end_with, args=(parent,), name=name, daemon=True).start()
+    return _measure(experiment, piece)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:

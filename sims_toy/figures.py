@@ -309,7 +309,7 @@ def score_fields(
     extent: float = 4.0,
     caption: str = "",
 ) -> list[Path]:
-    """The score field of each two-dimensional model as arrows, its samples beneath.
+    """The score field of each two-dimensional model as arrows, the first model's in grey and its samples beneath.
 
     models: name -> denoiser D(x, sigma) on x (1, n, 2). samples: name -> points (n, 2), of any of the names.
     sigma: the noise level shown. extent: half the side of the square shown. Returns the paths written.
@@ -320,15 +320,20 @@ def score_fields(
     ticks = np.linspace(-extent, extent, 15)
     grid = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
     level = torch.tensor(sigma, dtype=torch.float64)
+    first: np.ndarray | None = None
     with style():
         figure, axes = plt.subplots(1, len(models), figsize=(3.1 * len(models), 3.4), squeeze=False)
         for axis, (name, denoiser) in zip(axes[0], models.items(), strict=True):
             points = torch.from_numpy(grid)[None]
             score = ((denoiser(points, level) - points) / sigma**2)[0].numpy()
-            colour = METHOD.get(name, METHOD["sims"])
+            colour = METHOD.get(name, METHOD["standard"] if first is None else METHOD["sims"])
             if name in samples:
-                axis.scatter(*samples[name].T, s=3, color=colour, alpha=0.25, lw=0)
-            axis.quiver(*grid.T, *score.T, color="#333333", width=0.004)
+                axis.scatter(*samples[name].T, s=4, color=colour, alpha=0.35, lw=0)
+            arrows: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 7, "width": 0.005}
+            if first is not None:
+                axis.quiver(*grid.T, *first.T, color="#bbbbbb", **arrows)
+            axis.quiver(*grid.T, *score.T, color=colour, **arrows)
+            first = score if first is None else first
             axis.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
         if caption:
             figure.supxlabel(textwrap.fill(caption, 46 * len(models)), fontsize=7, ha="left", x=0.01)

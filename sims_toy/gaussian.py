@@ -214,6 +214,18 @@ def standard_moments(sizes: ArrayLike, dim: int, seeds: Sequence[Seed]) -> tuple
     return mean, np.einsum("kij,klj->kil", factor, factor) / count[:, None, None]
 
 
+def point_moments(sizes: ArrayLike, dim: int, seeds: Sequence[Seed]) -> tuple[np.ndarray, np.ndarray]:
+    """What `standard_moments` gives, of points that are drawn: those of ``seed.numpy().standard_normal((n, dim))``."""
+    counts = np.asarray(sizes, dtype=np.int64)
+    mean, scatter = np.zeros((len(counts), dim)), np.zeros((len(counts), dim, dim))
+    for row, (n, seed) in enumerate(zip(counts, seeds, strict=True)):
+        if n:
+            points = seed.numpy().standard_normal((int(n), dim))
+            mean[row] = points.mean(0)
+            scatter[row] = (points - mean[row]).T @ (points - mean[row]) / n
+    return mean, scatter
+
+
 def w2_squared(a: Gaussian, b: Gaussian) -> Tensor:
     """Squared 2-Wasserstein (Bures) distance, row by row (R,); inf for diverged rows. ``b`` may be single.
 

@@ -221,6 +221,12 @@ def _exact(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array)
     return ExactLearner(sampler, streams, temperature=cell.temperature, ddof=experiment.ddof, guidance=schedule)
 
 
+def _twin(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
+    learner = _exact(experiment, cell, sampler, streams)
+    learner.points = True
+    return learner
+
+
 def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
     from sims_toy.network import NetworkLearner
 
@@ -247,6 +253,7 @@ class Measurer:
 
 LEARNERS: dict[str, Measurer] = {
     "exact": Measurer(_exact, 2048, True, 25),
+    "twin": Measurer(_twin, 2048, True, 1),  # the exact learner on the networks' own points
     "network": Measurer(_network, 24, False, 1),
     "control": Measurer(_network, 36, False, 1, _control),  # Algorithm 2: `sims_toy.control`
 }

@@ -41,6 +41,26 @@ def weighted(weights: Array, values: Array) -> Array:
     return np.where(finite.all(0), means, np.inf)
 
 
+def steadied(weights: Array, values: Array, twin: Array, expected: Array) -> Array:
+    """Resampled means (resamples, ...) of values (trials, ...), freed of the chance that a twin explains.
+
+    twin: a quantity of the same trials, correlated with ``values``; expected: its expectation, (resamples, ...), known
+    from elsewhere. ``mean(values) - slope * (mean(twin) - expected)`` with the least-squares slope of each resample: a
+    control variate, whose variance is 1 - correlation^2 of the plain mean's (Lavenberg & Welch 1981; biased as
+    1 / trials). Where anything is infinite, the plain mean.
+    """
+    mean = weighted(weights, values)
+    good = np.isfinite(values).all(0) & np.isfinite(twin).all(0) & np.isfinite(expected).all(0)
+    v, t, mu = (np.where(good, x, 0.0) for x in (values, twin, expected))
+    centre = t.mean(0)
+    v0, t0 = v - v.mean(0), t - centre
+    mean_v, mean_t = (np.tensordot(weights, x, axes=1) for x in (v0, t0))
+    both = np.tensordot(weights, v0 * t0, axes=1) - mean_v * mean_t
+    square = np.tensordot(weights, t0**2, axes=1) - mean_t**2
+    slope = np.divide(both, square, out=np.zeros_like(both), where=square > 1e-12 * np.maximum(centre**2, 1e-300))
+    return np.where(good, v.mean(0) + mean_v - slope * (mean_t - (mu - centre)), mean)
+
+
 def interval(resampled: Array) -> tuple[Array, Array]:
     """Percentile interval at `LEVEL` over the first axis; (inf, inf) where the resampled values are not finite."""
     bad = ~np.isfinite(resampled).all(0)

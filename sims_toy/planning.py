@@ -17,11 +17,9 @@ from sims_toy.ensemble import numba_available
 from sims_toy.experiment import Cell, Experiment
 from sims_toy.gaussian import Gaussian
 from sims_toy.measuring import POINTS, parse_reading
+from sims_toy.page import save_page
 from sims_toy.settings import BY_LEARNER, NetworkSettings, Sweep
 from sims_toy.study import Study
-
-#: Trials of the exact learner's curve beneath the networks'.
-OVERLAY_TRIALS = 400
 
 
 def make_plan(sweep: Sweep) -> Study:
@@ -53,6 +51,7 @@ def make_plan(sweep: Sweep) -> Study:
         ("--generations", sweep.generations, 1),
         ("--trials", sweep.trials, 2),
         ("--beside-trials", sweep.beside_trials or 2, 2),
+        ("--overlay-trials", sweep.overlay_trials, 2),
     ):
         if value < least:
             raise InputError(name, value, f"give a whole number of at least {least}")
@@ -104,15 +103,9 @@ def make_plan(sweep: Sweep) -> Study:
         needed = tuple(c for c in cells if c.method == "standard" or c in beside)
         parts["beside"] = replace(experiment, cells=needed, trials=sweep.beside_trials)
     if learner == "network" and converged and distance == "w2":
-        exact = [
-            replace(
-                c,
-                learner="exact",
-                budget="0" if "budget" not in METHODS[c.method if c.method in METHODS else "standard"].takes else "1",
-            )
-            for c in cells
-        ]
-        parts["overlay"] = replace(experiment, cells=tuple(dict.fromkeys(exact)), trials=OVERLAY_TRIALS, network=None)
+        exact, twins = (tuple(dict.fromkeys(report.beneath(c, name) for c in cells)) for name in ("exact", "twin"))
+        parts["overlay"] = replace(experiment, cells=exact, trials=sweep.overlay_trials, network=None)
+        parts["twin"] = replace(experiment, cells=twins, network=None)
     settings = {
         "command": "sims_toy.sweep",
         "learner": learner,
@@ -140,7 +133,7 @@ def make_plan(sweep: Sweep) -> Study:
         settings["pollution"] = sizes("--pollution", sweep.pollution)
     if learner == "network":
         settings["network"] = asdict(sweep.network)
-        settings["overlay_trials"] = OVERLAY_TRIALS if "overlay" in parts else 0
+        settings["overlay_trials"] = sweep.overlay_trials if "overlay" in parts else 0
     if beside:
         settings["beside_trials"] = sweep.beside_trials
     exact_part = experiment if learner == "exact" else parts.get("overlay")
@@ -152,7 +145,8 @@ def make_plan(sweep: Sweep) -> Study:
         draw=report.draw,
         words=report.words,
         note=lambda: report.diagnosis(experiment),
-        local=("overlay",),
+        local=("overlay", "twin"),
+        page=save_page,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,12 @@ import numpy as np
 
 from sims_core.algorithm import METHODS
 from sims_toy import figures, theory
-from sims_toy.tables import FACET, tables, theory_tables
+from sims_toy.tables import FACET, Twins, tables, theory_tables
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sims_toy.experiment import Experiment
+    from sims_toy.experiment import Cell, Experiment
 
 #: Methods with a strength.
 GUIDED = [name for name, method in METHODS.items() if "omega" in method.takes]
@@ -33,7 +34,10 @@ def make(
 
     pairs = []
     for name, part in parts.items():
-        pair = tables(part, w2[name])
+        if name == "twin":
+            continue
+        twins = _twins(part, parts, w2) if "twin" in parts and name != "overlay" else None
+        pair = tables(part, w2[name], twins)
         if name == "beside":  # its standard cells stand in the table already
             pair = tuple(frame[frame["auxiliary_data"] != "none"] for frame in pair)
         pairs.append(pair)
@@ -42,13 +46,28 @@ def make(
     return {"sweep": sweep, "regimes": regimes, "theory": curves, "boundaries": edges}
 
 
+def beneath(cell: Cell, learner: str) -> Cell:
+    """The exact cell that stands beneath a network's: its auxiliary moves the whole way, eta = 1."""
+    takes = METHODS[cell.method if cell.method in METHODS else "standard"].takes
+    return replace(cell, learner=learner, budget="1" if "budget" in takes else "0")
+
+
+def _twins(part: Experiment, parts: dict[str, Experiment], w2: dict[str, np.ndarray]) -> Twins:
+    """What the exact learner gives for the cells of ``part``: on the same points, and in many trials of its own."""
+    rows = [
+        [parts[name].cells.index(beneath(cell, learner)) for cell in part.cells]
+        for name, learner in (("twin", "twin"), ("overlay", "exact"))
+    ]
+    return Twins(w2["twin"][rows[0]][:, : part.trials], w2["overlay"][rows[1]])
+
+
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
     """The figures of the first `MOST_FACETS` facets: figure4 and phase_diagram, numbered from the second on."""
     regimes = frames["regimes"].assign(aux=_aux(frames["regimes"], settings))
     sweep = frames["sweep"].assign(aux=_aux(frames["sweep"], settings))
     own, exact = regimes["learner"] == settings["learner"], regimes["learner"] == "exact"
     # beneath the networks lies the exact learner, whose budget is written as an eta
-    beneath = FACET if settings["learner"] == "exact" else [c for c in FACET if c != "budget"]
+    shared = FACET if settings["learner"] == "exact" else [c for c in FACET if c != "budget"]
     guided = regimes["method"].isin(GUIDED)
     paths: list[Path] = []
     if not guided.any():
@@ -67,7 +86,7 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
         )
         reading = settings["auxiliary_data"][0] if "auxiliary_data" in METHODS[facet["method"]].takes else "none"
         mine = own & _matches(regimes, facet, FACET)
-        curves, edges = (frames[n][_matches(frames[n], facet, beneath)] for n in ("theory", "boundaries"))
+        curves, edges = (frames[n][_matches(frames[n], facet, shared)] for n in ("theory", "boundaries"))
         text = caption(facet.to_dict(), settings)
         paths += figures.figure4(
             sweep[(sweep["learner"] == settings["learner"]) & _matches(sweep, facet, FACET)],
@@ -76,7 +95,7 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
             folder / f"figure4{suffix}",
             reading=reading,
             caption=text,
-            beneath=regimes[exact & guided & _matches(regimes, facet, beneath)] if (~own).any() else None,
+            beneath=regimes[exact & guided & _matches(regimes, facet, shared)] if (~own).any() else None,
         )
         paths += figures.phase_diagram(
             regimes[mine], edges, folder / f"phase_diagram{suffix}", reading=reading, caption=phase_caption(text)
@@ -125,11 +144,13 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
     orange = (
         "Orange: standard training with twice the sampler steps (equal cost). " if facet["method"] == "sims" else ""
     )
-    budget, beneath, networks = f"eta = {facet['budget']}", "Thin dashes: linear response, root mean square.", ""
+    budget, below, networks = f"eta = {facet['budget']}", "Thin dashes: linear response, root mean square.", ""
     if settings["learner"] == "network":
         n = settings["network"]
         budget = f"auxiliary budget {facet['budget']} samples"
-        beneath = "Thin lines: the exact learner (eta = 1)."
+        below = "Thin lines: the exact learner (eta = 1)."
+        if settings["overlay_trials"]:
+            below += " Its runs on the networks' own data and noise serve as control variates of their means."
         networks = (
             f" Networks: {n['layers']} x {n['width']} {n['activation']}, {n['parametrisation']}, {n['target']} target, "
             f"{n['steps']} Adam steps of {n['batch'] or 'all'} rows from {n['start']}, rate {n['rate']:g}, auxiliary "
@@ -141,7 +162,7 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
         f"|D_r| = {facet['real_size']}, {extras}sampler {facet['sampler']}, {budget}, {aux}, "
         f"{settings['trials']} paired trials{beside}, "
         f"{settings['generations']} generations, seed {settings['seed']}; d_T is the mean of the last ten. "
-        f"{distance}Bands: 95 % bootstrap intervals. {beneath} {orange}Regimes, |D_r|, the real Gaussian, the sampler, "
+        f"{distance}Bands: 95 % bootstrap intervals. {below} {orange}Regimes, |D_r|, the real Gaussian, the sampler, "
         "what the auxiliary is trained on and how long are our "
         f"reading; the paper does not state them.{networks}"
     )

@@ -160,6 +160,8 @@ class Sweep(RunOptions):
     """Independent repetitions, paired across cells; default 16 for networks and 1000 for the exact learner."""
     beside_trials: int = 0
     """Repetitions of the readings of --auxiliary-data after the first; 0 is as many."""
+    overlay_trials: int = 400
+    """Repetitions of the exact learner beneath the networks, from whose mean chance is taken out of theirs."""
     real: str = "gaussian"
     """Real data: gaussian, gaussians:K, mixture:P,Q,..., moons, pinwheel, swissroll, checkerboard, or a .npy or .csv
     file of points in the plane. All but 'gaussian' need the network learner."""
@@ -203,8 +205,9 @@ PRESETS = {
         synthetic_size="125,250,500,1000",
         auxiliary_data="train+synthetic,synthetic,real+synthetic",
         generations=100,
-        trials=64,
-        beside_trials=16,
+        trials=16,
+        beside_trials=8,
+        overlay_trials=2000,
     ),
     # Neon's published toy (arXiv 2510.03597, appendix), with the quirks of its notebook: the time input of a 20-step
     # grid when sampling (--network.time matched mends it), and a deterministic sampler under the name eta = 1

@@ -55,7 +55,7 @@ class Study:
     parts: experiments by name, which is that of their shards. settings: JSON-able, all that decides the result.
     make: from the parts' values to tables. draw: from tables to figures in a folder. words: what the command prints
     of its tables, the conclusion last. note: what is recorded once, when the run is finished. local: parts whose
-    pieces stay on this machine whatever the scheduler.
+    pieces stay on this machine whatever the scheduler. page: writes the run's interactive page, if it has one.
     """
 
     command: str
@@ -66,6 +66,7 @@ class Study:
     words: Callable[[Frames, Settings], str]
     note: Callable[[], str] | None = None
     local: tuple[str, ...] = ()
+    page: Callable[[Frames, Settings, Path], Path] | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -78,6 +79,7 @@ class Result:
     """What a study left: its folder, its tables by name, its figures, and what there is to say.
 
     resumed_finished: whether the folder was whole already. note: what was recorded at the end (a sweep's diagnosis).
+    page: its interactive page, if it has one.
     """
 
     folder: Path
@@ -86,6 +88,7 @@ class Result:
     resumed_finished: bool
     words: str
     note: str
+    page: Path | None = None
 
 
 def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> Result:
@@ -114,11 +117,12 @@ def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> R
                 write_atomic(out / f"{name}.parquet", lambda p, f=frame: f.to_parquet(p, index=False))  # type: ignore[misc]
                 write_atomic(out / f"{name}.csv", lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
         figures = study.draw(frames, study.settings, out)
+        page = study.page(frames, study.settings, out / "report.html") if study.page else None
         if not known:
             note = study.note() if study.note else ""
             folder.finish(seconds=round(time.monotonic() - started, 1), tables=sorted(frames), note=note)
         note = str(json.loads((out / "finished.json").read_text()).get("note", ""))
-    return Result(out, frames, figures, known, study.words(frames, study.settings), note)
+    return Result(out, frames, figures, known, study.words(frames, study.settings), note, page)
 
 
 def _load(out: Path) -> Frames | None:
@@ -227,6 +231,8 @@ def command(
             print(f"{result.folder} holds this run, finished: nothing to compute")
         if result.figures:
             print(f"figures: {', '.join(str(p) for p in result.figures if p.suffix == '.png')}")
+        if result.page:
+            print(f"page: {result.page}")
         print("tables:", ", ".join(str(result.folder / f"{name}.csv") for name in result.tables))
         if result.note:
             print(result.note)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,24 +24,34 @@ _CURVE = [*_COLUMNS, "generation", "omega", "w2_rms", "w2_rms_standard_first"]
 _EDGE = [*_COLUMNS, "regime", "piece", "omega_low", "omega_high"]
 
 
-def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFrame]:
+@dataclass(frozen=True)
+class Twins:
+    """The exact learner beside networks. values: of the same trials, on the networks' own points (cells, trials,
+    generations); many: of many more trials of its own (cells, many trials, generations)."""
+
+    values: Array
+    many: Array
+
+
+def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tidy table (one row a cell and generation) and the regimes (one row a cell).
 
     Intervals are percentile bootstraps over whole trials, paired across cells (`sims_toy.phase`). ``ratio_own`` is
     d_t(w) / d_1(w); ``ratio_standard`` is d_t(w) / d_1(0), standard training's first generation with the same sizes,
-    loop and reference sampler.
+    loop and reference sampler. twins: means of w2 are freed of the chance in data and samples that the exact learner
+    shows too (`sims_toy.phase.steadied`); regimes then say the twins' correlation over trials, and d_T without them.
     """
     import pandas as pd
 
     weights = phase.resampling_weights(experiment.trials, Seed(experiment.seed))
-    means = np.where(np.isfinite(w2).all(1), w2.mean(1), np.inf)
+    means, resampled, squares = _means(weights, w2, twins, Seed(experiment.seed))
     standards = {
         (c.learner, c.loop, c.sampler, c.real_size, c.synthetic_size, c.temperature, c.pollution): i
         for i, c in enumerate(experiment.cells)
         if c.method == "standard"
     }
     last = phase.last_generations(experiment.generations)
-    anchors = {i: phase.weighted(weights, w2[i]) for i in standards.values()}  # (resamples, generations) each
+    anchors = {i: resampled(i) for i in standards.values()}  # (resamples, generations) each
     sweep, regimes = [], []
     for i, cell in enumerate(experiment.cells):
         axes = (cell.real_size, cell.synthetic_size, cell.temperature, cell.pollution)
@@ -48,19 +59,18 @@ def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFram
         identity = {k: v for k, v in asdict(cell).items() if k != "reference"} | {"trials": experiment.trials}
         mine, anchor = anchors.get(i), anchors[s]
         if mine is None:
-            mine = phase.weighted(weights, w2[i])
+            mine = resampled(i)
         own, own_mean = phase.ratio(mine, mine[:, :1]), phase.ratio(means[i], means[i][0])
         std, std_mean = phase.ratio(mine, anchor[:, :1]), phase.ratio(means[i], means[s][0])
         finite = np.isfinite(w2[i])
         whole = finite.all(0)
-        w2_sq = np.where(whole, (np.where(finite, w2[i], 0) ** 2).mean(0), np.inf)
         deviation = np.where(finite, w2[i], 0).std(0, ddof=1) if experiment.trials > 1 else np.full(len(whole), np.nan)
         columns = {
             "generation": np.arange(1, experiment.generations + 1),
             "diverged": (~finite).sum(0),
-            "w2_sq_mean": w2_sq,
+            "w2_sq_mean": squares[i],
             "w2_mean": means[i],
-            "w2_se": np.where(whole, deviation / np.sqrt(experiment.trials), np.inf),
+            "w2_se": np.where(whole, deviation / np.sqrt(experiment.trials) if twins is None else mine.std(0), np.inf),
         }
         for name, value, samples in (
             ("w2", None, mine),
@@ -75,6 +85,7 @@ def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFram
             identity
             | {"reference": cell.reference or cell.sampler}
             | _regime(cell, w2[i], mine, anchor, means[i], means[s], last)
+            | ({} if twins is None else _beside_twin(w2[i][:, last].mean(1), twins.values[i][:, last].mean(1)))
         )
     order = [
         "learner",
@@ -106,6 +117,35 @@ def tables(experiment: Experiment, w2: Array) -> tuple[pd.DataFrame, pd.DataFram
         "ratio_standard_high",
     ]
     return pd.concat(sweep, ignore_index=True)[order], pd.DataFrame(regimes)
+
+
+def _means(weights: Array, w2: Array, twins: Twins | None, seed: Seed) -> tuple[Array, Callable[[int], Array], Array]:
+    """Means (cells, generations) of w2, a cell's resampled means (resamples, generations), and means of w2 squared."""
+    even = np.full((1, w2.shape[1]), 1 / w2.shape[1])
+    if twins is None:
+
+        def plain(values: Array) -> Array:
+            return np.stack([phase.weighted(even, v)[0] for v in values])
+
+        return plain(w2), lambda i: phase.weighted(weights, w2[i]), plain(w2**2)
+    many = phase.resampling_weights(twins.many.shape[1], seed.child("twin"), len(weights))
+    all_of = np.full((1, many.shape[1]), 1 / many.shape[1])
+
+    def mean(power: int) -> Array:
+        pairs = zip(w2**power, twins.values**power, twins.many**power, strict=True)
+        return np.stack([phase.steadied(even, v, t, phase.weighted(all_of, m))[0] for v, t, m in pairs])
+
+    def resampled(i: int) -> Array:
+        return phase.steadied(weights, w2[i], twins.values[i], phase.weighted(many, twins.many[i]))
+
+    return mean(1), resampled, mean(2)
+
+
+def _beside_twin(mine: Array, twin: Array) -> dict[str, float]:
+    """Of d_T, trial by trial."""
+    finite = np.isfinite(mine).all() and np.isfinite(twin).all() and len(mine) > 2
+    together = float(np.corrcoef(mine, twin)[0, 1]) if finite else np.nan
+    return {"last_plain": float(mine.mean()), "twin_correlation": together}
 
 
 def _regime(

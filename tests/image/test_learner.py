@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from sims_core.algorithm import AUXILIARY_DATA, neon, sims, standard
+from sims_core.algorithm import AUXILIARY_DATA, METHODS, neon, sims, standard
 from sims_core.errors import InputError
-from sims_core.learner import Learner, Mergeable
-from sims_core.loop import POLICIES, self_consuming_loop
+from sims_core.learner import Learner, Mergeable, Perturbable, Rebuildable, Scalable
+from sims_core.loop import POLICIES, parse_policy, self_consuming_loop
 from sims_core.seeds import Seed
 from sims_image import checkpoints
 from sims_image.learner import ImageData, ImageLearner, ImageModel, budgets_of
@@ -32,7 +32,8 @@ def data(tmp_path_factory):
 def learner(tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny", tiny.preset(tiny.EDM, tiny.recipe(budget="0.04k")))
     training = Train(preset="tiny", sheet=0, device="cpu", workers=0, log_every="20", snapshots="40")
-    return ImageLearner(tmp_path / "work", training, batch=8, sampler="heun:2", weights="raw", fit_weights="raw")
+    given = {"weights": "raw", "fit_weights": "raw", "rebuilding": {"network": "model_channels=4"}}
+    return ImageLearner(tmp_path / "work", training, batch=8, sampler="heun:2", **given)
 
 
 def same(a, b):
@@ -42,7 +43,8 @@ def same(a, b):
 
 
 def test_contract(learner, data):
-    assert isinstance(learner, Learner) and isinstance(learner, Mergeable)
+    for contracted in (Learner, Mergeable, Rebuildable, Perturbable, Scalable):
+        assert isinstance(learner, contracted)
     contract.check(contract.Case(learner, data, 16, 10, same, len))
 
 
@@ -107,6 +109,66 @@ def test_algorithms_and_loops_run_unchanged(learner, data):
     assert [len(t.train) for t in turns] == [24, 32]
     again = list(self_consuming_loop(learner, data, generations=2, after=turns[0], **options))
     assert same(again[0].model, turns[1].model)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_the_core_makes_a_model(learner, data, name):
+    method = METHODS[name].bind(
+        n_synthetic=8,
+        budget=160 if name == "autoguidance" else 16,
+        omega=1.0,
+        auxiliary_data=AUXILIARY_DATA["synthetic"],
+    )
+    made = method(learner, data, seed=Seed(1))
+    drawn = learner.sample(made.model, 8, seed=Seed(2)).open()
+    source = drawn.record["source"]
+    assert source["nfe"] == 3 * METHODS[name].networks and drawn.labels is not None
+    expected = {"standard": "none", "continued": "none", "neon": "none", "autoguidance": "autoguidance",
+                "rebuilt": "autoguidance"}  # fmt: skip
+    assert source["guidance"] == expected.get(name, "sims")
+
+
+def test_a_random_direction_is_as_long_tensor_by_tensor(learner, data):
+    base = learner.fit(data, seed=Seed(1))
+    auxiliary = learner.finetune(base, data, 16, seed=Seed(2))
+    moved = learner.perturb(base, auxiliary, seed=Seed(3))
+    first, second, third = (checkpoints.load(m.base).network.state_dict() for m in (base, auxiliary, moved))
+    for name, value in third.items():
+        assert torch.allclose((value - first[name]).norm(), (second[name] - first[name]).norm(), rtol=1e-3, atol=1e-6)
+        assert torch.equal(value, first[name]) == torch.equal(second[name], first[name])
+
+
+def test_every_policy_of_the_core_makes_its_data(learner, data, tmp_path):
+    """Sizes of the training sets, and where their images come from."""
+    other = ImageData(tiny.write_data(tmp_path / "other.zip", count=10, seed=1).path)
+    sizes = {"augmentation": [24, 32], "fully-synthetic": [24, 8], "fresh": [24, 18], "accumulate": [24, 32],
+             "polluted": [34, 32], "mixed:0.5": [24, 32], "scaled:0.5:augmentation": [24, 32]}  # fmt: skip
+    for text, wanted in sizes.items():
+        turns = list(
+            self_consuming_loop(
+                learner,
+                data,
+                method=standard,
+                policy=parse_policy(text),
+                n_synthetic=8,
+                generations=2,
+                seed=Seed(4),
+                fresh=lambda seed: other,
+                pollution=other,
+            )
+        )
+        assert [len(turn.train) for turn in turns] == wanted, text
+        warm = checkpoints.summary(turns[1].model.base).record.parent
+        assert warm == (turns[0].model.identity["base"] if text == "mixed:0.5" else None)
+    halved = learner.scale(data, 0.5).open().images(slice(None)).astype(float)
+    assert np.abs(halved - 127.5 - 0.5 * (data.open().images(slice(None)) - 127.5)).max() <= 1
+
+
+def test_subsets_are_the_images_asked_for(learner, data):
+    places = np.array([5, 2, 9])
+    part, bare = learner.subset(data, places), learner.subset(data, places, labelled=False)
+    assert np.array_equal(part.open().images(slice(None)), data.open().images(places))
+    assert part.open().labels.tolist() == [2, 2, 0] and bare.open().labels is None and bare.path != part.path
 
 
 def test_a_checkpoint_stands_for_the_fit(learner, data, tmp_path):

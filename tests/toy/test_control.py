@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sims_core import InputError
+from sims_core import InputError, shares
 from sims_core.algorithm import complement, distribution_control, largest_strength
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
@@ -23,9 +23,9 @@ HEUN = Sampler.parse("heun:30", sigma_data=1.4)
 def test_geometric_complement():
     p, q = np.array([0.5, 0.3, 0.2]), np.array([1, 1, 1]) / 3
     a = complement(p, q, 0.5, reading="geometric")
-    np.testing.assert_allclose(theory.density_law(p, a, 2.0), q)  # the density law's target at omega = 1 / strength
+    np.testing.assert_allclose(shares.density_law(p, a, 2.0), q)  # the density law's target at omega = 1 / strength
     b = complement(p, q, 0.5)
-    np.testing.assert_allclose(theory.transport_law(p, b, 2.0), q)  # the transport law's
+    np.testing.assert_allclose(shares.transport_law(p, b, 2.0), q)  # the transport law's
     rows = complement(np.stack([p, q]), q, reading="geometric")
     np.testing.assert_allclose(rows, [complement(p, q, reading="geometric"), q])
     small = complement(p, p + 1e-5 * (q - p), reading="geometric") - complement(p, p + 1e-5 * (q - p))
@@ -55,19 +55,19 @@ def test_two_classes_meet_at_one_half_exactly():
         omega = (0.5 - p) / (p - a)
         made = theory.transport(mixture, (p, 1 - p), (a, 1 - a), omega, HEUN)
         assert made.shares[0] == pytest.approx(0.5, abs=2e-3)
-        assert abs(theory.density_law((p, 1 - p), (a, 1 - a), omega)[0] - 0.5) > 0.1
+        assert abs(shares.density_law((p, 1 - p), (a, 1 - a), omega)[0] - 0.5) > 0.1
 
 
 def test_which_law_each_sampler_follows():
     """The ODE follows the transport law, annealed Langevin dynamics the density law."""
     mixture = parse_real("mixture:0.7,0.3").mixture
     p, a, omega = np.array([0.7, 0.3]), np.array([0.845, 0.155]), 2.0
-    linear, geometric = theory.transport_law(p, a, omega), theory.density_law(p, a, omega)
-    far = theory.total_variation(linear, geometric)
+    linear, geometric = shares.transport_law(p, a, omega), shares.density_law(p, a, omega)
+    far = shares.total_variation(linear, geometric)
     ode = theory.transport(mixture, p, a, omega, HEUN).shares
     jumps = theory.langevin(mixture, p, a, omega, seed=Seed(0), points=1000).shares
-    assert theory.total_variation(ode, linear) < 0.35 * far
-    assert theory.total_variation(jumps, geometric) < 0.6 * far < theory.total_variation(jumps, linear)
+    assert shares.total_variation(ode, linear) < 0.35 * far
+    assert shares.total_variation(jumps, geometric) < 0.6 * far < shares.total_variation(jumps, linear)
 
 
 def test_small_shifts_agree():
@@ -75,8 +75,8 @@ def test_small_shifts_agree():
     mixture = parse_real("mixture:0.5,0.5").mixture
     p, a = np.array([0.5, 0.5]), np.array([0.51, 0.49])
     made = theory.transport(mixture, p, a, 1.0, HEUN, 2**14).shares
-    np.testing.assert_allclose(made, theory.transport_law(p, a, 1.0), atol=2e-3)
-    np.testing.assert_allclose(theory.density_law(p, a, 1.0), theory.transport_law(p, a, 1.0), atol=1e-4)
+    np.testing.assert_allclose(made, shares.transport_law(p, a, 1.0), atol=2e-3)
+    np.testing.assert_allclose(shares.density_law(p, a, 1.0), shares.transport_law(p, a, 1.0), atol=1e-4)
 
 
 def test_a_class_cut_off_ruins_it():

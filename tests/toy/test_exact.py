@@ -252,3 +252,27 @@ def test_bad_input(call):
     data = learner.draw(REAL, 20, seed=S)
     with pytest.raises(InputError):
         call(learner, learner.fit(data, seed=S), data)
+
+
+def test_the_networks_twin_keeps_the_moments_of_the_networks_points():
+    """Real points and samples are those of the network learner with the same streams; a loop of the twin follows the
+    same law as the exact learner's."""
+    from sims_toy.network import NetworkLearner
+
+    real = Gaussian.single([1.0, -0.5], [[2.0, 1.0], [1.0, 2.0]])
+    streams = [3, 3, 7]
+    twin = ExactLearner(Sampler.parse("ddim:20"), streams, points=True)
+    points = NetworkLearner(Sampler.parse("ddim:20"), streams).draw(real, 50, seed=Seed(1)).double().numpy()
+    mine = twin.draw(real, 50, seed=Seed(1))
+    np.testing.assert_allclose(mine.mean.numpy(), points.mean(1), atol=1e-6)
+    np.testing.assert_allclose(mine.cov.numpy(), [np.cov(p.T, ddof=0) for p in points], atol=1e-6)
+    assert torch.equal(mine.cov[0], mine.cov[1]) and not torch.equal(mine.cov[0], mine.cov[2])
+
+    def spread(points):
+        learner = ExactLearner(Sampler.parse("ddim:20"), np.arange(800), points=points)
+        model = learner.fit(learner.draw(real, 60, seed=Seed(2)), seed=Seed(2))
+        return learner.distance(learner.fit(learner.sample(model, 40, seed=Seed(3)), seed=Seed(3)), real)
+
+    one, other = spread(True), spread(False)
+    error = np.hypot(one.std(), other.std()) / np.sqrt(800)
+    assert abs(one.mean() - other.mean()) < 4 * error

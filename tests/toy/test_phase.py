@@ -56,6 +56,45 @@ def test_bootstrap_covers_and_pairs():
         phase.resampling_weights(0, Seed(0))
 
 
+def test_twins_take_chance_out_of_means():
+    """A control variate: the least-squares prediction at the twin's expectation, covered at the intervals' level."""
+    rng = np.random.default_rng(0)
+    trials, many, covered, steady, plain = 24, 400, 0, [], []
+    for i in range(300):
+        twin = rng.gamma(4.0, 1.0, trials + many)
+        values = 2.0 + 0.5 * twin[:trials] + rng.normal(0, 0.3, trials)  # expectation 4
+        weights = phase.resampling_weights(trials, Seed(i), 400)
+        other = phase.resampling_weights(many, Seed(i).child("twin"), 400)
+        expected = phase.weighted(other, twin[trials:, None])
+        resampled = phase.steadied(weights, values[:, None], twin[:trials, None], expected)
+        low, high = phase.interval(resampled)
+        covered += low[0] <= 4.0 <= high[0]
+        even, mu = np.full((1, trials), 1 / trials), twin[trials:].mean()
+        mean = phase.steadied(even, values[:, None], twin[:trials, None], np.array([[mu]]))[0, 0]
+        slope, intercept = np.polyfit(twin[:trials], values, 1)
+        assert mean == pytest.approx(intercept + slope * mu, rel=1e-12)
+        steady.append(mean)
+        plain.append(values.mean())
+    assert abs(covered / 300 - phase.LEVEL) < 0.035  # four standard errors would be .05
+    share = 0.09 / (0.09 + 0.25 * 4) + 0.25 * 4 / (0.09 + 0.25 * 4) * trials / many  # of the variance that is left
+    assert np.var(steady) / np.var(plain) == pytest.approx(share, rel=0.4)
+    assert abs(np.mean(steady) - 4) < 4 * np.std(steady) / math.sqrt(300)
+
+
+def test_a_useless_twin_and_a_diverged_one():
+    weights = phase.resampling_weights(10, Seed(0), 50)
+    values, expected = np.random.default_rng(0).normal(size=(10, 3)), np.ones((50, 3))
+    flat = phase.steadied(weights, values, np.ones((10, 3)), expected)
+    np.testing.assert_allclose(flat, phase.weighted(weights, values), rtol=1e-12)
+    twin = values.copy()
+    twin[0, 0], expected[:, 1] = np.inf, np.inf
+    found = phase.steadied(weights, values, twin, expected)
+    np.testing.assert_array_equal(found[:, :2], phase.weighted(weights, values)[:, :2])
+    np.testing.assert_allclose(found[:, 2], 1.0)  # its own twin: all chance is explained
+    values[3] = np.inf
+    assert np.isinf(phase.steadied(weights, values, twin, expected)).all()
+
+
 def test_divergence_is_not_averaged_away():
     values = np.ones((10, 3))
     values[4, 2] = np.inf

@@ -366,6 +366,64 @@ def test_killed_and_resumed_by_the_same_command(tmp_path, words):
     assert other.returncode == 2 and "seed: 0 there, 5 here" in other.stderr and other.stderr.count("\n") == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for child processes in /proc")
+def test_workers_end_with_a_killed_run(tmp_path):
+    """SIGKILL to the command alone: its workers, in the middle of long pieces, do not go on without it."""
+    words = [
+        "--trials",
+        "400",
+        "--generations",
+        "2000",
+        "--synthetic-size",
+        "50",
+        "--learner",
+        "exact",
+        "--omega",
+        "0:2",
+    ]
+    line = [
+        sys.executable,
+        "-m",
+        "sims_toy.sweep",
+        *words,
+        "--workers",
+        "2",
+        "--chunk",
+        "400",
+        "--out",
+        tmp_path / "run",
+    ]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def workers():
+        listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return [int(c) for c in listed if b"LokyProcess" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+    def alive(pid):
+        return b"LokyProcess" in (Path(f"/proc/{pid}/cmdline").read_bytes() if Path(f"/proc/{pid}").exists() else b"")
+
+    def until(condition, seconds=60):
+        end = time.monotonic() + seconds
+        while not (found := condition()) and time.monotonic() < end:
+            time.sleep(0.2)
+        return found
+
+    try:
+        found = until(lambda: w if len(w := workers()) == 2 else None)
+        assert found, "no workers appeared"
+        assert until(lambda: all(_threads(w) > 1 for w in found)), "the watch did not begin"
+        time.sleep(2)
+        process.kill()
+        process.wait()
+        assert until(lambda: not any(alive(w) for w in found), 30), "the workers live on"
+    finally:
+        process.kill()
+
+
+def _threads(pid):
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
 def test_networks_beside_the_exact_learner(tmp_path):
     """The default learner: its rows first, the exact learner's beneath; chunks and workers do not change a bit."""
     tiny = Sweep(
@@ -383,6 +441,7 @@ def test_networks_beside_the_exact_learner(tmp_path):
     assert list(regimes["learner"].unique()) == ["network", "exact"]
     assert set(regimes[regimes["learner"] == "network"]["budget"]) == {"0", "0.64k"}
     assert (regimes[regimes["learner"] == "exact"]["trials"] == 400).all()
+    assert regimes[regimes["learner"] == "network"]["twin_correlation"].between(-1, 1).all()
     table = result.tables["sweep"]
     network = table[table["learner"] == "network"]
     zero = network[(network["method"] == "sims") & (network["omega"] == 0)]["w2_mean"].to_numpy()

@@ -1,0 +1,221 @@
+"""``sims_image control``: Algorithm 2 of SIMS on image classes (`docs/images-control.md`).
+
+The base is unconditional. Its own samples, judged by a classifier and selected in the shares of the target's complement
+(`sims_core.algorithm.complement`), are what the auxiliary is fine-tuned on; guidance away from it moves the output's
+class shares toward the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sims_core.errors import InputError
+from sims_image.laboratory import Checked, Lab, Laboratory, check, verb
+
+if TYPE_CHECKING:
+    from sims_core.seeds import Seed
+    from sims_image.classify import Judge
+    from sims_image.judging import Judging
+    from sims_image.learner import ImageData, ImageModel
+    from sims_image.processes import Processes
+
+Array = NDArray[np.float64]
+#: candidates are drawn for selection until there are enough, at most so many times what the shares ask for
+ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Control(Laboratory):
+    """Move a model's class shares toward a target (Algorithm 2), and measure shares, classes and overall quality.
+
+    Beside it: the base, the base with twice the steps, plain SIMS (an auxiliary with the base's own shares), and a
+    random direction. The base must be unconditional: of a conditional one, ask for labels instead.
+    """
+
+    target: str = "uniform"
+    """Class shares to reach: uniform, one number a class (0.3,0.7), or NAME=SHARE,... with the rest shared out as the
+    base has it. They are scaled to sum to 1."""
+    omega: str = "0.5,1,2"
+    """Grid of extrapolation strengths; 0 is always measured."""
+    classifier: str = ""
+    """Who says what class an image is of: '' (trained on the labels of --data, as `classify` does), a folder that
+    classify stored, or module:function."""
+    complement: str = "linear"
+    """What the auxiliary's shares are, linear or geometric: two readings of the paper's word."""
+    strength: float = 1.0
+    """How far the complement goes; linear: above `largest_strength` it cuts classes out."""
+
+
+def parse_target(text: str, classes: Sequence[str], base: Array) -> Array:
+    """Read a target distribution over ``classes``; ``base`` shares out what NAME=SHARE leaves. Raises `InputError`."""
+    count = len(classes)
+    words = f"uniform, {count} shares with commas, or NAME=SHARE,... of {', '.join(classes[:12])}"
+    if text == "uniform":
+        return np.full(count, 1 / count)
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if any("=" in part for part in parts):
+            named = {name.strip(): float(value) for name, _, value in (part.partition("=") for part in parts)}
+            places = [list(classes).index(name) for name in named]
+            found = np.full(count, np.nan)
+            found[places] = list(named.values())
+            rest = np.isnan(found)
+            if rest.any():
+                found[rest] = (1 - sum(named.values())) * base[rest] / base[rest].sum()
+        else:
+            found = np.array([float(part) for part in parts])
+    except ValueError:
+        raise InputError("--target", text, words) from None
+    if len(found) != count or not np.isfinite(found).all() or (found < 0).any() or not found.sum() > 0:
+        raise InputError("--target", text, words)
+    return np.asarray(found / found.sum())
+
+
+def plan(settings: Control) -> tuple[Checked, list[float]]:
+    """What is asked for, checked. Raises `InputError`."""
+    from sims_core.algorithm import COMPLEMENTS
+    from sims_core.errors import choose
+    from sims_core.grids import parse_grid
+
+    choose("--complement", settings.complement, COMPLEMENTS)
+    if not settings.strength > 0:
+        raise InputError("--strength", settings.strength, "give a positive number")
+    omegas = [omega for omega in parse_grid("--omega", settings.omega, low=0) if omega > 0]
+    if not omegas:
+        raise InputError("--omega", settings.omega, "give values above 0, such as 0.5,1,2")
+    checked = check(settings)
+    if checked.config.get("label_dim"):
+        words = "an unconditional network: give --network label_dim=0 (classes of a conditional one are asked for)"
+        raise InputError("--network" if not checked.checkpoint else "--base", settings.network or settings.base, words)
+    return checked, omegas
+
+
+def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str]] | None:
+    """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
+    from sims_image import control_report
+    from sims_image.classify import judge
+    from sims_image.datasets import open_dataset
+    from sims_image.judging import Judging
+
+    checked, omegas = processes.together(lambda: plan(settings)) or plan(settings)
+    lab = Lab(checked, processes)
+    labelled = open_dataset(settings.data, verify=False)
+
+    def make() -> Judge:
+        return judge(settings.classifier, labelled, device=processes.device)
+
+    judging = Judging(lab, processes.together(make) or make())
+    outcome = control_report.Outcome(lab, judging)
+    for trial in range(settings.trials):
+        run_trial(lab, judging, outcome, omegas, trial)
+    if not processes.first:
+        return None
+    tables = outcome.tables()
+    words = control_report.words(tables, outcome)
+    return lab.write(tables, {"control": control_report.figure(tables, outcome)}, words), words
+
+
+def run_trial(lab: Lab, judging: Judging, outcome: Any, omegas: Sequence[float], trial: int) -> None:
+    """Algorithm 2 once, with its controls, every model measured."""
+    from sims_core.algorithm import complement, distribution_control
+
+    settings, learner, seed = lab.settings, lab.learner, lab.trial(trial)
+    assert isinstance(settings, Control)
+    known: dict[str, Any] = {}
+
+    def base_shares(base: ImageModel, own: Seed) -> Array:
+        """What the base draws, the classifier's errors taken out; cut to what shares can be."""
+        found = np.clip(judging.measure(base, trial).shares.shares, 1e-6, None)
+        known["base"] = found / found.sum()
+        known["target"] = parse_target(settings.target, judging.judge.classes, known["base"])
+        known["wanted"] = complement(known["base"], known["target"], settings.strength, reading=settings.complement)
+        return np.asarray(known["base"])
+
+    def draw(base: ImageModel, shares: Array, own: Seed) -> ImageData:
+        return selected(lab, judging, base, shares, known["base"], own)
+
+    first = learner.fit(lab.data, seed=seed.child("fit"))
+    base_shares(first, seed)  # the target may need them
+    made = distribution_control(
+        learner,
+        lab.data,
+        draw=draw,
+        base_shares=base_shares,
+        target_shares=known["target"],
+        strength=settings.strength,
+        reading=settings.complement,
+        budget=lab.sizes.budget,
+        omega=0.0,
+        seed=seed,
+    )
+    assert made.auxiliary is not None
+    plain_data = learner.sample(made.base, lab.sizes.auxiliary, seed=seed.child("plain"))
+    plain = learner.finetune(made.base, plain_data, lab.sizes.budget, seed=seed.child("finetune"))
+    chance = learner.perturb(made.base, made.auxiliary, seed=seed.child("direction"))
+    add = outcome.adder(trial, known)
+    add("base", 0.0, judging.measure(made.base, trial))
+    add("equal-cost", 0.0, judging.measure(made.base, trial, doubled=True))
+    add("auxiliary", 0.0, judging.measure(made.auxiliary, trial))
+    for name, auxiliary in (("control", made.auxiliary), ("sims", plain), ("random", chance)):
+        for omega in omegas:
+            model = learner.extrapolate(made.base, auxiliary, omega)
+            add(name, omega, judging.measure(model, trial))
+            lab.note(f"{name} {omega:g}", trial, 0, {"model": model})
+            if trial == 0 and name == "control":
+                lab.grid(model, f"control-{omega:g}")
+    if trial == 0:
+        lab.grid(made.base, "base")
+
+
+def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: Array, seed: Seed) -> ImageData:
+    """|auxiliary| samples of ``base`` in the class ``shares``, by what the classifier says: the first of each class.
+
+    own: the base's shares, from which the number of candidates follows. Raises `InputError` where a class stays short.
+    """
+    from sims_image.classify import judged
+    from sims_image.seedlists import Seeds
+
+    count = lab.sizes.auxiliary
+    quota = np.floor(shares * count).astype(int)
+    short = np.argsort(-(shares * count - quota), kind="stable")[: count - quota.sum()]
+    quota[short] += 1
+    candidates = int(np.ceil(1.2 * (quota / np.maximum(own, 1e-3)).max())) + 20
+    for _ in range(ROUNDS):
+        pool = lab.learner.draw(base, Seeds.span(0, candidates), root=seed.integer())
+        verdicts = judged(judging.judge, pool.open())
+        if (np.bincount(verdicts, minlength=len(quota)) >= quota).all():
+            chosen = np.concatenate([np.flatnonzero(verdicts == k)[:wanted] for k, wanted in enumerate(quota)])
+            return lab.learner.subset(pool, np.sort(chosen))
+        candidates *= 2
+    have = np.bincount(verdicts, minlength=len(quota))
+    rare = judging.judge.classes[int(np.argmin(have - quota))]
+    words = f"the base draws too few of class {rare}; ask for fewer, or a --complement and --strength that want less"
+    raise InputError("--auxiliary-size", count, words)
+
+
+def describe(settings: Control) -> str:
+    """The plan and its cost in words."""
+    from sims_image.costs import ledger
+
+    checked, omegas = plan(settings)
+    sizes, trials = checked.sizes, settings.trials
+    told = ledger(checked)
+    told.say("target", f"{settings.target}, complement {settings.complement}, strength {settings.strength:g}")
+    if not checked.checkpoint:
+        told.train("training", sizes.fit, trials)
+    told.draw("candidates for selection (a few times the auxiliary's)", 3 * sizes.auxiliary, trials)
+    told.draw("plain SIMS's samples", sizes.auxiliary, trials)
+    told.train("auxiliaries", sizes.budget, 2 * trials)
+    told.draw("measuring base and auxiliary", sizes.n, 2 * trials)
+    told.draw("measuring guided models", sizes.n, (3 * len(omegas) + 1) * trials, 2)
+    told.say("out", settings.out)
+    return told.words
+
+
+run = verb(Control, "control", conduct, describe)

@@ -1,0 +1,91 @@
+"""What an experiment will cost: images trained on and drawn, network evaluations, hours of one GPU.
+
+Operations are counted by tracing the network (`sims_image.estimate`); GPU-hours assume its rate of an A100,
+which nobody measured here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sims_image.laboratory import Checked
+    from sims_image.presets import Recipe
+
+
+@dataclass
+class Ledger:
+    """Adds up. flops, evaluation: operations of an image in a training step, and in one evaluation of the network; nfe:
+    evaluations for an image. rate, drawing: operations a second of a GPU in training and in sampling.
+    """
+
+    flops: float
+    evaluation: float
+    nfe: int
+    rate: float
+    drawing: float
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    trained: int = 0
+    evaluations: int = 0
+
+    def say(self, what: str, words: str) -> None:
+        """A line that costs nothing."""
+        self.lines.append((what, words))
+
+    def train(self, what: str, images: int, times: int = 1) -> None:
+        """``times`` trainings on ``images`` each."""
+        self.trained += images * times
+        self.lines.append((what, f"{times:,} x {images:,} images seen: {self._hours(images * times, 0)}"))
+
+    def draw(self, what: str, images: int, times: int = 1, networks: float = 1) -> None:
+        """``times`` samples of ``images``, each with ``networks`` networks evaluated a step."""
+        spent = round(images * times * networks * self.nfe)
+        self.evaluations += spent
+        self.lines.append((what, f"{times:,} x {images:,} images, {spent:,} evaluations: {self._hours(0, spent)}"))
+
+    def _hours(self, trained: int, evaluations: int) -> str:
+        hours = (trained * self.flops / self.rate + evaluations * self.evaluation / self.drawing) / 3600
+        return f"{hours:.2g} A100-hours"
+
+    @property
+    def total(self) -> str:
+        """GPU-hours so far."""
+        return f"{self._hours(self.trained, self.evaluations)} in all (an assumed rate, not a measured one)"
+
+    @property
+    def words(self) -> str:
+        """Everything, and the sum."""
+        total = [
+            ("in all", f"{self.trained:,} images trained on, {self.evaluations:,} evaluations"),
+            ("GPU", self.total),
+        ]
+        lines = [*self.lines, *total]
+        width = max(len(key) for key, _ in lines)
+        return "\n".join(f"{key:>{width}}  {value}" for key, value in lines)
+
+
+def ledger(checked: Checked) -> Ledger:
+    """An empty one for an experiment's network and sampler. Raises `InputError`."""
+    from sims_core.sampling import Sampler
+    from sims_image.estimate import A100
+    from sims_image.presets import PRESETS
+
+    recipe, sizes = checked.recipe, checked.sizes
+    sampler = checked.settings.sampler or PRESETS[checked.preset].sampler
+    nfe = Sampler.parse(sampler, argument="--sampler").nfe
+    flops = _flops(json.dumps(checked.config, sort_keys=True), recipe)
+    found = Ledger(*flops, nfe, A100[recipe.precision], A100["float32"])
+    found.say("base", checked.checkpoint or f"preset {checked.preset}, trained for {sizes.fit:,} images")
+    found.say("real data", f"{sizes.real:,} images ({checked.settings.data or 'not named'})")
+    found.say("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with two networks")
+    return found
+
+
+@lru_cache(maxsize=16)
+def _flops(config: str, recipe: Recipe) -> tuple[float, float]:
+    from sims_image.estimate import evaluation_flops, measure
+
+    return measure(json.loads(config), recipe).flops, evaluation_flops(json.loads(config))

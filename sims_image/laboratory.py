@@ -1,0 +1,380 @@
+"""What the experiments beyond Algorithm 1 share: their options, the bench that measures, tables, what a run will cost.
+
+    OUT/fit-*, sample-*, finetune-*, ...   models and data sets, named by what decides them: found again, never remade
+    OUT/cells/                             one measured model a file
+    OUT/runs/ARM/TRIAL-NN.json             which of them make up one generation (dose, round) of an arm
+    OUT/report/                            tables (CSV, parquet), figures, sample grids, results.json
+
+The same command goes on where a stopped one was; another one in the same --out makes only what is new.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from sims_core.command import parse_command
+from sims_core.errors import InputError, choose
+from sims_image.bench import Bench
+from sims_image.experiments import Plan, Sims, base_of, make_learner
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from sims_core.seeds import Seed
+    from sims_image.learner import ImageData, ImageLearner, ImageModel
+    from sims_image.presets import Recipe
+    from sims_image.processes import Processes
+    from sims_image.train import Train
+
+#: what a row of quality holds of the metrics, each with its standard error
+METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
+
+
+@dataclass(frozen=True)
+class Laboratory(Sims):
+    """Options of every experiment, besides its own."""
+
+    trials: int = 3
+    """Repetitions with other seeds of everything: training, sampling, measuring."""
+    n: str = "1k"
+    """Images by which a model is measured; each trial has its own."""
+    synthetic: str = ""
+    """|D_s|, a model's samples that the next one is trained on; default as many as there are real images."""
+    auxiliary_size: str = ""
+    """Samples that an auxiliary is made from; default --synthetic."""
+    omega: str = "1"
+    """Extrapolation strength, or a grid of them."""
+    budget: str = "1Mi"
+    """Images that an auxiliary sees."""
+    fit_budget: str = ""
+    """Images that a model trained from scratch sees; default the preset's."""
+    fit_lr: float | None = None
+    """Learning rate of such a training; default the preset's."""
+    objective: str = ""
+    """Training objective: edm or edm2; default the preset's."""
+    network: str = ""
+    """Arguments of the network that differ from the preset's: model_channels=16,label_dim=0."""
+    guide_network: str = ""
+    """The same of the second network of autoguidance and of the rebuilt auxiliary; default --network."""
+    images: int = 0
+    """Real images, for a --dry-run where --data is not at hand."""
+    out: str = ""
+    """Where everything goes; default runs/<verb>."""
+    budgets: Annotated[str, tyro.conf.Suppress] = ""
+    search: Annotated[str, tyro.conf.Suppress] = ""
+    repeats: Annotated[int, tyro.conf.Suppress] = 2
+    controls: Annotated[bool, tyro.conf.Suppress] = False
+    interval: Annotated[str, tyro.conf.Suppress] = ""
+    refresh_every: Annotated[int | None, tyro.conf.Suppress] = None
+    predictor_only: Annotated[bool, tyro.conf.Suppress] = False
+
+
+@dataclass(frozen=True)
+class Retraining(Laboratory):
+    """Options of experiments whose models may start from the previous one."""
+
+    retrain_budget: str = ""
+    """Images that a model sees which starts from the previous one; default as from scratch."""
+    retrain_lr: float | None = None
+    """Learning rate of such a training, held from its first step to its last; default the preset's, with its ramp."""
+    retrain_batch: int | None = None
+    """Images a step of it; default the preset's."""
+
+    def options(self, mi: int) -> dict[str, Any]:
+        """Of `sims_image.train.Train`, for such a training. Raises `InputError`."""
+        from sims_image.schedules import images_of
+
+        found: dict[str, Any] = {"batch": self.retrain_batch}
+        if self.retrain_budget:
+            images = images_of("--retrain-budget", self.retrain_budget, mi)
+            if images < 1:
+                raise InputError("--retrain-budget", self.retrain_budget, "give at least 1 image")
+            found |= {"budget": f"{images / 1000:.9g}k", "snapshots": str(images)}
+        if self.retrain_lr is not None:
+            found |= {"lr": self.retrain_lr, "lr_rampup": "0", "lr_decay": "constant"}
+        return found
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of images: measured, |D_s|, an auxiliary's samples and budget, a training from scratch, |D_r|."""
+
+    n: int
+    synthetic: int
+    auxiliary: int
+    budget: int
+    fit: int
+    real: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Options that make sense. training: of a model from scratch; recipe, config: its recipe, the base's network."""
+
+    settings: Laboratory
+    preset: str
+    checkpoint: str
+    sizes: Sizes
+    training: Train
+    recipe: Recipe
+    config: dict[str, Any]
+
+
+def check(settings: Laboratory) -> Checked:
+    """Options, checked; nothing is built. Raises `InputError` naming the option."""
+    from sims_core.algorithm import AUXILIARY_DATA
+    from sims_image import checkpoints
+    from sims_image.datasets import open_dataset
+    from sims_image.learner import WEIGHTS
+    from sims_image.objectives import OBJECTIVES
+    from sims_image.presets import PRESETS
+    from sims_image.schedules import images_of
+    from sims_image.train import Train
+    from sims_image.train import plan as train_plan
+
+    if not settings.data and not settings.images:
+        raise InputError("--data", "", "name the data set of real images (see `sims_image prepare`)")
+    choose("--auxiliary-data", settings.auxiliary_data, AUXILIARY_DATA)
+    choose("--auxiliary-weights", settings.auxiliary_weights, WEIGHTS)
+    choose("--labels", settings.labels or "data", ("data", "uniform", "balanced"))
+    if settings.objective:
+        choose("--objective", settings.objective, OBJECTIVES)
+    for name, least in (("trials", 1), ("batch", 1), ("seed", 0)):
+        if getattr(settings, name) < least:
+            raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
+    preset, checkpoint, mi = base_of(settings)
+    recipe = PRESETS[choose("--base", preset, PRESETS)].recipe
+    there = bool(settings.data) and (not settings.dry_run or Path(settings.data).exists())
+    real = len(open_dataset(settings.data, verify=False)) if there else settings.images
+    if not real:
+        raise InputError("--images", 0, f"{settings.data} is not there; say how many real images it will have")
+    given = {"n": settings.n, "synthetic": settings.synthetic or str(real), "budget": settings.budget}
+    given |= {"auxiliary": settings.auxiliary_size or given["synthetic"]}
+    given |= {"fit": settings.fit_budget or str(recipe.images)}
+    names = {"auxiliary": "--auxiliary-size", "fit": "--fit-budget"}
+    counts = {k: images_of(names.get(k, f"--{k}"), v, mi) for k, v in given.items()}
+    for name, least in (("n", 20), ("synthetic", 1), ("budget", 1), ("fit", 1), ("auxiliary", 1)):
+        if counts[name] < least:
+            raise InputError(names.get(name, f"--{name}"), given[name], f"give at least {least} images")
+    training = Train(
+        preset=preset,
+        device=settings.device,
+        network="" if checkpoint else settings.network,
+        objective=settings.objective or None,
+        budget=settings.fit_budget,
+        lr=settings.fit_lr,
+        sheet=0,
+        snapshots=str(counts["fit"]) if recipe.ema == "halflife" else "",
+    )
+    planned = train_plan(replace(training, data=settings.data if there else "", dry_run=True))
+    config = checkpoints.summary(checkpoint).config if checkpoint else planned.config
+    sizes = Sizes(real=real, **counts)
+    return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config)
+
+
+class Lab:
+    """An experiment at work: the learner, the bench, the real data, and the rows measured so far."""
+
+    def __init__(self, checked: Checked, processes: Processes) -> None:
+        from sims_core.guidance import FULL
+        from sims_image.learner import ImageData
+        from sims_image.seedlists import Seeds
+
+        settings, sizes = checked.settings, checked.sizes
+        self.checked, self.settings, self.sizes, self.processes = checked, settings, sizes, processes
+        none = Seeds.span(0, 1)
+        planned = Plan(settings, (), (), FULL, checked.preset, checked.checkpoint, none, none, ())
+        rebuilding = {"network": settings.guide_network or settings.network}
+        self.learner: ImageLearner = replace(
+            make_learner(planned, processes),
+            training=checked.training,
+            retraining=settings.options(checked.recipe.mi) if isinstance(settings, Retraining) else {},
+            rebuilding=rebuilding,
+            budgets=(),
+        )
+        self._planned, self.rows = planned, list[dict[str, Any]]()
+        self.data: ImageData = self._fitting(ImageData(Path(settings.data)))
+        self.folder = Path(settings.out)
+
+    @cached_property
+    def bench(self) -> Bench:
+        """What measures; made when first asked for, since it computes the real images' features."""
+        return Bench(self._planned, self.learner, self.processes)
+
+    def _fitting(self, data: ImageData) -> ImageData:
+        """The data without labels that an unconditional network would not give its samples."""
+        import numpy as np
+
+        opened = data.open()
+        if opened.labels is None or self.checked.config.get("label_dim"):
+            return data
+        return self.learner.subset(data, np.arange(len(opened)), labelled=False)
+
+    def trial(self, number: int) -> Seed:
+        """The seed of a trial."""
+        from sims_core.seeds import Seed
+
+        return Seed(self.settings.seed).child("trial", number)
+
+    def quality(self, model: ImageModel, trial: int, *, doubled: bool = False, **identity: Any) -> dict[str, Any]:
+        """Measure a model on the trial's images: a row of ``identity``, the metrics, n and NFE."""
+        from sims_image.seedlists import Seeds
+
+        cell = self.bench.measure(model, Seeds.span(trial * self.sizes.n, self.sizes.n), doubled=doubled)
+        found = cell["report"][self.bench.target]
+        row = {**identity, "trial": trial, "n": self.sizes.n, "nfe": int(cell["settings"]["nfe"])}
+        for name in METRICS:
+            if name in found:
+                row |= {name: found[name]["value"], f"{name}_se": found[name]["se"]}
+        floor = cell["report"]["floor" if self.bench.target == "metrics" else "heldout_floor"]
+        same = floor is not None and floor["n"] == self.sizes.n
+        row["floor"] = floor["metrics"]["frechet"]["value"] if floor is not None and same else None
+        self.rows.append(row)
+        if self.processes.first:
+            words = ", ".join(f"{k} {v}" for k, v in identity.items())
+            print(f"trial {trial}, {words}: {self.bench.reference.extractor.metric} {row['frechet']:.4g}")
+        return row
+
+    def note(self, arm: str, trial: int, number: int, models: dict[str, ImageModel | None], **facts: Any) -> None:
+        """Write down which folders one generation of an arm consists of."""
+
+        def save() -> None:
+            from sims_core.runs import write_json
+
+            place = self.folder / "runs" / arm.replace(" ", "-").replace("=", "")
+            place.mkdir(parents=True, exist_ok=True)
+            told = {k: None if m is None else _brief_model(m, self.folder) for k, m in models.items()}
+            write_json(place / f"{trial}-{number:02d}.json", {**plain(facts), **told})
+
+        self.processes.together(save)
+
+    def grid(self, model: ImageModel, name: str, *, count: int = 32, doubled: bool = False) -> None:
+        """A contact sheet of a model's first images, ``OUT/report/grid-NAME.png``. Nothing for latents."""
+        import numpy as np
+
+        from sims_image.seedlists import Seeds
+        from sims_image.sheets import write_sheet
+
+        path = self.report / f"grid-{name}.png"
+        if not self.processes.first or self.bench.data.shape[0] not in (1, 3) or path.exists():
+            return
+        kept, self.bench.processes = self.bench.processes, replace(self.processes, world=1)
+        try:
+            drawn = list(self.bench.stream(model, Seeds.span(0, count), doubled=doubled)[0])
+        finally:
+            self.bench.processes = kept
+        write_sheet(path, np.concatenate([part[1] for part in drawn]), 8)
+
+    @property
+    def report(self) -> Path:
+        """The report's folder."""
+        folder = self.folder / "report"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def write(self, tables: dict[str, pd.DataFrame], figures: dict[str, Figure], words: Sequence[str]) -> Path:
+        """Write tables, figures and ``results.json``; returns the report's folder."""
+        from sims_core.runs import provenance, write_atomic, write_json
+        from sims_core.style import save
+
+        for name, frame in tables.items():
+            stem = self.report / name
+            write_atomic(stem.with_suffix(".csv"), lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
+            write_atomic(stem.with_suffix(".parquet"), lambda p, f=frame: f.to_parquet(p, index=False))  # type: ignore[misc]
+        for name, figure in figures.items():
+            save(figure, self.report / name)
+        used = self.bench.reference.heldout or self.bench.reference
+        results = {
+            "conclusion": list(words),
+            "metric": self.bench.reference.extractor.metric,
+            "reference": {"name": used.name, "images": used.count, "sha256": used.sha256},
+            "data": {"name": self.data.open().name, "images": self.sizes.real, "sha256": self.data.sha256},
+            "settings": asdict(self.settings),
+            "provenance": provenance(),
+        }
+        write_json(self.report / "results.json", results)
+        return self.report
+
+
+def plain(content: Any) -> Any:
+    """JSON-able: numbers that are not finite become words."""
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    return str(content) if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _brief_model(model: ImageModel, root: Path) -> dict[str, Any]:
+    def short(path: Path) -> str:
+        return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+    other = None if model.auxiliary is None else short(model.auxiliary)
+    return {"base": short(model.base), "auxiliary": other, "omega": model.omega, "guidance": model.kind}
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): Student's 95% interval over trials; a single trial has none (nan)."""
+    import numpy as np
+
+    from sims_image.arms import half_interval
+
+    mean = float(np.mean(values))
+    half = half_interval(values) if len(values) > 1 else float("nan")
+    return mean, mean - half, mean + half
+
+
+def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
+    """One row for each combination of ``by``, in order of appearance: mean and interval over the trials."""
+    import pandas as pd
+
+    found = []
+    for key, part in rows.groupby(list(by), sort=False, dropna=False):
+        row = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True)) | {"trials": len(part)}
+        for name in values:
+            mean, low, high = mean_interval(part[name].tolist())
+            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def said(row: Any, name: str) -> str:
+    """A mean and its interval in words; the mean alone where there is none."""
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return f"{row[name]:.3g}" if low != low else f"{row[name]:.3g} ({low:.3g} .. {high:.3g})"
+
+
+def verb(
+    cls: type[Any],
+    name: str,
+    conduct: Callable[[Any, Processes], tuple[Path, Sequence[str]] | None],
+    describe: Callable[[Any], str],
+) -> Callable[[Sequence[str]], None]:
+    """``argv -> None``: the verb of an experiment."""
+
+    def run(argv: Sequence[str]) -> None:
+        from sims_image.recipes import recipes
+
+        known = recipes(name)
+        settings = parse_command(
+            cls, argv, prog=f"sims_image {name}", description=str(cls.__doc__), presets=known or None
+        )
+        settings = replace(settings, out=settings.out or f"runs/{name}")
+        if settings.dry_run:
+            print(describe(settings))
+            return
+        from sims_image.processes import start
+
+        with start(settings.device) as processes:
+            found = conduct(settings, processes)
+        if found is not None:
+            folder, words = found
+            print("\n".join([*words, f"report: {folder}"]))
+
+    return run

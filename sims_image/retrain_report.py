@@ -1,0 +1,68 @@
+"""The report of `sims_image retrain`: distance, precision and recall against rounds, a curve a λ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sims_image.laboratory import said
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from sims_image.laboratory import Lab
+
+
+def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
+    """One panel a quantity; bands are 95% intervals over trials."""
+    from matplotlib.figure import Figure
+
+    from sims_core.style import sequence, style
+
+    summary, metric = tables["summary"], lab.bench.reference.extractor.metric
+    ratios = list(dict.fromkeys(summary["ratio"]))
+    finite = [ratio for ratio in ratios if ratio < float("inf")]
+    colours = dict(zip(finite, sequence(len(finite)), strict=True)) | {float("inf"): "#d55e00"}
+    panels = (("frechet", metric), ("precision", "precision"), ("recall", "recall"))
+    with style():
+        made = Figure(figsize=(9.6, 3.4), layout="constrained")
+        grid = made.subplots(1, 3)
+        for axes, (column, title) in zip(grid, panels, strict=True):
+            for ratio in ratios:
+                part = summary[summary["ratio"] == ratio]
+                label = "no real images" if ratio == float("inf") else f"λ = {ratio:g}"
+                axes.plot(part["round"], part[column], "o-", ms=3, color=colours[ratio], label=label)
+                low, high = part[f"{column}_low"], part[f"{column}_high"]
+                axes.fill_between(part["round"], low, high, color=colours[ratio], alpha=0.15, lw=0)
+            floor = tables["rounds"]["floor"]
+            if column == "frechet" and floor.notna().all():
+                axes.axhline(floor.mean(), color="black", lw=0.8, ls=":", label="real images")
+            axes.set_title(title)
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel("round")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        grid[0].legend(fontsize=7)
+        made.suptitle(
+            f"{lab.data.open().name}, |D_r| = {lab.sizes.real:,}; n = {lab.sizes.n:,}, {lab.settings.trials} trials, "
+            "bands are 95 % intervals over trials",
+            fontsize=9,
+        )
+    return made
+
+
+def words(tables: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
+    """What came out, in sentences that the numbers decide."""
+    summary, metric = tables["summary"], lab.bench.reference.extractor.metric
+    last = int(summary["round"].max())
+    told = []
+    for _, row in summary[summary["round"] == last].iterrows():
+        name = "no real images" if row["ratio"] == float("inf") else f"λ = {row['ratio']:g}"
+        text = (
+            f"{name}: after {last} rounds {metric} {said(row, 'frechet')}, {said(row, 'to_first')} of the first round's"
+        )
+        if row["ratio"] != 0:
+            low, high = row["to_real_low"], row["to_real_high"]
+            side = "worse than" if low > 1 else "better than" if high < 1 else "not told from"
+            text += f", {side} λ = 0 (ratio {said(row, 'to_real')})"
+        told.append(f"{text}; precision {row['precision']:.3f}, recall {row['recall']:.3f}.")
+    return told

@@ -1,0 +1,139 @@
+"""Figure 5 and iterative retraining from one command each, on tiny networks, and every published recipe's price."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sims_core.errors import InputError
+from sims_image import checkpoints
+from sims_image.__main__ import run as command
+from sims_image.datasets import open_dataset
+from sims_image.pollution import Pollution
+from sims_image.pollution import plan as pollution_plan
+from sims_image.presets import PRESETS
+from sims_image.recipes import recipes
+from sims_image.retrain import Retrain
+from sims_image.retrain import plan as retrain_plan
+from tests.image import tiny
+
+GIVEN = ["--base", "tiny", "--n", "24", "--features", "pixels", "--sampler", "heun:2", "--auxiliary-weights", "raw"]
+GIVEN += ["--device", "cpu", "--trials", "2"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    PRESETS["tiny"] = tiny.preset(tiny.EDM, tiny.recipe(budget="0.04k", lr=1e-2))
+    yield tiny.write_data(tmp_path_factory.mktemp("data") / "tiny.zip", count=24).path
+    del PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def polluted(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pollution") / "out"
+    words = ["pollution", "--data", str(data), "--out", str(out), *GIVEN, "--pollution", "0.5,1", "--omega", "0.5,1"]
+    command([*words, "--auxiliary-size", "16", "--budget", "16"])
+    return out, {name: pd.read_parquet(out / f"report/{name}.parquet") for name in ("models", "curves", "best")}
+
+
+def test_four_curves(polluted):
+    out, found = polluted
+    models = found["models"]
+    counts = models.groupby("scenario").size().to_dict()
+    assert counts == {"ST-I": 2, "SIMS-I": 4, "ST-P": 6, "SIMS-P": 12}
+    assert sorted(models.loc[models["scenario"] == "ST-P", "train"].unique()) == [24, 36, 48]
+    assert len(found["best"]) == 1 + 3 and (out / "report/pollution.png").stat().st_size > 10_000
+    # without pollution, polluted and ideal are one model
+    clean = models[models["dose"] == 0].pivot_table(index=["trial", "omega"], columns="scenario", values="frechet")
+    for kind in ("ST", "SIMS"):
+        assert np.array_equal(clean[f"{kind}-I"].dropna(), clean[f"{kind}-P"].dropna())
+
+
+def test_differences_are_paired(polluted):
+    _, found = polluted
+    models, curves = found["models"], found["curves"]
+    mine = models[(models["scenario"] == "SIMS-P") & (models["omega"] == 1)]
+    by = mine.pivot_table(index="trial", columns="dose", values="frechet")
+    told = curves[(curves["scenario"] == "SIMS-P") & (curves["omega"] == 1) & (curves["dose"] == 1)].iloc[0]
+    assert told["minus_clean"] == pytest.approx((by[1.0] - by[0.0]).mean())
+    standard = models[(models["scenario"] == "ST-P") & (models["dose"] == 1)].set_index("trial")["frechet"]
+    assert told["minus_standard"] == pytest.approx((by[1.0] - standard).mean())
+
+
+def test_pollution_is_nested_and_of_a_model_of_the_real_data_alone(polluted):
+    out, _ = polluted
+    first = json.loads((out / "runs/P-0.5/0-01.json").read_text())
+    second = json.loads((out / "runs/P-1/0-01.json").read_text())
+    small, large = (open_dataset(out / record["train"]) for record in (first, second))
+    assert len(small) == 36 and np.array_equal(large.images(slice(0, 36)), small.images(slice(None)))
+    real = open_dataset(next(out.parent.parent.glob("data*/tiny.zip")))
+    assert np.array_equal(small.images(slice(0, 24)), real.images(slice(None)))
+    samples = [open_dataset(path) for path in out.glob("sample-*")]
+    source = next(
+        s for s in samples if len(s) == 24 and np.array_equal(s.images(slice(0, 12)), small.images(slice(24, 36)))
+    )
+    maker = source.record["source"]["base"]
+    places = [path for path in out.glob("fit-*/snapshots/*/ema") if checkpoints.summary(path).sha256 == maker]
+    assert checkpoints.summary(places[0]).record.data.sha256 == real.sha256
+
+
+@pytest.fixture(scope="module")
+def retrained(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("retrain") / "out"
+    words = ["retrain", "--data", str(data), "--out", str(out), *GIVEN, "--ratio", "0.5,inf", "--rounds", "3"]
+    command([*words, "--retrain-budget", "16", "--retrain-lr", "1e-2"])
+    return out, {name: pd.read_parquet(out / f"report/{name}.parquet") for name in ("rounds", "summary")}
+
+
+def test_rounds_start_from_the_previous_one_and_see_lambda_n(retrained):
+    out, found = retrained
+    rows = found["rounds"]
+    sizes = {ratio: part.groupby("round")["train"].first().tolist() for ratio, part in rows.groupby("ratio")}
+    assert sizes == {0.0: [24, 24, 24], 0.5: [24, 36, 36], np.inf: [24, 24, 24]}
+    told = [json.loads((out / f"runs/standard-ratio0.5/0-0{r}.json").read_text()) for r in (1, 2, 3)]
+    made = [checkpoints.summary(out / record["model"]["base"]) for record in told]
+    assert [m.record.parent for m in made] == [None, made[0].sha256, made[1].sha256]
+    assert [m.record.images for m in made] == [40, 16, 16]
+    alone = rows[rows["ratio"] == 0].groupby("round")["frechet"].first()
+    gone = rows[np.isinf(rows["ratio"])].groupby("round")["frechet"].first()
+    assert alone[1] == gone[1] and alone[2] != gone[2]
+
+
+def test_retrain_summary(retrained):
+    out, found = retrained
+    rows, summary = found["rounds"], found["summary"]
+    at = {ratio: part[part["round"] == 3].set_index("trial")["frechet"] for ratio, part in rows.groupby("ratio")}
+    told = summary[(summary["ratio"] == 0.5) & (summary["round"] == 3)].iloc[0]
+    assert told["to_real"] == pytest.approx((at[0.5] / at[0.0]).mean())
+    words = json.loads((out / "report/results.json").read_text())["conclusion"]
+    assert len(words) == 3 and "no real images" in words[-1]
+    assert (out / "report/retrain.png").stat().st_size > 10_000
+
+
+def test_bad_input(data):
+    pollute, retrain = Pollution(data=str(data), base="tiny"), Retrain(data=str(data), base="tiny")
+    for plan, good, cases in (
+        (pollution_plan, pollute, {"--pollution": {"pollution": "0"}, "--omega": {"omega": "0"}}),
+        (
+            retrain_plan,
+            retrain,
+            {"--rounds": {"rounds": 1}, "--ratio": {"ratio": "-1"}, "--objective": {"objective": "x"}},
+        ),
+    ):
+        for argument, bad in cases.items():
+            with pytest.raises(InputError, match=argument):
+                plan(replace(good, **bad))
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"), [(v, n) for v in ("loop", "pollution", "retrain", "control", "sims") for n in recipes(v)]
+)
+def test_every_published_recipe_has_a_price(verb, name, capsys):
+    """No data is at hand; networks are counted on the meta device."""
+    command([verb, "--preset", name, "--dry-run"])
+    said = capsys.readouterr().out
+    assert "A100" in said and "evaluations" in said

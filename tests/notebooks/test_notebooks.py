@@ -1,0 +1,206 @@
+"""Every notebook runs from a clean kernel at the scale of CI, and its stored outputs are those of the present code."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+pytest.importorskip("nbclient", reason="nbclient is not installed (extra 'dev')")
+pytest.importorskip("ipykernel", reason="ipykernel is not installed (extra 'dev')")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script(path: str):
+    spec = importlib.util.spec_from_file_location(Path(path).stem + "_script", ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = script("notebooks/execute.py")
+NAMES = [path.stem for path in tool.notebooks()]
+
+
+def executed(name: str, folder: Path, **parameters) -> Path:
+    """Run a notebook at the scale of CI; the folder of its figures."""
+    notebook = tool.execute(ROOT / "notebooks" / f"{name}.ipynb", scale="ci", work=folder, parameters=parameters)
+    assert tool.warnings_of_ours(notebook) == []
+    return folder / "figures"
+
+
+def axes_of(path: Path) -> int:
+    return len(re.findall(r'<g id="axes_\d+">', path.read_text(encoding="utf-8")))
+
+
+def same_structure(made: Path, committed: Path) -> None:
+    """A picture is of the committed one's size in pixels, and has as many axes."""
+    if made.suffix == ".png":
+        assert Image.open(made).size == Image.open(committed).size, made.name
+    else:
+        assert axes_of(made) == axes_of(committed) > 0, made.name
+
+
+def compare(figures: Path, *, redrawn: tuple[str, ...] = ()) -> None:
+    """What a notebook wrote is there in figures/, alike; ``redrawn``: stems that come from the committed tables."""
+    found = sorted(figures.iterdir()) if figures.exists() else []
+    for path in found:
+        committed = ROOT / "figures" / path.name
+        assert committed.is_file(), path.name
+        if path.suffix in (".png", ".svg"):
+            same_structure(path, committed)
+    for stem in redrawn:
+        made, held = (np.asarray(Image.open(f / f"{stem}.png").convert("L"), int) for f in (figures, ROOT / "figures"))
+        assert np.mean(abs(made - held) > 40) < 0.02, stem  # fonts and libraries may move a pixel
+
+
+def test_there_are_eight():
+    assert [name[:2] for name in NAMES] == [f"{i:02}" for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stored_outputs_are_fresh_and_clean(name):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    assert tool.stale(path) == [], f"python notebooks/execute.py {name}"
+    text = path.read_text(encoding="utf-8")
+    assert str(ROOT) not in text and "/tmp/" not in text and "/home/" not in text and "/root/" not in text
+    assert not re.search(r"20\d\d-\d\d-\d\d[T ]\d\d:\d\d", text) and "Traceback" not in text
+    code = [cell for cell in nbformat.reads(text, 4).cells if cell.cell_type == "code"]
+    assert sum(bool(cell.outputs) for cell in code) >= len(code) / 2
+    assert path.stat().st_size < 2_000_000
+
+
+def test_a_notebook_goes_stale_with_its_code_and_its_tables(tmp_path, monkeypatch):
+    path = ROOT / "notebooks" / "03_figure4.ipynb"
+    notebook = nbformat.read(path, 4)
+    stamp = tool.digest(notebook)
+    assert {"cells", "sims_toy.gallery", "sims_core.notebook", "figures/figure4_regimes.csv"} <= set(stamp)
+    monkeypatch.setattr(tool, "_bare", lambda module: "changed")
+    assert "sims_toy.gallery" in tool.stale(path)
+    monkeypatch.undo()
+    notebook.cells[2].source += "\nx = 1"
+    nbformat.write(notebook, tmp_path / "edited.ipynb")
+    assert tool.stale(tmp_path / "edited.ipynb") == ["cells"]
+    notebook.cells[2].execution_count = 7
+    nbformat.write(notebook, tmp_path / "jumped.ipynb")
+    assert "not executed from top to bottom" in tool.stale(tmp_path / "jumped.ipynb")
+
+
+def test_comments_and_docstrings_do_not_make_stale(tmp_path):
+    (tmp_path / "a.py").write_text(
+        '"""Doc."""\n\nx = 1  # same line\n# comment\n\n\ndef f():\n    """Doc."""\n    return x\n'
+    )
+    (tmp_path / "b.py").write_text('"""Other."""\nx = 1  # same line\ndef f():\n    # why\n    return x\n')
+    (tmp_path / "c.py").write_text('"""Other."""\nx = 2  # same line\ndef f():\n    return x\n')
+    a, b, c = (tool._bare(tmp_path / f"{n}.py") for n in "abc")
+    assert a == b != c
+
+
+def test_outputs_are_stripped():
+    cell = nbformat.v4.new_code_cell("1")
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "7f"}, "text/plain": "interactive(...)"}
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text="noise"),
+        nbformat.v4.new_output("stream", name="stdout", text=f"{ROOT}/figures/a.png <sims.X object at 0x7f12>"),
+        nbformat.v4.new_output("display_data", data=widget),
+    ]
+    cell.metadata["execution"] = {"iopub.execute_input": "2020-01-01T00:00:00"}
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    tool.strip(notebook)
+    text = nbformat.writes(notebook)
+    assert "noise" not in text and str(ROOT) not in text and "0x7f" not in text and "model_id" not in text
+    assert "2020" not in text and "figures/a.png" in text
+
+
+def test_a_failing_cell_and_a_warning_of_ours_are_seen(tmp_path):
+    from nbclient.exceptions import CellExecutionError
+
+    def write(source: str) -> Path:
+        path = tmp_path / "x.ipynb"
+        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)]), path)
+        return path
+
+    warned = tool.execute(write("import warnings\nwarnings.warn('look')"), scale="ci", work=tmp_path)
+    assert len(tool.warnings_of_ours(warned)) == 1
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        tool.execute(write("1 / 0"), scale="ci", work=tmp_path)
+
+
+def test_01_sims_in_one_page(tmp_path):
+    figures = executed("01_sims_in_one_page", tmp_path)
+    compare(figures, redrawn=("score_fields",))
+
+
+def test_02_theory(tmp_path):
+    figures = executed("02_theory", tmp_path)
+    compare(figures, redrawn=("phase_diagram_exact", "eta_collapse"))
+    made, held = (pd.read_csv(f / "error_parts.csv") for f in (figures, ROOT / "figures"))
+    exact = ["omega", "drift", "data", "auxiliary", "total"]
+    assert np.allclose(made[exact], held[exact], rtol=1e-6, atol=1e-12)
+    both = made["monte_carlo"].notna() & (made["generation"] == "1")
+    gap = (made["monte_carlo"] - held["monte_carlo"])[both].abs()
+    assert (gap < 4.5 * np.hypot(made["monte_carlo_se"], held["monte_carlo_se"])[both]).all()
+
+
+@pytest.mark.parametrize("source", ["table", "run"])
+def test_03_figure4(tmp_path, source):
+    figures = executed("03_figure4", tmp_path, SOURCE=source)
+    compare(figures, redrawn=("figure4", "phase_diagram") if source == "table" else ())
+
+
+def test_04_collapse_and_stability(tmp_path):
+    figures = executed("04_collapse_and_stability", tmp_path)
+    compare(figures, redrawn=("mad", "effective_size", "stability"))
+    made, held = (pd.read_csv(f / "loops.csv") for f in (figures, ROOT / "figures"))
+    pair = made.merge(held, on=["loop", "generation"], suffixes=("", "_held"))
+    assert len(pair) == len(made)
+    assert ((pair["w2_mean"] - pair["w2_mean_held"]).abs() < 5 * np.hypot(pair["w2_se"], pair["w2_se_held"])).all()
+
+
+def test_05_distribution_control(tmp_path):
+    compare(executed("05_distribution_control", tmp_path), redrawn=("control",))
+
+
+def test_06_images(tmp_path):
+    compare(executed("06_images", tmp_path))
+
+
+def test_07_pollution_and_loops_on_images(tmp_path):
+    compare(executed("07_pollution_and_loops_on_images", tmp_path), redrawn=("pollution",))
+
+
+def test_08_scaling_to_gpus(tmp_path):
+    compare(executed("08_scaling_to_gpus", tmp_path))
+
+
+def test_scale_and_places_are_read_in_one_place(monkeypatch, tmp_path):
+    from sims_core import notebook
+    from sims_core.errors import InputError
+
+    monkeypatch.chdir(ROOT / "notebooks")
+    monkeypatch.delenv("SIMS_NOTEBOOK_FIGURES", raising=False)
+    monkeypatch.setenv("SIMS_NOTEBOOK_SCALE", "default")
+    assert notebook.pick(3, ci=1) == 3 and notebook.figures() == ROOT / "figures"
+    monkeypatch.setenv("SIMS_NOTEBOOK_SCALE", "ci")
+    monkeypatch.setenv("SIMS_NOTEBOOK_RUNS", str(tmp_path / "runs"))
+    assert notebook.pick(3, ci=1) == 1 and notebook.figures() == tmp_path / "runs" / "figures"
+    monkeypatch.setenv("SIMS_NOTEBOOK_SCALE", "cI")
+    with pytest.raises(InputError, match="did you mean 'ci'"):
+        notebook.scale()
+    with pytest.raises(InputError, match="make figures"):
+        notebook.committed("none.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="clone"):
+        notebook.root()
+    users = [p for p in ROOT.rglob("*.py") if "SIMS_NOTEBOOK_SCALE" in p.read_text() and ".venv" not in p.parts]
+    users = {str(p.relative_to(ROOT)) for p in users}
+    assert users == {"sims_core/notebook.py", "notebooks/execute.py", str(Path(__file__).relative_to(ROOT))}
+    assert os.environ["SIMS_NOTEBOOK_SCALE"] == "cI"

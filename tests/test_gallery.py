@@ -1,0 +1,101 @@
+"""figures/figures.json, figures/README.md and the files of figures/ say the same; figures are redrawn from tables."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sims_core.errors import InputError
+from sims_core.gallery import entry, read
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "figures"
+KNOWN = read(FIGURES)
+
+
+def sections() -> dict[str, str]:
+    """The gallery's sections by figure."""
+    parts = re.split(r"^## ", (FIGURES / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {part.split(":")[0].split("\n")[0].strip(): part for part in parts}
+
+
+def test_every_file_belongs_to_one_figure_and_is_there():
+    listed = [name for figure in KNOWN.values() for name in figure.files]
+    assert len(listed) == len(set(listed))
+    own = {"README.md", "figures.json", "make.py"}
+    assert {p.name for p in FIGURES.iterdir() if p.is_file()} - own == set(listed)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_gallery_says_command_tables_seed_and_time(name):
+    figure = KNOWN[name]
+    section = re.sub(r"\s+", " ", sections()[name])
+    assert figure.command in section and f"seed {figure.seed}" in section
+    assert f"{duration(figure.seconds)}" in section, duration(figure.seconds)
+    for file in figure.files:
+        if not file.endswith(".svg"):
+            assert file in section, file
+    assert (ROOT / figure.document).is_file() and figure.document.removeprefix("docs/") in section
+    if figure.notebook:
+        assert (ROOT / "notebooks" / f"{figure.notebook}.ipynb").is_file() and f"{figure.notebook}.ipynb" in section
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:g} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
+def test_the_list_is_the_gallery_s():
+    assert list(sections()) == list(KNOWN)
+
+
+def test_make_lists_and_refuses():
+    words = [sys.executable, str(FIGURES / "make.py")]
+    done = subprocess.run([*words, "--list"], capture_output=True, text=True, check=True)
+    assert all(name in done.stdout for name in KNOWN)
+    done = subprocess.run([*words, "figure5"], capture_output=True, text=True)
+    assert done.returncode == 2 and "did you mean 'figure4'" in done.stderr
+
+
+def test_make_runs_copies_and_recognises(tmp_path, monkeypatch):
+    import importlib.util
+    from dataclasses import replace
+
+    spec = importlib.util.spec_from_file_location("make_figures", FIGURES / "make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    command = "python -m sims_toy.sweep --learner exact --omega 0,1 --synthetic-size 250 --trials 4 --generations 2"
+    pictures, tables = {"tiny.png": "figure4.png"}, {"tiny.csv": "regimes.csv"}
+    tiny = replace(KNOWN["comparison"], name="tiny", command=command + " --workers 1", pictures=pictures, tables=tables)
+    make.make(tiny, tmp_path / "runs", tmp_path / "to")
+    assert sorted(p.name for p in (tmp_path / "to").iterdir()) == ["tiny.csv", "tiny.png"]
+    missing = replace(tiny, pictures={"other.png": "none.png"})
+    with pytest.raises(FileNotFoundError):
+        make.make(missing, tmp_path / "runs", tmp_path / "to")
+
+
+def test_unknown_figures_and_lists_are_refused(tmp_path):
+    from sims_toy.gallery import load
+
+    with pytest.raises(InputError, match="did you mean 'figure4'"):
+        entry(FIGURES, "figure44")
+    with pytest.raises(InputError, match="list of figures"):
+        read(tmp_path)
+    with pytest.raises(InputError, match="not made by a command of sims_toy"):
+        load("digits_sims", FIGURES)
+
+
+@pytest.mark.parametrize("name", ["sampling_cost", "comparison"])  # the notebooks draw the others
+def test_a_committed_figure_is_redrawn_from_its_tables(name, tmp_path):
+    from sims_toy.gallery import load
+
+    found = load(name, FIGURES)
+    for path in found.draw(tmp_path):
+        assert path.read_bytes()
+        if path.suffix == ".png":
+            assert Image.open(path).size == Image.open(FIGURES / path.name).size
+    assert found.words

@@ -112,6 +112,7 @@ class Bench:
 
             def save() -> None:
                 from sims_core.runs import write_json
+                from sims_image.writing import write_failure
 
                 assert whole is not None
                 report = evaluate(
@@ -123,7 +124,11 @@ class Bench:
                 )
                 statistics = whole.moments.statistics
                 content = {"settings": known, "report": report.as_dict(), "mean": statistics.mu.tolist()}
-                write_json(path, content)
+                try:
+                    write_json(path, content)
+                except OSError as error:
+                    kept = "what is measured so far is kept in cells"
+                    raise write_failure("--out", self.folder.parent, error, kept) from None
 
             self.processes.together(save)
         found: dict[str, Any] = json.loads(path.read_text())

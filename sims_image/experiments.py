@@ -215,6 +215,31 @@ def base_of(settings: Sims) -> tuple[str, str, int]:
     return found.record.preset, settings.base, found.record.mi
 
 
+def check_data(planned: Plan) -> None:
+    """Raises `InputError` where the data are not what the base was made for: before anything is trained or drawn."""
+    from sims_image import checkpoints
+    from sims_image.datasets import open_dataset
+    from sims_image.seedlists import Labels
+
+    settings = planned.settings
+    data = open_dataset(settings.data, verify=False)
+    held = open_dataset(settings.heldout, argument="--heldout", verify=False) if settings.heldout else None
+    if held is not None and held.shape != data.shape:
+        words = f"its images are {_by(held.shape)}, those of --data {_by(data.shape)}"
+        raise InputError("--heldout", settings.heldout, words)
+    if not planned.checkpoint:
+        return  # a preset's images and classes are the data's
+    config = checkpoints.summary(planned.checkpoint).config
+    shape = (config["img_channels"], config["img_resolution"], config["img_resolution"])
+    if data.shape != shape:
+        raise InputError("--data", settings.data, f"its images are {_by(data.shape)}, the base's {_by(shape)}")
+    Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
 def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
     """The learner of the experiment's stages."""
     from sims_image.learner import ImageLearner
@@ -248,9 +273,12 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
     from sims_image import arms, report
     from sims_image.learner import ImageData
     from sims_image.search import search
+    from sims_image.writing import write_failure
 
     planned = processes.together(lambda: plan(settings)) or plan(settings)
+    processes.together(lambda: check_data(planned))
     learner = make_learner(planned, processes)
+    bench = Bench(planned, learner, processes)  # first, since it needs what may be missing: data, weights of features
     data, seed = ImageData(Path(settings.data)), Seed(settings.seed)
     chosen_data = AUXILIARY_DATA[settings.auxiliary_data]
 
@@ -272,13 +300,15 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
     auxiliaries = {
         budget: learner.finetune(made.base, tuned, budget, seed=seed.child("finetune")) for budget in planned.budgets
     }
-    bench = Bench(planned, learner, processes)
     found = search(bench, made.base, auxiliaries)
     confirmed = arms.confirm(bench, made.base, auxiliaries, found, data, seed)
     grids = arms.grids(bench, made.base, auxiliaries[found.budget], found)
     if not processes.first:
         return None
-    return report.write(bench, made.base, auxiliaries, made.synthetic, found, confirmed, grids)
+    try:
+        return report.write(bench, made.base, auxiliaries, made.synthetic, found, confirmed, grids)
+    except OSError as error:
+        raise write_failure("--out", Path(settings.out), error, "all that was measured is kept") from None
 
 
 def describe(settings: Sims) -> str:

@@ -31,6 +31,13 @@ PIXELS = 32
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+#: where files of weights are published
+SOURCES = {
+    "inception": f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}",
+    "dinov2": "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth",
+}
+
+
 class Extractor:
     """Images to features.
 
@@ -162,8 +169,8 @@ def _dinov2(
 
     if weights is None:
         words = (
-            "DINOv2's weights are a file of yours: dinov2_vitl14_pretrain.pth as Meta publishes it (a state dict of "
-            "torch.save), or .safetensors with the same names; name it with --weights"
+            f"DINOv2's weights are a file of yours: {SOURCES['dinov2']} (a state dict of torch.save), or .safetensors "
+            "with the same names; name it with --weights"
         )
         raise InputError("--weights", "", words)
     sha256 = _hash(weights)
@@ -262,7 +269,8 @@ def extractor(
         raise InputError("--weights", str(weights), f"features '{kind}' take no weights")
     path = None if weights is None else Path(weights)
     if path is not None and not path.is_file():
-        raise InputError("--weights", str(path), f"no such file; it should hold the weights of '{kind}'")
+        where = f", from {SOURCES[kind]}" if kind in SOURCES else ""
+        raise InputError("--weights", str(path), f"no such file; --weights names the file of '{kind}'{where}")
     options = {"size": size, "sha256": weights_sha256.lower()}
     return make(options, path, dataset, None if cache is None else Path(cache), torch.device(device))
 

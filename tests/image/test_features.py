@@ -167,8 +167,11 @@ def test_weights_that_are_not_weights(inception, tmp_path):
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     with pytest.raises(InputError, match="not a file of plain tensors"):
         extractor("inception", weights=path, weights_sha256=sha256)
-    with pytest.raises(InputError, match="no such file"):
-        extractor("inception", weights=tmp_path / "nothing.pth")
+    for name, file in (("inception", "weights-inception-2015-12-05"), ("dinov2", "dinov2_vitl14_pretrain.pth")):
+        with pytest.raises(InputError, match=rf"--weights.*no such file; --weights names .* from https://\S*{file}"):
+            extractor(name, weights=tmp_path / "nothing.pth")
+    with pytest.raises(InputError, match=r"--weights.*https://\S*dinov2_vitl14_pretrain.pth.*name it with --weights"):
+        extractor("dinov2")
     with pytest.raises(InputError, match="take no weights"):
         extractor("pixels", weights=path)
     torch.save(["no", "dict"], path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -18,9 +20,9 @@ from PIL import Image
 
 from sims_core.errors import InputError
 from sims_core.guidance import GuidanceSchedule
-from sims_core.sampling import SampleNoise, Sampler, edm_sigmas
+from sims_core.sampling import Churn, SampleNoise, Sampler, edm_sigmas
 from sims_core.seeds import Seed
-from sims_image import checkpoints
+from sims_image import checkpoints, generation, writing
 from sims_image.__main__ import run as command
 from sims_image.datasets import open_dataset, to_pixels
 from sims_image.engines import Engine
@@ -101,26 +103,65 @@ def test_batches_round_alike(pair):
     assert np.array_equal(own, to_pixels(all_).numpy())  # the stream is these samples
 
 
-def test_samplers_draw_a_gaussian_in_image_shape(pair):
-    """Heun, Euler and churn against the exact flow of N(0, s^2): x scales by s / sqrt(s^2 + sigma_max^2)."""
-    spread = 0.5
+def factor(name, levels, variance):
+    """What a solver's steps multiply x by on N(0, variance), elementwise: x - D(x, s) = x s^2 / (variance + s^2)."""
+    found = torch.ones_like(variance)
+    for s, t in itertools.pairwise(levels.tolist()):
+        slope = s / (variance + s**2)
+        end = 1 + (t - s) * slope
+        if name == "heun" and t > 0:
+            end = 1 + (t - s) * (slope + end * t / (variance + t**2)) / 2
+        found = found * end
+    return found
 
-    class Exact:
-        def __call__(self, x, sigma):
-            return x * spread**2 / (spread**2 + sigma**2)
 
-    noise = torch.randn(500, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    exact = noise * 80 * spread / np.sqrt(spread**2 + 80**2)
-    for name, steps, least in (("heun", 40, 0.02), ("euler", 400, 0.02)):
-        assert float((Sampler(name, steps)(Exact(), noise) - exact).abs().max()) < least * 4
-    from sims_core.sampling import Churn
+#: variances from pixel to pixel of images 3 x 8 x 8, over two decades
+VARIANCE = torch.logspace(-2.5, -0.5, 192, dtype=torch.float64).reshape(3, 8, 8)
 
-    draws = torch.Generator().manual_seed(1)
-    churned = Sampler("heun", 100, churn=Churn(40, 0.05, 50, 1.0))(
-        Exact(), noise, lambda shape: torch.randn(tuple(shape), generator=draws, dtype=torch.float64)
-    )
-    assert float(churned.std()) == pytest.approx(spread, rel=0.02)
-    assert float((churned * exact).mean()) < 0.5 * spread**2  # the start is forgotten
+
+def exact(x, sigma):
+    return x * VARIANCE / (VARIANCE + sigma**2)
+
+
+@pytest.mark.parametrize(("name", "steps", "order"), [("heun", 40, 2), ("euler", 160, 1)])
+def test_samplers_draw_a_gaussian_in_image_shape(name, steps, order):
+    """Against the solver's own product of factors, and against the exact flow, whose error falls at the order."""
+    noise = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    flow, errors = (VARIANCE / (VARIANCE + 80**2)).sqrt(), []
+    for count in (steps, 2 * steps):
+        sampler = Sampler(name, count)
+        found = sampler(exact, noise)
+        by_hand = factor(name, sampler.sigmas(), VARIANCE) * 80 * noise
+        torch.testing.assert_close(found, by_hand, rtol=1e-9, atol=1e-12)
+        errors.append(float((found / (80 * noise * flow) - 1).abs().max()))
+    assert errors[0] < 0.05 and math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.35)
+
+
+def churned(levels, churn):
+    """The variance that Heun with churn draws: noise is added, then the step multiplies."""
+    found = torch.full_like(VARIANCE, levels[0] ** 2)
+    for s, t in itertools.pairwise(levels):
+        if churn.minimum <= s <= churn.maximum:
+            raised = s * (1 + min(churn.amount / (len(levels) - 1), math.sqrt(2) - 1))
+            found, s = found + (raised**2 - s**2) * churn.noise**2, raised
+        found = found * factor("heun", torch.tensor([s, t], dtype=torch.float64), VARIANCE) ** 2
+    return found
+
+
+def test_churn_draws_a_gaussian_in_image_shape():
+    """Against the recursion of the variance, and that against the target, which it reaches with many steps."""
+    churn, count = Churn(8, 0.05, 50, 1.01), 2000
+    sampler, draws = Sampler("heun", 12, churn=churn), torch.Generator().manual_seed(1)
+
+    def normal(shape):
+        return torch.randn(tuple(shape), generator=draws, dtype=torch.float64)
+
+    found = sampler(exact, normal((count, 3, 8, 8)), normal)
+    expected = churned(sampler.sigmas().tolist(), churn)
+    scores = (found.square().mean(0) / expected - 1) * math.sqrt(count / 2)  # standard normal, one a pixel
+    assert float(scores.abs().max()) < 4.5 and abs(float(scores.mean())) < 4.5 / math.sqrt(192)
+    limit = churned(edm_sigmas(2000).tolist(), Churn(8, 0.05, 50, 1.0))
+    torch.testing.assert_close(limit, VARIANCE, rtol=0.01, atol=0)
 
 
 # ------------------------------------------------------------------------ labels
@@ -366,6 +407,32 @@ def test_preset_churn_is_used_unless_a_sampler_is_named(pair, tmp_path, monkeypa
 
 
 # ------------------------------------------------------- killed, and in two processes
+
+
+@pytest.mark.parametrize("where", ["a shard", "the images"])
+def test_a_full_disk_loses_nothing(pair, tmp_path, monkeypatch, where):
+    whole = generate(pair, tmp_path / "whole", "--seeds", "0-23")
+    monkeypatch.setattr(generation, "SHARD", 8)
+    calls, place, name = [], *{"a shard": (generation.np, "savez"), "the images": (writing.Growing, "append")}[where]
+    kept = getattr(place, name)
+
+    def full(*given, **options):
+        calls.append(given)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return kept(*given, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, full)
+        with pytest.raises(InputError, match=r"--out.*the disk is full.*make room and repeat the command"):
+            generate(pair, tmp_path / "made", "--seeds", "0-23")
+    shards = list((tmp_path / "made.generating/shards").glob("[0-9]*.npz"))
+    assert not (tmp_path / "made").exists() and len(shards) == (1 if where == "a shard" else 3)
+    before = {path: path.stat().st_mtime_ns for path in shards}
+    drawn = []
+    monkeypatch.setattr(generation, "stream", lambda *a, **k: drawn.append(a[1]) or stream(*a, **k))
+    made = generate(pair, tmp_path / "made", "--seeds", "0-23")
+    assert made.sha256 == whole.sha256 and len(drawn) == 3 - len(before)  # what was there was not drawn again
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,12 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sims_core import runs
 from sims_core.errors import InputError
-from sims_image import search
+from sims_image import report, search
 from sims_image.__main__ import run as command
 from sims_image.arms import Arm, cosine
 from sims_image.datasets import open_dataset
-from sims_image.experiments import Sims, plan
+from sims_image.experiments import Sims, conduct, plan
 from sims_image.presets import PRESETS
 from tests.image import tiny
 
@@ -30,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = (
     "import sys; from tests.image import tiny; from sims_image.presets import PRESETS; "
     "from sims_image.__main__ import main; "
+    "from sims_image import search; search.RHOS, search.TOPS = (5.0,), (1.0,); "
     "PRESETS['tiny'] = tiny.preset(tiny.EDM, tiny.recipe(budget='0.08k', lr=1e-2)); main()"
 )
 
@@ -167,6 +171,69 @@ def test_auto_halves_and_confirms_on_other_seeds(run, capsys):
     assert spent["search"] == 10 * 50 * 4 + 4 * 150 * 4 + 200 * 3 + 2 * 150 * 3
     assert spent["search, as a full grid"] == 10 * 150 * 4 + 150 * 3 + 2 * 150 * 3
     assert f"{spent['search']:,} evaluations" in " ".join(found["conclusion"])
+
+
+def test_a_full_disk_and_a_kill_lose_nothing(run, tmp_path, monkeypatch):
+    folder, words, (_, (found, _)) = run
+    shutil.copytree(folder / "out", tmp_path / "out", ignore=shutil.ignore_patterns("cells", "report", "merge-*"))
+    words = [*words, "--omega", "0:1:0.5", "--out", str(tmp_path / "out")]
+    kept, calls = runs.write_json, []
+
+    def full(path, content):
+        calls.append(path)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+        kept(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_json", full)
+        with pytest.raises(InputError, match=r"--out.*the disk is full.*kept in cells.*repeat the command"):
+            command(words)
+    cells = tmp_path / "out/cells"
+    first = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
+    assert len(first) == 2
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCH, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 300
+    while time.monotonic() < until and process.poll() is None and len(list(cells.glob("*.json"))) < 5:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out/report").exists() and len(list(cells.glob("*.json"))) >= 5
+    with monkeypatch.context() as patch:  # now the report finds no room
+        patch.setattr(report, "write_json", lambda path, content: full(path, calls.clear() or calls.extend([0, 0])))
+        with pytest.raises(InputError, match=r"--out.*the disk is full.*all that was measured is kept"):
+            command(words)
+    command(words)
+    again = json.loads((tmp_path / "out/report/results.json").read_text())
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in first.items())
+    assert again["search"] == found["search"]
+    assert [arm["values"] for arm in again["arms"]] == [arm["values"] for arm in found["arms"]]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_made(run, tmp_path):
+    folder, _, _ = run
+    base = str(next((folder / "out").glob("fit-*")) / "snapshots/0000000080/ema")
+    good = {"data": str(folder / "tiny.zip"), "base": base, "out": str(tmp_path / "out"), "features": "pixels"}
+    other = {name: str(tiny.write_data(tmp_path / f"{name}.zip", **options).path) for name, options in (
+        ("five", {"classes": 5}), ("large", {"size": 16}), ("none", {"classes": 0}))}  # fmt: skip
+    for given, said in (
+        ({"data": other["five"]}, "--data.*5 classes, the network has 3"),
+        ({"data": other["large"]}, "--data.*3x16x16, the base's 3x8x8"),
+        ({"data": other["none"], "labels": "data"}, "--labels.*name a labelled one"),
+        ({"heldout": other["large"]}, "--heldout.*3x16x16"),
+        ({"features": "dinov2"}, "--weights.*https://"),
+        ({"features": "dinov2", "weights": "nowhere.pth"}, "--weights.*no such file.*https://"),
+        ({"pair": "parallel"}, "--pair"),
+        ({"refresh_every": 2, "predictor_only": True}, "--predictor-only"),
+    ):
+        with pytest.raises(InputError, match=said):
+            conduct(Sims(**{**good, **given}), tiny.ALONE)
+    assert not list(tmp_path.glob("out/[fsm]*"))
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """What measuring costs beside generating and the feature network: gathering features, and each metric once.
 
 ``python benchmarks/metrics.py [--n 10000] [--widths 64,1280] [--streamed digits:64,cifar10-tiny:1280] [--json FILE]``.
-Features are random. Gathering is in images a second of one core, to be set beside a generator's rate; the metrics in
+Features are random. Gathering is in images a CPU second, to be set beside a generator's rate; the metrics in
 seconds, with the jackknife. Memory is what a sample holds in the end: it depends on the features' number and on the
 images kept, not on n. Streamed, the images of a preset's network (random weights, its sampler) are measured as they are
 made: 'evaluating' is what is neither the generator's nor the feature network's, for each image and, once, at the end,
@@ -30,9 +30,9 @@ from sims_image.samples import Sample
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+    start = time.process_time()
     found = action()
-    return time.perf_counter() - start, found
+    return time.process_time() - start, found
 
 
 def gather(width: int, n: int, batch: int = 256) -> Sample:
@@ -128,12 +128,12 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=10_000)
     parser.add_argument("--widths", default="64,1280")
     parser.add_argument("--streamed", default="digits:64,cifar10-tiny:1280", help="presets, each with a width")
-    parser.add_argument("--images", type=int, default=128, help="images of a streamed preset that are made")
+    parser.add_argument("--images", type=int, default=32, help="images of a streamed preset that are made")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     figures = {width: measured(int(width), args.n) for width in args.widths.split(",")}
     names = list(next(iter(figures.values())))
-    print(f"{args.n} images, one core")
+    print(f"{args.n} images, CPU time of one thread")
     print("  ".join([f"{'':24}", *(f"{width + ' features':>14}" for width in figures)]))
     for name in names:
         print("  ".join([f"{name:24}", *(f"{found[name]:14.4g}" for found in figures.values())]))

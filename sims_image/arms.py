@@ -69,7 +69,8 @@ def confirm(
 ) -> list[Arm]:
     """Measure the best model, the base, the naive fine-tune and the controls on the fresh seeds. The base is first."""
     learner, auxiliary = bench.learner, auxiliaries[found.budget]
-    best = f"omega = {found.omega:g}, budget {found.budget:,}"
+    schedule = "" if bench.plan.schedule == FULL else f", auxiliary {bench.plan.schedule}"
+    best = f"omega = {found.omega:g}, budget {found.budget:,}{schedule}"
     plans: list[tuple[str, str, ImageModel, Sampler | None]] = [
         ("base", "omega = 0", base, None),
         ("SIMS", best, learner.extrapolate(base, auxiliary, found.omega), None),

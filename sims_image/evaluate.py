@@ -173,6 +173,9 @@ def _generated(
     from sims_image.sources.base import bar
 
     planned = _planned(settings, processes.device)
+    note = processes.together(lambda: generation.checked(planned))
+    if note and processes.first:
+        print(f"note: {note}")
     seeds = list(planned.seeds)
     pieces = [seeds[k : k + planned.batch] for k in range(0, len(seeds), planned.batch)][
         processes.rank :: processes.world

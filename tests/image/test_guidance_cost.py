@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_order_pieces_and_omega_zero(pair, text):
     assert np.array_equal(images(guided(pair, text, omega=0.0), range(8)), base) and not np.array_equal(whole, base)
 
 
-def test_the_commands_record_the_schedule(pair, tmp_path):
+def test_the_commands_record_the_schedule(pair, tmp_path, capsys):
     words = ["generate", "--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:4"]
     words += ["--batch", "4", "--seeds", "0-7", "--device", "cpu", "--out", str(tmp_path / "made")]
     command([*words, "--refresh-every", "2", "--interval", "0.05,20"])
@@ -109,10 +110,11 @@ def test_the_commands_record_the_schedule(pair, tmp_path):
     data = tiny.write_data(tmp_path / "real.zip", count=24)
     said = ["evaluate", *words[1:-2], "--reference", str(data.path), "--features", "pixels", "--no-floor"]
     command([*said, "--seeds", "0-23", "--predictor-only", "--out", str(tmp_path / "report.json")])
-    import json
-
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["nfe"] == 11 and report["source"]["schedule"] == "predictor"
+    capsys.readouterr()
+    command([*said, "--seeds", "0-23", "--dtype", "bf16"])
+    assert "in bf16 the guidance's error over signal is" in capsys.readouterr().out
 
 
 def test_options_that_contradict(pair):

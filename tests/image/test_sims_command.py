@@ -163,7 +163,7 @@ def test_auto_halves_and_confirms_on_other_seeds(run, capsys):
     assert {(c["budget"], c["omega"]) for c in rounds[1]} == set(kept)
     best = min(rounds[1], key=lambda c: c["value"])
     arms = {arm["arm"]: arm for arm in found["arms"]}
-    assert f"omega = {best['omega']:g}, budget {best['budget']:,}" == arms["SIMS"]["what"]
+    assert f"omega = {best['omega']:g}, budget {best['budget']:,}, auxiliary held:2" == arms["SIMS"]["what"]
     assert (arms["base"]["nfe"], arms["SIMS"]["nfe"], best["nfe"]) == (3, 4, 4)
     used = {json.loads(p.read_text())["report"]["seeds"] for p in (folder / "out/cells").glob("*.json")}
     assert {"24-73", "24-173"} <= used and {s for a in found["arms"] for s in a["seeds"]} == {"174-213", "214-253"}

@@ -130,7 +130,7 @@ def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
                    where="post", color="black", lw=0.9, ls="--", label="target")  # fmt: skip
         first.set_xticks(places, names)
         first.set_title("class shares, the classifier's errors taken out")
-        first.legend(fontsize=7, ncols=2)
+        first.legend(fontsize=7, ncols=2, loc="upper left")
         panels = (
             (second, "tv", "total variation to the target"),
             (third, "frechet", f"{metric} to all real images"),

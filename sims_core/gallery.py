@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sims_core.errors import InputError, choose
 
@@ -16,7 +17,8 @@ class Figure:
     name: also its heading in figures/README.md. title: what it shows. command: what makes it, run in the repository.
     pictures, tables: file in figures/ -> its name in the folder that the command writes (``--out``). seed: the
     command's. seconds: what it took on two cores. notebook: the one that draws it again, if any. document: where it is
-    read with. steps: commands that come before. folder: whether ``command`` takes the folder as ``--out``.
+    read with. steps: commands that come before. folder: whether ``command`` takes the folder as ``--out``. settings:
+    those of the tables that are there, where the command would make them otherwise today.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Figure:
     notebook: str | None = None
     steps: list[str] = field(default_factory=list)
     folder: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, str]:

@@ -156,7 +156,7 @@ def grids(
         "naive fine-tune": auxiliary,
         f"SIMS, omega = {found.omega:g}": bench.learner.extrapolate(base, auxiliary, found.omega),
     }
-    if not bench.processes.first or bench.data.shape[0] not in (1, 3):
+    if not bench.processes.first or bench.data.dtype != np.uint8 or bench.data.shape[0] not in (1, 3):
         return {}
     alone = replace(bench.processes, world=1)
     kept, bench.processes = bench.processes, alone

@@ -127,14 +127,16 @@ def _planned(settings: Evaluate, device: torch.device) -> Request:
     """The images of --base that are asked for. Raises `InputError`."""
     from dataclasses import replace
 
+    import numpy as np
+
     from sims_image.generate import request
 
     data = settings.data
     if not data and Path(settings.reference).suffix not in (".npz", ".pkl"):
         data = settings.reference
     planned = request(replace(settings, out="evaluate", data=data), device)
-    if planned.model.shape[0] not in (1, 3):
-        words = "the model makes latents, which have to be decoded before they are measured"
+    if planned.model.dtype_made != np.uint8 and settings.features != "pixels":
+        words = "the model makes latents: decode them to measure in such features, or take --features pixels"
         raise InputError("--base", settings.base, words)
     return planned
 

@@ -91,6 +91,11 @@ class Sims:
     """Root of all randomness."""
     auxiliary_weights: str = "ema"
     """ema (as published) or raw: a short fine-tune's slow average hardly moves; the report says how far it came."""
+    base_ema: str = ""
+    """Grid of relative EMA widths of the base, made after training (presets with power-function EMA, as EDM2's); the
+    best pair with --auxiliary-ema on the search seeds, at the omega found, is confirmed. Default: as trained."""
+    auxiliary_ema: str = ""
+    """The same of the auxiliary."""
     train_batch: int | None = None
     """Images a step of fine-tuning; default the preset's."""
     lr: float | None = None
@@ -158,6 +163,7 @@ def plan(settings: Sims) -> Plan:
     from sims_core.grids import parse_grid
     from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS, budgets_of
+    from sims_image.posthoc import grids_of
     from sims_image.schedules import images_of
     from sims_image.seedlists import Seeds
 
@@ -171,6 +177,7 @@ def plan(settings: Sims) -> Plan:
             raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
     preset, checkpoint, mi = base_of(settings)
     mode, _, grid = settings.omega.partition(":")
+    grids_of(settings, preset)
     omegas = sorted({0.0, *parse_grid("--omega", (grid or AUTO) if mode == "auto" else settings.omega)})
     if len(omegas) < 2 or omegas[0] < 0:
         raise InputError("--omega", settings.omega, "give values above 0, such as 0:2:0.25")
@@ -249,6 +256,8 @@ def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
     settings = planned.settings
     changes = {"batch": settings.train_batch, "lr": settings.lr, "lr_decay": settings.lr_decay}
     finetuning: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    if settings.auxiliary_ema and planned.budgets:  # averages to make others of
+        finetuning["snapshot_every"] = str(max(1, planned.budgets[-1] // 16))
     if settings.lr_rampup:
         finetuning["lr_rampup"] = settings.lr_rampup
     return ImageLearner(
@@ -269,8 +278,9 @@ def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
 def conduct(settings: Sims, processes: Processes) -> Path | None:
     """The whole experiment. Returns the report's page in the first process. Raises `InputError`."""
     from sims_core.algorithm import AUXILIARY_DATA, sims
+    from sims_core.runs import write_json
     from sims_core.seeds import Seed
-    from sims_image import arms, report
+    from sims_image import arms, posthoc, report
     from sims_image.learner import ImageData
     from sims_image.search import search
     from sims_image.writing import write_failure
@@ -301,14 +311,22 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
         budget: learner.finetune(made.base, tuned, budget, seed=seed.child("finetune")) for budget in planned.budgets
     }
     found = search(bench, made.base, auxiliaries)
-    confirmed = arms.confirm(bench, made.base, auxiliaries, found, data, seed)
-    grids = arms.grids(bench, made.base, auxiliaries[found.budget], found)
+    base, widths = made.base, None
+    if settings.base_ema or settings.auxiliary_ema:
+        grid = posthoc.grids_of(settings, planned.preset)
+        widths = posthoc.search(bench, base, auxiliaries[found.budget], found.omega, *grid)
+        base, auxiliaries[found.budget] = widths.base, widths.auxiliary
+    confirmed = arms.confirm(bench, base, auxiliaries, found, data, seed)
+    grids = arms.grids(bench, base, auxiliaries[found.budget], found)
     if not processes.first:
         return None
     try:
-        return report.write(bench, made.base, auxiliaries, made.synthetic, found, confirmed, grids)
+        page = report.write(bench, base, auxiliaries, made.synthetic, found, confirmed, grids)
+        if widths is not None:
+            write_json(page.with_name("ema_widths.json"), {"chosen": widths.widths, "tried": widths.cells})
     except OSError as error:
         raise write_failure("--out", Path(settings.out), error, "all that was measured is kept") from None
+    return page
 
 
 def describe(settings: Sims) -> str:

@@ -43,6 +43,7 @@ class Extractor:
 
     name: as on the command line; metric: FID, or FD- and what it is measured in; sha256: of the weights, or of what
     defines the features where there are none; width: D. device: where it computes. record: what else is known of it.
+    latents: whether it takes float latents instead of pixels.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class Extractor:
         device: torch.device | str = "cpu",
         shape: tuple[int, int, int] | None = None,
         record: dict[str, Any] | None = None,
+        latents: bool = False,
     ) -> None:
+        self.latents = latents
         self.name, self.metric, self.sha256, self.width = name, metric, sha256, width
         self.device, self.record, self._shape, self._forward = torch.device(device), record or {}, shape, forward
 
@@ -70,8 +73,9 @@ class Extractor:
         Raises `InputError` for anything else.
         """
         given = images if isinstance(images, Tensor) else torch.from_numpy(np.ascontiguousarray(images))
-        if given.ndim != 4 or given.dtype != torch.uint8:
-            words = "uint8 images (B, C, H, W); decode latents first"
+        fits = given.is_floating_point() if self.latents else given.dtype == torch.uint8
+        if given.ndim != 4 or not fits:
+            words = "float latents (B, C, H, W)" if self.latents else "uint8 images (B, C, H, W); decode latents first"
             raise InputError("images", f"{given.dtype} {tuple(given.shape)}", words)
         if self._shape is not None and tuple(given.shape[1:]) != self._shape:
             words = f"images {_by(self._shape)}, as this extractor was made for"
@@ -213,21 +217,25 @@ def _classifier(
 def _pixels(
     options: dict[str, Any], weights: Path | None, dataset: Dataset | None, cache: Path | None, device: torch.device
 ) -> Extractor:
-    """The image itself, x/127.5 - 1, averaged down to at most 32x32."""
+    """The image itself, x/127.5 - 1, averaged down to at most 32x32; of latents, their values."""
     if dataset is None:
         raise InputError("--features", "pixels", "the reference must be a data set, whose shape they take")
     channels, height, width = dataset.shape
     size = (min(height, PIXELS), min(width, PIXELS))
 
+    latents = dataset.dtype != np.uint8
+
     def forward(x: Tensor) -> Tensor:
-        x = to_unit(x)
+        x = x.float() if latents else to_unit(x)
         return (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)).flatten(1)
 
     import hashlib
 
-    sha256 = hashlib.sha256(f"pixels x/127.5-1 {channels}x{_by(dataset.shape[1:])} to {_by(size)}".encode()).hexdigest()
+    what = "latents" if latents else "pixels x/127.5-1"
+    sha256 = hashlib.sha256(f"{what} {channels}x{_by(dataset.shape[1:])} to {_by(size)}".encode()).hexdigest()
     shape = (channels, height, width)
-    return Extractor("pixels", "FD-pixels", sha256, channels * size[0] * size[1], forward, device=device, shape=shape)
+    metric, count = "FD-latents" if latents else "FD-pixels", channels * size[0] * size[1]
+    return Extractor("pixels", metric, sha256, count, forward, device=device, shape=shape, latents=latents)
 
 
 #: name -> (how it is made, one line)

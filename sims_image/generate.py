@@ -60,6 +60,10 @@ class Generate:
     """Neon: extrapolate the weights instead, one network to evaluate."""
     guide: str = ""
     """Autoguidance: checkpoint of a worse model, of any architecture."""
+    base_ema: float | None = None
+    """Relative EMA width of the base, made after training of the averages that its run keeps (power-function EMA)."""
+    auxiliary_ema: float | None = None
+    """The same of the auxiliary, or guide."""
     weight: float | None = None
     """Autoguidance's own weight w = 1 + omega, in place of --omega."""
     interval: str = ""
@@ -182,6 +186,7 @@ def request(settings: Generate, device: torch.device) -> Request:
     schedule = parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only)
     engine = Engine(settings.pair, settings.compile, settings.cuda_graph)
     data = open_dataset(settings.data, verify=False) if settings.data else None
+    settings = _at_widths(settings)
     model = load_model(
         settings.base,
         auxiliary=settings.auxiliary,
@@ -215,6 +220,22 @@ def request(settings: Generate, device: torch.device) -> Request:
         settings.name or Path(settings.out).name or "generated",
         classes if len(classes) == model.network.label_dim else (),
     )
+
+
+def _at_widths(settings: Generate) -> Generate:
+    """The settings with checkpoints of the EMA widths asked for in place of those named."""
+    from sims_image.posthoc import at_width
+
+    if settings.base_ema is not None:
+        settings = replace(settings, base=str(at_width(settings.base, settings.base_ema)))
+    if settings.auxiliary_ema is None:
+        return settings
+    name = "auxiliary" if settings.auxiliary else "guide"
+    where = getattr(settings, name)
+    if not where:
+        raise InputError("--auxiliary-ema", settings.auxiliary_ema, "it needs a second network: --auxiliary or --guide")
+    found = at_width(where, settings.auxiliary_ema, argument="--auxiliary-ema", base=f"--{name}")
+    return replace(settings, **{name: str(found)})  # type: ignore[arg-type]
 
 
 def run(argv: Sequence[str]) -> None:

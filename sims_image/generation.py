@@ -96,7 +96,7 @@ def stream(
 ) -> Iterator[tuple[NDArray[np.int64], Images, NDArray[np.int64] | None]]:
     """Yield (indices (B,), images (B, C, H, W), labels (B,) or None) without touching the disk.
 
-    Grey and RGB images are uint8; latents float32. batch: the compute batch. labels: None is 'uniform' for a
+    Pixels are uint8, latents float32 (`Model.dtype_made`). batch: the compute batch. labels: None is 'uniform' for a
     conditional network. Raises `InputError` for samples that are not finite.
     """
     if labels is None and model.network.label_dim:
@@ -111,8 +111,8 @@ def stream(
         if not bool(torch.isfinite(samples).all()):
             words = "the images are not finite; use a smaller --omega, another --sampler or --dtype float32"
             raise InputError("samples", f"seeds {wanted[0]} to {wanted[-1]}", words)
-        pictures = model.shape[0] in (1, 3)
-        images = to_pixels(samples).cpu().numpy() if pictures else samples.float().cpu().numpy()
+        pixels = model.dtype_made == np.uint8
+        images = to_pixels(samples).cpu().numpy() if pixels else samples.float().cpu().numpy()
         yield np.asarray(wanted, np.int64), images, None if labels is None else labels(seed, wanted)
 
 
@@ -172,7 +172,7 @@ def _begin(stack: ExitStack, work: Path, out: Path, request: Request, argument: 
 
 
 def _bytes(request: Request) -> int:
-    return len(request.seeds) * math.prod(request.model.shape) * (1 if request.model.shape[0] in (1, 3) else 4)
+    return len(request.seeds) * math.prod(request.model.shape) * request.model.dtype_made.itemsize
 
 
 def _place(work: Path, number: int) -> Path:
@@ -221,11 +221,11 @@ def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str)
     labels = None
     if request.labels is not None:
         labels = np.concatenate([_read(work, k, piece, argument)["labels"] for k, piece in enumerate(pieces)])
-    dtype = np.dtype(np.uint8 if request.model.shape[0] in (1, 3) else np.float32)
+    dtype = request.model.dtype_made
     classes = list(request.classes) or [str(k) for k in range(request.model.network.label_dim)]
 
     def sheet(folder: Path) -> None:
-        if rows and request.model.shape[0] in (1, 3):
+        if rows and request.model.pictures:
             first = np.load(folder / "images.npy", mmap_mode="r")
             columns = min(16, max(1, len(first)))
             write_sheet(folder / "sheet.png", np.asarray(first[: rows * columns]), columns)

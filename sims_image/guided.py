@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +63,18 @@ class Model:
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
         return self.network.img_channels, self.network.img_resolution, self.network.img_resolution
+
+    @property
+    def dtype_made(self) -> np.dtype[Any]:
+        """Of its images, as its training data's: uint8 pixels or float32 latents; unknown, grey and RGB are pixels."""
+        known = None if self.base.record.data is None else self.base.record.data.dtype
+        pixels = known == "uint8" if known is not None else self.shape[0] in (1, 3)
+        return np.dtype(np.uint8 if pixels else np.float32)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether its images can be looked at: grey or RGB pixels."""
+        return self.dtype_made == np.uint8 and self.shape[0] in (1, 3)
 
     @property
     def device(self) -> torch.device:

@@ -72,6 +72,8 @@ class Laboratory(Sims):
     search: Annotated[str, tyro.conf.Suppress] = ""
     repeats: Annotated[int, tyro.conf.Suppress] = 2
     controls: Annotated[bool, tyro.conf.Suppress] = False
+    base_ema: Annotated[str, tyro.conf.Suppress] = ""
+    auxiliary_ema: Annotated[str, tyro.conf.Suppress] = ""
     interval: Annotated[str, tyro.conf.Suppress] = ""
     refresh_every: Annotated[int | None, tyro.conf.Suppress] = None
     predictor_only: Annotated[bool, tyro.conf.Suppress] = False
@@ -169,7 +171,7 @@ def check(settings: Laboratory) -> Checked:
         device=settings.device,
         network="" if checkpoint else settings.network,
         objective=settings.objective or None,
-        budget=settings.fit_budget,
+        budget=f"{counts['fit'] / 1000:.9g}k" if settings.fit_budget else "",
         lr=settings.fit_lr,
         sheet=0,
         snapshots=str(counts["fit"]) if recipe.ema == "halflife" else "",
@@ -264,7 +266,9 @@ class Lab:
         from sims_image.sheets import write_sheet
 
         path = self.report / f"grid-{name}.png"
-        if not self.processes.first or self.bench.data.shape[0] not in (1, 3) or path.exists():
+        data = self.bench.data
+        pictures = data.dtype == np.uint8 and data.shape[0] in (1, 3)
+        if not self.processes.first or not pictures or path.exists():
             return
         kept, self.bench.processes = self.bench.processes, replace(self.processes, world=1)
         try:

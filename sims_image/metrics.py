@@ -173,7 +173,7 @@ def collect(
             words = f"images {'x'.join(map(str, shape))}, as the reference's; compare like with like"
             raise InputError("source", "x".join(map(str, images.shape[1:])), words)
         taken = len(items) if n is None else min(len(items), n - found.count)
-        found.add(items[:taken], features(images[:taken]))
+        found.add(items[:taken], features(images[:taken]))  # refuses latents unless it is made for them
         if tick:
             tick(taken)
         if found.count == n:
@@ -186,8 +186,6 @@ def collect(
 def _batches(source: Dataset | Iterable[Batch], n: int | None, batch: int) -> Iterator[tuple[NDArray[np.int64], Any]]:
     """(numbers, images) of a source."""
     if isinstance(source, Dataset):
-        if source.dtype != np.uint8:
-            raise InputError("source", source.name, f"its images are {source.dtype} latents: evaluate decoded images")
         if n is not None and n > len(source):
             raise InputError("n", n, f"the data set {source.name} has {len(source)} images")
         chosen = np.arange(len(source))

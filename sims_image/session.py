@@ -302,7 +302,7 @@ class _Session:
             training["ema_share_of_raw"] = share
         record = checkpoints.Record(
             preset=plan.preset or None,
-            data=checkpoints.Data(data.name, data.sha256, tuple(data.classes), data.shape),
+            data=checkpoints.Data(data.name, data.sha256, tuple(data.classes), data.shape, str(data.dtype)),
             images=self.trainer.images,
             mi=plan.recipe.mi,
             ema=checkpoints.Ema("none" if profile is None else profile.record["kind"], width),
@@ -312,7 +312,7 @@ class _Session:
         checkpoints.save(folder, network, record, replace=True)
 
     def _draw(self, network: Preconditioned, folder: Path) -> bool:
-        if not self.plan.sheet:
+        if not self.plan.sheet or (self.plan.data is not None and str(self.plan.data.dtype) != "uint8"):
             return False
         network.compute_dtype = BODIES[self.plan.recipe.precision]
         with torch.random.fork_rng([self.processes.device] if self.processes.device.type == "cuda" else []):

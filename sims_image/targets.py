@@ -58,8 +58,9 @@ class DataFeatures:
         batch: int = 256,
         tick: Callable[[int], object] | None = None,
     ) -> None:
-        if data.dtype != np.uint8:
-            raise InputError("reference", data.name, f"its images are {data.dtype} latents: evaluate decoded images")
+        if (data.dtype == np.uint8) == extractor.latents:
+            words = f"its images are {data.dtype} latents: evaluate decoded images, or take features 'pixels'"
+            raise InputError("reference", data.name, words if not extractor.latents else f"{data.dtype}, not latents")
         self.data, self.extractor, self.batch, self._tick = data, extractor, batch, tick
         self._array: NDArray[np.float32] | None = None
         size = len(data) * extractor.width * 4

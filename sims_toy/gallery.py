@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -98,7 +98,7 @@ def _study(found: Figure) -> Study:
     cls = next(iter(typing.get_type_hints(module.plan).values()))
     options = parse_command(cls, words[3:], prog=words[2], description="", presets=module.PRESETS)
     study: Study = module.plan(options)
-    return study
+    return replace(study, settings={**study.settings, **found.settings})
 
 
 def _sweep(tables: dict[str, pd.DataFrame], study: Study, name: str) -> dict[str, pd.DataFrame]:

@@ -24,6 +24,12 @@ def sections() -> dict[str, str]:
     return {part.split(":")[0].split("\n")[0].strip(): part for part in parts}
 
 
+def size(path: Path) -> tuple[int, int]:
+    """A picture's width and height in pixels."""
+    with Image.open(path) as picture:
+        return picture.size
+
+
 def test_every_file_belongs_to_one_figure_and_is_there():
     listed = [name for figure in KNOWN.values() for name in figure.files]
     assert len(listed) == len(set(listed))
@@ -97,5 +103,5 @@ def test_a_committed_figure_is_redrawn_from_its_tables(name, tmp_path):
     for path in found.draw(tmp_path):
         assert path.read_bytes()
         if path.suffix == ".png":
-            assert Image.open(path).size == Image.open(FIGURES / path.name).size
+            assert size(path) == size(FIGURES / path.name)
     assert found.words

@@ -71,7 +71,7 @@ class Outcome:
         """'models', 'classes' (every trial), 'summary' and 'shares' (means and intervals over trials)."""
         import pandas as pd
 
-        models, classes = pd.DataFrame(self.models), pd.DataFrame(self.classes)
+        models, classes = pd.DataFrame(self.models).astype({"frechet_target": float}), pd.DataFrame(self.classes)
         start = models[models["arm"] == "base"].set_index("trial")
         for name in ("tv", "frechet", "frechet_target"):
             models[f"{name}_minus_base"] = models[name] - start[name].reindex(models["trial"]).to_numpy()

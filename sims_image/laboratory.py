@@ -203,7 +203,7 @@ class Lab:
             budgets=(),
         )
         self._planned, self.rows = planned, list[dict[str, Any]]()
-        self.data: ImageData = self._fitting(ImageData(Path(settings.data)))
+        self.data: ImageData = self.fitting(ImageData(Path(settings.data)))
         self.folder = Path(settings.out)
 
     @cached_property
@@ -211,7 +211,7 @@ class Lab:
         """What measures; made when first asked for, since it computes the real images' features."""
         return Bench(self._planned, self.learner, self.processes)
 
-    def _fitting(self, data: ImageData) -> ImageData:
+    def fitting(self, data: ImageData) -> ImageData:
         """The data without labels that an unconditional network would not give its samples."""
         import numpy as np
 

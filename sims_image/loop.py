@@ -118,7 +118,7 @@ def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] 
     found = processes.together(lambda: plan(settings)) or plan(settings)
     checked, policy, arms = found
     lab = Lab(checked, processes)
-    more = ImageData(Path(settings.more)) if settings.more else None
+    more = lab.fitting(ImageData(Path(settings.more))) if settings.more else None
     for trial in range(settings.trials):
         for arm in arms:
             run_arm(lab, arm, policy, trial, generations=settings.generations, more=more)

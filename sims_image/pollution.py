@@ -67,7 +67,7 @@ def conduct(settings: Pollution, processes: Processes) -> tuple[Path, Sequence[s
 
     checked, doses, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
-    ideal = ImageData(Path(settings.ideal)) if settings.ideal else None
+    ideal = lab.fitting(ImageData(Path(settings.ideal))) if settings.ideal else None
     for trial in range(settings.trials):
         run_trial(lab, doses, omegas, ideal, trial)
     if not processes.first:

@@ -47,7 +47,7 @@ def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     metric = lab.bench.reference.extractor.metric
     omegas = [w for w in sorted(curves["omega"].unique()) if w > 0]
     with style():
-        made = Figure(figsize=(3.3 * (len(omegas) + (len(omegas) > 1)), 3.4), layout="constrained")
+        made = Figure(figsize=(max(6.4, 3.3 * (len(omegas) + (len(omegas) > 1))), 3.4), layout="constrained")
         panels = [(f"ω = {w:g}", curves[curves["omega"].isin([0.0, w])]) for w in omegas]
         if len(omegas) > 1:
             panels.append(("ω chosen for each |D_p|", _joined(curves, best)))
@@ -72,7 +72,7 @@ def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
         grid[0].legend(fontsize=7)
         made.suptitle(
             f"{lab.data.open().name}, |D_r| = {lab.sizes.real:,}; n = {lab.sizes.n:,}, {lab.settings.trials} trials, "
-            "bands are 95 % intervals over trials",
+            "95 % intervals over trials",
             fontsize=9,
         )
     return made
@@ -101,9 +101,11 @@ def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
             f"{int(least['pollution']):,} differs most favourably, by {said(least, 'minus_clean')}: {_side(least)}; "
             f"the largest, {int(dirty['pollution'].max()):,}, by {said(dirty.iloc[-1], 'minus_clean')}."
         )
+    one = curves.loc[curves["omega"] > 0, "omega"].nunique() == 1
     for _, row in best[best["scenario"] == "SIMS-P"].iterrows():
         told.append(
-            f"|D_p| = {int(row['pollution']):,}: best omega {row['omega']:g}, {metric} {said(row, 'frechet')}, against "
+            f"|D_p| = {int(row['pollution']):,}: {'' if one else 'best '}omega {row['omega']:g}, "
+            f"{metric} {said(row, 'frechet')}, against "
             f"standard training {said(row, 'minus_standard')}."
         )
     return told

@@ -23,7 +23,7 @@ _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "imagenet64": {
             **{"base": "imagenet64-edm2-s", "data": "data/imagenet64", "features": "inception", "n": "50k"},
-            **{"search": "10k", "synthetic": "50k", "budgets": "1,3,6Mi"},
+            **{"search": "10k", "synthetic": "50k", "budgets": "1,2,4Mi", "labels": "uniform"},
         },
     },
     "loop": {
@@ -41,7 +41,7 @@ _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "imagenet64": {
             **{"base": "imagenet64-edm2-s", "data": "data/imagenet64", "images": 1_281_167, "features": "inception"},
             **{"loop": "augmentation", "method": "standard,sims", "generations": 5, "trials": 1, "n": "50k"},
-            **{"synthetic": "1281167", "auxiliary_size": "50k", "budget": "6Mi", "omega": "1"},
+            **{"synthetic": "1281167", "auxiliary_size": "50k", "budget": "4Mi", "omega": "1"},
         },
     },
     "pollution": {

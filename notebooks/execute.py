@@ -3,10 +3,10 @@
 ``python notebooks/execute.py`` executes all of them in place at the default scale; ``python notebooks/execute.py 01``
 those whose names begin so; ``--check`` executes nothing and says which are stale.
 
-A notebook is stale when its code cells, a module of ours that they import from, or a table of figures/ that they name
-is not what it was when the outputs were made. Docstrings, comments and blank lines do not count. What those modules
-import in turn does not either, because then every edit anywhere would make everything stale; deeper changes are caught
-by executing every notebook (tests/notebooks) and comparing the figures that come out with the committed ones.
+A notebook is stale when its code cells, a function or class of ours that they import, or a table of figures/ that they
+name is not what it was when the outputs were made. Docstrings, comments and blank lines do not count. What those
+functions call in turn does not either, because then every edit anywhere would make everything stale; deeper changes are
+caught by executing every notebook (tests/notebooks) and comparing the figures that come out with the committed ones.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def sources(notebook: Any) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def modules(code: list[str]) -> list[str]:
-    """The modules of ours that the cells import from; a package's lazily imported name counts as its home."""
+def imports(code: list[str]) -> list[str]:
+    """What of ours the cells import, as module.name; a package's lazily imported name is looked up in its home."""
     found = set()
     for source in code:
         for node in ast.walk(_parsed(source)):
@@ -137,8 +137,8 @@ def modules(code: list[str]) -> list[str]:
             elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:
                 homes = getattr(importlib.import_module(node.module), "_WHERE", {})
                 for alias in node.names:
-                    inner = f"{node.module}.{homes.get(alias.name, alias.name)}"
-                    found.add(inner if _file(inner) else node.module)
+                    home = f"{node.module}.{homes[alias.name]}" if alias.name in homes else node.module
+                    found.add(f"{home}.{alias.name}")
     return sorted(found)
 
 
@@ -163,7 +163,8 @@ def digest(notebook: Any) -> dict[str, str]:
     """Of each thing that the outputs rest on, its digest."""
     code = sources(notebook)
     stamped = {"cells": _sha("\n\n".join(code).encode())}
-    stamped |= {name: _sha(_bare(_file(name) or Path()).encode()) for name in modules(code)}
+    for name in imports(code):
+        stamped[name] = _sha(_definition(name).encode())
     stamped |= {f"figures/{name}": _sha((ROOT / "figures" / name).read_bytes()) for name in files(code)}
     return stamped
 
@@ -185,15 +186,46 @@ def _file(module: str) -> Path | None:
     return found[0] if found else None
 
 
-def _bare(path: Path) -> str:
-    """A module's lines without docstrings, comments and blank ones."""
+def _definition(name: str) -> str:
+    """The bare lines of a module, or of what module.name defines, wherever the module has it from."""
+    path, (module, _, last) = _file(name), name.rpartition(".")
+    if path or not module:
+        return _bare(path) if path else ""
+    inside = _file(module)
+    found = _bare(inside, last) if inside else ""
+    if inside and not found:
+        for node in ast.walk(ast.parse(inside.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and last in [a.asname or a.name for a in node.names]:
+                return _definition(f"{node.module}.{last}")
+    return found
+
+
+def _bare(path: Path, name: str = "") -> str:
+    """A module's lines, or those that define ``name`` in it, without docstrings, comments and blank ones."""
     text = path.read_text(encoding="utf-8")
+    keep = {
+        line
+        for node in ast.parse(text).body
+        if name in ("", getattr(node, "name", None), *_targets(node))
+        for line in range(_first_line(node), (node.end_lineno or node.lineno) + 1)
+    }
     drop: set[int] = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             drop |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    lines = [line.rstrip() for i, line in enumerate(text.splitlines(), 1) if i not in drop]
+    lines = [line.rstrip() for i, line in enumerate(text.splitlines(), 1) if i in keep - drop]
     return "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
+
+
+def _first_line(node: ast.stmt) -> int:
+    """Where a statement begins, its decorators included."""
+    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    """The names that an assignment gives."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [t.id for t in targets if isinstance(t, ast.Name)]
 
 
 def _sha(content: bytes) -> str:

@@ -88,9 +88,9 @@ def test_a_notebook_goes_stale_with_its_code_and_its_tables(tmp_path, monkeypatc
     path = ROOT / "notebooks" / "03_figure4.ipynb"
     notebook = nbformat.read(path, 4)
     stamp = tool.digest(notebook)
-    assert {"cells", "sims_toy.gallery", "sims_core.notebook", "figures/figure4_regimes.csv"} <= set(stamp)
-    monkeypatch.setattr(tool, "_bare", lambda module: "changed")
-    assert "sims_toy.gallery" in tool.stale(path)
+    assert {"cells", "sims_toy.gallery.load", "sims_core.notebook.pick", "figures/figure4_regimes.csv"} <= set(stamp)
+    monkeypatch.setattr(tool, "_bare", lambda module, name="": "changed")
+    assert "sims_toy.gallery.load" in tool.stale(path)
     monkeypatch.undo()
     notebook.cells[2].source += "\nx = 1"
     nbformat.write(notebook, tmp_path / "edited.ipynb")
@@ -108,6 +108,9 @@ def test_comments_and_docstrings_do_not_make_stale(tmp_path):
     (tmp_path / "c.py").write_text('"""Other."""\nx = 2  # same line\ndef f():\n    return x\n')
     a, b, c = (tool._bare(tmp_path / f"{n}.py") for n in "abc")
     assert a == b != c
+    (tmp_path / "c.py").write_text("@cache\ndef f():\n    return x\n\ndef g():\n    return 1\n\nX: int = 3\n")
+    assert tool._bare(tmp_path / "c.py", "f") == "@cache\ndef f():\n    return x"
+    assert tool._bare(tmp_path / "c.py", "X") == "X: int = 3"
 
 
 def test_outputs_are_stripped():

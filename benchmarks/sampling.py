@@ -43,6 +43,7 @@ WAYS: list[tuple[str, str | None, Engine]] = [
     ("predictor only", "predictor", Engine()),
     ("held over 1 step", "held:1", Engine()),
     ("held over 2 steps", "held:2", Engine()),
+    ("held over 3 steps", "held:3", Engine()),
     ("interval 0.8 to 3", "interval:0.8:3", Engine()),
     ("held over 1 step, interval 0.8 to 3", "held:1+interval:0.8:3", Engine()),
 ]

@@ -227,7 +227,7 @@ def panels(bench: Bench, found: Search) -> Figure:
             if floor is not None and floor["n"] == zero["n"]:
                 axes.axhline(floor["value"], color="black", lw=0.8, ls=":", label="real images")
             axes.set_xlabel(label)
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3)
         left.set_ylabel(f"{metric}, n = {int(zero['n']):,}")
     return figure
 

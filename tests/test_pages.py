@@ -131,6 +131,7 @@ def test_infinite_distances_stand_as_null(sweep):
 
 def test_hover_keys_slider_and_views_in_a_browser(sweep, browser):
     from selenium.webdriver import ActionChains, Keys
+    from selenium.webdriver.support.select import Select
 
     visit(browser, sweep.page)
     cells = find(browser, ".cell")
@@ -173,10 +174,10 @@ def test_hover_keys_slider_and_views_in_a_browser(sweep, browser):
     assert "|D_s| = 250" in text(browser, "#across-title")
     # another reading, another measure
     before = cell(browser, 3, 250).get_attribute("aria-label")
-    browser.find_element("id", "view").send_keys("auxiliary on synthetic")
+    Select(browser.find_element("id", "view")).select_by_visible_text("auxiliary on synthetic")
     assert cell(browser, 3, 250).get_attribute("aria-label") != before
     curve = find(browser, "#curve path.mean")[-1].get_attribute("d")
-    browser.find_element("id", "measure").send_keys("d_t(ω), the")
+    Select(browser.find_element("id", "measure")).select_by_value("w2")
     assert find(browser, "#curve path.mean")[-1].get_attribute("d") != curve
     assert find(browser, "#phase path.boundary")
     assert complaints(browser) == []

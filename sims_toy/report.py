@@ -10,6 +10,7 @@ import numpy as np
 
 from sims_core.algorithm import METHODS
 from sims_toy import figures, theory
+from sims_toy.strengths import strengths
 from sims_toy.tables import FACET, Twins, tables, theory_tables
 
 if TYPE_CHECKING:
@@ -74,6 +75,11 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
         text = caption({"method": "standard", "loop": "/".join(settings["loop"]), "sampler": settings["sampler"][0],
                         "real_size": settings["real_size"][0], "budget": "none", "aux": 0}, settings)  # fmt: skip
         return figures.loops(frames["sweep"], folder / "loops", caption=text)
+    if settings["generations"] == 1:
+        first = regimes[own & guided].iloc[0]
+        text = caption({**first.to_dict(), "budget": ", ".join(settings["budget"])}, settings)
+        return strengths(regimes[own & guided], regimes[own & (regimes["method"] == "standard")], folder / "strengths",
+                         caption=text)  # fmt: skip
     for number, (_, facet) in enumerate(regimes[own & guided][FACET].drop_duplicates().head(MOST_FACETS).iterrows()):
         suffix = f"-{number + 1}" if number else ""
         control = (
@@ -157,15 +163,23 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
             f"{n['auxiliary_rate']:g}."
         )
     beside = f" ({settings['beside_trials']} of the readings beside)" if "beside_trials" in settings else ""
-    return (
+    last, reading = (
+        "; d_T is the mean of the last ten",
+        (
+            "Regimes, |D_r|, the real Gaussian, the sampler, what the auxiliary is trained on and how long are our "
+            "reading; the paper does not state them."
+        ),
+    )
+    if settings["generations"] == 1:
+        last, reading, below = "", "", ""
+    text = (
         f"{settings['learner']} learner, {facet['method']}, {facet['loop']} loop: real data {real}, "
         f"|D_r| = {facet['real_size']}, {extras}sampler {facet['sampler']}, {budget}, {aux}, "
         f"{settings['trials']} paired trials{beside}, "
-        f"{settings['generations']} generations, seed {settings['seed']}; d_T is the mean of the last ten. "
-        f"{distance}Bands: 95 % bootstrap intervals. {below} {orange}Regimes, |D_r|, the real Gaussian, the sampler, "
-        "what the auxiliary is trained on and how long are our "
-        f"reading; the paper does not state them.{networks}"
+        f"{settings['generations']} generations, seed {settings['seed']}{last}. "
+        f"{distance}Bands: 95 % bootstrap intervals. {below} {orange}{reading}{networks}"
     )
+    return " ".join(text.split())
 
 
 def phase_caption(text: str) -> str:

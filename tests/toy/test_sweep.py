@@ -495,7 +495,7 @@ def test_neons_toy_in_small(tmp_path):
     assert len(merged) == 2 * 2 * 3 and (merged["nfe"] == 19).all()
     assert (regimes["regime"] == "undecided").all() and len(result.tables["theory"]) == 0
     assert report.conclusion(result.tables).startswith("One generation: ")
-    assert len([p for p in result.figures if p.suffix == ".png"]) == 4
+    assert [p.name for p in result.figures if p.suffix == ".png"] == ["strengths.png"]
 
 
 def test_readings_with_scaled_negatives(tmp_path):
@@ -643,3 +643,17 @@ def test_plan_refuses_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="--omega"):
         run_sweep(dataclasses.replace(SMALL, omega="3:1", out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_of_one_generation_has_a_figure_of_its_own(tmp_path):
+    """A line a reading and a panel a budget, with standard training across; nothing is said of convergence."""
+    sweep = Sweep(
+        learner="exact", method="standard,neon", omega="-1:1:0.5", synthetic_size="200", budget="0.3,1",
+        auxiliary_data="synthetic,train+synthetic", generations=1, trials=9, workers=1, out=str(tmp_path / "run"),
+    )  # fmt: skip
+    result = run_sweep(sweep)
+    assert [p.name for p in result.figures] == ["strengths.png", "strengths.svg"]
+    drawn = (tmp_path / "run" / "strengths.svg").read_text()
+    for word in ("budget 0.3", "budget 1", "train+synthetic:", "base:"):
+        assert word in drawn or word.replace(" ", "&#160;") in drawn, word
+    assert "mean of the last ten" not in drawn

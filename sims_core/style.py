@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sims_core.runs import write_atomic
 
@@ -66,6 +66,22 @@ def style() -> Iterator[None]:
     matplotlib.use("Agg", force=False)
     with matplotlib.rc_context(_RC):  # type: ignore[arg-type]
         yield
+
+
+def panels(count: int, *, height: float = 0.6) -> tuple[Figure, Any]:
+    """A figure of ``count`` panels, two a row, of one vertical axis; (figure, axes (rows, columns)), the rest empty.
+
+    height: what is left below for the caption, in inches. To be called within `style`.
+    """
+    import matplotlib.pyplot as plt
+
+    columns = min(2, count)
+    rows = -(-count // columns)
+    size = (4.1 * columns + 0.4, 3.1 * rows + height)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, axes
 
 
 def sequence(count: int) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, REGIME, save, sequence, style
+from sims_core.style import METHOD, REGIME, panels, save, sequence, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -263,17 +263,9 @@ def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]
 
     regimes: rows of one loop, sampler and |D_r|; one panel for each |D_s|. Lines across: methods without a strength.
     """
-    import matplotlib.pyplot as plt
-
     sizes = sorted(regimes["synthetic_size"].unique())
-    columns = min(2, len(sizes))
-    rows = -(-len(sizes) // columns)
     with style():
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(4.1 * columns + 0.4, 3.1 * rows + 0.6), squeeze=False, sharey=True
-        )
-        for axis in axes.flat[len(sizes) :]:
-            axis.set_axis_off()
+        figure, axes = panels(len(sizes))
         for axis, size in zip(axes.flat, sizes, strict=False):
             here = regimes[regimes["synthetic_size"] == size]
             for method in dict.fromkeys(here["method"]):
@@ -296,7 +288,7 @@ def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]
             axis.legend(fontsize=6.5, loc="upper center")
         for axis in axes[:, 0]:
             axis.set_ylabel(r"$d_T(\omega)\,/\,d_1(0)$")
-        figure.supxlabel(textwrap.fill(caption, 64 * columns), fontsize=7, ha="left", x=0.01)
+        figure.supxlabel(textwrap.fill(caption, 64 * axes.shape[1]), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
 
 

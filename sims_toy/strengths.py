@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sims_core.style import METHOD, save, style
+from sims_core.style import METHOD, panels, save, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,18 +23,10 @@ def strengths(regimes: pd.DataFrame, standard: pd.DataFrame, stem: Path, *, capt
     regimes: rows of methods with a strength, of one learner. standard: rows of standard training, drawn as a line
     across with its interval. A panel for each method, |D_s| and budget. Returns the paths written.
     """
-    import matplotlib.pyplot as plt
-
-    panels = regimes[["method", "synthetic_size", "budget"]].drop_duplicates().to_dict("records")
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
+    kinds = regimes[["method", "synthetic_size", "budget"]].drop_duplicates().to_dict("records")
     with style():
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(4.1 * columns + 0.4, 3.1 * rows + 0.9), squeeze=False, sharey=True
-        )
-        for axis in axes.flat[len(panels) :]:
-            axis.set_axis_off()
-        for axis, panel in zip(axes.flat, panels, strict=False):
+        figure, axes = panels(len(kinds), height=0.9)
+        for axis, panel in zip(axes.flat, kinds, strict=False):
             here = regimes[(regimes[list(panel)] == list(panel.values())).all(axis=1)]
             for colour, reading in zip(_COLOURS, dict.fromkeys(here["auxiliary_data"]), strict=False):
                 part = here[(here["auxiliary_data"] == reading) & np.isfinite(here["first"])].sort_values("omega")
@@ -51,5 +43,5 @@ def strengths(regimes: pd.DataFrame, standard: pd.DataFrame, stem: Path, *, capt
             axis.legend(fontsize=6.5, loc="upper center")
         for axis in axes[:, 0]:
             axis.set_ylabel(r"$E[W_2(G^1, p_r)]$")
-        figure.supxlabel(textwrap.fill(caption, 64 * columns), fontsize=7, ha="left", x=0.01)
+        figure.supxlabel(textwrap.fill(caption, 64 * axes.shape[1]), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)

@@ -203,11 +203,9 @@ def _calibration_sizes(real_sizes: list[int]) -> list[int]:
 def _network(options: Mad, learner: str) -> NetworkSettings | None:
     if learner != "network":
         return None
-    from sims_toy.ensemble import numba_available
+    from sims_toy.planning import settle
 
-    if options.network.backend != "auto":
-        return options.network
-    return replace(options.network, backend="numba" if numba_available() else "torch")
+    return settle(options.network)
 
 
 def run_mad(options: Mad, *, progress: bool = False) -> Result:

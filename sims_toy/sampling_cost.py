@@ -160,13 +160,11 @@ def plan(options: SamplingCost) -> Study:
 def _budget(options: SamplingCost, learner: str) -> tuple[str, NetworkSettings | None]:
     """The auxiliary's budget as text, and the networks' settings with what 'auto' chose."""
     from sims_core.grids import parse_budget
-    from sims_toy.ensemble import numba_available
+    from sims_toy.planning import settle
 
     network = None
     if learner == "network":
-        network = options.network
-        if network.backend == "auto":
-            network = replace(network, backend="numba" if numba_available() else "torch")
+        network = settle(options.network)
         text = options.budget or f"{network.steps * (network.batch or options.real_size) / 1000:g}k"
     else:
         text = options.budget or "1"

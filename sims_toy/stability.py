@@ -72,9 +72,9 @@ def plan(options: Stability) -> Study:
     from sims_core.sampling import Sampler
     from sims_toy import stability_report as report
     from sims_toy.datasets import parse_real
-    from sims_toy.ensemble import numba_available
     from sims_toy.experiment import Cell, Experiment
     from sims_toy.measuring import POINTS
+    from sims_toy.planning import settle
 
     options.check()
     _check(options)
@@ -97,9 +97,7 @@ def plan(options: Stability) -> Study:
             raise InputError("--real", name, f"the file holds {real.limit} points, {POINTS} are compared")
         if real.digest:
             digests[name] = real.digest
-    network = options.network
-    if network.backend == "auto":
-        network = replace(network, backend="numba" if numba_available() else "torch")
+    network = settle(options.network)
 
     n = options.real_size
     loops = [(f"mixed:{ratio!r}", round(ratio * n)) for ratio in ratios] + [("fully-synthetic", n)]

@@ -5,9 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,7 +29,8 @@ from sims_image.guided import error_over_signal, load_model
 from sims_image.presets import PRESETS
 from sims_image.seedlists import Labels, Seeds
 from sims_image.train import Train, plan
-from tests.image import tiny
+from tests.image import ranks, tiny
+from tests.image.ranks import environment, finish, kill
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -435,10 +433,6 @@ def test_a_full_disk_loses_nothing(pair, tmp_path, monkeypatch, where):
     assert made.sha256 == whole.sha256 and len(drawn) == 3 - len(before)  # what was there was not drawn again
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
-
-
 def words(pair, out):
     given = ["--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:3", "--batch", "32"]
     given += ["--refresh-every", "2", "--interval", "0.01,60"]  # what is held must not outlive its batch
@@ -446,23 +440,7 @@ def words(pair, out):
 
 
 def launch(pair, out, world=1):
-    command = [sys.executable, "-m", "sims_image", *words(pair, out)]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    if world == 1:
-        return [subprocess.Popen(command, env=environment(), **options)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(command, env=environment(RANK=str(r), LOCAL_RANK=str(r), **common), **options)
-        for r in range(world)
-    ]
-
-
-def finish(processes):
-    said = [p.communicate(timeout=300) for p in processes]
-    assert [p.returncode for p in processes] == [0] * len(processes), said
+    return ranks.launch(["-m", "sims_image", *words(pair, out)], world)
 
 
 def kill_after(processes, out, shards):
@@ -472,10 +450,7 @@ def kill_after(processes, out, shards):
         if len(list(work.glob("shards/[0-9]*.npz"))) >= shards:
             break
         time.sleep(0.005)
-    for p in processes:
-        p.send_signal(signal.SIGKILL)
-    for p in processes:
-        p.communicate()
+    kill(processes)
     assert not out.exists() and len(list(work.glob("shards/[0-9]*.npz"))) >= shards
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,7 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.image import tiny
+from tests.image import ranks, tiny
+from tests.image.ranks import environment, finish, kill
 
 ROOT = Path(__file__).resolve().parents[2]
 #: the tiny preset, for commands in other processes
@@ -37,30 +37,10 @@ def data(tmp_path_factory):
     return str(tiny.write_data(tmp_path_factory.mktemp("data") / "tiny.zip").path)
 
 
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
-
-
 def launch(data: str, out: Path, world: int = 1, settings=SETTINGS) -> list[subprocess.Popen[str]]:
     """Start the processes of one run, as torchrun would."""
-    words = [sys.executable, "-c", LAUNCH, "train", "--preset", "tiny", "--data", data, "--out", str(out), *settings]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    if world == 1:
-        return [subprocess.Popen(words, env=environment(), **options)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(words, env=environment(RANK=str(r), LOCAL_RANK=str(r), **common), **options)
-        for r in range(world)
-    ]
-
-
-def finish(processes) -> list[str]:
-    said = [p.communicate(timeout=300) for p in processes]
-    assert [p.returncode for p in processes] == [0] * len(processes), said
-    return [out for out, _ in said]
+    words = ["-c", LAUNCH, "train", "--preset", "tiny", "--data", data, "--out", str(out), *settings]
+    return ranks.launch(words, world)
 
 
 def kill_after(processes, out: Path, lines: int) -> None:
@@ -70,10 +50,7 @@ def kill_after(processes, out: Path, lines: int) -> None:
         if (out / "log.jsonl").exists() and (out / "log.jsonl").read_text().count("\n") >= lines:
             break
         time.sleep(0.005)
-    for p in processes:
-        p.send_signal(signal.SIGKILL)
-    for p in processes:
-        p.communicate()
+    kill(processes)
 
 
 def log(out: Path) -> list[dict[str, object]]:

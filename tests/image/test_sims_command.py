@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from sims_image.datasets import open_dataset
 from sims_image.experiments import Sims, conduct, plan
 from sims_image.presets import PRESETS
 from tests.image import tiny
+from tests.image.ranks import finish, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 #: the tiny preset, for commands in other processes
@@ -241,17 +241,7 @@ def test_two_processes_measure_the_same(run, tmp_path):
     folder, words, (_, (found, _)) = run
     shutil.copytree(folder / "out", tmp_path / "out")
     shutil.rmtree(tmp_path / "out/cells")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    words = [*words, "--omega", "0:1:0.5", "--out", str(tmp_path / "out")]
-    common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
-    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        subprocess.Popen([sys.executable, "-c", LAUNCH, *words], env={**common, "RANK": r, "LOCAL_RANK": r})
-        for r in ("0", "1")
-    ]
-    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    finish(launch(["-c", LAUNCH, *words, "--omega", "0:1:0.5", "--out", str(tmp_path / "out")], 2))
     again = json.loads((tmp_path / "out/report/results.json").read_text())
     for one, other in zip(found["search"], again["search"], strict=True):
         assert other == pytest.approx(one, rel=1e-6)

@@ -1,0 +1,48 @@
+"""Commands in processes of their own, one or several as torchrun starts them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
+
+
+def launch(words: Sequence[str], world: int = 1) -> list[subprocess.Popen[str]]:
+    """Start ``python WORDS`` once for each rank."""
+    command = [sys.executable, *words]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    if world == 1:
+        return [subprocess.Popen(command, env=environment(), **options)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(command, env=environment(RANK=str(r), LOCAL_RANK=str(r), **common), **options)
+        for r in range(world)
+    ]
+
+
+def finish(processes: Sequence[subprocess.Popen[str]]) -> list[str]:
+    """Wait for all; what each said."""
+    said = [p.communicate(timeout=300) for p in processes]
+    assert [p.returncode for p in processes] == [0] * len(processes), said
+    return [out for out, _ in said]
+
+
+def kill(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """SIGKILL to all of them."""
+    for p in processes:
+        p.send_signal(signal.SIGKILL)
+    for p in processes:
+        p.communicate()

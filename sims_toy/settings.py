@@ -205,7 +205,7 @@ PRESETS = {
         synthetic_size="125,250,500,1000",
         auxiliary_data="train+synthetic,synthetic,real+synthetic",
         generations=100,
-        trials=16,
+        trials=48,
         beside_trials=8,
         overlay_trials=2000,
     ),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sims_core.runs import write_atomic
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Regimes of the phase diagram: the paper's green, orange and purple, told apart by lightness as well.
@@ -82,6 +84,17 @@ def panels(count: int, *, height: float = 0.6) -> tuple[Figure, Any]:
     for axis in axes.flat[count:]:
         axis.set_axis_off()
     return figure, axes
+
+
+def band(axis: Axes, table: pd.DataFrame, x: str, y: str, *, color: str, alpha: float = 0.2, **line: Any) -> None:
+    """The curve of column ``y`` over column ``x`` and its interval, columns ``{y}_low`` and ``{y}_high``, as a band.
+
+    alpha: the band's opacity; line: what `Axes.plot` takes. An interval that is known nowhere is left out.
+    """
+    low, high = table[f"{y}_low"], table[f"{y}_high"]
+    if bool(low.notna().any()):
+        axis.fill_between(table[x], low, high, color=color, alpha=alpha, lw=0)
+    axis.plot(table[x], table[y], color=color, **line)
 
 
 def sequence(count: int) -> list[str]:

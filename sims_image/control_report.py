@@ -104,7 +104,7 @@ def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
     """Shares of every class at each omega; total variation and Fréchet distances against omega."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import METHOD, sequence, style
+    from sims_core.style import METHOD, band, sequence, style
 
     lab, summary, shares = outcome.lab, tables["summary"], tables["shares"]
     metric = lab.bench.reference.extractor.metric
@@ -139,9 +139,7 @@ def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
         for axes, column, title in panels:
             for arm, colour in (("control", METHOD["sims"]), ("sims", METHOD["rebuilt"]), ("random", METHOD["random"])):
                 part = summary[summary["arm"].isin([arm, "base"])].sort_values("omega")
-                axes.plot(part["omega"], part[column], "o-", ms=3, color=colour, label=_LABELS[arm])
-                axes.fill_between(part["omega"], part[f"{column}_low"], part[f"{column}_high"], color=colour,
-                                  alpha=0.15, lw=0)  # fmt: skip
+                band(axes, part, "omega", column, color=colour, marker="o", ms=3, label=_LABELS[arm])
             equal = summary[summary["arm"] == "equal-cost"].iloc[0]
             axes.axhline(equal[column], color=METHOD["equal-cost"], lw=0.9, ls="-.", label=_LABELS["equal-cost"])
             if column == "tv":

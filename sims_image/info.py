@@ -203,10 +203,10 @@ def _below(path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Info:
-    """Say what a data set, checkpoint, run folder, snapshot of NVIDIA's or statistics file is."""
+    """Say what a data set, checkpoint, run folder, snapshot of NVIDIA's or statistics file is, of one or several."""
 
-    path: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")] = ""
-    """The folder or file."""
+    path: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH [PATH ...]")] = ()
+    """The folders or files."""
 
 
 def run(argv: Sequence[str]) -> None:
@@ -214,4 +214,5 @@ def run(argv: Sequence[str]) -> None:
     given = parse_command(Info, argv, prog="sims_image info", description=Info.__doc__ or "")
     if not given.path:
         raise InputError(ARGUMENT, "", f"name {KNOWN}")
-    print("\n".join(describe(given.path)))
+    for number, path in enumerate(given.path):
+        print(*([""] if number else []), *describe(path), sep="\n")

@@ -42,7 +42,7 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import style
+    from sims_core.style import band, style
 
     summary, rows, settings = tables["summary"], tables["generations"], lab.settings
     panels = [panel for panel in PANELS if panel[0] in summary]
@@ -52,10 +52,7 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
         grid = made.subplots(2, 3, sharex=True).ravel()
         for axes, (column, title) in zip(grid, panels, strict=False):
             for arm, part in summary.groupby("arm", sort=False):
-                axes.plot(part["generation"], part[column], "o-", color=shades[str(arm)], ms=3, label=arm)
-                if part[f"{column}_low"].notna().all():
-                    low, high = part[f"{column}_low"], part[f"{column}_high"]
-                    axes.fill_between(part["generation"], low, high, color=shades[str(arm)], alpha=0.15, lw=0)
+                band(axes, part, "generation", column, color=shades[str(arm)], marker="o", ms=3, label=arm)
             if column == "frechet" and rows["floor"].notna().all():
                 axes.axhline(rows["floor"].mean(), color="black", lw=0.8, ls=":", label="real images")
             axes.set_title(metric if column == "frechet" else title)

@@ -41,7 +41,7 @@ def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """Distance against |D_p|: a panel for each fixed omega, and one for the best omega of each |D_p|."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import METHOD, style
+    from sims_core.style import METHOD, band, style
 
     curves, best = found["curves"], found["best"]
     metric = lab.bench.reference.extractor.metric
@@ -55,9 +55,7 @@ def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
         for axes, (title, mine) in zip(grid, panels, strict=True):
             for scenario, colour in (("ST-P", METHOD["standard"]), ("SIMS-P", METHOD["sims"])):
                 part = mine[mine["scenario"] == scenario]
-                axes.plot(part["pollution"], part["frechet"], "o-", ms=3, color=colour, label=scenario)
-                axes.fill_between(part["pollution"], part["frechet_low"], part["frechet_high"], color=colour,
-                                  alpha=0.15, lw=0)  # fmt: skip
+                band(axes, part, "pollution", "frechet", color=colour, marker="o", ms=3, label=scenario)
                 clean = mine[mine["scenario"] == scenario.replace("P", "I")]
                 if len(clean) == 1:
                     axes.axhline(clean["frechet"].iloc[0], color=colour, lw=0.9, ls="--", label=scenario[:-1] + "I")

@@ -17,7 +17,7 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import sequence, style
+    from sims_core.style import band, sequence, style
 
     summary, metric = tables["summary"], lab.bench.reference.extractor.metric
     ratios = list(dict.fromkeys(summary["ratio"]))
@@ -31,9 +31,7 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
             for ratio in ratios:
                 part = summary[summary["ratio"] == ratio]
                 label = "no real images" if ratio == float("inf") else f"λ = {ratio:g}"
-                axes.plot(part["round"], part[column], "o-", ms=3, color=colours[ratio], label=label)
-                low, high = part[f"{column}_low"], part[f"{column}_high"]
-                axes.fill_between(part["round"], low, high, color=colours[ratio], alpha=0.15, lw=0)
+                band(axes, part, "round", column, color=colours[ratio], marker="o", ms=3, label=label)
             floor = tables["rounds"]["floor"]
             if column == "frechet" and floor.notna().all():
                 axes.axhline(floor.mean(), color="black", lw=0.8, ls=":", label="real images")

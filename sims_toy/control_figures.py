@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sims_core.style import METHOD, save, style
+from sims_core.style import METHOD, band, save, style
 from sims_toy.control_report import label
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def _networks(axis: Axes, shares: pd.DataFrame, reading: str | None, settings: d
     ]
     for k, rows in part.groupby("class"):
         colour = _CLASS[(int(k) - 1) % len(_CLASS)]
-        axis.fill_between(rows["omega"], rows["share_low"], rows["share_high"], color=colour, alpha=0.2, lw=0)
-        axis.plot(rows["omega"], rows["share"], color=colour, marker="o", markersize=3, label=f"class {k}")
+        band(axis, rows, "omega", "share", color=colour, marker="o", markersize=3, label=f"class {k}")
         axis.plot(rows["omega"], rows["law_linear"], color=colour, ls="--", lw=0.9)
         axis.plot(rows["omega"], rows["law_geometric"], color=colour, ls=":", lw=0.9)
         axis.plot(rows["omega"].max() * 1.04, rows["target"].iloc[0], "<", color=colour, markersize=5)
@@ -114,8 +113,7 @@ def _classes(axis: Axes, shares: pd.DataFrame, settings: dict[str, Any]) -> None
             part = part[part["strength"] == settings["strength"][0]]
         for k, rows in part.groupby("class"):
             colour = _CLASS[(int(k) - 1) % len(_CLASS)]
-            axis.plot(rows["omega"], rows["class_w2"], color=colour, ls=look, lw=1.2)
-            axis.fill_between(rows["omega"], rows["class_w2_low"], rows["class_w2_high"], color=colour, alpha=0.1, lw=0)
+            band(axis, rows, "omega", "class_w2", color=colour, alpha=0.1, ls=look, lw=1.2)
         name = "plain SIMS" if method == "sims" else f"complement {reading}"
         axis.plot([], [], color="black", ls=look, label=name)
     own = shares[shares["method"] == "standard"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, REGIME, panels, save, sequence, style
+from sims_core.style import METHOD, REGIME, band, panels, save, sequence, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +89,7 @@ def _first_generation(
 ) -> None:
     for size, colour in colours.items():
         part = main[(main["synthetic_size"] == size) & np.isfinite(main["first"])].sort_values("omega")
-        axis.fill_between(part["omega"], part["first_low"], part["first_high"], color=colour, alpha=0.3, lw=0)
-        axis.plot(part["omega"], part["first"], color=colour)
+        band(axis, part, "omega", "first", color=colour, alpha=0.3)
         _label_end(axis, part["omega"], part["first"], f"{size:g}", colour)
         curve = under[under["synthetic_size"] == size]
         axis.plot(curve["omega"], curve["under_first"], color=colour, lw=0.8, ls=under.attrs["style"])
@@ -123,8 +122,7 @@ def _converged(
         mine = part[(part["synthetic_size"] == size) & np.isfinite(part["standard"])].sort_values("omega")
         if mine.empty:
             continue
-        axis.fill_between(mine["omega"], mine["standard_low"], mine["standard_high"], color=colour, alpha=0.3, lw=0)
-        axis.plot(mine["omega"], mine["standard"], color=colour)
+        band(axis, mine, "omega", "standard", color=colour, alpha=0.3)
         inside = mine[mine["standard"] < top]
         if len(inside) == len(mine):
             ends.append((float(mine["standard"].iloc[-1]), f"{size:g}", colour))
@@ -277,11 +275,8 @@ def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]
                 if method in _UNGUIDED:
                     axis.axhline(best["standard"], color=colour, ls=":", lw=1.2, label=f"{method}: {cost}")
                     continue
-                axis.fill_between(
-                    part["omega"], part["standard_low"], part["standard_high"], color=colour, alpha=0.2, lw=0
-                )
                 label = rf"{method}: {cost} at $\omega$ = {best['omega']:g}"
-                axis.plot(part["omega"], part["standard"], color=colour, label=label)
+                band(axis, part, "omega", "standard", color=colour, label=label)
                 axis.plot(best["omega"], best["standard"], "o", color=colour, ms=4)
             axis.axhline(1.05, color="#888888", lw=0.7)
             axis.set(title=f"$|D_s|$ = {size:g}", xlabel=r"strength $\omega$", ylim=(0.4, 2.2))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, SEQUENCE, save, sequence, style
+from sims_core.style import METHOD, SEQUENCE, band, save, sequence, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +55,7 @@ def _fresh(axis: Axes, paths: pd.DataFrame, settings: dict[str, Any]) -> None:
     for heat, colour in zip(heats, sequence(max(2, len(heats)))[::-1], strict=False):
         for n, line in zip(initial, ("-", "--", "-.", ":") * len(initial), strict=False):
             part = paths[(paths["temperature"] == heat) & (paths["initial_size"] == n)]
-            axis.plot(part["generation"], part["w2"], color=colour, ls=line, label=f"λ_s = {heat:g}, n_ini = {n:g}")
-            axis.fill_between(part["generation"], part["w2_low"], part["w2_high"], color=colour, alpha=0.2, lw=0)
+            band(axis, part, "generation", "w2", color=colour, ls=line, label=f"λ_s = {heat:g}, n_ini = {n:g}")
             axis.plot(part["generation"], part["w2_theory"], color="black", lw=0.6, ls=(0, (1, 2)))
     axis.set_ylim(0, None)
     axis.set_title(f"fresh data, n_r = {settings['real_size']}, n_s = {settings['synthetic_size']}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, save, style
+from sims_core.style import METHOD, band, save, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -159,8 +159,7 @@ def _little(axis: Axes, fixed: pd.DataFrame, exact: dict[str, pd.DataFrame] | No
         ("little_to_clean", METHOD["sims"], f"$|D_p|/|D_r|$ = {least:g}"),
         ("best_to_clean", METHOD["neon"], "the best $|D_p|$"),
     ):
-        axis.fill_between(part["omega"], part[f"{column}_low"], part[f"{column}_high"], color=colour, alpha=0.2, lw=0)
-        axis.plot(part["omega"], part[column], color=colour, label=label)
+        band(axis, part, "omega", column, color=colour, label=label)
         if exact is not None:
             under = exact["fixed"][exact["fixed"]["curve"] == "SIMS-P"].sort_values("omega")
             axis.plot(under["omega"], under[column], color=colour, lw=0.7)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sims_core.style import METHOD, panels, save, style
+from sims_core.style import METHOD, band, panels, save, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,9 +31,8 @@ def strengths(regimes: pd.DataFrame, standard: pd.DataFrame, stem: Path, *, capt
             for colour, reading in zip(_COLOURS, dict.fromkeys(here["auxiliary_data"]), strict=False):
                 part = here[(here["auxiliary_data"] == reading) & np.isfinite(here["first"])].sort_values("omega")
                 best = part.loc[part["first"].idxmin()]
-                axis.fill_between(part["omega"], part["first_low"], part["first_high"], color=colour, alpha=0.2, lw=0)
                 label = rf"{reading}: {best['first']:.3f} at $\omega$ = {best['omega']:g}"
-                axis.plot(part["omega"], part["first"], color=colour, label=label)
+                band(axis, part, "omega", "first", color=colour, label=label)
                 axis.plot(best["omega"], best["first"], "o", color=colour, ms=4)
             for row in standard[standard["synthetic_size"] == panel["synthetic_size"]].head(1).to_dict("records"):
                 axis.axhline(row["first"], color=METHOD["standard"], ls=":", lw=1.2, label=f"base: {row['first']:.3f}")

@@ -40,7 +40,7 @@ def w2_of_map(matrix, cov=COV):
     ],
 )
 def test_sampler_bias_on_the_reference_gaussian(name, w2):
-    """FACTS 3.3, to the digits given."""
+    """Worked values, to the digits given."""
     matrix = Sampler.parse(name, sigma_data=math.sqrt(2))(gaussian(), torch.eye(2, dtype=torch.float64))
     digits = 4 if name.startswith("ddim") or name == "heun:18" or name == "heun:40" else 3
     assert round(w2_of_map(matrix), digits) == w2
@@ -49,7 +49,7 @@ def test_sampler_bias_on_the_reference_gaussian(name, w2):
 
 
 def test_rk4_in_angle_coordinates_has_almost_no_bias():
-    """FACTS 4: 4 steps, relative error in the standard deviations at most 0.11 %."""
+    """4 steps, relative error in the standard deviations at most 0.11 %."""
     matrix = Sampler.parse("rk4:4", sigma_data=math.sqrt(2))(gaussian(), torch.eye(2, dtype=torch.float64))
     ratio = (torch.linalg.eigvalsh(matrix.T @ matrix) / torch.linalg.eigvalsh(COV)).sqrt()
     assert float((ratio - 1).abs().max()) < 0.0011
@@ -122,7 +122,7 @@ def test_omega_zero_is_the_base_and_one_is_not(name, seed):
 
 
 def test_exact_flow_extrapolates_variances_geometrically():
-    """FACTS 3.2: with shared eigenvectors the flow's variance is v_b^(1+w) / v_a^w."""
+    """With shared eigenvectors the flow's variance is v_b^(1+w) / v_a^w."""
     fine = Sampler("rk4", 64, sigma_data=1.0, sigma_max=1e5)
     values, vectors = torch.linalg.eigh(COV)
     auxiliary = vectors @ torch.diag(values * torch.tensor([0.8, 1.3], dtype=torch.float64)) @ vectors.T

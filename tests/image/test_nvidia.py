@@ -300,6 +300,11 @@ def test_the_verbs(tmp_path, capsys, monkeypatch):
     assert "checkpoint edm-small" in capsys.readouterr().out and load("edm-small").parameters
     assert main_with_errors(run, ["import-nvidia", str(path), "--out", "other"]) == 0
     capsys.readouterr()
+    assert main_with_errors(run, ["info", str(path), "other"]) == 0
+    assert capsys.readouterr().out.split("\n\n") == [
+        "\n".join(describe(str(path))),
+        "\n".join(describe("other")) + "\n",
+    ]
     for words in (["import-nvidia"], ["info"], ["info", "nowhere"], ["import-nvidia", "edm-small"], ["info", "--all"]):
         assert main_with_errors(run, words) == 2, words
         assert capsys.readouterr().err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The exact learner against brute force, and what SIMS corrects and cannot see (FACTS 3.1, 3.2, 3.4)."""
+"""The exact learner against brute force, and what SIMS corrects and cannot see."""
 
 import math
 from functools import partial
@@ -143,7 +143,7 @@ def test_any_dimension():
 
 
 def test_what_sims_cannot_see():
-    """FACTS 3.4: an unbiased sampler with a wrong base (covariance x 0.8): 2.4 where 3 is true stays 2.4.
+    """An unbiased sampler with a wrong base (covariance x 0.8): 2.4 where 3 is true stays 2.4.
 
     The drift that self-training reveals is noise, so its cosine with the error is 0 on average and SIMS improves
     nothing; with an estimator whose bias the fine-tune repeats, the cosine is 1 and SIMS at omega eta = 1 removes it.
@@ -186,7 +186,7 @@ def test_what_sims_cannot_see():
 
 
 def test_unbiased_sampling_only_adds_noise():
-    """FACTS 3.4: with an unbiased sampler and exact MLE, E[W2^2] grows by the factor 1 + w^2 eta^2 n / m."""
+    """With an unbiased sampler and exact MLE, E[W2^2] grows by the factor 1 + w^2 eta^2 n / m."""
     trials, n, m = 4000, 20_000, 20_000
     learner = learner_for("exact", trials)
     data = learner.draw(REAL, n, seed=S.child("real"))
@@ -206,7 +206,7 @@ def test_unbiased_sampling_only_adds_noise():
     [("ddim:20", {0: 0.1273, 1: 0.00436, 1.04: 0.0023}), ("heun:18", {0: 0.0792, 1: 0.00108, 1.02: 0.0005})],
 )
 def test_perfect_base(sampler, values):
-    """FACTS 3.9: a perfect base, eta = 1 and unlimited auxiliary data, to the digits given."""
+    """Worked values: a perfect base, eta = 1 and unlimited auxiliary data, to the digits given."""
     learner = ExactLearner(Sampler.parse(sampler, sigma_data=math.sqrt(2)), noise=False)
     centred = Gaussian.single([0, 0], [[2, 1], [1, 2]])
     for omega, w2 in values.items():

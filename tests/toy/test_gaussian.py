@@ -177,7 +177,7 @@ def test_tangent_length_is_w2_to_first_order(seed, dim):
 
 
 def test_points_and_floors():
-    """FACTS 3.10: POT's exact W2 between n-point samples is badly biased; the closed form of moments is not."""
+    """POT's exact W2 between n-point samples is badly biased; the closed form of moments is not."""
     real = Gaussian.single([0, 0], [[2, 1], [1, 2]])
     other = Gaussian.single([0.1, 0], [[1.8, 0.9], [0.9, 1.8]])
     true = float(w2_squared(other, real)[0].sqrt())

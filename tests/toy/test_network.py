@@ -104,7 +104,7 @@ def test_rows_depend_on_their_own_stream_only_and_twins_are_shared():
 
 
 def test_first_generation_follows_the_exact_learner():
-    """Figure 4's setting, auxiliary on 10,000 synthetic points, trained as long as its base (FACTS 3.8: fine-tuned
+    """Figure 4's setting, auxiliary on 10,000 synthetic points, trained as long as its base (worked values, fine-tuned
     to the end .136 .093 .082 .169 .342 .495 .691): the exact learner's curve at eta = 1, within its standard errors
     plus the optimisation noise that omega amplifies (5 % at omega <= 1, 15 % at omega = 3)."""
     trials, omegas = 64, np.array([0.0, 0.5, 1.0, 2.0, 3.0])
@@ -194,7 +194,7 @@ def test_scaled_scores_seek_modes_or_diversity():
 
 
 def test_neons_published_toy_and_its_time_mismatch():
-    """FACTS 2: with the exact predictor the mismatched time costs W2 = .317 where a matched grid gives .127."""
+    """Worked value: with the exact predictor the mismatched time costs W2 = .317 where a matched grid gives .127."""
     settings = PRESETS["neon"].network
     assert settings.training(1000).steps == 10_000 and settings.training(1000).batch == 1000
     assert settings.training(1000, 250_000).steps == 250 and settings.training(1000, 250_000).schedule.peak == 1e-5

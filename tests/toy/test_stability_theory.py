@@ -17,7 +17,7 @@ IDS = [f"{c.name}-{c.law.name}-{c.law.std}" for c in MISSPECIFIED]
 def test_c4_is_the_mean_of_a_chi():
     for n in (2, 3, 10, 100, 5000):
         assert st.c4(n) == pytest.approx(stats.chi(n - 1).mean() / math.sqrt(n - 1), rel=1e-10)
-    assert st.collapse_rate(100, 1) ** 100 == pytest.approx(0.777, abs=5e-4)  # FACTS 5
+    assert st.collapse_rate(100, 1) ** 100 == pytest.approx(0.777, abs=5e-4)  # worked by hand
     assert st.collapse_rate(100, 0) ** 100 == pytest.approx(0.470, abs=5e-4)
     with pytest.raises(InputError, match="at least 2"):
         st.c4(1)

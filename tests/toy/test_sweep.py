@@ -1,4 +1,4 @@
-"""The command as a user meets it: outputs, FACTS' tables, reproducibility, resuming, refusals."""
+"""The command as a user meets it: outputs, the worked tables, reproducibility, resuming, refusals."""
 
 import dataclasses
 import json
@@ -101,7 +101,7 @@ def test_table_columns_mean_what_they_say(small):
         assert (rows["omega"] == cell.omega).all() and list(rows["generation"]) == [1, 2, 3, 4, 5, 6]
 
 
-# FACTS 3.7: d_1 and d_T / d_1(0), synthetic reading, auxiliary on 10,000 points, 200 trials, 60 generations
+# Worked table: d_1 and d_T / d_1(0), synthetic reading, auxiliary on 10,000 points, 200 trials, 60 generations
 OMEGAS = (0, 0.5, 1, 2, 3, 4, 5)
 TABLE7_FIRST = {
     "1": (0.146, 0.100, 0.080, 0.151, 0.292, 0.442, 0.592),
@@ -113,7 +113,7 @@ TABLE7_LAST = {
     500: (1.35, 1.22, 1.07, 0.81, 0.63, 0.66, 0.86),
     1000: (1.69, 1.51, 1.32, 0.98, 0.72, 0.69, 1.06),
 }
-# FACTS 3.8: train+synthetic, n_aux = m; columns omega = 0 1 2 3 4 5
+# Worked table: train+synthetic, n_aux = m; columns omega = 0 1 2 3 4 5
 TABLE8 = {
     125: (
         (0.147, 0.139, 0.127, 0.126, 0.133, 0.137),
@@ -144,7 +144,7 @@ def relative_error(regimes, name):
 
 
 def z_scores(regimes, name, expected, digits, trials, standard):
-    """(ours - FACTS) / standard error: ours from the interval, theirs for 200 trials, and the rounding's.
+    """(ours - the table's) / standard error: ours from the interval, theirs for 200 trials, and the rounding's.
 
     Theirs were not paired across omega, so their d_T(w) / d_1(0) carries the errors of both distances in full.
     """
@@ -180,7 +180,7 @@ def test_table_8_by_the_command(tmp_path):
     assert z.max() < 4.2 and np.mean(z > 2) < 0.15, np.sort(z)[-8:]  # 72 figures, strongly correlated
     best = {size: float(sims_rows(result, size).set_index("omega")["standard"].idxmin()) for size in TABLE8}
     assert set(best.values()) <= {3.0, 4.0} and best[500] == best[1000] == 3.0
-    # equal-cost control, FACTS 3.8: .74 / .85 / 1.02 for m = 125 / 500 / 1000
+    # equal-cost control, worked: .74 / .85 / 1.02 for m = 125 / 500 / 1000
     r = result.tables["regimes"]
     control = r[(r["method"] == "equal-cost")].set_index("synthetic_size").loc[[125, 500, 1000]]
     assert np.abs(z_scores(control, "standard", (0.74, 0.85, 1.02), 2, trials, standard_row(result))).max() < 4

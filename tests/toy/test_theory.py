@@ -1,4 +1,4 @@
-"""The closed forms against Monte-Carlo of the exact learner (FACTS 3.5, 3.6, 3.9), by z-scores."""
+"""The closed forms against Monte-Carlo of the exact learner, by z-scores."""
 
 import math
 from functools import partial
@@ -63,7 +63,7 @@ def test_data_noise_by_hand_and_by_monte_carlo():
 
 @pytest.mark.parametrize(("n", "m", "value"), [(500, 500, 1.333), (500, 250, 1.250), (100, 1000, 1.476)])
 def test_standard_training_limit(n, m, value):
-    """FACTS 3.5; the sizes are multiplied so that first order holds, the limit depends on their ratio alone."""
+    """The sizes are multiplied so that first order holds, the limit depends on their ratio alone."""
     assert round(theory.standard_limit(n, m), 3) == value
     w2_sq = loop("exact", 2000, 20 * n, 20 * m, 50)
     late = w2_sq[-20:].mean(0)
@@ -71,7 +71,7 @@ def test_standard_training_limit(n, m, value):
 
 
 def test_drift_accumulates_through_the_loop():
-    """FACTS 3.6 at lam = 1/2: first order -0.76; multiplying by the first generation's factor for ever -0.68.
+    """At lam = 1/2: first order -0.76; multiplying by the first generation's factor for ever -0.68.
 
     The sampler's factor grows milder as the variance shrinks, so the exact population recursion ends at -0.66.
     """
@@ -125,10 +125,10 @@ def test_linear_response_where_first_order_holds(reading, omega, eta):
     ],
 )
 def test_shrinkage_law(sampler, m, eta, predicted, found, left):
-    """FACTS 3.9 at its settings (1,500 trials): the prediction, and its departure from Monte-Carlo.
+    """At the worked settings (1,500 trials): the prediction, and its departure from Monte-Carlo.
 
     The optimum is flat: the found omega is compared through the excess of E[W2^2] over the minimum, and the minimum
-    itself by z-score against FACTS (its own 1,500 trials included) and within 3 % (Heun) and 8 % (DDIM) of the law.
+    itself by z-score against the worked table (1,500 trials) and within 3 % (Heun) and 8 % (DDIM) of the law.
     """
     setting = plain(1000, m, m, eta, "synthetic", bias_of(sampler) ** 2, V)
     best, minimum = theory.optimal_omega(setting, 1) * eta, theory.error_at_optimum(setting, 1)
@@ -273,7 +273,7 @@ def test_real_plus_synthetic_diverges_where_predicted():
 
 
 def test_pollution_shifts_the_best_guidance():
-    """FACTS 3.9, population limit: the best guidance is omega eta = 1 + lam_p, and a fixed 1.2 likes a little D_p."""
+    """Population limit: the best guidance is omega eta = 1 + lam_p, and a fixed 1.2 likes a little D_p."""
     learner = ExactLearner(Sampler.parse("heun:18", sigma_data=math.sqrt(2)), noise=False)
     data = learner.draw(REAL, 1000, seed=S)
     previous = standard(learner, data, seed=S).model

@@ -1,0 +1,187 @@
+"""Numbers in the documents are those of the committed tables: each sentence is built from its table and looked up.
+
+Not every number stands here; whoever quotes one adds its sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sims_toy.phase import TOLERANCE
+from sims_toy.settings import PRESETS
+from sims_toy.sweep import plan
+from sims_toy.tables import theory_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = (125, 250, 500, 1000)
+
+
+@cache
+def table(name: str) -> pd.DataFrame:
+    return pd.read_csv(ROOT / "figures" / f"{name}.csv")
+
+
+def words(text: str) -> str:
+    """A text on one line, typographic minus signs and emphasis made plain."""
+    return re.sub(r"\s+", " ", text.replace("−", "-").replace("**", ""))
+
+
+def around(row: pd.Series, column: str, digits: int) -> str:
+    return f"{row[column]:.{digits}f} ({row[f'{column}_low']:.{digits}f} .. {row[f'{column}_high']:.{digits}f})"
+
+
+# ------------------------------------------------------------------ sweeps
+
+
+def main_reading(name: str, method: str) -> pd.DataFrame:
+    rows = table(f"{name}_regimes")
+    mine = rows["learner"].eq("exact" if name.endswith("exact") else "network") & rows["method"].eq(method)
+    return rows[mine & rows["auxiliary_data"].isin(["train+synthetic", "none", np.nan])].sort_values("omega")
+
+
+def best(name: str) -> list[pd.Series]:
+    rows = main_reading(name, "sims")
+    return [(part := rows[rows["synthetic_size"] == m]).loc[part["standard"].idxmin()] for m in SIZES]
+
+
+def listed(values: list[float], digits: int = 2) -> str:
+    return ", ".join(f"{v:.{digits}f}" if digits else f"{v:g}" for v in values)
+
+
+def unguided(name: str, method: str) -> list[float]:
+    rows = main_reading(name, method).set_index("synthetic_size")
+    return [float(rows["standard"][m]) for m in SIZES]
+
+
+def crossing(part: pd.DataFrame, column: str, *, falling: bool) -> float:
+    """The first omega at which a ratio passes `TOLERANCE` downward (or the last upward), between grid points."""
+    x, y = part["omega"].to_numpy(), part[column].to_numpy() - TOLERANCE
+    here = np.flatnonzero((y[:-1] > 0) & (y[1:] <= 0) if falling else (y[:-1] <= 0) & (y[1:] > 0))
+    if not len(here):
+        return float("nan")
+    i = here[0 if falling else -1]
+    return float(x[i] - y[i] * (x[i + 1] - x[i]) / (y[i + 1] - y[i]))
+
+
+def edges() -> Iterator[tuple[str, str]]:
+    """The rows of docs/mathematics.md's table of phase boundaries: linear response's and the simulation's."""
+    experiment = plan(PRESETS["figure4"]).parts["overlay"]
+    law: dict[str, list[float]] = {"strong": [], "prevention": [], "end": []}
+    for m in SIZES:
+        only = [cell for cell in experiment.cells if cell.synthetic_size == m]
+        found = theory_tables(experiment.__class__(**{**vars(experiment), "cells": only}), _SETTINGS)[1]
+        at = found[(found["auxiliary_data"] == "train+synthetic") & np.isclose(found["synthetic_size"], m)]
+        at = at.set_index("regime")
+        law["strong"].append(float(at["omega_low"]["strong"]))
+        law["prevention"].append(float(at["omega_low"]["prevention"]))
+        law["end"].append(float(at["omega_high"]["strong"]))
+    for key, column, falling in (("strong", "standard", True), ("prevention", "own", True), ("end", "standard", False)):
+        yield f"{key}, law", " | ".join(f"{v:.2f}" for v in law[key])
+        cells = []
+        for m in SIZES:
+            part = main_reading("figure4_exact", "sims")
+            part = part[part["synthetic_size"] == m]
+            value, *ends = (crossing(part, f"{column}{end}", falling=falling) for end in ("", "_low", "_high"))
+            low, high = sorted(ends)
+            cells.append("above 5" if np.isnan(value) else f"{value:.2f} ({low:.2f} .. {high:.2f})")
+        yield f"{key}, simulation", " | ".join(cells)
+
+
+_SETTINGS = plan(PRESETS["figure4"]).settings
+
+
+def from_sweeps() -> Iterator[tuple[str, str]]:
+    gallery = "figures/README.md"
+    for _, row in edges():
+        yield "docs/mathematics.md", f"| {row} |"
+    exact, standard = best("figure4_exact"), "standard"
+    yield "docs/mathematics.md", f"steps of 0.25 is {listed([r['omega'] for r in exact], 0)}"
+    named = main_reading("figure4_exact", "sims")
+    decided = int((named["regime"] != "undecided").sum())
+    yield gallery, f"It decides {decided} of the {len(named)} cells of the main reading"
+    trained = best("figure4")
+    yield (
+        gallery,
+        f"d_T/d_1(0) = {listed([r['standard'] for r in trained])} at ω = {listed([r['omega'] for r in trained], 0)}",
+    )
+    yield gallery, f"standard training has {listed(unguided('figure4', standard))}"
+    yield gallery, f"and the equal-cost control {listed(unguided('figure4', 'equal-cost'))}"
+    preset = PRESETS["figure4"]
+    yield "README.md", f"({preset.trials} paired trials, {preset.beside_trials} of the other readings"
+
+
+# ------------------------------------------------------------------ images
+
+
+def sims_table(name: str) -> Iterator[str]:
+    """A table of Algorithm 1's report: mean and half interval, paired difference to the base."""
+    for _, row in table(name).iterrows():
+        cells = f"{row['nfe']} | {row['mean']:.2f} ± {row['half_interval']:.2f} |"
+        sign = "" if row["arm"] == "base" else f" {row['minus_base']:+.2f} ± {row['minus_base_half_interval']:.2f} |"
+        yield f"| {cells}{sign}"
+
+
+def from_images() -> Iterator[tuple[str, str]]:
+    for name, document in (("digits_sims", "docs/images-digits.md"), ("fashion_sims", "docs/images-fashion.md")):
+        for row in sims_table(name):
+            yield document, row
+    loop = table("image_loop")
+    for method in ("standard", "sims"):
+        rows = loop[loop["method"] == method].set_index("generation")
+        last = rows.loc[5]
+        yield (
+            "docs/images-loops.md",
+            f"| {rows['frechet'][1]:.2f} | {last['frechet']:.2f} | {around(last, 'ratio', 2)} | {last['recall']:.2f} |",
+        )
+    retrain = table("image_retrain").set_index(["ratio", "round"])
+    for ratio in (0.5, 1.0, np.inf):
+        row = retrain.loc[(ratio, 4)]
+        yield "docs/images-retrain.md", f"| {around(row, 'to_real', 2)} | {row['recall']:.2f} |"
+    sizes = [f"{retrain.loc[(ratio, 4)]['to_real']:.2f} (λ = {ratio:g})" for ratio in (0.5, 1.0)]
+    yield "figures/README.md", f"raise the distance to {' and '.join(sizes)} times"
+    control = table("image_control").set_index(["arm", "omega"])
+    for key in (("control", 1.0), ("control", 2.0), ("sims", 2.0), ("random", 2.0), ("equal-cost", 0.0)):
+        row = control.loc[key]
+        yield "docs/images-control.md", f"| {around(row, 'tv', 3)} | {around(row, 'tv_minus_base', 3)} |"
+    pollution = table("image_pollution").set_index(["scenario", "pollution"])
+    for size in (648, 1297):
+        plain, guided = (pollution.loc[(kind, size)] for kind in ("ST-P", "SIMS-P"))
+        change = around(guided, "minus_standard", 2)
+        yield (
+            "docs/images-pollution.md",
+            f"| {size:,} | {around(plain, 'frechet', 2)} | {around(guided, 'frechet', 2)} | {change} |",
+        )
+
+
+# -------------------------------------------------------------- laboratory
+
+
+def from_laboratory() -> Iterator[tuple[str, str]]:
+    collapse = table("eta_collapse")
+    z = collapse[collapse["omega_eta"] == 2].set_index("budget")["z"]
+    worst = collapse[collapse["budget"] == 25600]["z"].abs().max()
+    for document in ("docs/networks.md", "figures/README.md"):
+        yield document, f"within {worst:.1f} standard errors"
+        yield document, f"by {z[192]:.0f} and {z[448]:.0f} standard errors at ωη = 2"
+    rates = table("stability_rates")
+    off = (rates["rate"] - rates["well_specified"]).abs()
+    within, above = off[rates["ratio"].between(0.1, 2)].max(), off[rates["ratio"] < 0.1].max()
+    yield "docs/laboratory-stability.md", f"λ/(1 + λ) within {within:.3f}".replace("0.", ".") + " from λ = 0.1 on"
+    yield "docs/laboratory-stability.md", f"(up to {above:.3f}".replace("0.", ".") + " above it at λ ≤ 0.01"
+    endless = rates[np.isinf(rates["ratio"])]["rate"]
+    yield "docs/laboratory-stability.md", " and ".join(f"{v:.3f}".lstrip("0") for v in sorted(endless))
+
+
+CLAIMS = [*from_sweeps(), *from_images(), *from_laboratory()]
+
+
+@pytest.mark.parametrize(("document", "sentence"), CLAIMS, ids=[f"{d}: {s[:50]}" for d, s in CLAIMS])
+def test_the_document_says_what_the_table_says(document, sentence):
+    assert words(sentence) in words((ROOT / document).read_text(encoding="utf-8"))

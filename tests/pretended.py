@@ -7,8 +7,8 @@ compared with a run on the CPU, and
   through, as torch does);
 - what makes the host wait is noted in ``machine.syncs``: reading a value, data-dependent shapes, copies to the host,
   and copies from it that are blocking or from memory that is not pinned;
-- what two streams do to one piece of memory without waiting for one another, and memory given away while another stream
-  uses it, is noted in ``machine.races``;
+- what two streams do to one piece of memory without waiting for one another, memory given away while another stream
+  uses it, and a stream or graph of whichever device is current, is noted in ``machine.races``;
 - CUDA graphs are captured and replayed operation by operation: capturing computes nothing, a sync or a copy from the
   host within it raises `ForbiddenError`, and a replay reads the memory that was captured, as long as that lives.
 
@@ -51,6 +51,7 @@ class Stream:
 
     def __init__(self, device: Any = None, priority: int = 0) -> None:
         self.known: Counter[Stream] = Counter()
+        _machine().chosen(device)
         _machine().streams.append(self)
 
     def wait_stream(self, other: Stream) -> None:
@@ -201,8 +202,9 @@ class Machine(TorchDispatchMode):
         self.streams: list[Stream] = []
         self.capturing: Graph | None = None
         self.on = True
+        self.selected = False  # whether the current device is the one that tensors are on
         _machines.append(self)
-        self.current = Stream()
+        self.current = Stream(CUDA)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -211,7 +213,25 @@ class Machine(TorchDispatchMode):
     # what torch.cuda offers
 
     def current_stream(self, device: Any = None) -> Stream:
+        self.chosen(device)
         return self.current
+
+    def chosen(self, device: Any) -> None:
+        """Note a stream or a graph of whichever device is current."""
+        if device is None and not self.selected:
+            self.races.append(f"on whichever device is current, {_where()}")
+
+    def set_device(self, device: Any) -> None:
+        self.selected = torch.device(device) == CUDA
+
+    @contextmanager
+    def device(self, device: Any) -> Iterator[None]:
+        before = self.selected
+        self.set_device(device)
+        try:
+            yield
+        finally:
+            self.selected = before
 
     @contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
@@ -224,7 +244,8 @@ class Machine(TorchDispatchMode):
     @contextmanager
     def graph(self, graph: Graph, **options: Any) -> Iterator[None]:
         self.synchronize()  # as torch.cuda.graph does
-        with self.stream(Stream()):
+        self.chosen(None)
+        with self.stream(Stream(CUDA)):
             self.capturing = graph
             try:
                 yield
@@ -487,11 +508,11 @@ def gpu() -> Iterator[Machine]:
     machine = Machine()
     there: dict[str, Any] = {
         **{"is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0},
-        **{"_lazy_init": lambda: None, "set_device": lambda device: None, "manual_seed_all": lambda seed: None},
+        **{"_lazy_init": lambda: None, "set_device": machine.set_device, "manual_seed_all": lambda seed: None},
         **{"get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8)},
         **{"set_rng_state": lambda state, device=None: None, "synchronize": machine.synchronize},
         **{"Stream": Stream, "stream": machine.stream, "current_stream": machine.current_stream},
-        **{"CUDAGraph": Graph, "graph": machine.graph, "device": mock.MagicMock()},
+        **{"CUDAGraph": Graph, "graph": machine.graph, "device": machine.device},
     }
     with ExitStack() as stack:
         for name, value in there.items():

@@ -95,10 +95,12 @@ def test_values_of_the_device_are_not_numpys():
         assert torch.ones(3, device=CUDA).cpu().numpy().tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("fault", ["", "reads early", "overwrites early", "gives away"])
+@pytest.mark.parametrize("fault", ["", "reads early", "overwrites early", "gives away", "another device"])
 def test_streams_that_do_not_wait_are_noted(fault):
     with gpu() as machine:
-        x, side, current = torch.ones(3, device=CUDA), Stream(), torch.cuda.current_stream()
+        x, side, current = torch.ones(3, device=CUDA), Stream(CUDA), torch.cuda.current_stream(CUDA)
+        if fault == "another device":
+            torch.cuda.current_stream()
         if fault != "reads early":
             side.wait_stream(current)
         with torch.cuda.stream(side):

@@ -1,5 +1,6 @@
 """Training, sampling and measuring on a GPU that is not there (`tests.pretended`), against the CPU."""
 
+import contextlib
 import copy
 from collections import Counter
 from dataclasses import replace
@@ -195,6 +196,22 @@ def test_float32_means_float32_on_a_gpu():
     with tuned_kernels():
         assert torch.backends.cudnn.benchmark
     assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_failing_process_does_not_wait_for_the_others(monkeypatch, fails):
+    """To take nccl's group apart is to wait for all of it."""
+    called = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"is_initialized": False, "get_rank": 0, "get_world_size": 2}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **given: called.append(backend))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: called.append("destroyed"))
+    with gpu(), contextlib.suppress(ZeroDivisionError), start("cuda") as processes:
+        assert processes == Processes(0, 2, CUDA)
+        if fails:
+            raise ZeroDivisionError
+    assert called == (["nccl"] if fails else ["nccl", "destroyed"])
 
 
 def test_processes_of_one_machine_do_not_share_a_gpu(monkeypatch):

@@ -32,6 +32,7 @@ from sims_image.engines import Engine
 from sims_image.guided import Model
 from sims_image.networks import build
 from sims_image.presets import PRESETS
+from sims_image.processes import full_float32
 
 #: images drawn at once, for about a second of the base
 BATCHES = {"digits": 32, "fashion16": 8, "cifar10-tiny": 2}
@@ -141,6 +142,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    full_float32()
     clock = "elapsed" if options.device != "cpu" or options.threads > 1 else "cpu"
     sampler, found = Sampler.parse(options.sampler), {}
     for preset in options.presets.split(","):

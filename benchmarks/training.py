@@ -39,7 +39,7 @@ from sims_image.datasets import Dataset, open_dataset
 from sims_image.estimate import measure
 from sims_image.networks import Preconditioned, build, edm, edm2
 from sims_image.presets import PRECISIONS, PRESETS, Recipe
-from sims_image.processes import Processes
+from sims_image.processes import Processes, full_float32
 from sims_image.training import Options, Trainer
 
 PARTS = ("data", "device", "forward", "backward", "optimiser", "averages")
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    full_float32()
     device = torch.device(args.device)
     preset = PRESETS[args.preset]
     recipe = replace(preset.recipe, batch=args.images, precision=args.precision, lr_rampup=0, lr=1e-6)

@@ -21,6 +21,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
+from sims_core.devices import moved
 from sims_core.errors import InputError, choose
 
 Denoiser: TypeAlias = Callable[[Tensor, Tensor], Tensor]
@@ -54,7 +55,7 @@ def _corrected(base: Tensor, correction: Tensor, omega: float | Tensor) -> Tenso
     dtype = torch.promote_types(base.dtype, correction.dtype)
     base, correction = base.to(dtype), correction.to(dtype)
     if isinstance(omega, Tensor):
-        omega = _per_sample(omega, base).to(device=base.device, dtype=dtype)
+        omega = moved(_per_sample(omega, base), base.device, dtype)
         # 0 x nan is not 0: a row at omega = 0 stays the base even where its auxiliary has diverged
         return torch.where(omega == 0, base, base + omega * correction)
     return base if omega == 0 else base + omega * correction

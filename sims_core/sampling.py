@@ -17,6 +17,7 @@ from typing import ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
+from sims_core.devices import moved
 from sims_core.diffusion import from_angle, to_angle
 from sims_core.errors import InputError, choose
 from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, Stepped
@@ -146,7 +147,7 @@ def trajectory(
         if churn is not None and noise is not None and churn.minimum <= sigma <= churn.maximum:
             gamma = min(churn.amount / (len(sigmas) - 1), math.sqrt(2) - 1)
             raised = sigma * (1 + gamma)
-            fresh = noise(x.shape).to(device=x.device, dtype=x.dtype, non_blocking=True)
+            fresh = moved(noise(x.shape), x.device, x.dtype)
             x, sigma = x + (raised**2 - sigma**2).sqrt() * churn.noise * fresh, raised
         x = step(denoiser if at_step is None else at_step(number), x, sigma, target, sigma_data)
         yield x
@@ -306,6 +307,6 @@ def generate(
         wanted = list(indices[first : first + batch])
         padded = wanted + [wanted[-1]] * (batch - len(wanted))
         noise = SampleNoise(seed, padded)
-        start = noise((batch, *shape)).to(device)
+        start = moved(noise((batch, *shape)), device)
         model: Denoiser = denoiser(padded) if per_batch else denoiser  # type: ignore[assignment,call-arg,arg-type]
         yield wanted, sampler(model, start, noise)[: len(wanted)]

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from sims_core.devices import moved
 from sims_core.draws import Draws
 from sims_core.errors import InputError
 
@@ -117,14 +118,14 @@ class Augmentation:
         Flips are exact, and so are images that nothing is done to. The rest is resampled through filters that
         reproduce an untransformed image exactly; past its edge an image goes on reflected.
         """
-        flips = parameters.x_flip.to(images.device) > 0, parameters.y_flip.to(images.device) > 0
+        flips = moved(parameters.x_flip > 0, images.device), moved(parameters.y_flip > 0, images.device)
         images = torch.where(flips[0][:, None, None, None], images.flip(3), images)
         images = torch.where(flips[1][:, None, None, None], images.flip(2), images)
         which = parameters.resampled
         if not len(which):
             return images
-        inverse = self.inverse(parameters, images.shape[2], images.shape[3])[which].to(images.device)
-        which = which.to(images.device)
+        inverse = moved(self.inverse(parameters, images.shape[2], images.shape[3])[which], images.device)
+        which = moved(which, images.device)
         return images.index_copy(0, which, resample(images[which], inverse).to(images.dtype))
 
     def inverse(self, parameters: Parameters, height: int, width: int) -> Tensor:
@@ -179,7 +180,7 @@ def resample(images: Tensor, inverse: Tensor) -> Tensor:
     )
     xy = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], 2).reshape(1, -1, 2)
     source = xy @ inverse[:, :, :2].mT + inverse[:, :, 2][:, None]
-    half = (source.new_tensor([width, height]) - 1) / 2
+    half = torch.cat([source.new_full((1,), (n - 1) / 2) for n in (width, height)])  # filled in: nothing is copied
     period = 8 * half
     place = ((source + half) * 2).remainder(period)
     grid = (place * (2 / period) - 1).to(images.dtype).view(count, len(y), len(x), 2)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sims_core.devices import moved
 from sims_core.draws import Draws
 from sims_core.seeds import Seed
 from sims_image.augment import Augmentation, Parameters
@@ -148,7 +149,7 @@ class Feed:
         conditions: dict[str, Tensor] = {}
         if batch.augmented is not None and self.augment is not None:
             clean = self.augment.apply(clean, batch.augmented)
-            conditions["augment_labels"] = batch.augmented.labels.to(**move)  # type: ignore[call-overload]
+            conditions["augment_labels"] = moved(batch.augmented.labels, self.device)
         elif self.augment_dim:
             conditions["augment_labels"] = clean.new_zeros(len(clean), self.augment_dim)
         if self.label_dim and batch.labels is not None:

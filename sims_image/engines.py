@@ -84,8 +84,8 @@ class Runner:
             return lambda x, sigma, labels: cast("tuple[Tensor, Tensor]", stacked(x, sigma, labels).unbind())
         own, other = self.own, self._prepared(cast(Network, self.other))
         if self.engine.pair == "overlapped":
-            on_gpu = next(self.network.parameters()).device.type == "cuda"
-            return _on_streams(own, other) if on_gpu else _in_threads(own, other)
+            device = next(self.network.parameters()).device
+            return _on_streams(own, other, device) if device.type == "cuda" else _in_threads(own, other)
         return lambda x, sigma, labels: (own(x, sigma, labels), other(x, sigma, labels))
 
     def _prepared(self, network: Network) -> Network:
@@ -130,9 +130,11 @@ def _in_threads(own: Network, other: Network) -> Callable[[Tensor, Tensor, Tenso
     return run
 
 
-def _on_streams(own: Network, other: Network) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
+def _on_streams(
+    own: Network, other: Network, device: torch.device
+) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
     """Both at once on a GPU: the second network on a stream beside the current one. Nothing waits on the host."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         current = torch.cuda.current_stream(x.device)
@@ -161,7 +163,8 @@ class _Graph:
 
     def __call__(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         if self.inputs is None or self.inputs[0].shape != x.shape or (self.inputs[2] is None) != (labels is None):
-            self._capture(x, sigma, labels)
+            with torch.cuda.device(x.device):  # streams and graphs belong to the current device
+                self._capture(x, sigma, labels)
         assert self.inputs is not None and self.graph is not None and self.output is not None
         for held, given in zip(self.inputs, (x, sigma, labels), strict=True):
             if held is not None and given is not None:
@@ -178,5 +181,6 @@ class _Graph:
                 self.network(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph), torch.no_grad():
+        # what other threads do to the device meanwhile (nccl's, say) is their own affair
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"), torch.no_grad():
             self.output = self.network(*self.inputs)

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sims_image.networks import Preconditioned, build
 from sims_image.objectives import make_objective
 from sims_image.presets import Recipe
-from sims_image.processes import choose_device
+from sims_image.processes import choose_device, full_float32
 from sims_image.schedules import shares
 from sims_image.training import BODIES, profiles
 
@@ -113,6 +113,7 @@ def rate(config: dict[str, Any], recipe: Recipe, cost: Cost, device: torch.devic
     The network is tried where one image costs at most 4e11 operations, with as many images as make about 1e11. CPUs
     are timed in float32: in half precision they are slower, where they can at all.
     """
+    full_float32()  # as training computes
     body = BODIES[recipe.precision] if device.type == "cuda" else torch.float32
     if cost.flops <= _TRIAL:
         network = build(**config).train().to(device)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sims_core.devices import moved
 from sims_core.errors import InputError
 from sims_core.guidance import Denoiser
 from sims_core.runs import RunFolder, provenance, write_atomic
@@ -104,7 +105,7 @@ def stream(
     seed, device, indices = Seed(root), model.device, list(seeds)
 
     def denoiser(wanted: Sequence[int]) -> Denoiser:
-        return model.denoiser(None if labels is None else torch.from_numpy(labels(seed, wanted)).to(device))
+        return model.denoiser(None if labels is None else moved(torch.from_numpy(labels(seed, wanted)), device))
 
     parts = generate(denoiser, sampler, indices, model.shape, seed=seed, batch=batch, device=device, per_batch=True)
     for wanted, samples in parts:

@@ -30,6 +30,7 @@ from sims_image import checkpoints, sheets
 from sims_image.engines import PLAIN, Engine, Runner
 from sims_image.networks import Preconditioned
 from sims_image.presets import PRESETS
+from sims_image.processes import full_float32
 
 BODIES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("none", "sims", "autoguidance", "neon")
@@ -239,6 +240,8 @@ def _ready(found: checkpoints.Checkpoint, dtype: str, device: str | torch.device
     network = found.network
     assert isinstance(network, Preconditioned)
     network = network.to(device)
+    if torch.device(device).type == "cuda":
+        full_float32()  # also where no command has begun with it
     network.compute_dtype = BODIES[dtype]
     return network
 

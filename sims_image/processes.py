@@ -86,6 +86,8 @@ def choose_device(device: str) -> torch.device:
         raise InputError("--device", device, "write auto, cpu, cuda or cuda:N")
     if found.type == "cuda":
         index = found.index if found.index is not None else local
+        if found.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+            raise InputError("--device", device, "the processes of one machine need a GPU each: write cuda, or auto")
         if index >= torch.cuda.device_count():
             raise InputError("--device", device, f"this machine has {torch.cuda.device_count()} CUDA devices")
         return torch.device("cuda", index)
@@ -101,6 +103,7 @@ def start(device: str = "auto") -> Iterator[Processes]:
     chosen = choose_device(device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        full_float32()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1 or dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size(), chosen) if world > 1 else Processes(0, 1, chosen)
@@ -109,7 +112,32 @@ def start(device: str = "auto") -> Iterator[Processes]:
         dist.init_process_group("nccl", timeout=PATIENCE, device_id=chosen)
     else:
         dist.init_process_group("gloo", timeout=PATIENCE)
+    whole = False
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), chosen)
+        whole = True
     finally:
-        dist.destroy_process_group()
+        if whole or chosen.type == "cpu":  # after an error nccl may wait for processes that are gone, and hide it
+            dist.destroy_process_group()
+
+
+def full_float32() -> None:
+    """Let float32 mean float32 on GPUs, in this process from now on.
+
+    There torch convolves float32 in TF32, with 10 bits of mantissa, unless it is told not to (and some installations
+    multiply matrices so): more is lost than the 0.1 % by which guided networks differ.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@contextmanager
+def tuned_kernels() -> Iterator[None]:
+    """Let cuDNN time its algorithms and take the fastest: for training alone.
+
+    Which one it takes changes from process to process, and generated images are to be the same in all of them.
+    """
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

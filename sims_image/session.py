@@ -30,7 +30,7 @@ from sims_image.augment import Augmentation
 from sims_image.batches import Feed
 from sims_image.ema import Profile, Weights
 from sims_image.networks import Preconditioned, build
-from sims_image.processes import Processes
+from sims_image.processes import Processes, tuned_kernels
 from sims_image.schedules import shares
 from sims_image.train import Plan, Train, plan
 from sims_image.training import BODIES, Options, Report, Trainer
@@ -63,8 +63,6 @@ class Result:
 
 def run_session(settings: Train, processes: Processes, *, progress: bool = False) -> Result:
     """`sims_image.train.train` among ``processes``."""
-    if processes.device.type == "cuda":
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32 = True, False  # float32 means float32
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     out = Path(settings.out) if settings.out else planned.folder
     part, passes = shares("--batch", planned.recipe.batch, processes.world, settings.microbatch)
@@ -73,7 +71,8 @@ def run_session(settings: Train, processes: Processes, *, progress: bool = False
         already = bool(processes.sum(torch.tensor(float(folder is not None and folder.finished))))
         if not already:
             session = _Session(planned, out, settings, processes, part, passes, progress=progress)
-            session.run()
+            with tuned_kernels():
+                session.run()
             if folder is not None:
                 folder.finish(images=session.trainer.images, seconds=round(session.elapsed, 1), loss=session.loss)
     return _result(out, planned, already=already, first=processes.first)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from sims_core.devices import filled, moved
 from sims_core.guidance import Denoiser
 from sims_core.runs import write_atomic
 from sims_core.sampling import Churn, Sampler, generate
@@ -75,9 +76,7 @@ def level(sigma: Tensor, like: Tensor) -> Tensor:
 
     The sampler's levels are on the host: filling a tensor with one makes no host wait for the device, copying does.
     """
-    if sigma.device == like.device or sigma.numel() != 1:
-        return sigma.to(device=like.device, dtype=torch.float32, non_blocking=True).reshape(-1)
-    return torch.full((1,), float(sigma), dtype=torch.float32, device=like.device)
+    return filled(sigma, like.device, torch.float32).reshape(-1)
 
 
 def conditional(network: Preconditioned, classes: Tensor | None) -> Denoiser:
@@ -97,7 +96,7 @@ def draw_samples(
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
 
     def denoiser(indices: Any) -> Any:
-        return conditional(network, torch.from_numpy(classes[list(indices)]).to(device))
+        return conditional(network, moved(torch.from_numpy(classes[list(indices)]), device))
 
     parts = generate(
         denoiser, sampler, range(len(classes)), shape, seed=seed, batch=batch, device=device, per_batch=True

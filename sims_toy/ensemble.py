@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sims_core.devices import filled
 from sims_core.errors import InputError, choose
 from sims_core.guidance import Denoiser
 from sims_core.seeds import Seed
@@ -131,7 +132,7 @@ class Ensemble:
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             if x.ndim != 3 or x.shape[0] != len(self) or x.shape[2] != self.mlp.dim:
                 raise InputError("x", tuple(x.shape), f"these networks need shape ({len(self)}, n, {self.mlp.dim})")
-            level = torch.as_tensor(sigma, dtype=torch.float64, device=x.device)
+            level = filled(torch.as_tensor(sigma, dtype=torch.float64), x.device, torch.float64)
             coefficients = parametrisation.coefficients(level, self.sigma_data[:, None, None])
             c_in, moment, skip, out = (c.expand(len(self), -1, 1) for c in coefficients)
             wide = x.to(torch.float64)
@@ -186,10 +187,18 @@ def _forward(mlp: Mlp, params: Tensor, rows: Tensor) -> Tensor:
     return out
 
 
-def chunks(indices: Tensor, mlp: Mlp, columns: int, device: torch.device, chunk: int | None = None) -> Iterator[Tensor]:
-    """Cut ``indices`` so that a chunk's activations fit the second-level cache or so (all at once on a GPU)."""
+def chunks(
+    indices: Tensor, mlp: Mlp, columns: int, device: torch.device, chunk: int | None = None, *, scratch: int = 0
+) -> Iterator[Tensor]:
+    """Cut ``indices`` so that a chunk's activations fit the second-level cache or so.
+
+    On a GPU as many at once as leave every tensor below 2^28 numbers (1 GB; a few of them are alive), at most 16384.
+    scratch: numbers that a network needs at once beside its activations, which count on a GPU.
+    """
+    numbers = columns * max(mlp.widths)
     if chunk is None:
-        chunk = max(1, min(32, 150_000 // (columns * max(mlp.widths)))) if device.type == "cpu" else 16384
+        most, room = (32, 150_000 // numbers) if device.type == "cpu" else (16384, 2**28 // max(numbers, scratch))
+        chunk = max(1, min(most, room))
     if chunk < 1:
         raise InputError("chunk", chunk, "give a positive number of networks")
     yield from torch.split(indices, chunk)

@@ -197,7 +197,8 @@ def train(
         for count in torch.unique(sizes).tolist():
             same = (sizes == count).nonzero()[:, 0]
             columns = settings.layout(d, count).padded
-            for part in chunks(same, ensemble.mlp, columns, params.device, chunk):
+            distances = _Run.BLOCK * columns * (settings.reference or count) if settings.target == "posterior" else 0
+            for part in chunks(same, ensemble.mlp, columns, params.device, chunk, scratch=distances):
                 own = part.to(params.device)
                 points = data[own, :count]
                 run = _Run(ensemble.mlp, params[own], points, keys[own], table(part), settings, ema is not None)
@@ -289,7 +290,8 @@ class _Run:
     def train(self, cuda_graph: bool) -> Tensor:
         """All steps; returns the losses [K, steps]."""
         if cuda_graph:
-            self._replay()
+            with torch.cuda.device(self.params.device):  # streams and graphs belong to the current device
+                self._replay()
             return self.loss
         for start in range(0, self.settings.steps, self.BLOCK):
             steps = torch.arange(start, min(start + self.BLOCK, self.settings.steps), device=self.params.device)

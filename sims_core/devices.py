@@ -1,0 +1,25 @@
+"""Putting numbers on a device without making the host wait for what the device is doing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """``tensor`` on ``device``, as ``dtype`` if one is given; itself where nothing changes.
+
+    To a GPU it goes by way of pinned memory: from any other, even a copy that is called non-blocking may wait for the
+    kernels before it. (Torch keeps pinned memory until the copies from it are done.)
+    """
+    target = torch.device(device)
+    if tensor.device.type == "cpu" and target.type == "cuda":
+        tensor = (tensor if dtype is None else tensor.to(dtype)).pin_memory()
+    return tensor.to(device=target, dtype=dtype, non_blocking=True)
+
+
+def filled(number: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``number`` on ``device``. A single one of the host's is filled in there, without a copy; others are `moved`."""
+    if number.device == device or number.device.type != "cpu" or number.numel() != 1:
+        return moved(number, device, dtype)
+    return torch.full(number.shape, float(number), dtype=dtype, device=device)

@@ -1,0 +1,75 @@
+"""The toy's CUDA path and its graph, on a GPU that is not there (`tests.pretended`)."""
+
+import pytest
+import torch
+
+from sims_core.guidance import guided
+from sims_core.sampling import Sampler
+from sims_core.seeds import Seed
+from sims_toy.ensemble import Ensemble, chunks
+from sims_toy.mlp import Mlp
+from sims_toy.targets import CosineSteps, EpsilonParametrisation
+from sims_toy.training import Training, train
+from tests.pretended import CUDA, fetched, gpu
+
+SEEDS = [Seed(k) for k in range(3)]
+DATA = torch.randn(3, 20, 2, generator=torch.Generator().manual_seed(0))
+WAYS = {
+    "posterior": (Training(steps=10, batch=8, ema_halflife=40.0, ema_rampup=0.05), None),
+    "subset": (Training(steps=10, batch=8, reference=4), None),
+    "plain": (Training(steps=10, batch=32, target="plain", stratified=False), None),
+    "epsilon": (Training(steps=10, batch=8, noise=CosineSteps()), EpsilonParametrisation()),
+}
+
+
+def trained(device, way, **options):
+    settings, parametrisation = WAYS[way]
+    ensemble = Ensemble.initial(Mlp(widths=(8, 8)), SEEDS, device=device, parametrisation=parametrisation)
+    found = train(ensemble, DATA.to(device), SEEDS, settings, backend="torch", **options)
+    parts = [found.ensemble.params, found.loss, *([] if found.ema is None else [found.ema.params])]
+    return [fetched(part) if device == CUDA else part for part in parts]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("graph", [False, True])
+def test_training_there_is_training_here(way, graph):
+    wanted = trained(torch.device("cpu"), way)
+    with gpu() as machine:
+        found = trained(CUDA, way, cuda_graph=graph)
+        assert not machine.races
+    for there, here in zip(found, wanted, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_no_step_waits_for_the_device(graph):
+    """Ten times the steps wait no more often."""
+    from dataclasses import replace
+
+    counts = []
+    for steps in (2, 20):
+        with gpu() as machine:
+            ensemble = Ensemble.initial(Mlp(widths=(8,)), SEEDS, device=CUDA)
+            settings = replace(WAYS["posterior"][0], steps=steps)
+            train(ensemble, DATA.to(CUDA), SEEDS, settings, backend="torch", cuda_graph=graph)
+            counts.append(len(machine.syncs))
+    assert counts[0] == counts[1]
+
+
+def test_sampling_waits_for_nothing():
+    with gpu() as machine:
+        base, auxiliary = (Ensemble.initial(Mlp(widths=(8,)), SEEDS, device=CUDA, init="torch") for _ in range(2))
+        x = torch.ones(3, 5, 2, dtype=torch.float64, device=CUDA)
+        denoiser = guided(base.denoiser(), auxiliary.denoiser(), torch.tensor([0.0, 1.0, 2.0]))
+        machine.syncs.clear()
+        found = Sampler.parse("heun:3")(denoiser, x)
+        assert found.is_cuda and not machine.syncs
+
+
+def test_chunks_on_a_gpu_fit_it():
+    """The distances of the posterior target are the largest tensor: steps x rows x points a network."""
+    mlp, networks = Mlp(), torch.arange(16384)
+    assert [len(part) for part in chunks(networks, mlp, 64, CUDA)] == [16384]
+    scratch = 8 * 64 * 1000
+    sizes = [len(part) for part in chunks(networks, mlp, 64, CUDA, scratch=scratch)]
+    assert sum(sizes) == 16384 and 4 * scratch * max(sizes) <= 2**30

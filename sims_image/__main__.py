@@ -46,8 +46,14 @@ def overview() -> str:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run one verb. Raises `InputError` for a verb that does not exist; bad options are the verb's own to refuse."""
-    verb, *words = argv or [""]
+    """Run one verb; without one, print what there is and leave with exit code 2.
+
+    Raises `InputError` for a verb that does not exist; bad options are the verb's own to refuse.
+    """
+    if not argv:
+        print(overview(), file=sys.stderr)
+        raise SystemExit(2)
+    verb, *words = argv
     if verb in ("-h", "--help", "help"):
         print(overview())
         return

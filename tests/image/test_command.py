@@ -25,7 +25,14 @@ def test_a_verb_gets_its_words(monkeypatch):
     assert got == [["--loud", "3"]]
 
 
-@pytest.mark.parametrize("words", [["trian"], [""], []])
+def test_no_verb_at_all_lists_them(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main_with_errors(run, [])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.err == overview() + "\n" and not said.out
+
+
+@pytest.mark.parametrize("words", [["trian"], [""]])
 def test_unknown_verbs_are_refused(words, monkeypatch, capsys):
     monkeypatch.setitem(VERBS, "train", ("sims_image.nowhere:run", "Train."))
     assert main_with_errors(run, words) == 2

@@ -41,7 +41,7 @@ class Train:
     from_: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Checkpoint to fine-tune: its architecture and weights, with a new optimiser, and EMA without ramp-up."""
     budget: str = ""
-    """Images to see; default the preset's. Must be given with --from."""
+    """Images to see, with a unit (50k, 3Mi); default the preset's. Must be given with --from."""
     out: str = ""
     """Run folder; default runs/train-NAME-<hash of the settings>."""
     seed: int = 0

@@ -227,6 +227,8 @@ def load_same(a, b) -> bool:
         ({"from_": "nowhere"}, "--from.*there is nothing"),
         ({"budget": "12"}, "--budget.*unit"),
         ({"budget": "0k"}, "--budget"),
+        ({"budget": "5x"}, "--budget: got '5x'; a training length in images, with a unit: 50k, 200Mi$"),
+        ({"log_every": "1.5"}, "--log-every: got '1.5'; give a number of images: 5000, 50k, 3Mi$"),
         ({"log_every": "0"}, "--log-every.*above 0"),
         ({"snapshots": "1Mi"}, "--snapshots.*training ends at 0.08k"),
         ({"snapshots": "soon"}, "--snapshots"),

@@ -98,10 +98,7 @@ class RunFolder:
         record = path / "settings.json"
         folder = cls(path, settings)
         try:
-            if record.exists():
-                _refuse_other_settings(record, settings, argument)
-            elif path.is_dir() and any(not _own(p.name) for p in path.iterdir()):
-                raise InputError(argument, str(path), "the folder is not empty and holds no run; name another one")
+            cls.check(path, settings, argument=argument)
             (path / "shards").mkdir(parents=True, exist_ok=True)
             folder._take_lock(argument)
             for stale in path.rglob(".*.part*"):
@@ -115,6 +112,15 @@ class RunFolder:
                 argument, str(path), f"cannot write there ({reason}); name a folder that you can write"
             ) from None
         return folder
+
+    @staticmethod
+    def check(path: str | Path, settings: dict[str, Any], *, argument: str = "--out") -> None:
+        """Refuse what `open` would refuse of what is there, and change nothing: for dry runs. Raises `InputError`."""
+        record = Path(path) / "settings.json"
+        if record.exists():
+            _refuse_other_settings(record, json.loads(json.dumps(settings, allow_nan=False)), argument)
+        elif record.parent.is_dir() and any(not _own(p.name) for p in record.parent.iterdir()):
+            raise InputError(argument, str(path), "the folder is not empty and holds no run; name another one")
 
     def _take_lock(self, argument: str) -> None:
         try:

@@ -46,14 +46,8 @@ def overview() -> str:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Run one verb; without one, print what there is and leave with exit code 2.
-
-    Raises `InputError` for a verb that does not exist; bad options are the verb's own to refuse.
-    """
-    if not argv:
-        print(overview(), file=sys.stderr)
-        raise SystemExit(2)
-    verb, *words = argv
+    """Run one verb. Raises `InputError` for a verb that does not exist; bad options are the verb's own to refuse."""
+    verb, *words = argv or [""]
     if verb in ("-h", "--help", "help"):
         print(overview())
         return
@@ -68,7 +62,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point. Without a verb, what there is."""
+    if len(sys.argv) < 2:
+        print(overview(), file=sys.stderr)
+        sys.exit(2)
     sys.exit(main_with_errors(run))
 
 

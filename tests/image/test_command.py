@@ -7,7 +7,7 @@ from importlib import import_module
 import pytest
 
 from sims_core.command import main_with_errors
-from sims_image.__main__ import VERBS, overview, run
+from sims_image.__main__ import VERBS, main, overview, run
 
 
 def test_every_verb_exists_and_is_listed():
@@ -25,14 +25,15 @@ def test_a_verb_gets_its_words(monkeypatch):
     assert got == [["--loud", "3"]]
 
 
-def test_no_verb_at_all_lists_them(capsys):
+def test_no_verb_at_all_lists_them(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sims_image"])
     with pytest.raises(SystemExit) as stop:
-        main_with_errors(run, [])
+        main()
     said = capsys.readouterr()
     assert stop.value.code == 2 and said.err == overview() + "\n" and not said.out
 
 
-@pytest.mark.parametrize("words", [["trian"], [""]])
+@pytest.mark.parametrize("words", [["trian"], [""], []])
 def test_unknown_verbs_are_refused(words, monkeypatch, capsys):
     monkeypatch.setitem(VERBS, "train", ("sims_image.nowhere:run", "Train."))
     assert main_with_errors(run, words) == 2

@@ -141,7 +141,8 @@ def test_dry_run_and_bad_input(run, capsys, tmp_path):
     assert sorted(folder.rglob("*")) == before
     given = {"data": str(folder / "tiny.zip"), "base": "tiny"}
     for bad in ({"data": ""}, {"base": ""}, {"base": "tyni"}, {"omega": "0"}, {"omega": "-1,0,1"},
-                {"synthetic": "3"}, {"repeats": 1}, {"auxiliary_data": "fake"}, {"budgets": "1,x"}, {"labels": "3"}):  # fmt: skip
+                {"synthetic": "3"}, {"repeats": 1}, {"auxiliary_data": "fake"}, {"budgets": "1,x"},
+                {"labels": "3"}):  # fmt: skip
         with pytest.raises(InputError, match=f"--{next(iter(bad)).replace('_', '-')}"):
             plan(Sims(**{**given, **bad}))
 

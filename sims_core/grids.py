@@ -82,18 +82,21 @@ class Budget:
         return self.text
 
 
-def parse_budget(argument: str, text: str, *, mi: int = 1_000_000) -> Budget:
+def parse_budget(argument: str, text: str, *, mi: int = 1_000_000, expected: str = "") -> Budget:
     """Read ``0.3`` (eta), ``50k``, ``5M``, or ``6Mi``; ``mi`` is what one Mi counts (10^6 in EDM, 2^20 in EDM2).
 
-    Raises `InputError` for anything else, and for a bare number outside [0, 1].
+    expected: what a refusal says would be right, for a caller that takes one of the two kinds only. Raises `InputError`
+    for anything else, and for a bare number outside [0, 1].
     """
     text = text.strip()
     match = re.fullmatch(r"([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(k|Ki|M|Mi|)", text)
     if match is None:
-        raise InputError(argument, text, "write eta in [0, 1] without a unit, or samples seen with one: 50k, 6Mi")
+        words = expected or "write eta in [0, 1] without a unit, or samples seen with one: 50k, 6Mi"
+        raise InputError(argument, text, words)
     number, unit = float(match[1]), match[2]
     if not unit:
         if number > 1:
-            raise InputError(argument, text, "a bare number is eta in [0, 1]; samples seen need a unit: 50k, 6Mi")
+            words = expected or "a bare number is eta in [0, 1]; samples seen need a unit: 50k, 6Mi"
+            raise InputError(argument, text, words)
         return Budget(number, "eta", text)
     return Budget(number * (mi if unit == "Mi" else _UNITS[unit]), "samples", text)

@@ -98,10 +98,7 @@ class RunFolder:
         record = path / "settings.json"
         folder = cls(path, settings)
         try:
-            if record.exists():
-                _refuse_other_settings(record, settings, argument)
-            elif path.is_dir() and any(not _own(p.name) for p in path.iterdir()):
-                raise InputError(argument, str(path), "the folder is not empty and holds no run; name another one")
+            cls.check(path, settings, argument=argument)
             (path / "shards").mkdir(parents=True, exist_ok=True)
             folder._take_lock(argument)
             for stale in path.rglob(".*.part*"):
@@ -115,6 +112,15 @@ class RunFolder:
                 argument, str(path), f"cannot write there ({reason}); name a folder that you can write"
             ) from None
         return folder
+
+    @staticmethod
+    def check(path: str | Path, settings: dict[str, Any], *, argument: str = "--out") -> None:
+        """Refuse what `open` would refuse of what is there, and change nothing: for dry runs. Raises `InputError`."""
+        record = Path(path) / "settings.json"
+        if record.exists():
+            _refuse_other_settings(record, json.loads(json.dumps(settings, allow_nan=False)), argument)
+        elif record.parent.is_dir() and any(not _own(p.name) for p in record.parent.iterdir()):
+            raise InputError(argument, str(path), "the folder is not empty and holds no run; name another one")
 
     def _take_lock(self, argument: str) -> None:
         try:
@@ -173,11 +179,38 @@ def _refuse_other_settings(record: Path, settings: dict[str, Any], argument: str
         raise InputError(argument, str(record), "not a run's settings; name another folder") from None
     if there == settings:
         return
-    keys = [k for k in {**there, **settings} if there.get(k) != settings.get(k)]
-    shown = "; ".join(f"{k}: {_short(there.get(k))} there, {_short(settings.get(k))} here" for k in keys)
+    shown = "; ".join(differences(there, settings))
     raise InputError(argument, str(record.parent), f"it holds a run with other settings ({shown}); name another folder")
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def differences(there: Any, here: Any, name: str = "") -> list[str]:
+    """What differs between two JSON-able settings, ``recipe.p_mean: -1.2 there, -1 here``, one text a leaf.
+
+    Objects are looked into; lists, and an object against something else, are leaves.
+    """
+    if there == here:
+        return []
+    if not (isinstance(there, dict) and isinstance(here, dict)):
+        return [f"{name or 'settings'}: {' there, '.join(_shown(there, here))} here"]
+    found = []
+    for key in {**there, **here}:
+        found += differences(there.get(key, _ABSENT), here.get(key, _ABSENT), f"{name}.{key}" if name else str(key))
+    return found
+
+
+#: stands for a setting that one of two records lacks
+_ABSENT = object()
+
+
+def _shown(there: Any, here: Any, most: int = 60) -> list[str]:
+    """Two values, cut to at most ``most`` characters where they differ."""
+    texts = ["nothing" if value is _ABSENT else json.dumps(value) for value in (there, here)]
+    if max(map(len, texts)) <= most:
+        return texts
+    alike = next((k for k, (one, other) in enumerate(zip(*texts, strict=False)) if one != other), min(map(len, texts)))
+    start = alike - 20 if alike > 30 else 0  # a little of what they share, to find the place by
+    cut = [text[start : start + most] for text in texts]
+    return [
+        ("..." if start else "") + part + ("..." if start + most < len(text) else "")
+        for part, text in zip(cut, texts, strict=True)
+    ]

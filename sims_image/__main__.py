@@ -62,7 +62,10 @@ def run(argv: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Entry point."""
+    """Entry point. Without a verb, what there is."""
+    if len(sys.argv) < 2:
+        print(overview(), file=sys.stderr)
+        sys.exit(2)
     sys.exit(main_with_errors(run))
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -263,12 +263,18 @@ def locate(path: str | Path, *, argument: str = "checkpoint") -> Path:
         raise InputError(argument, str(path), f"not a checkpoint; name a folder with {WEIGHTS} and {RECORD}")
     missing = [name for name in (WEIGHTS, RECORD) if not (folder / name).is_file()]
     if len(missing) == 2:
-        inside = sorted(p.parent for p in folder.glob(f"**/{RECORD}") if not _hidden(p.relative_to(folder)))
-        hint = f"checkpoints lie below it, such as {inside[-1]}" if inside else f"name a folder with {WEIGHTS}"
+        inside = [p.parent for p in folder.glob(f"**/{RECORD}") if not _hidden(p.relative_to(folder))]
+        hint = f"checkpoints lie below it, such as {_best(inside)}" if inside else f"name a folder with {WEIGHTS}"
         raise InputError(argument, str(path), f"not a checkpoint; {hint}")
     if missing:
         raise InputError(argument, str(path), f"the checkpoint has no {missing[0]}; it has been damaged or half copied")
     return folder
+
+
+def _best(found: Sequence[Path]) -> Path:
+    """The checkpoint that most want of these: of the last snapshot, its (first) average before its raw weights."""
+    last = max(path.parent for path in found)
+    return min((path for path in found if path.parent == last), key=lambda p: (not p.name.startswith("ema"), p.name))
 
 
 def _hidden(path: Path) -> bool:

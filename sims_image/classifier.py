@@ -92,13 +92,18 @@ def classifier(
     training = training or Training()
     folder = (cache or cache_folder(data)) / f"classifier-{data.sha256[:12]}-{training.seed}"
     if not (folder / RECORD).exists():
-        if data.labels is None or len(data.classes) < 2:
-            words = "a classifier needs labels of two classes or more; use features pixels or lite0"
-            raise InputError("--features", f"classifier ({data.name})", words)
-        if data.dtype != np.uint8:
-            raise InputError("--features", f"classifier ({data.name})", f"it takes uint8 images, not {data.dtype}")
+        check_labelled(data, "--features", f"classifier ({data.name})")
         _store(folder, *train(data, training, device=device), data=data, training=training)
     return load(folder, data).to(device)
+
+
+def check_labelled(data: Dataset, argument: str, value: str) -> None:
+    """Raise `InputError` naming ``argument`` for data that no classifier can be trained on."""
+    if data.labels is None or len(data.classes) < 2:
+        other = "use features pixels or lite0" if argument == "--features" else "name one that is trained"
+        raise InputError(argument, value, f"a classifier needs labels of two classes or more; {other}")
+    if data.dtype != np.uint8:
+        raise InputError(argument, value, f"it takes uint8 images, not {data.dtype}")
 
 
 def train(data: Dataset, training: Training, *, device: torch.device | str = "cpu") -> tuple[Classifier, float, int]:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
+from sims_image.checks import at_hand, omegas_of
 from sims_image.laboratory import Checked, Lab, Laboratory, check, verb
 
 if TYPE_CHECKING:
@@ -81,19 +82,51 @@ def plan(settings: Control) -> tuple[Checked, list[float]]:
     """What is asked for, checked. Raises `InputError`."""
     from sims_core.algorithm import COMPLEMENTS
     from sims_core.errors import choose
-    from sims_core.grids import parse_grid
 
     choose("--complement", settings.complement, COMPLEMENTS)
     if not settings.strength > 0:
         raise InputError("--strength", settings.strength, "give a positive number")
-    omegas = [omega for omega in parse_grid("--omega", settings.omega, low=0) if omega > 0]
-    if not omegas:
-        raise InputError("--omega", settings.omega, "give values above 0, such as 0.5,1,2")
+    omegas = omegas_of(settings.omega)
     checked = check(settings)
     if checked.config.get("label_dim"):
-        words = "an unconditional network: give --network label_dim=0 (classes of a conditional one are asked for)"
-        raise InputError("--network" if not checked.checkpoint else "--base", settings.network or settings.base, words)
+        raise _conditional(settings, checked)
+    if at_hand(settings):
+        check_target(settings)
     return checked, omegas
+
+
+def _conditional(settings: Control, checked: Checked) -> InputError:
+    """Why a conditional base is refused, and what to do: of a conditional network, classes are asked for instead."""
+    from sims_image.presets import PRESETS
+
+    count = checked.config["label_dim"]
+    if checked.checkpoint:
+        words = (
+            f"it is conditional ({count} classes), and control moves what an unconditional network draws; train one "
+            "(`sims_image train --network label_dim=0`), or name a preset with --network label_dim=0"
+        )
+        return InputError("--base", settings.base, words)
+    if "label_dim" in settings.network:
+        words = "control needs an unconditional network: label_dim=0"
+        return InputError("--network", settings.network, words)
+    free = [name for name, preset in PRESETS.items() if not preset.classes]
+    words = f"its network is conditional; add --network label_dim=0, or name an unconditional one: {', '.join(free)}"
+    return InputError("--base", settings.base, words)
+
+
+def check_target(settings: Control) -> None:
+    """Refuse a classifier that cannot be had and a target that does not fit its classes. Raises `InputError`."""
+    from sims_image.classifier import check_labelled
+    from sims_image.classify import judge
+    from sims_image.datasets import open_dataset
+
+    data = open_dataset(settings.data, verify=False)
+    if settings.classifier:
+        classes: Sequence[str] = judge(settings.classifier, data).classes
+    else:
+        check_labelled(data, "--classifier", "")
+        classes = data.classes
+    parse_target(settings.target, classes, np.full(len(classes), 1 / len(classes)))
 
 
 def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str]] | None:

@@ -47,8 +47,10 @@ class Ledger:
         self.lines.append((what, f"{times:,} x {images:,} images, {spent:,} evaluations: {self._hours(0, spent)}"))
 
     def _hours(self, trained: int, evaluations: int) -> str:
-        hours = (trained * self.flops / self.rate + evaluations * self.evaluation / self.drawing) / 3600
-        return f"{hours:.2g} A100-hours"
+        from sims_image.estimate import duration
+
+        seconds = trained * self.flops / self.rate + evaluations * self.evaluation / self.drawing
+        return f"{seconds / 3600:.2g} A100-hours" if seconds >= 3600 else f"{duration(seconds)} of one A100"
 
     @property
     def total(self) -> str:
@@ -70,6 +72,7 @@ class Ledger:
 def ledger(checked: Checked) -> Ledger:
     """An empty one for an experiment's network and sampler. Raises `InputError`."""
     from sims_core.sampling import Sampler
+    from sims_image.checks import at_hand
     from sims_image.estimate import A100
     from sims_image.presets import PRESETS
 
@@ -79,7 +82,8 @@ def ledger(checked: Checked) -> Ledger:
     flops = _flops(json.dumps(checked.config, sort_keys=True), recipe)
     found = Ledger(*flops, nfe, A100[recipe.precision], A100["float32"])
     found.say("base", checked.checkpoint or f"preset {checked.preset}, trained for {sizes.fit:,} images")
-    found.say("real data", f"{sizes.real:,} images ({checked.settings.data or 'not named'})")
+    there = "" if at_hand(checked.settings) else ", not there: data and features are not checked"
+    found.say("real data", f"{sizes.real:,} images ({checked.settings.data or 'not named'}{there})")
     found.say("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with two networks")
     return found
 

@@ -90,8 +90,9 @@ def evaluation_flops(config: dict[str, Any]) -> float:
 
 def on_gpus(flops: float, precision: str = "float32") -> str:
     """What ``flops`` take on GPUs, in words, with the assumption that is behind it."""
-    hours = flops / A100[precision] / 3600
-    return f"about {hours:.2g} hours of one A100 (assumed: {A100[precision] / 1e12:g} TFLOP/s, {precision})"
+    seconds = flops / A100[precision]
+    time = f"{seconds / 3600:.2g} hours" if seconds >= 3600 else duration(seconds)
+    return f"about {time} of one A100 (assumed: {A100[precision] / 1e12:g} TFLOP/s, {precision})"
 
 
 def _loss(network: Preconditioned, recipe: Recipe, images: int, device: str | torch.device = "meta") -> Tensor:
@@ -182,7 +183,7 @@ def describe(plan: Plan, train: Train) -> str:
         ("out", train.out or str(plan.folder)),
     ]  # fmt: skip
     width = max(len(key) for key, _ in lines)
-    return "\n".join([f"{key:>{width}}  {value}" for key, value in lines] + [f"note: {note}" for note in plan.notes])
+    return "\n".join([f"note: {note}" for note in plan.notes] + [f"{key:>{width}}  {value}" for key, value in lines])
 
 
 def _brief(value: Any) -> str:

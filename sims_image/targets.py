@@ -43,6 +43,25 @@ def generated(data: Dataset) -> dict[str, Any] | None:
     return source if isinstance(source, dict) and source.get("kind") == "generated" else None
 
 
+def check_real(
+    data: Dataset | None, heldout: Dataset | None, *, arguments: tuple[str, str] = ("reference", "heldout")
+) -> None:
+    """Raise `InputError` naming one of ``arguments``: images were generated, or what is held out is the data itself.
+
+    data: None where statistics stand for it.
+    """
+    for argument, given in zip(arguments, (data, heldout), strict=True):
+        if given is not None and generated(given) is not None:
+            words = "it holds generated images, and must be real: source and reference are swapped"
+            raise InputError(argument, str(given.path), words)
+    if heldout is None or data is None:
+        return
+    same = heldout.path.resolve() == data.path.resolve()
+    alike = (len(heldout), heldout.shape, heldout.dtype) == (len(data), data.shape, data.dtype)
+    if same or (alike and heldout.sha256 == data.sha256):  # a zip's hash may take a pass over all of it
+        raise InputError(arguments[1], str(heldout.path), f"the same images as {arguments[0]} has; nothing is held out")
+
+
 class DataFeatures:
     """The features of a data set's images, (N, D), float32.
 
@@ -194,12 +213,7 @@ class Reference:
         tick: Callable[[int], object] | None = None,
     ) -> Reference:
         """Of real images. Raises `InputError`: latents, generated images, or nothing is held out."""
-        for argument, given in (("reference", data), ("heldout", heldout)):
-            if given is not None and generated(given) is not None:
-                words = "it holds generated images, and must be real: source and reference are swapped"
-                raise InputError(argument, given.name, words)
-        if heldout is not None and heldout.sha256 == data.sha256:
-            raise InputError("heldout", heldout.name, "the same images as the reference; nothing is held out")
+        check_real(data, heldout)
         features = DataFeatures(data, extractor, cache=cache, batch=batch, tick=tick)
         other = None
         if heldout is not None:

@@ -13,6 +13,7 @@ import tyro
 
 from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
+from sims_core.runs import RunFolder
 from sims_image.presets import PRESETS, Preset, Recipe
 from sims_image.schedules import Timetable, images_of, ramp_warning, timetable
 
@@ -41,7 +42,7 @@ class Train:
     from_: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Checkpoint to fine-tune: its architecture and weights, with a new optimiser, and EMA without ramp-up."""
     budget: str = ""
-    """Images to see; default the preset's. Must be given with --from."""
+    """Images to see, with a unit (50k, 3Mi); default the preset's. Must be given with --from."""
     out: str = ""
     """Run folder; default runs/train-NAME-<hash of the settings>."""
     seed: int = 0
@@ -155,7 +156,7 @@ def plan(train: Train) -> Plan:
     name, preset = _preset(train, parent)
     if parent is not None and not train.budget:
         raise InputError("--budget", "", "say how many images to fine-tune for, such as 1Mi")
-    recipe = _recipe(train, preset.recipe, fine_tuning=parent is not None)
+    recipe = recipe_of(train, preset.recipe, fine_tuning=parent is not None)
     data = None
     if train.data:
         data = open_dataset(train.data)
@@ -206,8 +207,8 @@ def _preset(train: Train, parent: Summary | None) -> tuple[str, Preset]:
     return name, PRESETS[choose("--preset", name, PRESETS)]
 
 
-def _recipe(train: Train, recipe: Recipe, *, fine_tuning: bool) -> Recipe:
-    """The preset's recipe with what was given in its place."""
+def recipe_of(train: Train, recipe: Recipe, *, fine_tuning: bool) -> Recipe:
+    """The preset's recipe with what was given in its place. Raises `InputError` naming the option."""
     given: dict[str, Any] = {
         f.name: getattr(train, f.name)
         for f in fields(Recipe)
@@ -240,6 +241,8 @@ def _config(
         if recipe.augment and "model_type" in config:
             config["augment_dim"] = 9
         config |= changed
+        if data is not None and "img_resolution" not in changed:
+            _check_size(train, preset, data)
     if recipe.augment and config.get("augment_dim") != 9:
         words = "this network takes no augmentation labels; use --augment 0"
         raise InputError("--augment", recipe.augment, words)
@@ -258,6 +261,18 @@ def _config(
     if classes and len(data.classes) != classes:
         raise InputError("--data", train.data, f"it has {len(data.classes)} classes, the network has {classes}")
     return config
+
+
+def _check_size(train: Train, preset: Preset, data: Dataset) -> None:
+    """Refuse images more than twice as large or as small as the preset's: its depth and attention fit others."""
+    side, made = data.shape[-1], preset.shape[-1]
+    if made <= 2 * side and side <= 2 * made:
+        return
+    near = [name for name, one in PRESETS.items() if side <= 2 * one.shape[-1] and one.shape[-1] <= 2 * side]
+    words = f"its images are {_by(data.shape)}, and the preset is for {_by(preset.shape)}: " + (
+        f"choose {', '.join(near[:4])}, or " if near else ""
+    )
+    raise InputError("--data", train.data, f"{words}train with --network img_resolution={side} to take it all the same")
 
 
 def _overrides(text: str) -> dict[str, Any]:
@@ -324,7 +339,10 @@ def run(argv: Sequence[str]) -> None:
     if settings.dry_run:
         from sims_image.estimate import describe
 
-        print(describe(plan(settings), settings))
+        planned = plan(settings)
+        if planned.data is not None:
+            RunFolder.check(settings.out or planned.folder, planned.settings)
+        print(describe(planned, settings))
         return
     from sims_image.training import DivergedError
 

@@ -235,16 +235,14 @@ def budgets_of(text: str, learner: str) -> list[str]:
     """Budgets as text, since '0.3' and '50k' are of different kinds; the learner takes one kind only."""
     if ":" in text and learner == "exact":
         return [f"{v:g}" for v in parse_grid("--budget", text, low=0, high=1)]
-    budgets = [parse_budget("--budget", part) for part in items("--budget", text)]
+    words = {
+        "exact": "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data",
+        "network": "networks take samples seen, with a unit (25.6k); eta in [0, 1] is for --learner exact",
+    }.get(learner, "")
+    budgets = [parse_budget("--budget", part, expected=words) for part in items("--budget", text)]
     for budget in budgets:
         if learner == "exact" and budget.unit != "eta":
-            raise InputError(
-                "--budget",
-                budget.text,
-                "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data",
-            )
+            raise InputError("--budget", budget.text, words)
         if learner == "network" and (budget.unit != "samples" or not budget.value):
-            raise InputError(
-                "--budget", budget.text, "networks take samples seen, with a unit (25.6k); eta is for --learner exact"
-            )
+            raise InputError("--budget", budget.text, words)
     return [b.text for b in budgets]

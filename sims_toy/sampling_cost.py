@@ -168,9 +168,9 @@ def _budget(options: SamplingCost, learner: str) -> tuple[str, NetworkSettings |
         text = options.budget or f"{network.steps * (network.batch or options.real_size) / 1000:g}k"
     else:
         text = options.budget or "1"
-    unit = parse_budget("--budget", text).unit
+    expected = "the exact learner takes eta in [0, 1], networks take samples seen, with a unit (25.6k)"
+    unit = parse_budget("--budget", text, expected=expected).unit
     if (unit == "eta") != (learner == "exact"):
-        expected = "the exact learner takes eta in [0, 1], networks take samples seen, with a unit (25.6k)"
         raise InputError("--budget", text, expected)
     return text, network
 

@@ -9,7 +9,7 @@ import pytest
 
 from sims_core import InputError, RunFolder, Seed, parse_budget, parse_grid
 from sims_core.errors import choose
-from sims_core.runs import write_atomic, write_json
+from sims_core.runs import differences, write_atomic, write_json
 
 SETTINGS = {"omega": [0.0, 1.0], "trials": 3}
 
@@ -28,6 +28,20 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
         RunFolder.open(tmp_path / "run", SETTINGS | {"trials": 4})
     assert "omega" not in str(error.value) and "\n" not in str(error.value)
     RunFolder.open(tmp_path / "run", SETTINGS).close()  # still usable
+
+
+def test_only_the_leaves_that_differ_are_named(tmp_path):
+    recipe = {"batch": 128, "budget": "100k", "lr": 0.002, "beta1": 0.9, "ema_halflife": 10_000, "p_mean": -1.2}
+    settings = {"recipe": {**recipe, "inner": {"a": 1}}, "grid": [k / 8 for k in range(64)], "from": None}
+    RunFolder.open(tmp_path / "run", settings).close()
+    other = {"recipe": {**recipe, "p_mean": -1, "inner": {"a": 2}}, "grid": [*settings["grid"][:63], 9.0], "from": None}
+    with pytest.raises(InputError) as error:
+        RunFolder.open(tmp_path / "run", other)
+    said = str(error.value)
+    assert "(recipe.p_mean: -1.2 there, -1 here; recipe.inner.a: 1 there, 2 here; grid: ..." in said
+    assert "7.875] there" in said and "9.0] here" in said  # a long list is shown where it differs
+    assert "batch" not in said and "{" not in said
+    assert differences({"a": {"b": 1}, "c": 1}, {"c": 1}) == ['a: {"b": 1} there, nothing here']
 
 
 def test_foreign_folders_are_left_alone(tmp_path):
@@ -145,6 +159,9 @@ def test_budgets():
     for bad in ("2", "x", "-1", "5 Gi", "nan", ""):
         with pytest.raises(InputError, match="--budget"):
             parse_budget("--budget", bad)
+    for bad in ("5x", "2"):
+        with pytest.raises(InputError, match=r"^--budget: got '.*'; images, please$"):
+            parse_budget("--budget", bad, expected="images, please")
 
 
 def test_choices_suggest_the_nearest_name():

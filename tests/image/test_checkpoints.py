@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -237,6 +238,9 @@ def test_what_is_not_a_checkpoint(tmp_path, folder):
     refused(tmp_path / "net.pkl", f"run: sims_image import-nvidia {tmp_path / 'net.pkl'}")
     refused(tmp_path / "nothing", "there is nothing")
     refused(tmp_path, f"checkpoints lie below it, such as {folder}")
+    for name in ("0000000500/ema", "0000001000/raw", "0000001000/ema", "0000001000/posthoc-0.1000"):
+        shutil.copytree(folder, tmp_path / "run/snapshots" / name)
+    refused(tmp_path / "run", f"such as {tmp_path / 'run/snapshots/0000001000/ema'}$")
     (tmp_path / "file.txt").write_text("a")
     refused(tmp_path / "file.txt", "not a checkpoint; name a folder")
     (tmp_path / "empty").mkdir()

@@ -7,7 +7,7 @@ from importlib import import_module
 import pytest
 
 from sims_core.command import main_with_errors
-from sims_image.__main__ import VERBS, overview, run
+from sims_image.__main__ import VERBS, main, overview, run
 
 
 def test_every_verb_exists_and_is_listed():
@@ -23,6 +23,14 @@ def test_a_verb_gets_its_words(monkeypatch):
     monkeypatch.setitem(sys.modules, "sims_image.echo_for_test", type("M", (), {"run": staticmethod(got.append)}))
     run(["echo", "--loud", "3"])
     assert got == [["--loud", "3"]]
+
+
+def test_no_verb_at_all_lists_them(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sims_image"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and said.err == overview() + "\n" and not said.out
 
 
 @pytest.mark.parametrize("words", [["trian"], [""], []])

@@ -101,13 +101,23 @@ def test_bad_input(run):
     folder, _ = run
     good = Control(data=str(folder / "tiny.zip"), base="tiny", network="label_dim=0")
     for argument, bad in {
-        "--network": {"network": ""},
+        "--base: got 'tiny'; .*--network label_dim=0, or name an unconditional one: cifar10-uncond": {"network": ""},
+        "--network: got 'label_dim=3'; .*label_dim=0$": {"network": "label_dim=3"},
+        "--target": {"target": "0.3,0.7"},  # of three classes
+        "--classifier": {"classifier": "nowhere:Judge"},
         "--complement": {"complement": "opposite"},
         "--strength": {"strength": 0.0},
-        "--omega": {"omega": "0"},
+        "--omega: got '0'; give at least one value above 0": {"omega": "0"},
+        "--omega.*at least 0": {"omega": "-1,1"},
     }.items():
         with pytest.raises(InputError, match=argument):
             plan(replace(good, **bad))
+    conditional = str(tiny.checkpoint(folder / "conditional", preset="tiny").path)
+    with pytest.raises(InputError, match=f"^--base: got '{conditional}'; it is conditional .3 classes") as error:
+        plan(replace(good, base=conditional))
+    assert "train --network label_dim=0" in str(error.value) and "name a preset" in str(error.value)
+    with pytest.raises(InputError, match="--base"):  # with the advice that the network was given before
+        plan(replace(good, base=conditional, network=""))
 
 
 def test_targets():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from PIL import Image
 from sims_core.command import main_with_errors
 from sims_core.errors import InputError
 from sims_core.sampling import Sampler
-from sims_image import checkpoints
+from sims_image import checkpoints, targets
 from sims_image.__main__ import run as command
 from sims_image.comparison import METRICS, compare
 from sims_image.features import Extractor, cache_folder, extractor
@@ -281,15 +282,21 @@ def test_the_command_measures_pictures(real, tmp_path, capsys):
 
 def test_the_command_refuses_in_one_line(real, model, tmp_path, capsys):
     base = ["--features", "pixels", "--reference", real.path]
+    saved = tmp_path / "saved.npz"
+    np.savez(saved, mu=np.zeros(3), sigma=np.eye(3))
     for words, error in (
         ([], "--base: got ''; name a model with --base, or images with --images"),
         (["--images", "a", "--base", "b"], "--base: got 'b'; name a model"),
         (["--images", "nowhere", *base], "--images: got 'nowhere'; no such data set"),
         (["--images", real.path], "--reference: got ''; name the real images"),
         (["--images", real.path, "--reference", "no.npz"], "--reference: got 'no.npz'"),
-        (["--images", real.path, "--reference", "no.npz", "--features", "classifier"], "--features: got 'classifier'"),
+        (
+            ["--images", real.path, "--reference", "no.npz", "--features", "pixels"],
+            "--reference: got 'no.npz'; no such",
+        ),
+        (["--images", real.path, "--reference", saved, "--features", "classifier"], "--features: got 'classifier'"),
         (["--images", real.path, *base, "--heldout", "no"], "--heldout: got 'no'"),
-        (["--images", real.path, *base, "--n", "5000"], "n: got '5000'"),
+        (["--images", real.path, *base, "--n", "5000"], "--n: got '5000'"),
         (["--base", model, *base, "--n", "5"], "--n: got '5'"),
         (["--images", model, *base], "--images: got"),
         (["--images", real.path, *base[:1], "lite", *base[2:]], "--features: got 'lite'; did you mean 'lite0'"),
@@ -299,3 +306,39 @@ def test_the_command_refuses_in_one_line(real, model, tmp_path, capsys):
         said = capsys.readouterr().err.strip()
         said = said.rsplit("\r", 1)[-1]  # a progress bar may stand before it
         assert said.startswith(f"error: {error}") and "\n" not in said, said
+
+
+def test_nothing_is_computed_before_the_cheap_checks(real, heldout, model, tmp_path, capsys, monkeypatch):
+    """What the images are is looked at before the reference's features are; a dry run refuses the same."""
+
+    def dear(*_, **__):
+        raise AssertionError("the reference was featurised")
+
+    monkeypatch.setattr(targets, "DataFeatures", dear)
+    (tmp_path / "empty").mkdir()
+    generated(tmp_path / "made", fresh(30, 3), nfe=1)
+    few = generated(tmp_path / "few", fresh(10, 3), nfe=1).path
+    large = tiny.write_data(tmp_path / "large.zip", count=24, size=16).path
+    base = ["--features", "pixels", "--reference", real.path]
+    for words, error in (
+        (["--images", few, *base], "--images: .*that is 10 images; at least 20 are needed"),
+        (["--images", real.path, *base, "--n", "10"], "--n: got '10'; .*at least 20"),
+        (["--images", tmp_path / "empty", *base], "--images: got"),
+        (["--images", large, *base], "--images: .*3x16x16, the reference's 3x8x8"),
+        (["--base", model, *base, "--seeds", "0-9"], "--seeds: got '0-9'; .*at least 20"),
+        (
+            ["--images", real.path, *base, "--heldout", real.path],
+            f"--heldout: got '{real.path}'; .*nothing is held out",
+        ),
+        (["--images", real.path, *base, "--heldout", tmp_path / "made"], "--heldout: .*generated images"),
+        (
+            ["--images", real.path, *base[2:], "--features", "inception"],
+            "--features: got 'inception'; .*torch-fidelity",
+        ),
+        (["--images", real.path, *base, "--save-reference", "x.txt"], "--save-reference: got 'x.txt'"),
+    ):
+        for dry in ([], ["--dry-run"]):
+            with monkeypatch.context() as patch:
+                patch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
+                assert verb(*words, *dry) == 2, words
+            assert re.search(f"^error: {error}", capsys.readouterr().err.strip()), words

@@ -383,6 +383,19 @@ def test_dry_run_says_the_cost_and_writes_nothing(pair, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_refuses_what_the_run_would(pair, tmp_path, capsys):
+    words = ["generate", "--base", pair[0], "--auxiliary", pair[1], "--seeds", "0-3", "--sampler", "heun:2"]
+    words += ["--device", "cpu", "--batch", "4", "--out", str(tmp_path / "made")]
+    command([*words, "--omega=-1"])
+    note = "note: omega -1 is below 0: it moves toward the auxiliary, and -1 is the auxiliary alone"
+    assert capsys.readouterr().out.count(note) == 1
+    command([*words, "--omega=-1", "--dry-run"])
+    assert note in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"--out: .*other settings \(omega: -1.0 there, 1.0 here\)"):
+        command([*words, "--omega", "1", "--dry-run"])
+    assert note not in capsys.readouterr().out
+
+
 def test_preset_churn_is_used_unless_a_sampler_is_named(pair, tmp_path, monkeypatch):
     from dataclasses import replace
 

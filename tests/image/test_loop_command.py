@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -102,13 +103,16 @@ def test_dry_run_adds_up(run, capsys):
     spent = 3 * (24 * 10 + 24 * 12)  # NFE x (|D_s| of five generations + n of six) of two trials
     assert f"{40 * 12:,} images trained on, {spent:,} evaluations" in said
     told = ledger(checked)
-    hours = (40 * 12 * told.flops + spent * told.evaluation) / 15e12 / 3600
-    assert f"{hours:.2g} A100-hours in all" in said
+    seconds = (40 * 12 * told.flops + spent * told.evaluation) / 15e12
+    assert seconds < 1.5 and "1 s of one A100 in all" in said
+    assert replace(told, trained=10**12, evaluations=0).total.startswith(f"{told.flops / 54:.2g} A100-hours in all")
 
 
-def test_bad_input(run):
+def test_bad_input(run, monkeypatch):
     folder, _ = run
     good = Loop(data=str(folder / "tiny.zip"), base="tiny")
+    few = str(tiny.write_data(folder / "few.zip", count=12).path)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
     for argument, bad in {
         "--loop": {"loop": "circle"},
         "--more": {"loop": "fresh"},
@@ -121,6 +125,12 @@ def test_bad_input(run):
         "--base": {"base": "tyni"},
         "--objective": {"objective": "flow"},
         "--images": {"data": "nowhere", "dry_run": True},
+        "--data: got ''": {"data": "", "images": 100},
+        "--omega": {"omega": "-1,1"},
+        "--more: got 'nowhere'": {"loop": "polluted", "more": "nowhere"},
+        "--more.*holds 12 images and each draw takes 24": {"loop": "fresh", "more": few},
+        "--heldout.*nothing is held out": {"heldout": good.data, "dry_run": True},
+        "--features.*torch-fidelity": {"features": "inception", "dry_run": True},
     }.items():
         with pytest.raises(InputError, match=argument):
             plan(replace(good, **bad))

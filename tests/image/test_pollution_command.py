@@ -116,8 +116,18 @@ def test_retrain_summary(retrained):
 
 def test_bad_input(data):
     pollute, retrain = Pollution(data=str(data), base="tiny"), Retrain(data=str(data), base="tiny")
+    few = str(tiny.write_data(data.with_name("few.zip"), count=12).path)
     for plan, good, cases in (
-        (pollution_plan, pollute, {"--pollution": {"pollution": "0"}, "--omega": {"omega": "0"}}),
+        (
+            pollution_plan,
+            pollute,
+            {
+                "--pollution": {"pollution": "0"},
+                "--omega.*at least one value above 0": {"omega": "0"},
+                "--omega.*at least 0": {"omega": "-1,1"},
+                "--ideal.*holds 12 images and each draw takes 24": {"ideal": few},
+            },
+        ),
         (
             retrain_plan,
             retrain,

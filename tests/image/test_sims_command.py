@@ -23,7 +23,7 @@ from sims_image import report, search
 from sims_image.__main__ import run as command
 from sims_image.arms import Arm, cosine
 from sims_image.datasets import open_dataset
-from sims_image.experiments import Sims, conduct, plan
+from sims_image.experiments import Sims, conduct, describe, plan
 from sims_image.presets import PRESETS
 from tests.image import tiny
 from tests.image.ranks import finish, launch
@@ -140,8 +140,9 @@ def test_dry_run_and_bad_input(run, capsys, tmp_path):
     assert "17 models on 40 images" in said and "3 evaluations an image, 6 with SIMS" in said
     assert sorted(folder.rglob("*")) == before
     given = {"data": str(folder / "tiny.zip"), "base": "tiny"}
-    for bad in ({"data": ""}, {"base": ""}, {"base": "tyni"}, {"omega": "0"}, {"synthetic": "3"}, {"repeats": 1},
-                {"auxiliary_data": "fake"}, {"budgets": "1,x"}, {"labels": "3"}):  # fmt: skip
+    for bad in ({"data": ""}, {"base": ""}, {"base": "tyni"}, {"omega": "0"}, {"omega": "-1,0,1"},
+                {"synthetic": "3"}, {"repeats": 1}, {"auxiliary_data": "fake"}, {"budgets": "1,x"},
+                {"labels": "3"}):  # fmt: skip
         with pytest.raises(InputError, match=f"--{next(iter(bad)).replace('_', '-')}"):
             plan(Sims(**{**given, **bad}))
 
@@ -215,7 +216,7 @@ def test_a_full_disk_and_a_kill_lose_nothing(run, tmp_path, monkeypatch):
     assert [arm["values"] for arm in again["arms"]] == [arm["values"] for arm in found["arms"]]
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_made(run, tmp_path):
+def test_what_does_not_fit_is_refused_before_anything_is_made(run, tmp_path, monkeypatch):
     folder, _, _ = run
     base = str(next((folder / "out").glob("fit-*")) / "snapshots/0000000080/ema")
     good = {"data": str(folder / "tiny.zip"), "base": base, "out": str(tmp_path / "out"), "features": "pixels"}
@@ -228,11 +229,21 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(run, tmp_path):
         ({"heldout": other["large"]}, "--heldout.*3x16x16"),
         ({"features": "dinov2"}, "--weights.*https://"),
         ({"features": "dinov2", "weights": "nowhere.pth"}, "--weights.*no such file.*https://"),
+        ({"features": "inception"}, "--features.*torch-fidelity"),
+        ({"heldout": good["data"]}, "--heldout.*tiny.zip.*nothing is held out"),
+        ({"sampler": "magic:3"}, "--sampler"),
+        ({"lr_rampup": "soon"}, "--lr-rampup"),
+        ({"train_batch": 0}, "--train-batch"),
+        ({"device": "cuda:99"}, "--device"),
         ({"pair": "parallel"}, "--pair"),
         ({"refresh_every": 2, "predictor_only": True}, "--predictor-only"),
     ):
-        with pytest.raises(InputError, match=said):
-            conduct(Sims(**{**good, **given}), tiny.ALONE)
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed
+            with pytest.raises(InputError, match=said):
+                conduct(Sims(**{**good, **given}), tiny.ALONE)
+            with pytest.raises(InputError, match=said):
+                describe(Sims(**{**good, **given}, dry_run=True))
     assert not list(tmp_path.glob("out/[fsm]*"))
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sims_core.errors import InputError
+from sims_core.runs import RunFolder
 from sims_image import checkpoints, estimate, session, training
 from sims_image.__main__ import run as command
 from sims_image.ema import HalfLife, Power, reconstruct
@@ -227,6 +228,8 @@ def load_same(a, b) -> bool:
         ({"from_": "nowhere"}, "--from.*there is nothing"),
         ({"budget": "12"}, "--budget.*unit"),
         ({"budget": "0k"}, "--budget"),
+        ({"budget": "5x"}, "--budget: got '5x'; a training length in images, with a unit: 50k, 200Mi$"),
+        ({"log_every": "1.5"}, "--log-every: got '1.5'; give a number of images: 5000, 50k, 3Mi$"),
         ({"log_every": "0"}, "--log-every.*above 0"),
         ({"snapshots": "1Mi"}, "--snapshots.*training ends at 0.08k"),
         ({"snapshots": "soon"}, "--snapshots"),
@@ -271,8 +274,27 @@ def test_data_and_network_must_agree(data, tmp_path):
         with pytest.raises(InputError, match=words):
             train(replace(settings, out="run", device="cpu"))
     assert plan(start(large)).notes == ("the images are 3x16x16; preset tiny was made for 3x8x8",)
+    huge = str(tiny.write_data(tmp_path / "huge.zip", size=32).path)
+    with pytest.raises(InputError, match=r"--data: .*3x32x32, and the preset is for 3x8x8: choose cifar10-cond, .*"
+                                         r"train with --network img_resolution=32"):  # fmt: skip
+        plan(start(huge))
+    assert plan(start(huge, network="img_resolution=32")).config["img_resolution"] == 32
     free = plan(start(unlabelled, network="label_dim=0"))
     assert free.config["label_dim"] == 0
+
+
+def test_a_dry_run_says_first_what_is_odd_and_refuses_a_folder_of_another_run(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "rate", lambda *_: 1e11)
+    large = str(tiny.write_data(tmp_path / "large.zip", size=16).path)
+    words = ["train", "--preset", "tiny", "--data", large, "--device", "cpu", "--dry-run", "--out", str(tmp_path / "o")]
+    command(words)
+    said = capsys.readouterr().out
+    assert said.startswith("note: the images are 3x16x16; preset tiny was made for 3x8x8\n")
+    assert "about 1 s of one A100" in said and not (tmp_path / "o").exists()
+    RunFolder.open(tmp_path / "o", plan(Train(preset="tiny", data=large)).settings).close()
+    command(words)
+    with pytest.raises(InputError, match=r"--out: .*\(recipe.p_mean: -1.2 there, -1.0 here\)"):
+        command([*words, "--p-mean", "-1"])
 
 
 def test_a_checkpoint_without_a_preset_needs_one(data):

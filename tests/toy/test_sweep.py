@@ -539,6 +539,7 @@ BAD = [
     (["--learner", "exat"], "did you mean 'exact'"),
     (["--preset", "figure5"], "did you mean 'figure4'"),
     (["--learner", "exact", "--budget", "50k"], "exact learner takes eta"),
+    (["--learner", "exact", "--budget", "5x"], "exact learner takes eta"),
     (["--budget", "0.5"], "samples seen"),
     (["--sampler", "exact"], "numerical sampler"),
     (["--network.width", "0"], "network.width"),

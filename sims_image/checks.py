@@ -1,0 +1,93 @@
+"""What the experiments refuse at once, in a dry run as in a real one: before anything is trained, drawn or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sims_core.errors import InputError
+
+if TYPE_CHECKING:
+    from sims_image.datasets import Dataset
+    from sims_image.experiments import Sims
+
+
+def omegas_of(text: str, grid: str = "") -> list[float]:
+    """The extrapolation strengths above 0 of ``--omega``; 0, the base, is always measured besides.
+
+    grid: what of ``text`` is the grid; default all. Raises `InputError` for one below 0, or for none above.
+    """
+    from sims_core.grids import parse_grid
+
+    found = [omega for omega in parse_grid("--omega", grid or text, low=0) if omega > 0]
+    if not found:
+        raise InputError("--omega", text, "give at least one value above 0, such as 0.5,1,2; 0 is always measured")
+    return found
+
+
+def at_hand(settings: Sims) -> bool:
+    """Whether there are data to check: a dry run also prices what is to run elsewhere."""
+    return bool(settings.data) and (not settings.dry_run or Path(settings.data).exists())
+
+
+def finetuning_of(settings: Sims) -> dict[str, Any]:
+    """The options of `sims_image.train.Train` that auxiliaries are fine-tuned with, in place of the preset's."""
+    given = {"batch": settings.train_batch, "lr": settings.lr, "lr_decay": settings.lr_decay}
+    found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return found | ({"lr_rampup": settings.lr_rampup} if settings.lr_rampup else {})
+
+
+def check_inputs(settings: Sims, preset: str, checkpoint: str, config: dict[str, Any]) -> Dataset:
+    """Refuse what the run would: data, held-out images, labels, sampler, features, fine-tuning, device.
+
+    preset, checkpoint: of the base (`sims_image.experiments.base_of`). config: its network's. Returns ``--data``.
+    Raises `InputError` naming the option.
+    """
+    from sims_core.sampling import Sampler
+    from sims_image.datasets import open_dataset
+    from sims_image.features import check_features
+    from sims_image.presets import PRESETS
+    from sims_image.processes import choose_device
+    from sims_image.seedlists import Labels
+    from sims_image.targets import check_real
+    from sims_image.train import Train, recipe_of
+
+    data = open_dataset(settings.data, verify=False)
+    held = further(settings.heldout, "--heldout", data) if settings.heldout else None
+    check_real(data, held, arguments=("--data", "--heldout"))
+    shape = (config["img_channels"], config["img_resolution"], config["img_resolution"])
+    if checkpoint and data.shape != shape:
+        raise InputError("--data", settings.data, f"its images are {_by(data.shape)}, the base's {_by(shape)}")
+    Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data)
+    sampler = settings.sampler or PRESETS[preset].sampler
+    if not Sampler.parse(sampler, argument="--sampler").steps:
+        raise InputError("--sampler", sampler, "an exact sampler exists for Gaussians only; write name:steps")
+    check_features(settings.features, weights=settings.weights or None, dataset=data)
+    try:
+        recipe_of(replace(Train(preset=preset), **finetuning_of(settings)), PRESETS[preset].recipe, fine_tuning=True)
+    except InputError as error:
+        argument = "--train-batch" if error.argument == "--batch" else error.argument
+        raise InputError(argument, error.value, error.expected) from None
+    choose_device(settings.device)
+    return data
+
+
+def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:
+    """Another data set of images like those of ``data``. Raises `InputError` naming ``argument``.
+
+    least: images that each draw from it takes.
+    """
+    from sims_image.datasets import open_dataset
+
+    found = open_dataset(path, argument=argument, verify=False)
+    if found.shape != data.shape:
+        raise InputError(argument, path, f"its images are {_by(found.shape)}, those of --data {_by(data.shape)}")
+    if len(found) < least:
+        raise InputError(argument, path, f"it holds {len(found)} images and each draw takes {least}")
+    return found
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

@@ -17,12 +17,12 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import band, sequence, style
+    from sims_core.style import OUTSIDE, band, sequence, style
 
     summary, metric = tables["summary"], lab.bench.reference.extractor.metric
     ratios = list(dict.fromkeys(summary["ratio"]))
     finite = [ratio for ratio in ratios if ratio < float("inf")]
-    colours = dict(zip(finite, sequence(len(finite)), strict=True)) | {float("inf"): "#d55e00"}
+    colours = dict(zip(finite, sequence(len(finite)), strict=True)) | {float("inf"): OUTSIDE}
     panels = (("frechet", metric), ("precision", "precision"), ("recall", "recall"))
     with style():
         made = Figure(figsize=(9.6, 3.4), layout="constrained")

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, save, sequence, style
+from sims_core.style import METHOD, OUTSIDE, save, sequence, style
 from sims_toy import stability_theory as theory
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-_RED = METHOD["equal-cost"]
+_RED = OUTSIDE
 _CASE_STYLE = ("-", "--", ":", "-.")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, save, sequence, style
+from sims_core.style import METHOD, OUTSIDE, save, sequence, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ def error_parts(table: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
     """
     import matplotlib.pyplot as plt
 
-    names = {"data": ("data noise", "#c9c9c9"), "drift": ("drift left", METHOD["equal-cost"]),
+    names = {"data": ("data noise", "#c9c9c9"), "drift": ("drift left", OUTSIDE),
              "auxiliary": ("auxiliary's noise", METHOD["rebuilt"])}  # fmt: skip
     with style():
         figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.5), sharey=True)

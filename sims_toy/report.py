@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from sims_core.algorithm import METHODS
 from sims_toy import figures, theory
 from sims_toy.phase_figures import phase_diagram
-from sims_toy.settings import NetworkSettings
+from sims_toy.settings import unusual
 from sims_toy.strengths import comparison, strengths
 from sims_toy.tables import FACET, Twins, tables, theory_tables
 
@@ -193,28 +193,15 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def _networks(network: dict[str, Any]) -> str:
-    """How the networks are built and trained: the main settings, and every other one that is not the usual one.
-
-    The backend, which a run settles by itself, is left to its record.
-    """
-    n = network
-    told = {"layers", "width", "activation", "parametrisation", "target", "steps", "batch", "start", "rate",
-            "auxiliary_rate", "backend"}  # fmt: skip
-    main = (
+def _networks(n: dict[str, Any]) -> str:
+    """How the networks are built and trained: the main settings, and every other one that is not the usual one."""
+    told = ("layers", "width", "activation", "parametrisation", "target", "steps", "batch", "start", "rate",
+            "auxiliary_rate")  # fmt: skip
+    return (
         f"{n['layers']} x {n['width']} {n['activation']}, {n['parametrisation']}, {n['target']} target, {n['steps']} "
         f"Adam steps of {n['batch'] or 'all'} rows from {n['start']}, rate {n['rate']:g}, "
-        f"auxiliary {n['auxiliary_rate']:g}"
+        f"auxiliary {n['auxiliary_rate']:g}{unusual(n, told)}"
     )
-    usual = {f.name: f.default for f in fields(NetworkSettings) if f.name not in told}
-    unusual = [name for name in usual if n.get(name, usual[name]) != usual[name]]
-    return ", ".join([main, *(f"{name.replace('_', ' ')} {_value(n[name])}" for name in unusual)])
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def summary(frames: dict[str, pd.DataFrame]) -> str:

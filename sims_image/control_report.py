@@ -141,6 +141,9 @@ def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
                 part = summary[summary["arm"].isin([arm, "base"])].sort_values("omega")
                 band(axes, part, "omega", column, color=colour, marker="o", ms=3, label=_LABELS[arm])
             equal = summary[summary["arm"] == "equal-cost"].iloc[0]
+            low, high = equal[f"{column}_low"], equal[f"{column}_high"]
+            if low == low:
+                axes.axhspan(low, high, color=METHOD["equal-cost"], alpha=0.1, lw=0)
             axes.axhline(equal[column], color=METHOD["equal-cost"], lw=0.9, ls="-.", label=_LABELS["equal-cost"])
             if column == "tv":
                 axes.axhline(equal["tv_floor"], color="black", lw=0.8, ls=":", label="drawn from the target")

@@ -197,7 +197,8 @@ def caption(settings: dict[str, Any], n: int, *, edge: bool) -> str:
         k, told = settings["network"], ("layers", "width", "activation", "steps", "batch", "rate", "auxiliary_rate")
         networks = (
             f" Networks: {k['layers']} x {k['width']} {k['activation']}, {k['steps']} Adam steps of {k['batch']} rows, "
-            f"rate {k['rate']:g}, auxiliary {k['auxiliary_rate']:g}{unusual(k, told)}; thin lines: the exact learner (eta = 1)."
+            f"rate {k['rate']:g}, auxiliary {k['auxiliary_rate']:g}{unusual(k, told)}; "
+            "thin lines: the exact learner (eta = 1)."
         )
     thin = "Dashed: first order, with noise. " if settings["learner"] == "exact" else ""
     crosses = "Crosses: best ω at the grid's end. " if edge else ""

@@ -74,8 +74,8 @@ def eta_collapse(table: pd.DataFrame, stem: Path, *, trials: int) -> list[Path]:
         caption = (
             f"Trained networks at three auxiliary budgets (points, 95 % intervals, {trials} trials), the exact learner "
             "at the measured η, at most 1 (dashes, 4,000 trials), and exact SIMS on the networks' own moments (dots); "
-            "N(0, [[2,1],[1,2]]), 1,000 real points, DDIM-20, auxiliary on 10,000 synthetic points; seed 0. These and the "
-            "networks' usual settings are our reading; the paper does not state them."
+            "N(0, [[2,1],[1,2]]), 1,000 real points, DDIM-20, auxiliary on 10,000 synthetic points; seed 0. These and "
+            "the networks' usual settings are our reading; the paper does not state them."
         )
         figure.supxlabel(textwrap.fill(caption, 125), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)

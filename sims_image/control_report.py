@@ -9,6 +9,7 @@ import numpy as np
 
 from sims_core.seeds import Seed
 from sims_core.shares import total_variation, transport_law
+from sims_image.captions import settings_line
 from sims_image.control import Control
 from sims_image.laboratory import said, summarise
 
@@ -155,7 +156,8 @@ def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
         assert isinstance(settings, Control)
         made.suptitle(
             f"{lab.data.open().name}, |D_r| = {lab.sizes.real:,}; complement {settings.complement}, a = "
-            f"{settings.strength:g}; n = {lab.sizes.n:,}, {settings.trials} trials, 95 % intervals over trials",
+            f"{settings.strength:g}; n = {lab.sizes.n:,}, {settings.trials} trials, 95 % intervals over trials\n"
+            f"{settings_line(settings)}",
             fontsize=9,
         )
     return made

@@ -15,6 +15,7 @@ import numpy as np
 from sims_core.runs import provenance, write_atomic, write_json
 from sims_image import checkpoints
 from sims_image.arms import Arm
+from sims_image.captions import settings_line
 from sims_image.learner import ImageData, ImageModel
 from sims_image.search import Search, planned
 
@@ -231,6 +232,7 @@ def panels(bench: Bench, found: Search) -> Figure:
             axes.set_xlabel("; ".join(filter(None, (label, axes.get_xlabel()))))
             axes.legend(fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3)
         left.set_ylabel(f"{metric}, n = {int(zero['n']):,}")
+        figure.supxlabel(settings_line(plan.settings), fontsize=7, ha="left", x=0.01)
     return figure
 
 

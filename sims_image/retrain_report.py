@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sims_image.captions import settings_line
 from sims_image.laboratory import said
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
             axes.set_ylim(bottom=0)
             axes.set_xlabel("round")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        grid[0].legend(fontsize=7)
+        grid[1].legend(*grid[0].get_legend_handles_labels(), fontsize=7, loc="center")
         made.suptitle(
             f"{lab.data.open().name}, |D_r| = {lab.sizes.real:,}; n = {lab.sizes.n:,}, {lab.settings.trials} trials, "
-            "bands are 95 % intervals over trials",
+            f"bands are 95 % intervals over trials\n{settings_line(lab.settings, leave=('budget', 'lr'))}",
             fontsize=9,
         )
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +23,14 @@ REGIME = {
     "divergent": "#4d4d4d",
     "undecided": "#ffffff",
 }
-#: Methods (Okabe-Ito).
+#: Methods (Okabe-Ito; a red and a brown in place of its oranges, which are a regime's).
 METHOD = {
     "standard": "#4d4d4d",
-    "equal-cost": "#d55e00",
+    "equal-cost": "#b2182b",
     "sims": "#0072b2",
     "neon": "#009e73",
     "autoguidance": "#cc79a7",
-    "continued": "#e69f00",
+    "continued": "#8c6d31",
     "random": "#999999",
     "rebuilt": "#56b4e9",
     "auxiliary": "#882255",
@@ -38,6 +38,10 @@ METHOD = {
 }
 #: An ordered family of curves, light to dark.
 SEQUENCE = ("#a6cbe3", "#5a9bc9", "#2467a4", "#0b2f5f")
+#: What stands outside an ordered family, such as a loop without real data.
+OUTSIDE = "#d55e00"
+#: Kinds without an order.
+KINDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
 _RC = {
     "figure.dpi": 100,
@@ -95,6 +99,25 @@ def band(axis: Axes, table: pd.DataFrame, x: str, y: str, *, color: str, alpha: 
     if bool(low.notna().any()):
         axis.fill_between(table[x], low, high, color=color, alpha=alpha, lw=0)
     axis.plot(table[x], table[y], color=color, **line)
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """The places, in their order, moved as little as possible until neighbours are at least ``gap`` apart.
+
+    Least squares under that constraint: labels that would cover one another are pushed both ways.
+    """
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    blocks: list[list[float]] = []  # means and sizes of pooled neighbours, the gaps taken out
+    for rank, i in enumerate(order):
+        blocks.append([places[i] - rank * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (mean, n), (other, m) = blocks.pop(), blocks.pop()
+            blocks.append([(mean * n + other * m) / (n + m), n + m])
+    pooled = [mean for mean, n in blocks for _ in range(int(n))]
+    found = [0.0] * len(places)
+    for rank, i in enumerate(order):
+        found[i] = pooled[rank] + rank * gap
+    return found
 
 
 def sequence(count: int) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from sims_core.seeds import Seed
 from sims_core.shares import total_variation, transport_law
+from sims_image.captions import settings_line
 from sims_image.control import Control
 from sims_image.laboratory import said, summarise
 
@@ -141,6 +142,9 @@ def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
                 part = summary[summary["arm"].isin([arm, "base"])].sort_values("omega")
                 band(axes, part, "omega", column, color=colour, marker="o", ms=3, label=_LABELS[arm])
             equal = summary[summary["arm"] == "equal-cost"].iloc[0]
+            low, high = equal[f"{column}_low"], equal[f"{column}_high"]
+            if low == low:
+                axes.axhspan(low, high, color=METHOD["equal-cost"], alpha=0.1, lw=0)
             axes.axhline(equal[column], color=METHOD["equal-cost"], lw=0.9, ls="-.", label=_LABELS["equal-cost"])
             if column == "tv":
                 axes.axhline(equal["tv_floor"], color="black", lw=0.8, ls=":", label="drawn from the target")
@@ -152,7 +156,8 @@ def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
         assert isinstance(settings, Control)
         made.suptitle(
             f"{lab.data.open().name}, |D_r| = {lab.sizes.real:,}; complement {settings.complement}, a = "
-            f"{settings.strength:g}; n = {lab.sizes.n:,}, {settings.trials} trials, 95 % intervals over trials",
+            f"{settings.strength:g}; n = {lab.sizes.n:,}, {settings.trials} trials, 95 % intervals over trials\n"
+            f"{settings_line(settings)}",
             fontsize=9,
         )
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sims_image.captions import settings_line
 from sims_image.laboratory import said
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
         loop, sizes = getattr(settings, "loop", ""), lab.sizes
         made.suptitle(
             f"{lab.data.open().name}: loop {loop}, |D_r| = {sizes.real:,}, |D_s| = {sizes.synthetic:,}; "
-            f"n = {sizes.n:,}, {settings.trials} trials, bands are 95 % intervals over trials",
+            f"n = {sizes.n:,}, {settings.trials} trials, bands are 95 % intervals over trials\n"
+            f"{settings_line(settings)}",
             fontsize=9,
         )
     return made

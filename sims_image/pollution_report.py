@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sims_image.captions import settings_line
 from sims_image.laboratory import said, summarise
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
         grid[0].legend(fontsize=7)
         made.suptitle(
             f"{lab.data.open().name}, |D_r| = {lab.sizes.real:,}; n = {lab.sizes.n:,}, {lab.settings.trials} trials, "
-            "95 % intervals over trials",
+            f"95 % intervals over trials\n{settings_line(lab.settings, width=14 * int(made.get_size_inches()[0]))}",
             fontsize=9,
         )
     return made

@@ -15,6 +15,7 @@ import numpy as np
 from sims_core.runs import provenance, write_atomic, write_json
 from sims_image import checkpoints
 from sims_image.arms import Arm
+from sims_image.captions import settings_line
 from sims_image.learner import ImageData, ImageModel
 from sims_image.search import Search, planned
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
     from sims_image.bench import Bench
 
-#: curves of the right panel
-FEW = 4
+#: curves of the right panel; of more strengths, so many evenly chosen ones, and its axis says so
+FEW = 6
 
 
 def write(
@@ -204,8 +205,10 @@ def panels(bench: Bench, found: Search) -> Figure:
         for colour, budget in zip(sequence(len(plan.budgets)), plan.budgets, strict=True):
             cells = [bench.value(whole[budget, omega]) for omega in plan.omegas]
             _curve(left, plan.omegas, cells, colour, f"{budget:,} images")
-        few = [w for w in plan.omegas if w > 0]
-        few = [few[int(i)] for i in np.unique(np.linspace(0, len(few) - 1, min(FEW, len(few))).round())]
+        every = [w for w in plan.omegas if w > 0]
+        few = [every[int(i)] for i in np.unique(np.linspace(0, len(every) - 1, min(FEW, len(every))).round())]
+        if len(few) < len(every):
+            right.set_xlabel(f"{len(few)} of {len(every)} strengths")
         for colour, omega in zip(sequence(len(few)), few, strict=True):
             cells = [bench.value(whole[budget, omega]) for budget in plan.budgets]
             _curve(right, plan.budgets, cells, colour, f"ω = {omega:g}")
@@ -226,9 +229,10 @@ def panels(bench: Bench, found: Search) -> Figure:
             axes.axhline(zero["value"], color="#4d4d4d", lw=0.8, ls="--", label="base")
             if floor is not None and floor["n"] == zero["n"]:
                 axes.axhline(floor["value"], color="black", lw=0.8, ls=":", label="real images")
-            axes.set_xlabel(label)
+            axes.set_xlabel("; ".join(filter(None, (label, axes.get_xlabel()))))
             axes.legend(fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3)
         left.set_ylabel(f"{metric}, n = {int(zero['n']):,}")
+        figure.supxlabel(settings_line(plan.settings), fontsize=7, ha="left", x=0.01)
     return figure
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sims_image.captions import settings_line
 from sims_image.laboratory import said
 
 if TYPE_CHECKING:
@@ -17,12 +18,12 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import band, sequence, style
+    from sims_core.style import OUTSIDE, band, sequence, style
 
     summary, metric = tables["summary"], lab.bench.reference.extractor.metric
     ratios = list(dict.fromkeys(summary["ratio"]))
     finite = [ratio for ratio in ratios if ratio < float("inf")]
-    colours = dict(zip(finite, sequence(len(finite)), strict=True)) | {float("inf"): "#d55e00"}
+    colours = dict(zip(finite, sequence(len(finite)), strict=True)) | {float("inf"): OUTSIDE}
     panels = (("frechet", metric), ("precision", "precision"), ("recall", "recall"))
     with style():
         made = Figure(figsize=(9.6, 3.4), layout="constrained")
@@ -39,10 +40,10 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
             axes.set_ylim(bottom=0)
             axes.set_xlabel("round")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        grid[0].legend(fontsize=7)
+        grid[1].legend(*grid[0].get_legend_handles_labels(), fontsize=7, loc="center")
         made.suptitle(
             f"{lab.data.open().name}, |D_r| = {lab.sizes.real:,}; n = {lab.sizes.n:,}, {lab.settings.trials} trials, "
-            "bands are 95 % intervals over trials",
+            f"bands are 95 % intervals over trials\n{settings_line(lab.settings, leave=('budget', 'lr'))}",
             fontsize=9,
         )
     return made

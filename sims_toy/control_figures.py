@@ -6,14 +6,16 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sims_core.style import METHOD, band, save, style
+from sims_core.style import KINDS, METHOD, band, save, style
 from sims_toy.control_report import label
+from sims_toy.settings import unusual
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-_CLASS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d", "#8c6d31")
+_CLASS = (*KINDS, "#e69f00", "#56b4e9", "#4d4d4d", "#8c6d31")
+_TOLD = ("layers", "width", "activation", "steps", "batch", "rate", "auxiliary_rate")
 _CONTROL = {"linear": METHOD["sims"], "geometric": METHOD["neon"]}
 
 
@@ -31,10 +33,11 @@ def control_figure(frames: dict[str, pd.DataFrame], settings: dict[str, Any], st
             _exact(axis, frames["scores"], reading, settings)
         _over_omega(axes[2, 0], frames["quality"], "tv", "total variation to the target", "tv_floor")
         axes[2, 0].set_title("Distance to the target proportions")
-        axes[2, 0].legend(fontsize=6.5)
+        axes[2, 0].set_ylim(0, 1.4 * axes[2, 0].get_ylim()[1])
+        axes[2, 0].legend(fontsize=6.5, ncols=2, loc="upper left")
         _over_omega(axes[2, 1], frames["quality"], "sliced_target", "sliced $W_2$", "floor_target")
         _over_omega(axes[2, 1], frames["quality"], "sliced_original", "sliced $W_2$", "", dashed=True)
-        axes[2, 1].set_title("Quality: to the target's mixture (dashed: original)")
+        axes[2, 1].set_title("Distance to its mixture (dashed: original)")
         _classes(axes[3, 0], frames["shares"], settings)
         _reach(axes[3, 1], frames["reach"])
         figure.supxlabel(textwrap.fill(_caption(settings), 134), fontsize=7, ha="left", x=0.01)
@@ -97,6 +100,11 @@ def _over_omega(
             axis.fill_between(
                 rows["omega"], rows[f"{column}_low"], rows[f"{column}_high"], color=colour, alpha=0.15, lw=0
             )
+    equal = quality[quality["method"] == "equal-cost"]
+    if len(equal) and not dashed:
+        one = equal.iloc[0]
+        axis.axhspan(one[f"{column}_low"], one[f"{column}_high"], color=METHOD["equal-cost"], alpha=0.12, lw=0)
+        axis.axhline(one[column], color=METHOD["equal-cost"], ls=(0, (4, 2)), lw=1.2, label="base, equal cost")
     if floor:
         axis.axhline(quality[floor].mean(), color="black", ls=":", lw=0.9, label="floor")
     axis.set(xlabel="ω", ylabel=ylabel)
@@ -124,16 +132,17 @@ def _classes(axis: Axes, shares: pd.DataFrame, settings: dict[str, Any]) -> None
 
 
 def _reach(axis: Axes, reach: pd.DataFrame) -> None:
-    for reading, rows in reach.groupby("complement", sort=False):
+    tops = reach.groupby("shift")[["tv", "tv_at_inverse_strength"]].max().max(axis=1)
+    for number, (reading, rows) in enumerate(reach.groupby("complement", sort=False)):
         rows = rows[rows["strength"] == rows["strength"].iloc[0]]
         colour = _CONTROL[str(reading)]
         axis.plot(rows["shift"], rows["tv"], color=colour, marker="o", markersize=3.5, label=f"{reading}, best ω")
         axis.plot(
             rows["shift"], rows["tv_at_inverse_strength"], color=colour, ls="--", lw=0.9, label=f"{reading}, ω = 1/a"
         )
-        for _, row in rows.iterrows():
-            axis.annotate(f"{row['omega']:g}", (row["shift"], row["tv"]), fontsize=6, color=colour,
-                          xytext=(2, 3), textcoords="offset points")  # fmt: skip
+        for _, row in rows.iterrows():  # above all that is drawn there, a line of numbers a reading
+            axis.annotate(f"{row['omega']:g}", (row["shift"], tops[row["shift"]]), fontsize=6, color=colour,
+                          xytext=(0, 5 + 8 * number), textcoords="offset points", ha="center")  # fmt: skip
     first = reach.drop_duplicates("shift")
     axis.plot(first["shift"], first["tv_base"], color="black", ls=":", label="base")
     axis.set(xlabel="share of the way to the target asked for", ylabel="total variation left")
@@ -152,7 +161,8 @@ def _caption(settings: dict[str, Any]) -> str:
         f"{settings['points']} points a model, seed {settings['seed']}. Triangles: base (left), target (right). Bands: "
         "95 % paired bootstrap intervals. Laws from the measured shares of base and auxiliary. "
         f"Networks: {k['layers']} x {k['width']} {k['activation']}, {k['steps']} Adam steps of {k['batch']} rows, rate "
-        f"{k['rate']:g}, auxiliary {k['auxiliary_rate']:g}. Exact scores: closed-form mixture scores, the real shares "
+        f"{k['rate']:g}, auxiliary {k['auxiliary_rate']:g}{unusual(k, _TOLD)}. "
+        "Exact scores: closed-form mixture scores, the real shares "
         "as the base's, Heun-40. The reading of 'complement', its strength, data, sizes and sampler are ours; the "
         "paper does not state them."
     )

@@ -150,42 +150,48 @@ def make(parts: Mapping[str, Experiment], values: dict[str, Values]) -> dict[str
 
 # -------------------------------------------------------------------- figure
 
-_COLOURS = ("#0072b2", "#56b4e9", "#cc79a7", "#e69f00", "#8c510a", "#f0a030", "#7b4fa3", "#d55e00")
+_COLOURS = ("#0072b2", "#56b4e9", "#d98cb3", "#a3367a", "#4a1040", "#d55e00", "#8c6d31", "#999999")
+_MARKERS = "os^vDPX*"
 
 
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
     """Figure 'sampling_cost': quality against cost, its ratio to full guidance, and quality against omega.
 
-    A column a sampler, three rows a part.
+    Three rows; a column a part and sampler.
     """
     import matplotlib.pyplot as plt
 
     costs, curves = frames["costs"], frames["curves"]
     measured, samplers = list(costs["measured"].unique()), settings["sampler"]
     guided = [w for w in costs["way"].unique() if w in {str(GuidanceSchedule.parse(g)) for g in settings["guidance"]}]
-    colours = dict(zip(guided, [_COLOURS[i % len(_COLOURS)] for i in range(len(guided))], strict=True))
-    colours |= {MERGE: METHOD["neon"], BASE: METHOD["standard"]}
-    rows = 3 * len(measured)
+    looks: dict[str, dict[str, Any]] = {
+        way: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)]}
+        for i, way in enumerate(guided)
+    }
+    looks |= {MERGE: {"color": METHOD["neon"], "marker": "d"}, BASE: {"color": METHOD["standard"], "marker": "."}}
+    columns = [(part, sampler) for part in measured for sampler in samplers]
     with style():
-        figure, axes = plt.subplots(
-            rows, len(samplers), figsize=(3.9 * len(samplers), 2.4 * rows + 1.0), squeeze=False, sharey="row"
-        )
-        for i, part in enumerate(measured):
-            for j, sampler in enumerate(samplers):
-                mine = costs[(costs["measured"] == part) & (costs["sampler"] == sampler)]
-                _against_cost(axes[3 * i, j], mine, colours, "w2")
-                _against_cost(axes[3 * i + 1, j], mine, colours, "against_full")
-                there = curves[(curves["measured"] == part) & (curves["sampler"] == sampler)]
-                _against_omega(axes[3 * i + 2, j], there, mine, colours)
-                when = "first generation" if part == "first" else "end of the loop"
-                axes[3 * i, j].set_title(f"{sampler}, {when}")
+        size = (2.85 * len(columns) + 0.3, 8.3)
+        figure, axes = plt.subplots(3, len(columns), figsize=size, squeeze=False)
+        for j, (part, sampler) in enumerate(columns):
+            if j % len(samplers):  # one scale a part
+                for axis, first in zip(axes[:, j], axes[:, j - j % len(samplers)], strict=True):
+                    axis.sharey(first)
+            mine = costs[(costs["measured"] == part) & (costs["sampler"] == sampler)]
+            _against_cost(axes[0, j], mine, looks, "w2")
+            _against_cost(axes[1, j], mine, looks, "against_full")
+            there = curves[(curves["measured"] == part) & (curves["sampler"] == sampler)]
+            _against_omega(axes[2, j], there, mine, looks)
+            axes[0, j].set_title(f"{sampler}, {'first generation' if part == 'first' else 'end of the loop'}")
+            for axis in axes[:, j] if j else []:
+                axis.set_ylabel("")
         handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=4)
-        figure.supxlabel(textwrap.fill(caption(settings), 74 * len(samplers)), fontsize=7, ha="left", x=0.01)
+        figure.legend(handles, labels, loc="outside upper left", ncols=5)
+        figure.supxlabel(textwrap.fill(caption(settings), 50 * len(columns)), fontsize=7, ha="left", x=0.01)
         return save(figure, folder / "sampling_cost")
 
 
-def _against_cost(axis: Axes, costs: pd.DataFrame, colours: dict[str, str], value: str) -> None:
+def _against_cost(axis: Axes, costs: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str) -> None:
     """value: 'w2', or 'against_full', drawn close to 1."""
     if value == "against_full":
         close = costs[np.isfinite(costs[value]) & (costs["method"] != "equal-cost") & (costs[value] < 1.1)]
@@ -197,16 +203,16 @@ def _against_cost(axis: Axes, costs: pd.DataFrame, colours: dict[str, str], valu
         axis.axhline(1, color=METHOD["standard"], lw=0.8, ls=":")
     more = costs[costs["method"].isin(["standard", "equal-cost"])].sort_values("cost")
     axis.errorbar(
-        more["cost"], more[value], _bars(more, value), color=METHOD["standard"], marker=".", lw=1,
+        more["cost"], more[value], _bars(more, value), color=METHOD["equal-cost"], marker=".", lw=1,
         label="base, more steps",
     )  # fmt: skip
     for _, row in costs[~costs["method"].isin(["standard", "equal-cost"])].iterrows():
         one = row.to_frame().T
         axis.errorbar(
-            one["cost"], one[value], _bars(one, value), color=colours[row["way"]], marker="o", ms=4, capsize=2,
+            one["cost"], one[value], _bars(one, value), **looks[row["way"]], ls="", ms=5, mfc="none", capsize=2,
             label=row["way"],
         )  # fmt: skip
-    axis.set_xlabel("network evaluations, in those of the base alone")
+    axis.set_xlabel("network evaluations (base alone: 1)")
     axis.set_ylabel(r"$E[W_2]$ at the best $\omega$" if value == "w2" else "over full guidance's")
 
 
@@ -215,14 +221,14 @@ def _bars(rows: pd.DataFrame, value: str) -> Array:
     return np.asarray(np.maximum(np.asarray([below, above], dtype=float), 0))
 
 
-def _against_omega(axis: Axes, curves: pd.DataFrame, costs: pd.DataFrame, colours: dict[str, str]) -> None:
-    for label in [w for w in costs["way"] if w in colours and w != BASE]:
+def _against_omega(axis: Axes, curves: pd.DataFrame, costs: pd.DataFrame, looks: dict[str, dict[str, Any]]) -> None:
+    for label in [w for w in costs["way"] if w in looks and w != BASE]:
         curve = curves[(curves["way"] == label) & np.isfinite(curves["w2"])].sort_values("omega")
-        axis.plot(curve["omega"], curve["w2"], color=colours[label], lw=1.2)
+        axis.plot(curve["omega"], curve["w2"], color=looks[label]["color"], lw=1.2)
         row = costs[costs["way"] == label].iloc[0]
         axis.errorbar(
             row["omega"], row["w2"], xerr=[[max(row["omega"] - row["omega_low"], 0)],
-            [max(row["omega_high"] - row["omega"], 0)]], color=colours[label], marker="o", ms=3.5,
+            [max(row["omega_high"] - row["omega"], 0)]], **looks[label], ms=4.5, mfc="none",
         )  # fmt: skip
     base = costs[costs["way"] == BASE]
     axis.axhline(base["w2"].iloc[0], color=METHOD["standard"], lw=1, ls=":")

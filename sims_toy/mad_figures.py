@@ -24,7 +24,7 @@ def loops(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path)
 
     paths = frames["paths"]
     with style():
-        figure, axes = plt.subplots(2, 2, figsize=(7.6, 6.6))
+        figure, axes = plt.subplots(2, 2, figsize=(7.6, 7.3))
         _fresh(axes[0, 0], paths[paths["experiment"] == "fresh"], settings)
         part = paths[paths["experiment"] == "loops"]
         _curves(axes[0, 1], part, "variance", geometric=True)
@@ -44,7 +44,7 @@ def loops(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path)
         axes[1, 1].set_ylabel(r"$E[W_2]$")
         for axis in [*axes[:, 1].tolist(), axes[1, 0]]:
             axis.set_xlabel("generation")
-        axes[1, 1].legend(fontsize=7)
+        _legend(figure, axes)
         figure.supxlabel(textwrap.fill(_caption(settings), 132), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
 
@@ -61,7 +61,17 @@ def _fresh(axis: Axes, paths: pd.DataFrame, settings: dict[str, Any]) -> None:
     axis.set_title(f"fresh data, n_r = {settings['real_size']}, n_s = {settings['synthetic_size']}")
     axis.set_xlabel("generation")
     axis.set_ylabel(r"$E[W_2]$")
-    axis.legend(fontsize=7)
+
+
+def _legend(figure: Any, axes: Any) -> None:
+    """One legend above all panels: the first panel's lines, then the loops', which the other three share."""
+    from matplotlib.lines import Line2D
+
+    fresh, names = axes[0, 0].get_legend_handles_labels()
+    loops, others = axes[1, 1].get_legend_handles_labels()
+    dots = Line2D([], [], color="black", lw=0.6, ls=(0, (1, 2)))
+    figure.legend([*fresh, *loops, dots], [*(f"fresh, {name}" for name in names), *others, "closed form"],
+                  loc="outside upper left", ncols=3, fontsize=7.5, handlelength=3)  # fmt: skip
 
 
 def _curves(axis: Axes, paths: pd.DataFrame, name: str, *, geometric: bool = False, over_first: bool = False) -> None:

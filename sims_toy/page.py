@@ -99,7 +99,7 @@ def payload(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> dict[s
         part = shown[(shown[VIEW] == key).all(axis=1)]
         beside = regimes[~guided & (regimes[_BESIDE] == key[_BESIDE]).all(axis=1)] if guided.any() else part.iloc[:0]
         beside = beside[beside["reference"] == key["sampler"]]
-        text = caption(key.to_dict(), settings).split(" Bands:")[0] if guided.any() else ""
+        text = caption(key.to_dict(), settings) if guided.any() else ""
         sizes = sorted(int(m) for m in part["synthetic_size"].unique())
         views.append(
             {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.style import METHOD, band, save, style
+from sims_toy.settings import unusual
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ _LOOK: dict[str, dict[str, Any]] = {
     "ST-P equal cost": {"color": METHOD["equal-cost"], "marker": "^"},
 }
 _LABEL = {
-    "SIMS-P*": "SIMS-P, auxiliary on $D_p$",
+    "SIMS-P*": "SIMS-P* (auxiliary on $D_p$)",
     "ST-P equal cost": "ST-P, twice the steps (equal cost)",
     "ST-I": "ST-I (no pollution)",
     "SIMS-I": "SIMS-I (no pollution)",
@@ -41,14 +42,18 @@ def figure5(frames: dict[str, pd.DataFrame], settings: dict[str, Any], n: int, s
     if (frames["curves"]["learner"] != settings["learner"]).any():
         exact = {k: f[(f["learner"] == "exact") & (f["real_size"] == n)] for k, f in frames.items() if "learner" in f}
     with style():
-        figure, axes = plt.subplots(3, 2, figsize=(7.8, 8.9))
+        figure, axes = plt.subplots(3, 2, figsize=(7.8, 9.3))
         _at_fixed(axes[0, 0], tables["curves"], exact, settings)
         _at_best(axes[0, 1], tables, exact, settings)
         _best_omega(axes[1, 0], tables["best"], exact)
         _best_ratio(axes[1, 1], tables["fixed"], settings)
         _little(axes[2, 0], tables["fixed"], exact, settings)
         _population(axes[2, 1], frames["population"], settings)
-        figure.supxlabel(textwrap.fill(caption(settings, n), 134), fontsize=7, ha="left", x=0.01)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=7.5)
+        figure.supxlabel(
+            textwrap.fill(caption(settings, n, edge=_edge(tables["best"])), 134), fontsize=7, ha="left", x=0.01
+        )
         return save(figure, stem)
 
 
@@ -86,7 +91,6 @@ def _at_fixed(
     axis.set(xlabel="$|D_p|/|D_r|$", ylabel="root mean square $W_2$", title=f"One fixed ω = {omega:g}")
     standard = curves[curves["curve"].isin(["ST-I", "ST-P"])]["w2_rms_high"].max()
     axis.set_ylim(0, 1.7 * standard)  # the variant, over-guided where D_p is small, lies far above
-    axis.legend(fontsize=6.5, ncol=2, loc="upper left")
 
 
 def _at_best(
@@ -115,17 +119,17 @@ def _best_omega(axis: Axes, best: pd.DataFrame, exact: dict[str, pd.DataFrame] |
         bars = np.abs(part[["omega_low", "omega_high"]].to_numpy().T - part["omega"].to_numpy())
         axis.errorbar(
             part["ratio"], part["omega"], yerr=bars, fmt=_LOOK[name]["marker"], color=colour, markersize=3.5, lw=0.9,
-            label=_LABEL.get(name, name),
         )  # fmt: skip
-        axis.plot(part["ratio"], part["law_population"], color=colour, ls=":", label=f"law without noise, {law}")
-        axis.plot(part["ratio"], part["law"], color=colour, ls="--", lw=0.9, label="first order with noise")
+        axis.plot(part["ratio"], part["law_population"], color=colour, ls=":", label=f"without noise, {law}")
+        axis.plot(part["ratio"], part["law"], color=colour, ls="--", lw=0.9, label=f"{name}, first order with noise")
         edge = part[part["edge"]]
         axis.plot(edge["ratio"], edge["omega"], "x", color="black", markersize=5)
         if exact is not None:
             under = exact["best"][exact["best"]["curve"] == name]
             axis.plot(under["ratio"], under["omega"], color=colour, lw=0.7)
     axis.set(xlabel="$|D_p|/|D_r|$", ylabel="best ω", title="The best ω of each $|D_p|$")
-    axis.legend(fontsize=6.5)
+    axis.set_ylim(0, 1.5 * axis.get_ylim()[1])
+    axis.legend(fontsize=6.5, loc="upper left")
 
 
 def _best_ratio(axis: Axes, fixed: pd.DataFrame, settings: dict[str, Any]) -> None:
@@ -178,24 +182,31 @@ def _population(axis: Axes, population: pd.DataFrame, settings: dict[str, Any]) 
     axis.legend(fontsize=7)
 
 
-def caption(settings: dict[str, Any], n: int) -> str:
-    """All settings, and which are our reading."""
+def _edge(best: pd.DataFrame) -> bool:
+    """Whether a cross is drawn: a best omega of the curves shown lies at the grid's end."""
+    return bool(best[best["curve"].isin(["SIMS-P", "SIMS-P*"]) | (best["ratio"] == 0)]["edge"].any())
+
+
+def caption(settings: dict[str, Any], n: int, *, edge: bool) -> str:
+    """All settings, and which are our reading. edge: whether a best omega lies at the grid's end."""
     cov = "; ".join(", ".join(f"{v:g}" for v in row) for row in settings["real_covariance"])
     mean = ", ".join(f"{v:g}" for v in settings["real_mean"])
     budget = f"eta = {settings['budget']}" if settings["learner"] == "exact" else f"{settings['budget']} samples seen"
     networks = ""
     if settings["learner"] == "network":
-        k = settings["network"]
+        k, told = settings["network"], ("layers", "width", "activation", "steps", "batch", "rate", "auxiliary_rate")
         networks = (
             f" Networks: {k['layers']} x {k['width']} {k['activation']}, {k['steps']} Adam steps of {k['batch']} rows, "
-            f"rate {k['rate']:g}, auxiliary {k['auxiliary_rate']:g}; thin lines: the exact learner (eta = 1)."
+            f"rate {k['rate']:g}, auxiliary {k['auxiliary_rate']:g}{unusual(k, told)}; "
+            "thin lines: the exact learner (eta = 1)."
         )
     thin = "Dashed: first order, with noise. " if settings["learner"] == "exact" else ""
+    crosses = "Crosses: best ω at the grid's end. " if edge else ""
     return (
         f"{settings['learner']} learner, one generation, real data N([{mean}], [{cov}]), |D_r| = {n}, D_p from a model "
         f"of D_r alone, auxiliary on {settings['auxiliary_data']} data, {settings['auxiliary_size']} samples, "
         f"budget {budget}, sampler {settings['sampler']}, {settings['trials']} paired trials, seed {settings['seed']}; "
-        f"ideal: {settings['ideal']}. Bands and bars: 95 % bootstrap intervals. {thin}Crosses: best ω at the grid's "
-        "end. Real data, sizes, sampler, ω, what the auxiliary is trained on, and what 'ideal' means are our "
+        f"ideal: {settings['ideal']}. Bands and bars: 95 % bootstrap intervals. {thin}{crosses}"
+        "Real data, sizes, sampler, ω, what the auxiliary is trained on, and what 'ideal' means are our "
         f"reading; the paper does not state them.{networks}"
     )

@@ -56,6 +56,10 @@ Array = NDArray[np.float64]
 VARIANT = "pollution"
 
 
+#: Where the search for the best dose begins, in place of 0.
+_LEAST = 1e-9
+
+
 @dataclass(frozen=True)
 class Dose:
     """One generation on D_r with D_p: n = |D_r|, n_aux points for the auxiliary, which moves eta of the way to its
@@ -108,8 +112,9 @@ class Dose:
         return minimise(lambda w, r: self.w2_sq(r, w), ratio, 0.0, 12.0)
 
     def best_ratio(self, omega: ArrayLike, most: float = 4.0) -> Array:
-        """The |D_p|/|D_r| in [0, most] of least E[W2^2] for each omega."""
-        return minimise(lambda r, w: self.w2_sq(r, w), omega, 1e-9, most)
+        """The |D_p|/|D_r| of least E[W2^2] for each omega: 0 where none helps, inf where it lies beyond ``most``."""
+        found = minimise(lambda r, w: self.w2_sq(r, w), omega, _LEAST, most)
+        return np.where(found <= 2 * _LEAST, 0.0, np.where(found >= (1 - 1e-9) * most, np.inf, found))
 
 
 def minimise(function: Callable[[Array, Array], Array], at: ArrayLike, low: float, high: float) -> Array:

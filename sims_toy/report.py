@@ -10,7 +10,9 @@ import numpy as np
 
 from sims_core.algorithm import METHODS
 from sims_toy import figures, theory
-from sims_toy.strengths import strengths
+from sims_toy.phase_figures import phase_diagram
+from sims_toy.settings import unusual
+from sims_toy.strengths import comparison, strengths
 from sims_toy.tables import FACET, Twins, tables, theory_tables
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 GUIDED = [name for name, method in METHODS.items() if "omega" in method.takes]
 #: More combinations of the other axes than this are left to the tables.
 MOST_FACETS = 8
+BANDS = "Bands: 95 % bootstrap intervals."
 
 
 def make(
@@ -72,12 +75,13 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
     guided = regimes["method"].isin(GUIDED)
     paths: list[Path] = []
     if not guided.any():
-        text = caption({"method": "standard", "loop": "/".join(settings["loop"]), "sampler": settings["sampler"][0],
-                        "real_size": settings["real_size"][0], "budget": "none", "aux": 0}, settings)  # fmt: skip
+        facet = {"method": "standard", "loop": "/".join(settings["loop"]), "sampler": settings["sampler"][0],
+                 "real_size": settings["real_size"][0], "budget": "none", "aux": 0}  # fmt: skip
+        text = caption(facet, settings, shown=BANDS)
         return figures.loops(frames["sweep"], folder / "loops", caption=text)
     if settings["generations"] == 1:
         first = regimes[own & guided].iloc[0]
-        text = caption({**first.to_dict(), "budget": ", ".join(settings["budget"])}, settings)
+        text = caption({**first.to_dict(), "budget": ", ".join(settings["budget"])}, settings, shown=BANDS)
         return strengths(regimes[own & guided], regimes[own & (regimes["method"] == "standard")], folder / "strengths",
                          caption=text)  # fmt: skip
     for number, (_, facet) in enumerate(regimes[own & guided][FACET].drop_duplicates().head(MOST_FACETS).iterrows()):
@@ -93,19 +97,17 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
         reading = settings["auxiliary_data"][0] if "auxiliary_data" in METHODS[facet["method"]].takes else "none"
         mine = own & _matches(regimes, facet, FACET)
         curves, edges = (frames[n][_matches(frames[n], facet, shared)] for n in ("theory", "boundaries"))
-        text = caption(facet.to_dict(), settings)
         paths += figures.figure4(
             sweep[(sweep["learner"] == settings["learner"]) & _matches(sweep, facet, FACET)],
             regimes[mine | control],
             curves,
             folder / f"figure4{suffix}",
             reading=reading,
-            caption=text,
+            caption=caption(facet.to_dict(), settings, shown=_marks(settings, facet["method"])),
             beneath=regimes[exact & guided & _matches(regimes, facet, shared)] if (~own).any() else None,
         )
-        paths += figures.phase_diagram(
-            regimes[mine], edges, folder / f"phase_diagram{suffix}", reading=reading, caption=phase_caption(text)
-        )
+        text = caption(facet.to_dict(), settings, shown="Lines: linear response, root mean square.")
+        paths += phase_diagram(regimes[mine], edges, folder / f"phase_diagram{suffix}", reading=reading, caption=text)
     if len(settings["method"]) > 2:  # beyond standard training and one remedy
         paths += _compare(regimes[own], settings, folder)
     return paths
@@ -120,7 +122,8 @@ def _compare(regimes: pd.DataFrame, settings: dict[str, Any], folder: Path) -> l
     facet = {"method": " against ".join(settings["method"]), "loop": part["loop"].iloc[0], "budget":
              settings["budget"][0], "sampler": part["reference"].iloc[0], "real_size": part["real_size"].iloc[0],
              "aux": int(part["aux"].max())}  # fmt: skip
-    return figures.comparison(part[keep & first], folder / "comparison", caption=caption(facet, settings))
+    shown = f"{BANDS} Marks: each method's best strength."
+    return comparison(part[keep & first], folder / "comparison", caption=caption(facet, settings, shown=shown))
 
 
 def _matches(frame: pd.DataFrame, facet: pd.Series, columns: list[str]) -> pd.Series:
@@ -131,8 +134,22 @@ def _aux(frame: pd.DataFrame, settings: dict[str, Any]) -> pd.Series:
     return frame["auxiliary_size"] * (0 if settings["auxiliary_size"] == "same" else 1)
 
 
-def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
-    """The settings of a facet, and which of them are our reading."""
+def _marks(settings: dict[str, Any], method: str) -> str:
+    """What the lines of figure4 are, for its caption."""
+    below = "Thin dashes: linear response, root mean square."
+    if settings["learner"] == "network":
+        below = "Thin lines: the exact learner (eta = 1)."
+        if settings["overlay_trials"]:
+            below += " Its runs on the networks' own data and noise serve as control variates of their means."
+    control = "Equal cost: standard training with twice the sampler steps, by |D_s|. " if method == "sims" else ""
+    over = (
+        "Over generations: omega = 0, about half the best, the best at convergence and the largest, in their regimes'"
+    )
+    return f"{BANDS} {below} {control}{over} colours."
+
+
+def caption(facet: dict[str, Any], settings: dict[str, Any], *, shown: str = "") -> str:
+    """The settings of a facet, and which of them are our reading. shown: what a figure's lines and marks are."""
     aux = "|D_aux| = |D_s|" if not facet["aux"] else f"|D_aux| = {facet['aux']}"
     real = settings["real"]
     if real == "gaussian":
@@ -147,22 +164,13 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
     if settings["distance"] != "w2":
         name = {"emd": "exact", "sliced": "sliced"}[settings["distance"]]
         distance = f"Distance: {name} W2 between 1,000 generated and 1,000 real points. "
-    orange = (
-        "Orange: standard training with twice the sampler steps (equal cost). " if facet["method"] == "sims" else ""
-    )
-    budget, below, networks = f"eta = {facet['budget']}", "Thin dashes: linear response, root mean square.", ""
+    budget, networks = f"eta = {facet['budget']}", ""
     if settings["learner"] == "network":
-        n = settings["network"]
-        budget = f"auxiliary budget {facet['budget']} samples"
-        below = "Thin lines: the exact learner (eta = 1)."
-        if settings["overlay_trials"]:
-            below += " Its runs on the networks' own data and noise serve as control variates of their means."
-        networks = (
-            f" Networks: {n['layers']} x {n['width']} {n['activation']}, {n['parametrisation']}, {n['target']} target, "
-            f"{n['steps']} Adam steps of {n['batch'] or 'all'} rows from {n['start']}, rate {n['rate']:g}, auxiliary "
-            f"{n['auxiliary_rate']:g}."
+        budget, networks = (
+            f"auxiliary budget {facet['budget']} samples",
+            f" Networks: {_networks(settings['network'])}.",
         )
-    beside = f" ({settings['beside_trials']} of the readings beside)" if "beside_trials" in settings else ""
+    beside = f" ({settings['beside_trials']} of the readings beside)" if settings.get("beside_trials") else ""
     last, reading = (
         "; d_T is the mean of the last ten",
         (
@@ -171,24 +179,29 @@ def caption(facet: dict[str, Any], settings: dict[str, Any]) -> str:
         ),
     )
     if settings["generations"] == 1:
-        last, reading, below = "", "", ""
+        last, reading = "", ""
     text = (
         f"{settings['learner']} learner, {facet['method']}, {facet['loop']} loop: real data {real}, "
         f"|D_r| = {facet['real_size']}, {extras}sampler {facet['sampler']}, {budget}, {aux}, "
-        f"{settings['trials']} paired trials{beside}, "
-        f"{settings['generations']} generations, seed {settings['seed']}{last}. "
-        f"{distance}Bands: 95 % bootstrap intervals. {below} {orange}{reading}{networks}"
+        f"{settings['trials']} paired trials{beside}, {_count(settings['generations'], 'generation')}, "
+        f"seed {settings['seed']}{last}. {distance}{shown} {reading}{networks}"
     )
     return " ".join(text.split())
 
 
-def phase_caption(text: str) -> str:
-    """The phase diagram's caption from the figure's."""
-    lines = (
-        "Lines: boundaries by linear response of prevention (thick), strong mitigation (medium) and weak mitigation "
-        "(thin); dotted: optimal omega. "
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _networks(n: dict[str, Any]) -> str:
+    """How the networks are built and trained: the main settings, and every other one that is not the usual one."""
+    told = ("layers", "width", "activation", "parametrisation", "target", "steps", "batch", "start", "rate",
+            "auxiliary_rate")  # fmt: skip
+    return (
+        f"{n['layers']} x {n['width']} {n['activation']}, {n['parametrisation']}, {n['target']} target, {n['steps']} "
+        f"Adam steps of {n['batch'] or 'all'} rows from {n['start']}, rate {n['rate']:g}, "
+        f"auxiliary {n['auxiliary_rate']:g}{unusual(n, told)}"
     )
-    return lines + text.split(" Bands:")[0] + " Regimes are our reading."
 
 
 def summary(frames: dict[str, pd.DataFrame]) -> str:

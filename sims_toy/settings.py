@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError, choose
 from sims_toy.study import RunOptions
@@ -109,6 +110,28 @@ class NetworkSettings:
         return (
             replace(settings, noise=CosineSteps(), stratified=False) if self.parametrisation == "epsilon" else settings
         )
+
+
+def unusual(network: dict[str, Any], told: Collection[str]) -> str:
+    """For captions: the settings in ``network`` beside those ``told`` that are not the usual ones, each after a comma.
+
+    Without the backend, which a run settles by itself and records.
+    """
+    text = ""
+    for setting in fields(NetworkSettings):
+        value = network.get(setting.name, setting.default)
+        if setting.name not in (*told, "backend") and value != setting.default:
+            shown = (
+                value
+                if isinstance(value, str)
+                else "yes"
+                if value is True
+                else "no"
+                if value is False
+                else f"{value:g}"
+            )
+            text += f", {setting.name.replace('_', ' ')} {shown}"
+    return text
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, save, sequence, style
+from sims_core.style import METHOD, OUTSIDE, save, sequence, style
 from sims_toy import stability_theory as theory
+from sims_toy.settings import unusual
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-_RED = METHOD["equal-cost"]
+_RED = OUTSIDE
 _CASE_STYLE = ("-", "--", ":", "-.")
 
 
@@ -33,11 +34,14 @@ def settings_line(settings: dict[str, Any]) -> str:
     """Every setting that the loops were run with, for captions."""
     net = settings["network"]
     batch = net["batch"] or "all"
+    told = ("layers", "width", "activation", "parametrisation", "target", "steps", "batch", "rate", "start",
+            "warm_steps", "warm_rate", "auxiliary_rate")  # fmt: skip
     return (
         f"|D_r| = {settings['real_size']}, {settings['trials']} paired trials, seed {settings['seed']}; networks "
         f"{net['layers']} x {net['width']} {net['activation']}, {net['parametrisation']}, {net['target']} target, "
         f"first round {net['steps']} Adam steps of {batch} at {net['rate']:g}, later rounds "
-        f"{net['warm_steps'] or net['steps']} from the last round's network at {net['warm_rate'] or net['rate']:g}; "
+        f"{net['warm_steps'] or net['steps']} from the last round's network at {net['warm_rate'] or net['rate']:g}"
+        f"{unusual(net, told)}; "
         f"sampler {settings['sampler']}. Network, steps and rates are our reading; the paper's ratios and rounds."
     )
 
@@ -125,11 +129,25 @@ def _condition(axis: Axes, table: pd.DataFrame, reals: list[str]) -> None:
         axis.plot(known["ratio"], known["condition"], "o", ms=3.5, color=colour, label=real)
         lost = mine[~np.isfinite(mine["condition"])]
         axis.plot(lost["ratio"], np.full(len(lost), 0.97), "x", color=colour, transform=axis.get_xaxis_transform())
-    lowest = "\n".join(f"{table[table['real'] == r]['smallest'].min():.2g} ({r})" for r in reals)
+    fresh = table[table["reading"] == "smallest"]
+    lowest = "\n".join(_curvature(fresh[fresh["real"] == r], r) for r in reals if (fresh["real"] == r).any())
     axis.set(xscale="log", yscale="log", xlabel=r"$\lambda$")
-    axis.text(0.98, 0.03, f"smallest eigenvalue:\n{lowest}", transform=axis.transAxes, fontsize=6.5, ha="right")
+    axis.text(
+        0.98,
+        0.03,
+        f"curvature along the smallest\neigenvalue, fresh points:\n{lowest}",
+        transform=axis.transAxes,
+        fontsize=6.5,
+        ha="right",
+    )
     axis.set(title="Networks: the condition, one direction", ylabel=r"$\lambda(1 + L\varepsilon/\alpha)$")
     axis.legend(fontsize=7, loc="upper left")
+
+
+def _curvature(rows: pd.DataFrame, real: str) -> str:
+    """The lowest curvature over fresh points among a data set's networks, with its standard error."""
+    lowest = rows.loc[rows["alpha"].idxmin()]
+    return f"{lowest['alpha']:.3f} ± {lowest['held_out_se']:.3f} ({real})"
 
 
 def _closed_form(axis: Axes, table: pd.DataFrame) -> None:

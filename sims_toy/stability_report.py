@@ -188,7 +188,7 @@ def _constants(loops: Experiment, found: Values, settings: dict[str, Any]) -> pd
                             "w1": float(np.mean([d[0] for d in distances])),
                             "w1_floor": float(np.mean([d[1] for d in distances])),
                             "condition": known.condition(ratio), "threshold": known.threshold,
-                            "certified": known.certified(ratio), "bound": known.rate(ratio),
+                            "holds": known.certified(ratio), "bound": known.rate(ratio),
                             "smallest": measured.smallest, "largest": measured.largest, "flat": measured.flat,
                             "gradient": measured.gradient, "held_out_se": measured.held_out_se,
                         }
@@ -379,7 +379,7 @@ def _theorem(constants: pd.DataFrame) -> list[str]:
                 f"  along the displacement of {_label(float(str(ratio)))}: alpha = {here['alpha'].mean():.2g}, "
                 f"L >= {here['lipschitz'].mean():.2g}: lambda (1 + L eps / alpha) = {worst:.3g}, {says}{bound}"
             )
-    open_still = [f"{r:g}" for r, here in constants.groupby("ratio") if here["certified"].all()]
+    open_still = [f"{r:g}" for r, here in constants.groupby("ratio") if here["holds"].all()]
     left = "rules out every ratio"
     if open_still:
         left = f"rules out all but lambda = {', '.join(open_still)}, and proves none"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, save, sequence, style
+from sims_core.style import METHOD, OUTSIDE, save, sequence, style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,7 @@ def error_parts(table: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
     """
     import matplotlib.pyplot as plt
 
-    names = {"data": ("data noise", "#c9c9c9"), "drift": ("drift left", METHOD["equal-cost"]),
+    names = {"data": ("data noise", "#c9c9c9"), "drift": ("drift left", OUTSIDE),
              "auxiliary": ("auxiliary's noise", METHOD["rebuilt"])}  # fmt: skip
     with style():
         figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.5), sharey=True)
@@ -74,7 +74,8 @@ def eta_collapse(table: pd.DataFrame, stem: Path, *, trials: int) -> list[Path]:
         caption = (
             f"Trained networks at three auxiliary budgets (points, 95 % intervals, {trials} trials), the exact learner "
             "at the measured η, at most 1 (dashes, 4,000 trials), and exact SIMS on the networks' own moments (dots); "
-            "N(0, [[2,1],[1,2]]), 1,000 real points, DDIM-20, auxiliary on 10,000 synthetic points."
+            "N(0, [[2,1],[1,2]]), 1,000 real points, DDIM-20, auxiliary on 10,000 synthetic points; seed 0. These and "
+            "the networks' usual settings are our reading; the paper does not state them."
         )
         figure.supxlabel(textwrap.fill(caption, 125), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)

@@ -70,7 +70,11 @@ def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tup
             "diverged": (~finite).sum(0),
             "w2_sq_mean": squares[i],
             "w2_mean": means[i],
-            "w2_se": np.where(whole, deviation / np.sqrt(experiment.trials) if twins is None else mine.std(0), np.inf),
+            "w2_se": np.where(
+                whole,
+                deviation / np.sqrt(experiment.trials) if twins is None else np.where(whole, mine, 0).std(0),
+                np.inf,
+            ),
         }
         for name, value, samples in (
             ("w2", None, mine),

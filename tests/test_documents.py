@@ -113,6 +113,19 @@ def from_sweeps() -> Iterator[tuple[str, str]]:
     )
     yield gallery, f"standard training has {listed(unguided('figure4', standard))}"
     yield gallery, f"and the equal-cost control {listed(unguided('figure4', 'equal-cost'))}"
+    rows = table("figure4_regimes")
+    under = rows[(rows["learner"] == "exact") & (rows["auxiliary_data"] == "train+synthetic")]
+    yield (
+        gallery,
+        f"exact learner beneath {listed([under[under['synthetic_size'] == m]['standard'].min() for m in SIZES])}",
+    )
+    named = main_reading("figure4", "sims")
+    decided, larger = named["regime"] != "undecided", named["synthetic_size"] >= 250
+    yield gallery, f"{decided.sum()} of the {len(named)} cells of the main reading are decided"
+    yield gallery, f"{(decided & larger).sum()} of the {larger.sum()} with |D_s| ≥ 250"
+    for omega, ends in ((0, ".99 or more"), (3, "{:.2f} to {:.2f}"), (5, "{:.2f} to {:.2f}")):
+        alike = named[named["omega"] == omega]["twin_correlation"]
+        yield "docs/networks.md", f"{ends} at ω = {omega}".format(alike.min(), alike.max()).replace("0.", ".")
     preset = PRESETS["figure4"]
     yield "README.md", f"({preset.trials} paired trials, {preset.beside_trials} of the other readings"
 

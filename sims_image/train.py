@@ -30,8 +30,9 @@ class Train:
     """Train a diffusion model by the recipe of EDM or EDM2, or fine-tune one from a checkpoint.
 
     What is not given is the preset's (and the preset of a checkpoint is the one that it was trained by). Numbers of
-    images may be written 5000, 50k, 10M or 3Mi (Mi as the preset counts it: 10^6 in EDM, 2^20 in EDM2). The same
-    command goes on where a stopped one was. Several processes: torchrun --nproc_per_node N -m sims_image train ...
+    images may be written 5000, 50k, 10M or 3Mi (Mi as the preset counts it: 10^6 in EDM, 2^20 in EDM2; --budget needs
+    its unit). The same command goes on where a stopped one was. Several processes: torchrun --nproc_per_node N -m
+    sims_image train ...
     """
 
     preset: str = ""

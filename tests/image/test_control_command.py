@@ -94,7 +94,7 @@ def test_again_computes_nothing(run, capsys):
     kept = [p for p in before if "/runs/" not in str(p) and not p.name.startswith(".")]
     assert all(before[p] == after[p] for p in kept)
     command([*words, "--dry-run"])
-    assert "A100-hours in all" in capsys.readouterr().out
+    assert "one A100 in all" in capsys.readouterr().out
 
 
 def test_bad_input(run):

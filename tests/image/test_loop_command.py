@@ -105,7 +105,7 @@ def test_dry_run_adds_up(run, capsys):
     told = ledger(checked)
     seconds = (40 * 12 * told.flops + spent * told.evaluation) / 15e12
     assert seconds < 1.5 and "1 s of one A100 in all" in said
-    assert replace(told, trained=10**12, evaluations=0).total.startswith(f"{told.flops / 54:.2g} A100-hours in all")
+    assert replace(told, trained=10**12, evaluations=0).total.startswith(f"{told.flops / 54e3:.2g} A100-hours in all")
 
 
 def test_bad_input(run, monkeypatch):

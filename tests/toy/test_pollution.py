@@ -62,7 +62,7 @@ def test_algebra_is_the_closed_form():
     for strength in (1.1, 1.3, 1.45):
         best = laws.best_share(strength, beta_sq, V, n)
         assert full.best_ratio(strength) == pytest.approx(best / (1 - best), abs=1e-4)
-    assert list(full.best_ratio([0.5, 3.0])) == [0, np.inf]  # below the threshold, and beyond any dose: no optimum inside
+    assert list(full.best_ratio([0.5, 3.0])) == [0, np.inf]  # no optimum between
     assert laws.best_share(laws.threshold(beta_sq, V, n) - 0.01, beta_sq, V, n) == 0
     assert laws.best_share(laws.threshold(beta_sq, V, n) + 0.01, beta_sq, V, n) > 0
 

@@ -180,7 +180,7 @@ class Sweep(RunOptions):
     generations: int = 0
     """Generations of the loop; default 20 for networks and 100 for the exact learner."""
     trials: int = 0
-    """Independent repetitions, paired across cells; default 16 for networks and 1000 for the exact learner."""
+    """Independent repetitions, paired across cells; default 8 for networks and 1000 for the exact learner."""
     beside_trials: int = 0
     """Repetitions of the readings of --auxiliary-data after the first; 0 is as many."""
     overlay_trials: int = 400
@@ -200,7 +200,7 @@ class Sweep(RunOptions):
 #: Defaults that depend on the learner: what an empty option or a 0 stands for.
 BY_LEARNER = {
     "exact": {"synthetic_size": "125,250,500,1000", "budget": "1", "generations": 100, "trials": 1000},
-    "network": {"synthetic_size": "250,1000", "budget": "", "generations": 20, "trials": 16},
+    "network": {"synthetic_size": "250,1000", "budget": "", "generations": 20, "trials": 8},
 }
 
 _NEON = NetworkSettings(

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,14 +64,18 @@ def execute(path: Path, *, scale: str, work: Path, parameters: dict[str, Any] | 
         "PYTHONWARNINGS": "default",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    client = NotebookClient(
-        notebook,
-        timeout=900,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(FOLDER)}},
-        coalesce_streams=True,
-    )
-    client.execute(env={**os.environ, **env})
+    with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+        manager = AsyncKernelManager(kernel_name="python3")
+        if os.name == "posix":  # several at once may be given one TCP port, and then wait for one another's answers
+            manager.transport, manager.ip = "ipc", str(Path(sockets) / "ipc")
+        client = NotebookClient(
+            notebook,
+            km=manager,
+            timeout=900,
+            resources={"metadata": {"path": str(FOLDER)}},
+            coalesce_streams=True,
+        )
+        client.execute(env={**os.environ, **env})
     return notebook
 
 

@@ -70,11 +70,11 @@ def execute(path: Path, *, scale: str, work: Path, parameters: dict[str, Any] | 
             manager.transport, manager.ip = "ipc", str(Path(sockets) / "ipc")
         client = NotebookClient(
             notebook,
-            km=manager,
             timeout=900,
             resources={"metadata": {"path": str(FOLDER)}},
             coalesce_streams=True,
         )
+        client.km = manager  # not an argument: the client then puts the kernel and its sockets away itself
         client.execute(env={**os.environ, **env})
     return notebook
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError
+from sims_image.presets import by
 
 if TYPE_CHECKING:
     from sims_image.datasets import Dataset
@@ -59,7 +59,7 @@ def check_inputs(settings: Sims, preset: str, checkpoint: str, config: dict[str,
     check_real(data, held, arguments=("--data", "--heldout"))
     shape = (config["img_channels"], config["img_resolution"], config["img_resolution"])
     if checkpoint and data.shape != shape:
-        raise InputError("--data", settings.data, f"its images are {_by(data.shape)}, the base's {_by(shape)}")
+        raise InputError("--data", settings.data, f"its images are {by(data.shape)}, the base's {by(shape)}")
     Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data)
     sampler = settings.sampler or PRESETS[preset].sampler
     if not Sampler.parse(sampler, argument="--sampler").steps:
@@ -83,11 +83,7 @@ def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:
 
     found = open_dataset(path, argument=argument, verify=False)
     if found.shape != data.shape:
-        raise InputError(argument, path, f"its images are {_by(found.shape)}, those of --data {_by(data.shape)}")
+        raise InputError(argument, path, f"its images are {by(found.shape)}, those of --data {by(data.shape)}")
     if len(found) < least:
         raise InputError(argument, path, f"it holds {len(found)} images and each draw takes {least}")
     return found
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))

@@ -15,6 +15,7 @@ import tyro
 from sims_core.command import parse_command
 from sims_core.errors import InputError
 from sims_image.generate import Generate
+from sims_image.presets import by
 
 if TYPE_CHECKING:
     import torch
@@ -161,19 +162,15 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
     if count < Side.LEAST:
         raise InputError(*few, f"that is {count} images; at least {Side.LEAST} are needed")
     if reference is not None and shape != reference.shape:
-        words = f"its images are {_by(shape)}, the reference's {_by(reference.shape)}; compare like with like"
+        words = f"its images are {by(shape)}, the reference's {by(reference.shape)}; compare like with like"
         raise InputError(*where, words)
     if reference is not None and (dtype == np.uint8) != (reference.dtype == np.uint8):
         words = f"its images are {dtype}, the reference's {reference.dtype}; compare like with like"
         raise InputError(*where, words)
     if reference is not None and heldout is not None and heldout.shape != reference.shape:
-        words = f"its images are {_by(heldout.shape)}, the reference's {_by(reference.shape)}"
+        words = f"its images are {by(heldout.shape)}, the reference's {by(reference.shape)}"
         raise InputError("--heldout", settings.heldout, words)
     return Prepared(reference, heldout, asked, source, count)
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _opened(path: str, argument: str) -> Dataset | None:

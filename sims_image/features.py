@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sims_core.errors import InputError, choose
 from sims_image.archives import sha256_file, shown
 from sims_image.datasets import Dataset, to_unit
+from sims_image.presets import by
 
 #: of torch-fidelity's weights-inception-2015-12-05-6726825d.pth, which are TensorFlow's (Heusel et al. 2017)
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -78,18 +79,14 @@ class Extractor:
             words = "float latents (B, C, H, W)" if self.latents else "uint8 images (B, C, H, W); decode latents first"
             raise InputError("images", f"{given.dtype} {tuple(given.shape)}", words)
         if self._shape is not None and tuple(given.shape[1:]) != self._shape:
-            words = f"images {_by(self._shape)}, as this extractor was made for"
-            raise InputError("images", _by(given.shape[1:]), words)
+            words = f"images {by(self._shape)}, as this extractor was made for"
+            raise InputError("images", by(given.shape[1:]), words)
         if self._shape is None and given.shape[1] not in (1, 3):
             raise InputError("images", tuple(given.shape), f"{self.metric} takes grey or RGB images")
         if self._shape is None:
             given = given.expand(-1, 3, -1, -1)
         found: NDArray[np.float32] = self._forward(given.to(self.device)).float().cpu().numpy()
         return found
-
-
-def _by(shape: Any) -> str:
-    return "x".join(map(str, shape))
 
 
 # ------------------------------------------------------------------- the kinds
@@ -225,7 +222,7 @@ def _pixels(
     import hashlib
 
     what = "latents" if latents else "pixels x/127.5-1"
-    sha256 = hashlib.sha256(f"{what} {channels}x{_by(dataset.shape[1:])} to {_by(size)}".encode()).hexdigest()
+    sha256 = hashlib.sha256(f"{what} {channels}x{by(dataset.shape[1:])} to {by(size)}".encode()).hexdigest()
     shape = (channels, height, width)
     metric, count = "FD-latents" if latents else "FD-pixels", channels * size[0] * size[1]
     return Extractor("pixels", metric, sha256, count, forward, device=device, shape=shape, latents=latents)

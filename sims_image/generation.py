@@ -29,6 +29,7 @@ from sims_core.seeds import Seed
 from sims_image.datasets import Dataset, open_dataset, to_pixels
 from sims_image.folders import write_folder
 from sims_image.guided import Model, precision_note
+from sims_image.presets import by
 from sims_image.processes import Processes
 from sims_image.seedlists import Labels, Seeds
 from sims_image.sheets import write_sheet
@@ -288,7 +289,7 @@ def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[st
         *([("schedule", str(model.schedule))] if model.other is not None else []),
         ("engine", str(model.engine)),
         ("sampler", str(request.sampler) + (" with churn" if request.sampler.churn is not None else "")),
-        ("images", f"{n:,} of {'x'.join(map(str, model.shape))}: seeds {request.seeds}"),
+        ("images", f"{n:,} of {by(model.shape)}: seeds {request.seeds}"),
         ("labels", "none" if request.labels is None else str(request.labels)),
         (
             "NFE",

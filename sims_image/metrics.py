@@ -23,6 +23,7 @@ from sims_image.features import Extractor, extractor
 from sims_image.kernels import kid, kid_subsets
 from sims_image.moments import frechet
 from sims_image.neighbours import Memorisation, density_coverage, memorisation, precision_recall
+from sims_image.presets import by
 from sims_image.samples import GROUPS, KEEP, Kept, Sample
 from sims_image.targets import Floor, Reference, generated
 
@@ -170,8 +171,8 @@ def collect(
     found = Sample(features.width, keep=keep, groups=groups)
     for items, images in _batches(source, n, batch):
         if shape is not None and tuple(images.shape[1:]) != shape:
-            words = f"images {'x'.join(map(str, shape))}, as the reference's; compare like with like"
-            raise InputError("source", "x".join(map(str, images.shape[1:])), words)
+            words = f"images {by(shape)}, as the reference's; compare like with like"
+            raise InputError("source", by(images.shape[1:]), words)
         taken = len(items) if n is None else min(len(items), n - found.count)
         found.add(items[:taken], features(images[:taken]))  # refuses latents unless it is made for them
         if tick:

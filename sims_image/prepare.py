@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
+from sims_image.presets import by
 
 if TYPE_CHECKING:
     import numpy as np
@@ -148,7 +149,7 @@ class Plan:
         """For people."""
         from sims_image.writing import size
 
-        held, shape = int(self.held.sum()), "x".join(map(str, self.shape))
+        held, shape = int(self.held.sum()), by(self.shape)
         kind = f"{self.source.kind}, {self.source.split}" if self.source.split else self.source.kind
         found = [
             f"source   {self.settings.source} ({kind}): {self.source.count} images, sha256"
@@ -332,4 +333,4 @@ def run(argv: Sequence[str]) -> None:
         print("\n".join(plan(wanted, progress=True).lines()))
         return
     made = prepare(wanted, progress=True)
-    print(f"{made.path}: {len(made)} images {'x'.join(map(str, made.shape))} {made.dtype}, sha256 {made.sha256}")
+    print(f"{made.path}: {len(made)} images {by(made.shape)} {made.dtype}, sha256 {made.sha256}")

@@ -14,7 +14,7 @@ import tyro
 from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
 from sims_core.runs import RunFolder
-from sims_image.presets import PRESETS, Preset, Recipe
+from sims_image.presets import PRESETS, Preset, Recipe, by
 from sims_image.schedules import Timetable, images_of, ramp_warning, timetable
 
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ def _config(
         return config
     want = (config["img_channels"], config["img_resolution"], config["img_resolution"])
     if data.shape != want:
-        raise InputError("--data", train.data, f"its images are {_by(data.shape)}, the network takes {_by(want)}")
+        raise InputError("--data", train.data, f"its images are {by(data.shape)}, the network takes {by(want)}")
     classes = config.get("label_dim", 0)
     wanted = classes or (preset.classes and parent is None and "label_dim" not in changed)
     if wanted and data.labels is None:
@@ -270,7 +270,7 @@ def _check_size(train: Train, preset: Preset, data: Dataset) -> None:
     if made <= 2 * side and side <= 2 * made:
         return
     near = [name for name, one in PRESETS.items() if side <= 2 * one.shape[-1] and one.shape[-1] <= 2 * side]
-    words = f"its images are {_by(data.shape)}, and the preset is for {_by(preset.shape)}: " + (
+    words = f"its images are {by(data.shape)}, and the preset is for {by(preset.shape)}: " + (
         f"choose {', '.join(near[:4])}, or " if near else ""
     )
     raise InputError("--data", train.data, f"{words}train with --network img_resolution={side} to take it all the same")
@@ -298,14 +298,10 @@ def _overrides(text: str) -> dict[str, Any]:
     return found
 
 
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(map(str, shape))
-
-
 def _shape_note(preset: Preset, name: str, data: Dataset | None) -> str | None:
     if data is None or data.shape == preset.shape:
         return None
-    return f"the images are {_by(data.shape)}; preset {name} was made for {_by(preset.shape)}"
+    return f"the images are {by(data.shape)}; preset {name} was made for {by(preset.shape)}"
 
 
 def _digits() -> Dataset:

@@ -166,20 +166,16 @@ def caption(facet: dict[str, Any], settings: dict[str, Any], *, shown: str = "")
         distance = f"Distance: {name} W2 between 1,000 generated and 1,000 real points. "
     budget, networks = f"eta = {facet['budget']}", ""
     if settings["learner"] == "network":
-        budget, networks = (
-            f"auxiliary budget {facet['budget']} samples",
-            f" Networks: {_networks(settings['network'])}.",
-        )
+        budget = f"auxiliary budget {facet['budget']} samples"
+        networks = f" Networks: {_networks(settings['network'])}."
     beside = f" ({settings['beside_trials']} of the readings beside)" if settings.get("beside_trials") else ""
-    last, reading = (
-        "; d_T is the mean of the last ten",
-        (
+    last = reading = ""
+    if settings["generations"] > 1:
+        last = "; d_T is the mean of the last ten"
+        reading = (
             "Regimes, |D_r|, the real Gaussian, the sampler, what the auxiliary is trained on and how long are our "
             "reading; the paper does not state them."
-        ),
-    )
-    if settings["generations"] == 1:
-        last, reading = "", ""
+        )
     text = (
         f"{settings['learner']} learner, {facet['method']}, {facet['loop']} loop: real data {real}, "
         f"|D_r| = {facet['real_size']}, {extras}sampler {facet['sampler']}, {budget}, {aux}, "

@@ -121,16 +121,9 @@ def unusual(network: dict[str, Any], told: Collection[str]) -> str:
     for setting in fields(NetworkSettings):
         value = network.get(setting.name, setting.default)
         if setting.name not in (*told, "backend") and value != setting.default:
-            shown = (
-                value
-                if isinstance(value, str)
-                else "yes"
-                if value is True
-                else "no"
-                if value is False
-                else f"{value:g}"
-            )
-            text += f", {setting.name.replace('_', ' ')} {shown}"
+            if isinstance(value, bool):
+                value = "yes" if value else "no"
+            text += f", {setting.name.replace('_', ' ')} {value if isinstance(value, str) else f'{value:g}'}"
     return text
 
 

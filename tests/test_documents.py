@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def edges() -> Iterator[tuple[str, str]]:
     law: dict[str, list[float]] = {"strong": [], "prevention": [], "end": []}
     for m in SIZES:
         only = [cell for cell in experiment.cells if cell.synthetic_size == m]
-        found = theory_tables(experiment.__class__(**{**vars(experiment), "cells": only}), _SETTINGS)[1]
+        found = theory_tables(replace(experiment, cells=only), _SETTINGS)[1]
         at = found[(found["auxiliary_data"] == "train+synthetic") & np.isclose(found["synthetic_size"], m)]
         at = at.set_index("regime")
         law["strong"].append(float(at["omega_low"]["strong"]))

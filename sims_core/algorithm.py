@@ -207,11 +207,14 @@ class Method:
 
     run: the function. takes: its settings besides the learner's, of n_synthetic, budget, omega, auxiliary_data and
     negatives. networks: how many are evaluated at every step of the sampler, so that a sample costs networks x NFE.
+    resampled: how the learner's sampler is changed by whoever runs the method, '' if it is not: 'doubled' takes twice
+    its steps, 'retuned' another sampler of no more evaluations than guidance by two networks takes.
     """
 
     run: Callable[..., Trained[Any, Any]]
     takes: tuple[str, ...] = ("n_synthetic", "budget", "omega", "auxiliary_data", "negatives")
     networks: int = 2
+    resampled: str = ""
 
     def __call__(self, learner: Any, train: Any, **settings: Any) -> Trained[Any, Any]:
         """One generation."""
@@ -230,6 +233,8 @@ METHODS: dict[str, Method] = {
     "continued": Method(continued, takes=("budget",), networks=1),
     "random": Method(random_direction),
     "rebuilt": Method(rebuilt),
+    "equal-cost": Method(standard, takes=(), networks=1, resampled="doubled"),
+    "retuned": Method(standard, takes=(), networks=1, resampled="retuned"),
 }
 
 

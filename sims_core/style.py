@@ -27,6 +27,7 @@ REGIME = {
 METHOD = {
     "standard": "#4d4d4d",
     "equal-cost": "#b2182b",
+    "retuned": "#e07b91",
     "sims": "#0072b2",
     "neon": "#009e73",
     "autoguidance": "#cc79a7",

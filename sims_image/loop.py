@@ -83,7 +83,8 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     omegas = parse_grid("--omega", settings.omega, low=0)
     arms: list[Arm] = []
     for method in (part.strip() for part in settings.method.split(",")):
-        if choose("--method", method, ["equal-cost", *METHODS]) == "equal-cost" or "omega" not in METHODS[method].takes:
+        known = [name for name, found in METHODS.items() if found.resampled != "retuned"]
+        if "omega" not in METHODS[choose("--method", method, known)].takes:
             arms.append(Arm(method, None))
         else:
             arms += [Arm(method, omega) for omega in omegas]
@@ -94,9 +95,8 @@ def bound(arm: Arm, settings: Laboratory, checked: Checked) -> Any:
     """The arm's method with its settings. An auxiliary from scratch has a whole training's budget."""
     from sims_core.algorithm import AUXILIARY_DATA, METHODS
 
-    method = METHODS["standard" if arm.method == "equal-cost" else arm.method]
     sizes = checked.sizes
-    return method.bind(
+    return METHODS[arm.method].bind(
         n_synthetic=sizes.auxiliary,
         budget=sizes.fit if arm.method in ("autoguidance", "rebuilt") else sizes.budget,
         omega=arm.omega,
@@ -139,9 +139,10 @@ def run_arm(
     lab: Lab, arm: Arm, policy: Policy, trial: int, *, generations: int, more: ImageData | None = None, **known: Any
 ) -> None:
     """One loop, every generation measured. more: further images, for the loops that need them. known: for the rows."""
+    from sims_core.algorithm import METHODS
     from sims_core.loop import self_consuming_loop
 
-    twice = arm.method == "equal-cost"
+    twice = METHODS[arm.method].resampled == "doubled"
     count = lab.sizes.synthetic if policy.ratio is None else max(1, round(policy.ratio * lab.sizes.real))
     turns = self_consuming_loop(
         doubled(lab.learner) if twice else lab.learner,
@@ -215,8 +216,8 @@ def describe(settings: Loop) -> str:
     told.say("loop", f"{policy.name}, {settings.generations} generations, {settings.trials} trials")
     told.say("|D_s|", f"{sizes.synthetic:,}")
     for arm in arms:
-        method = None if arm.method == "equal-cost" else METHODS[arm.method]
-        networks = 2 if method is None else method.networks
+        method = METHODS[arm.method]
+        networks = 2 if method.resampled == "doubled" else method.networks  # twice the steps cost as much
         firsts = 0 if checked.checkpoint else settings.trials
         if policy.warm:
             told.train(f"{arm.name}: first training", sizes.fit, firsts)
@@ -224,7 +225,7 @@ def describe(settings: Loop) -> str:
             told.train("retraining", again, turns - settings.trials)
         else:
             told.train(f"{arm.name}: training", sizes.fit, turns - settings.trials + firsts)
-        if method is not None and "budget" in method.takes:
+        if "budget" in method.takes:
             if "n_synthetic" in method.takes:
                 told.draw("its auxiliary's samples", sizes.auxiliary, turns)
             own = sizes.fit if arm.method == "rebuilt" else sizes.fit // 16 if arm.method == "autoguidance" else 0

@@ -63,7 +63,7 @@ def _mean(values: Array, weights: Array, name: str) -> dict[str, float]:
     share = weights @ there.astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         resampled = (weights @ filled) / share
-    low, high = np.nanquantile(resampled, [(1 - phase.LEVEL) / 2, (1 + phase.LEVEL) / 2])
+    low, high = np.nanquantile(resampled, phase.levels(int(there.sum())))
     return {name: float(filled.sum() / there.sum()), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
@@ -136,7 +136,7 @@ def _best(experiment: Experiment, one: Mapping[str, Array], weights: Array, sett
         resampled = phase.weighted(weights, np.where(np.isfinite(tv), tv, np.inf).T)
         chosen = resampled.argmin(1)
         i = int(mean.argmin())
-        low, high = np.quantile(omegas[chosen], [(1 - phase.LEVEL) / 2, (1 + phase.LEVEL) / 2])
+        low, high = np.quantile(omegas[chosen], phase.levels(experiment.trials))
         row = {k: v for k, v in _identity(experiment.cells[cells[i]]).items() if k != "omega"}
         row |= {"omega": omegas[i], "omega_low": low, "omega_high": high}
         row |= _mean(tv[i], weights, "tv") | {"tv_base": float(tv[0].mean()), "tv_floor": _tv_floor(settings)}

@@ -54,7 +54,7 @@ def best(values: Array, omegas: Sequence[float], weights: Array) -> dict[str, fl
     vertex, _ = _vertex(w, _mean(values))
     resampled = np.array([_vertex(w, row)[0] for row in phase.weighted(weights, values.T)])
     held = held_out(values)
-    low, high = phase.interval(resampled[:, None])
+    low, high = phase.interval(resampled[:, None], values.shape[1])
     at = int(np.argmin(_mean(values)))
     return {
         "omega": float(vertex),
@@ -80,7 +80,7 @@ def _mean(values: Array) -> Array:
 
 
 def _summary(values: Array, weights: Array) -> dict[str, float]:
-    low, high = phase.interval(phase.weighted(weights, values[:, None]))
+    low, high = phase.interval(phase.weighted(weights, values[:, None]), len(values))
     se = float(values.std(ddof=1) / np.sqrt(len(values))) if np.isfinite(values).all() else np.inf
     return {"w2": float(values.mean()), "w2_se": se, "w2_low": float(low[0]), "w2_high": float(high[0])}
 
@@ -123,7 +123,7 @@ def make(parts: Mapping[str, Experiment], values: dict[str, Values]) -> dict[str
                 mine = phase.weighted(weights, held_out(w2[rows])[:, None])[:, 0]
                 ratios = phase.ratio(mine, phase.weighted(weights, anchor[:, None])[:, 0])
                 against = float(found["w2"] / anchor.mean())
-                low, high = (float(v[0]) for v in phase.interval(ratios[:, None]))
+                low, high = (float(v[0]) for v in phase.interval(ratios[:, None], part.trials))
             identity: dict[str, Any] = {"measured": name, "sampler": reference, "way": label, "method": cell.method}
             costs.append(
                 identity

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sims_core.algorithm import METHODS
 from sims_core.style import METHOD, REGIME, band, save, sequence, spread, style
 
 if TYPE_CHECKING:
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from sims_core.guidance import Denoiser
 
 #: Methods without a strength.
-UNGUIDED = ["standard", "equal-cost", "continued"]
-#: The look of what lies beneath, and the equal-cost control's mark.
+UNGUIDED = [name for name, method in METHODS.items() if "omega" not in method.takes]
+#: The look of what lies beneath, and of the controls of no more evaluations.
 _UNDER = {"linear response": "--", "exact learner": "-"}
-_CONTROL = "D"
+_CONTROL: dict[str, tuple[Any, str]] = {
+    "equal-cost": (":", "standard, equal cost"),
+    "retuned": ((0, (4, 1.5, 1, 1.5)), "standard, sampler retuned"),
+}
 #: What a regime is called where its short name would not do.
 LABEL = {"strong": "strong mitigation", "weak": "weak mitigation"}
 
@@ -68,25 +72,37 @@ def figure4(
                 continue
             part = regimes[(regimes["auxiliary_data"] == other) & ~regimes["method"].isin(UNGUIDED)]
             _converged(axis, part, regimes, _beneath(theory, beneath, other), colours, other)
-        control = len(regimes[regimes["method"] == "equal-cost"]) > 0
-        handles = _handles("exact learner" if beneath is not None else "linear response", control=control)
-        figure.legend(handles=handles, loc="outside upper left", ncols=4, fontsize=7)
+        handles = _handles("exact learner" if beneath is not None else "linear response", set(regimes["method"]))
+        look: dict[str, Any] = {"ncols": 2, "fontsize": 7, "title_fontsize": 7, "alignment": "left"}
+        figure.legend(
+            handles=_regimes(), loc="outside upper right", title="Over generations: the cell's regime", **look
+        )
+        figure.legend(handles=handles, loc="outside upper left", title="Elsewhere: blues by $|D_s|$", **look)
         figure.supxlabel(textwrap.fill(caption, 128), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
 
 
-def _handles(under: str, *, control: bool) -> list[Line2D]:
-    """The legend: regimes (the panels over generations), undecided cells, what is drawn beneath, the control."""
+def _regimes() -> list[Line2D]:
+    """The legend of the panels over generations."""
     from matplotlib.lines import Line2D
 
     names = [name for name in REGIME if name != "undecided"]
     found = [Line2D([], [], color=REGIME[name], lw=2.5, label=LABEL.get(name, name)) for name in names]
-    found.append(Line2D([], [], color="black", lw=1.3, ls="--", label="undecided (the worse's colour)"))
-    found.append(Line2D([], [], color=sequence(1)[0], lw=0.8, ls=_UNDER[under], label=under))
-    if control:
-        look: dict[str, Any] = {"color": METHOD["equal-cost"], "lw": 1, "ls": ":", "marker": _CONTROL, "ms": 3.5}
-        found.append(Line2D([], [], **look, label="standard, equal cost"))
-    return found
+    return [*found, Line2D([], [], color="black", lw=1.3, ls="--", label="undecided (the worse's colour)")]
+
+
+def _handles(under: str, methods: set[str]) -> list[Line2D]:
+    """The legend of the panels over omega: the curves, what is drawn beneath, the controls."""
+    from matplotlib.lines import Line2D
+
+    colour = sequence(1)[0]
+    found = [Line2D([], [], color=colour, lw=1.8, label="over $\\omega$"),
+             Line2D([], [], color=colour, lw=0.8, ls=_UNDER[under], label=under)]  # fmt: skip
+    return found + [
+        Line2D([], [], color=colour, lw=1.1, ls=dash, label=text)
+        for name, (dash, text) in _CONTROL.items()
+        if name in methods
+    ]
 
 
 def _beneath(theory: pd.DataFrame, exact: pd.DataFrame | None, reading: str) -> pd.DataFrame:
@@ -111,16 +127,21 @@ def _first_generation(
     curves = []
     for size, colour in colours.items():
         part = main[(main["synthetic_size"] == size) & np.isfinite(main["first"])].sort_values("omega")
-        band(axis, part, "omega", "first", color=colour, alpha=0.3)
+        band(axis, part, "omega", "first", color=colour, alpha=0.3, lw=1.8)
         curves.append((part["omega"], part["first"], f"{size:g}", colour))
         curve = under[under["synthetic_size"] == size]
         axis.plot(curve["omega"], curve["under_first"], color=colour, lw=0.8, ls=under.attrs["style"])
-    control = regimes[(regimes["method"] == "equal-cost") & np.isfinite(regimes["first"])]
-    if len(control):
-        value, place = control["first"].iloc[0], {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
-        axis.axhline(value, color=METHOD["equal-cost"], lw=1, ls=":")
-        axis.annotate(f"standard, {control['sampler'].iloc[0]}", (0.98, value), xytext=(0, -2), ha="right", va="top",
-                      fontsize=7, color=METHOD["equal-cost"], **place)  # type: ignore[arg-type]  # fmt: skip
+    for name, (dash, _) in _CONTROL.items():
+        control = regimes[(regimes["method"] == name) & np.isfinite(regimes["first"])]
+        if len(control):
+            value, place = (
+                control["first"].min(),
+                {"xycoords": ("axes fraction", "data"), "textcoords": "offset points"},
+            )
+            axis.axhline(value, color=METHOD[name], lw=1.1, ls=dash)
+            text = f"standard, {control.loc[control['first'].idxmin(), 'sampler']}"
+            axis.annotate(text, (0.98, value), xytext=(0, -2), ha="right", va="top", fontsize=7, color=METHOD[name],
+                          **place)  # type: ignore[arg-type]  # fmt: skip
     axis.set_title("First generation, by $|D_s|$")
     axis.set_xlabel(r"guidance $\omega$")
     axis.set_ylabel(r"$E[W_2(G^1, p_r)]$")
@@ -136,33 +157,38 @@ def _converged(
     colours: dict[Any, str],
     reading: str,
 ) -> None:
-    curves, controls = [], []
+    curves = []
     for size, colour in colours.items():
         mine = part[(part["synthetic_size"] == size) & np.isfinite(part["standard"])].sort_values("omega")
         if mine.empty:
             continue
-        band(axis, mine, "omega", "standard", color=colour, alpha=0.3)
+        band(axis, mine, "omega", "standard", color=colour, alpha=0.3, lw=1.8)
         curves.append((mine["omega"], mine["standard"], f"{size:g}", colour))
         curve = under[under["synthetic_size"] == size]
         axis.plot(curve["omega"], curve["under_limit"], color=colour, lw=0.8, ls=under.attrs["style"])
-        control = regimes[(regimes["method"] == "equal-cost") & (regimes["synthetic_size"] == size)]
-        controls += [(float(v), f"{size:g}") for v in control["standard"][np.isfinite(control["standard"])]]
     axis.axhline(1.05, color="#888888", lw=0.7)
     axis.set_xlabel(r"guidance $\omega$")
     axis.set_ylabel(r"$d_T(\omega)\,/\,d_1(0)$")
     axis.set_ylim(0.4, 2.2)
-    # the control has no omega: marks before the axis's first, each with its |D_s|
-    left, right = axis.get_xlim()
-    left = left - 0.08 * (right - left)
-    axis.set_xlim(left, None)
-    heights = spread([value for value, _ in controls], 0.1)
-    for (value, text), height in zip(controls, heights, strict=True):
-        red = METHOD["equal-cost"]
-        axis.plot([left], [value], ls="", marker=_CONTROL, ms=3.5, color=red, clip_on=False, zorder=5)
-        axis.annotate(text, (left, height), xytext=(4, 0), textcoords="offset points", va="center", fontsize=6.5,
-                      color=red)  # fmt: skip
+    _across(axis, regimes, colours)
     above = label_ends(axis, curves)
     axis.set_title(f"At convergence, auxiliary on {reading}", pad=14 if above else None)
+
+
+def _across(axis: Axes, regimes: pd.DataFrame, colours: dict[Any, str]) -> None:
+    """The controls as lines across, with their numbers in the order of |D_s| at the left."""
+    left, right = axis.get_xlim()
+    axis.set_xlim(left, right)
+    for name, (dash, _) in _CONTROL.items():
+        values = regimes[(regimes["method"] == name) & np.isfinite(regimes["standard"])]
+        least = values.groupby("synthetic_size")["standard"].min()
+        for size, value in least.items():
+            axis.axhline(value, color=colours.get(size, "black"), lw=1.1, ls=dash)
+        if name == "equal-cost":
+            heights = spread(list(least), 0.085)
+            for size, height in zip(least.index, heights, strict=True):
+                axis.text(left + 0.015 * (right - left), height, f"{size:g}", va="center", fontsize=6,
+                          color=colours.get(size, "black"), bbox={"fc": "white", "ec": "none", "pad": 0.4})  # fmt: skip
 
 
 def _few(part: pd.DataFrame) -> dict[float, str]:
@@ -186,17 +212,18 @@ def _over_generations(axis: Axes, sweep: pd.DataFrame, main: pd.DataFrame, size:
     for omega, what in few.items():
         cell = part[part["omega"] == omega].iloc[0]
         curve = sweep[(sweep["synthetic_size"] == size) & (sweep["omega"] == omega)]
-        curve = curve[np.isfinite(curve["ratio_own"])].sort_values("generation")
+        curve = curve[np.isfinite(curve["ratio_standard"])].sort_values("generation")
         colour = REGIME.get(str(cell["candidates"]).split(" or ")[-1].split(" ")[0], METHOD["sims"])
         dash = "--" if cell["regime"] == "undecided" else "-"
-        band(axis, curve, "generation", "ratio_own", color=colour, lw=1.3, ls=dash)
+        band(axis, curve, "generation", "ratio_standard", color=colour, lw=1.5, ls=dash)
         if len(curve):
-            level = float(curve["ratio_own"].iloc[-5:].mean())
+            first, level = float(curve["ratio_standard"].iloc[0]), float(curve["ratio_standard"].iloc[-5:].mean())
+            axis.plot([1], [first], "o", color=colour, ms=4, mec="black", mew=0.5, zorder=5)  # d_1(omega)
             ends.append((float(curve["generation"].iloc[-1]), level, rf"$\omega$={omega:g}{what}", "black"))
     axis.axhline(1.05, color="#888888", lw=0.7)
     axis.set_title(rf"Over generations, $|D_s|$ = {size:g}")
     axis.set_xlabel("generation $t$")
-    axis.set_ylabel(r"$d_t(\omega)\,/\,d_1(\omega)$")
+    axis.set_ylabel(r"$d_t(\omega)\,/\,d_1(0)$")
     low, high = axis.get_ylim()
     axis.set_ylim(low, high)
     _labels_right(axis, ends, (high - low) * 0.06)

@@ -42,7 +42,7 @@ def _identity(settings: dict[str, Any]) -> Array:
 
 def _triple(name: str, values: Array, weights: Array) -> dict[str, float]:
     """Mean and interval of values (trials,)."""
-    low, high = phase.interval(phase.weighted(weights, values[:, None]))
+    low, high = phase.interval(phase.weighted(weights, values[:, None]), len(values))
     mean = float(values.mean()) if np.isfinite(values).all() else math.inf
     return {name: mean, f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
 
@@ -178,7 +178,7 @@ class Calibration:
         import pandas as pd
 
         theory = np.sqrt(mad_theory.w2_squared(mad_theory.single(self.sizes, self.ddof), _identity(settings)))
-        low, high = phase.interval(self.resampled)
+        low, high = phase.interval(self.resampled, self.w2.shape[1])
         sizes = self.sizes.astype(int)
         return pd.DataFrame({"n": sizes, "w2": self.mean, "w2_low": low, "w2_high": high, "w2_theory": theory})
 
@@ -197,7 +197,7 @@ def _effective(part: Experiment, w2: Array, calibration: Calibration, settings: 
         resampled = phase.weighted(weights, late[i][:, None])[:, 0]
         effective = calibration.invert(resampled, calibration.resampled)
         middle = calibration.invert(np.array([late[i].mean()]), calibration.mean[None])[0]
-        low, high = np.quantile(effective, [(1 - phase.LEVEL) / 2, (1 + phase.LEVEL) / 2], method="nearest")
+        low, high = np.quantile(effective, phase.levels(part.trials), method="nearest")
         limit = mad_theory.fresh_limit(cell.real_size, cell.synthetic_size, cell.temperature, part.ddof)
         predicted = np.sqrt(mad_theory.w2_squared(limit, _identity(settings)))
         n_r = cell.real_size
@@ -280,7 +280,7 @@ def _collapse(part: Experiment, values: Values, settings: dict[str, Any]) -> pd.
             ("mean_growth", wander, mean_sq[:, -1].mean() / mean_sq[:, 0].mean()),
             ("growth", growth, (values["w2"][i, :, -1] ** 2).mean() / (values["w2"][i, :, 0] ** 2).mean()),
         ):
-            low, high = phase.interval(resampled[:, None])
+            low, high = phase.interval(resampled[:, None], part.trials)
             row |= {name: float(point), f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
         row["mean_growth_theory"] = float(theory[-1].mean / theory[0].mean)
         first, last = (mad_theory.w2_squared(m, _identity(settings)) for m in (theory[0], theory[-1]))

@@ -117,7 +117,7 @@ def bind_method(
 
     settings: n_synthetic, budget and omega. pollution: D_p, which the reading 'pollution' trains the auxiliary on.
     """
-    method = METHODS["standard" if cell.method == "equal-cost" else cell.method]
+    method = METHODS[cell.method]
     if cell.auxiliary_data == "pollution":
         return method.bind(auxiliary_data=lambda *_: pollution, **settings)
     if cell.auxiliary_data != "none":

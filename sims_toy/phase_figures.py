@@ -24,12 +24,18 @@ _EDGE: dict[str, tuple[Any, float, str]] = {
     "finite": ((0, (1, 1)), 0.9, "theory: the loop diverges"),
     "optimum": (":", 1.8, r"theory: best $\omega$"),
 }
+#: How much of a row's height its bar fills, and the levels of d_T / d_1(0) that are drawn.
+_FILL = 0.8
+_LEVELS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.25, 1.5)
 
 
 def phase_diagram(
     regimes: pd.DataFrame, boundaries: pd.DataFrame, stem: Path, *, reading: str, caption: str
 ) -> list[Path]:
-    """Regimes over omega and |D_s| as filled areas, the closed-form boundaries drawn over them."""
+    """Regimes over omega and |D_s| as filled bars, the closed-form boundaries and the measured best drawn over them.
+
+    regimes: with the rows of the controls, whose d_T / d_1(0) stand at the right.
+    """
     import matplotlib.pyplot as plt
     from matplotlib.patches import Patch, Rectangle
 
@@ -37,10 +43,11 @@ def phase_diagram(
     omegas, sizes = (np.array(sorted(part[c].unique()), dtype=float) for c in ("omega", "synthetic_size"))
     x, y = _edges(omegas), np.exp(_edges(np.log(sizes)))
     with style():
-        figure, axis = plt.subplots(figsize=(6.4, 4.9))
-        for _, cell in part.iterrows():
+        figure, axis = plt.subplots(figsize=(7.4, 4.9))
+        for cell in part.to_dict("records"):
             i, j = np.searchsorted(omegas, cell["omega"]), np.searchsorted(sizes, cell["synthetic_size"])
-            box = {"xy": (x[i], y[j]), "width": x[i + 1] - x[i], "height": y[j + 1] - y[j], "lw": 0}
+            low, high = (sizes[j] ** (1 - _FILL) * y[k] ** _FILL for k in (j, j + 1))  # a bar a size, with gaps
+            box = {"xy": (x[i], low), "width": x[i + 1] - x[i], "height": high - low, "lw": 0}
             names = str(cell["candidates"]).split(" or ")
             first, last = (REGIME.get(n.split(" ")[0], REGIME["undecided"]) for n in (names[0], names[-1]))
             axis.add_patch(Rectangle(**box, facecolor=last))
@@ -52,6 +59,7 @@ def phase_diagram(
         axis.set_yticks(sizes, [f"{s:g}" for s in sizes])
         axis.minorticks_off()
         edges = _boundaries(axis, boundaries[boundaries["auxiliary_data"] == reading])
+        edges.append(_measured(axis, part, omegas, sizes))
         handles: list[Any] = [Patch(facecolor=REGIME[n], label=LABEL.get(n, n)) for n in REGIME if n != "undecided"]
         handles.append(Patch(facecolor="white", edgecolor="#888888", hatch="////", label="undecided (both colours)"))
         handles += edges
@@ -59,8 +67,8 @@ def phase_diagram(
         axis.grid(visible=False)
         axis.set_xlabel(r"guidance $\omega$")
         axis.set_ylabel(r"synthetic samples a generation, $|D_s|$")
-        _ratios(axis, sizes, part["real_size"].unique())
-        figure.supxlabel(textwrap.fill(caption, 112), fontsize=7, ha="left", x=0.01)
+        _beside(axis, part, regimes, sizes)
+        figure.supxlabel(textwrap.fill(caption, 128), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
 
 
@@ -85,17 +93,35 @@ def _boundaries(axis: Axes, mine: pd.DataFrame) -> list[Line2D]:
     return handles
 
 
-def _ratios(axis: Axes, sizes: np.ndarray, real: np.ndarray) -> None:
-    """A second axis on the right: |D_s| as a share of |D_r|, where that is one number."""
-    if len(real) != 1:
-        return
+def _measured(axis: Axes, part: pd.DataFrame, omegas: np.ndarray, sizes: np.ndarray) -> Line2D:
+    """Marks at the measured best omega of each size, and level lines of d_T / d_1(0) between the sizes."""
+    from matplotlib.lines import Line2D
+
+    grid = part.pivot_table("standard", "synthetic_size", "omega", aggfunc="min").reindex(sizes, columns=omegas)
+    found = np.ma.masked_invalid(grid.to_numpy(dtype=float))
+    if min(found.shape) > 1:
+        lines = axis.contour(omegas, sizes, found, levels=_LEVELS, colors="white", linewidths=0.8)
+        axis.clabel(lines, fontsize=6.5, fmt="%g")
+    best = [omegas[int(np.argmin(row))] for row in found.filled(np.inf)]
+    look: dict[str, Any] = {"marker": "o", "ms": 6, "color": "white", "mec": "black", "ls": ""}
+    axis.plot(best, sizes, **look, zorder=6)
+    return Line2D([], [], **look, label=r"measured best $\omega$")
+
+
+def _beside(axis: Axes, part: pd.DataFrame, regimes: pd.DataFrame, sizes: np.ndarray) -> None:
+    """On the right of each size: |D_s| as a share of |D_r|, and d_T / d_1(0) at the best omega and of the controls."""
+    real = part["real_size"].unique()
+    shown = {"SIMS": part, **{n: regimes[regimes["method"] == n] for n in ("equal-cost", "retuned")}}
+    least = {name: rows.groupby("synthetic_size")["standard"].min() for name, rows in shown.items() if len(rows)}
     right = axis.twinx()
     right.set_yscale("log")
     right.set_ylim(axis.get_ylim())
-    right.set_yticks(sizes, [f"{size / real[0]:.3g}" for size in sizes])
+    share = [rf"$\lambda$ = {size / real[0]:.3g}" if len(real) == 1 else "" for size in sizes]
+    numbers = ["\n".join(f"{name} {rows[size]:.2f}" for name, rows in least.items()) for size in sizes]
+    right.set_yticks(sizes, [f"{a}\n{b}" for a, b in zip(share, numbers, strict=True)], fontsize=7)
     right.minorticks_off()
     right.grid(visible=False)
-    right.set_ylabel(r"$\lambda = |D_s|\,/\,|D_r|$")
+    right.set_ylabel(r"$\lambda = |D_s|\,/\,|D_r|$, and $d_T\,/\,d_1(0)$ at its least", fontsize=8)
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:

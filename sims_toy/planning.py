@@ -60,6 +60,7 @@ def make_plan(sweep: Sweep) -> Study:
     if any("omega" in METHODS[m].takes for m in methods) and 0.0 not in omegas:
         omegas = sorted([0.0, *omegas])  # omega = 0 is what every other omega is compared with
     cells: list[Cell] = []
+    retuned: list[Cell] = []  # after all others: pieces of a run that was made without them keep their numbers
     for policy, sampler, n, m, heat in product(policies, samplers, real_sizes, synthetic_sizes, temperatures):
         if policy.ratio is not None:
             m = round(policy.ratio * n)  # the loop fixes |D_s|
@@ -72,9 +73,10 @@ def make_plan(sweep: Sweep) -> Study:
                 reference=str(sampler), temperature=heat, pollution=foreign, real=sweep.real,
             )  # fmt: skip
             cells.append(base)
-            if sampler.steps and any(METHODS[x].networks > 1 for x in methods):
-                # two networks a step: standard training may take twice the steps
+            if sampler.steps and any(METHODS[x].networks > 1 or METHODS[x].resampled for x in methods):
+                # two networks a step: standard training may take twice the steps, or better ones
                 cells.append(replace(base, method="equal-cost", sampler=str(sampler.doubled())))
+                retuned += [replace(base, method="retuned", sampler=s) for s in _retuned(sweep, sampler)]
             for method in methods:
                 takes = METHODS[method].takes
                 if takes:
@@ -85,7 +87,7 @@ def make_plan(sweep: Sweep) -> Study:
                         for r in (readings if "auxiliary_data" in takes else ["none"])
                         for w in (omegas if "omega" in takes else [0.0])
                     ]
-    cells = list(dict.fromkeys(cells))
+    cells = list(dict.fromkeys([*cells, *retuned]))
     fewer = bool(sweep.beside_trials) and sweep.beside_trials != sweep.trials
     beside = [c for c in cells if fewer and c.auxiliary_data not in ("none", readings[0])]
     experiment = Experiment(
@@ -99,9 +101,10 @@ def make_plan(sweep: Sweep) -> Study:
         (distance,),
     )
     parts = {"cells": experiment}
-    if beside:  # with the standard cells that their ratios need
-        needed = tuple(c for c in cells if c.method == "standard" or c in beside)
-        parts["beside"] = replace(experiment, cells=needed, trials=sweep.beside_trials)
+    if beside:  # with the standard cells that their ratios need, and then the controls that they are compared with
+        needed = [c for c in cells if c.method == "standard" or c in beside]
+        needed += [c for c in cells if METHODS[c.method].resampled]
+        parts["beside"] = replace(experiment, cells=tuple(needed), trials=sweep.beside_trials)
     if learner == "network" and converged and distance == "w2":
         exact, twins = (tuple(dict.fromkeys(report.beneath(c, name) for c in cells)) for name in ("exact", "twin"))
         parts["overlay"] = replace(experiment, cells=exact, trials=sweep.overlay_trials, network=None)
@@ -127,6 +130,8 @@ def make_plan(sweep: Sweep) -> Study:
         "distance": distance,
         "seed": sweep.seed,
     }
+    if retuned:
+        settings["retuned"] = list(dict.fromkeys(c.sampler for c in retuned))
     if digest:
         settings["real_sha256"] = digest
     if any(p.name == "polluted" for p in policies):
@@ -147,7 +152,29 @@ def make_plan(sweep: Sweep) -> Study:
         note=lambda: report.diagnosis(experiment),
         local=("overlay", "twin"),
         page=save_page,
+        bulky=("trials",),
     )
+
+
+def _retuned(sweep: Sweep, sampler: Sampler) -> list[str]:
+    """The samplers of the control 'retuned' beside ``sampler``.
+
+    Raises `InputError` for one that takes more evaluations than SIMS does.
+    """
+    most = 2 * sampler.nfe
+    if sweep.retuned == "none" or (not sweep.retuned and sweep.network.time == "sampler"):
+        return []
+    if not sweep.retuned:
+        own = Sampler("rk4", min(4, (most + 1) // 4))
+        return [str(own)] if own.steps and sampler.name != "rk4" else []
+    found = [Sampler.parse(text, argument="--retuned") for text in items("--retuned", sweep.retuned)]
+    for other in found:
+        if not other.steps or other.nfe > most:
+            expected = f"SIMS takes {most} evaluations with {sampler}; give a numerical sampler of no more"
+            raise InputError("--retuned", str(other), expected)
+    if sweep.learner == "network":
+        _refuse_for_networks(sweep, found)
+    return [str(other) for other in found if str(other) != str(sampler)]
 
 
 def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:

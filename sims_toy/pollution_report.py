@@ -143,7 +143,7 @@ class _Study:
         from sims_core.algorithm import METHODS
 
         rms = np.sqrt(phase.weighted(self.weights, self.squared.T))  # (resamples, cells)
-        low, high = phase.interval(rms)
+        low, high = phase.interval(rms, self.experiment.trials)
         out = []
         for i, row in enumerate(self.rows):
             finite = bool(np.isfinite(self.squared[i]).all())
@@ -151,7 +151,6 @@ class _Study:
             theory = row.curve in ("ST-I", "ST-P") or guided
             n = row.cell.real_size  # of 'same-size' ideal cells: n + n_p, and no dose
             ratio = row.ratio if row.cell.pollution else 0.0
-            method = METHODS[row.cell.method] if row.cell.method in METHODS else METHODS["standard"]
             predicted = np.sqrt(self.dose(n, row.curve).w2_sq(ratio, row.cell.omega)) if theory else np.nan
             out.append(
                 {
@@ -162,7 +161,7 @@ class _Study:
                     "auxiliary_data": row.cell.auxiliary_data,
                     "omega": row.cell.omega,
                     "sampler": row.cell.sampler,
-                    "nfe": Sampler.parse(row.cell.sampler).nfe * method.networks,
+                    "nfe": Sampler.parse(row.cell.sampler).nfe * METHODS[row.cell.method].networks,
                     "trials": self.experiment.trials,
                     "diverged": int((~np.isfinite(self.squared[i])).sum()),
                     "w2_rms": float(np.sqrt(self.squared[i].mean())) if finite else np.inf,
@@ -204,16 +203,16 @@ class _Study:
                     predicted = float(law.best_omega(at))
                     out.append(
                         {"curve": curve, "real_size": n, "ratio": ratio}
-                        | _triple("omega", omega)
+                        | self._triple("omega", omega)
                         | {
                             "edge": bool(omega[0] >= max(self.settings["omega"])),
                             "law_population": float(pollution_theory.population_omega(at, dose.auxiliary_data))
                             / self._share(n, at),
                             "law": predicted,
                         }
-                        | _triple("w2_rms", np.sqrt(square))
+                        | self._triple("w2_rms", np.sqrt(square))
                         | {"law_rms": float(np.sqrt(law.w2_sq(at, predicted)))}
-                        | _triple("to_clean", np.sqrt(square / ideal))
+                        | self._triple("to_clean", np.sqrt(square / ideal))
                     )
         return pd.DataFrame(out)
 
@@ -239,7 +238,7 @@ class _Study:
                     if not np.isfinite(means).all():
                         continue
                     lam, square = vertex(here / (1 + here), means)  # a quadratic in lam to first order
-                    row = {"curve": curve, "real_size": n, "omega": omega} | _triple("ratio", lam / (1 - lam))
+                    row = {"curve": curve, "real_size": n, "omega": omega} | self._triple("ratio", lam / (1 - lam))
                     row |= {
                         "edge": bool(lam[0] >= (here / (1 + here)).max()),
                         "law_population": float(pollution_theory.population_ratio(omega * self._share(n, 0.0)))
@@ -249,19 +248,18 @@ class _Study:
                     }
                     if curve == "SIMS-P":
                         row |= {"little": float(ratios[1])}
-                        row |= _triple("little_to_clean", np.sqrt(means[:, 1] / means[:, 0]))
-                        row |= _triple("best_to_clean", np.sqrt(square / means[:, 0]))
+                        row |= self._triple("little_to_clean", np.sqrt(means[:, 1] / means[:, 0]))
+                        row |= self._triple("best_to_clean", np.sqrt(square / means[:, 0]))
                     out.append(row)
         return pd.DataFrame(out)
 
+    def _triple(self, name: str, values: Array) -> dict[str, float]:
+        """Value and interval from the data's own (row 0) and the resampled ones."""
+        low, high = phase.interval(values[1:, None], self.experiment.trials)
+        return {name: float(values[0]), f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
+
     def _omegas(self, cells: Sequence[int]) -> Array:
         return np.array([self.rows[i].cell.omega for i in cells])
-
-
-def _triple(name: str, values: Array) -> dict[str, float]:
-    """Value and interval from the data's own (row 0) and the resampled ones."""
-    low, high = phase.interval(values[1:, None])
-    return {name: float(values[0]), f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
 
 
 def vertex(x: Array, y: Array) -> tuple[Array, Array]:

@@ -13,7 +13,7 @@ from sims_toy import figures, theory
 from sims_toy.phase_figures import phase_diagram
 from sims_toy.settings import unusual
 from sims_toy.strengths import comparison, strengths
-from sims_toy.tables import FACET, Twins, tables, theory_tables
+from sims_toy.tables import FACET, Twins, tables, theory_tables, trial_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +22,14 @@ if TYPE_CHECKING:
 
 #: Methods with a strength.
 GUIDED = [name for name, method in METHODS.items() if "omega" in method.takes]
+#: Controls of no more evaluations: standard training with another sampler.
+RESAMPLED = [name for name, method in METHODS.items() if method.resampled]
 #: More combinations of the other axes than this are left to the tables.
 MOST_FACETS = 8
+_PHASES = (
+    "Black lines: linear response, root mean square. White: levels of d_T / d_1(0), which decides 'strong'; "
+    "'prevention' also compares d_T(omega) with d_1(omega), which too strong a guidance itself raises."
+)
 BANDS = "Bands: 95 % bootstrap intervals."
 
 
@@ -36,8 +42,10 @@ def make(
     """
     import pandas as pd
 
-    pairs = []
+    pairs, trials = [], []
     for name, part in parts.items():
+        alone = trial_table(part, w2[name])
+        trials.append(alone if name != "beside" else alone[alone["auxiliary_data"] != "none"])
         if name == "twin":
             continue
         twins = _twins(part, parts, w2) if "twin" in parts and name != "overlay" else None
@@ -47,12 +55,13 @@ def make(
         pairs.append(pair)
     sweep, regimes = (pd.concat(frames, ignore_index=True) for frames in zip(*pairs, strict=True))
     curves, edges = theory_tables(exact, settings)
-    return {"sweep": sweep, "regimes": regimes, "theory": curves, "boundaries": edges}
+    each = pd.concat(trials, ignore_index=True)
+    return {"sweep": sweep, "regimes": regimes, "theory": curves, "boundaries": edges, "trials": each}
 
 
 def beneath(cell: Cell, learner: str) -> Cell:
     """The exact cell that stands beneath a network's: its auxiliary moves the whole way, eta = 1."""
-    takes = METHODS[cell.method if cell.method in METHODS else "standard"].takes
+    takes = METHODS[cell.method].takes
     return replace(cell, learner=learner, budget="1" if "budget" in takes else "0")
 
 
@@ -106,8 +115,10 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
             caption=caption(facet.to_dict(), settings, shown=_marks(settings, facet["method"])),
             beneath=regimes[exact & guided & _matches(regimes, facet, shared)] if (~own).any() else None,
         )
-        text = caption(facet.to_dict(), settings, shown="Lines: linear response, root mean square.")
-        paths += phase_diagram(regimes[mine], edges, folder / f"phase_diagram{suffix}", reading=reading, caption=text)
+        text = caption(facet.to_dict(), settings, shown=_PHASES)
+        paths += phase_diagram(
+            regimes[mine | control], edges, folder / f"phase_diagram{suffix}", reading=reading, caption=text
+        )
     if len(settings["method"]) > 2:  # beyond standard training and one remedy
         paths += _compare(regimes[own], settings, folder)
     return paths
@@ -122,7 +133,7 @@ def _compare(regimes: pd.DataFrame, settings: dict[str, Any], folder: Path) -> l
     facet = {"method": " against ".join(settings["method"]), "loop": part["loop"].iloc[0], "budget":
              settings["budget"][0], "sampler": part["reference"].iloc[0], "real_size": part["real_size"].iloc[0],
              "aux": int(part["aux"].max())}  # fmt: skip
-    shown = f"{BANDS} Marks: each method's best strength."
+    shown = f"{BANDS} Marks: each method's best strength, and below what it reaches there with its interval."
     return comparison(part[keep & first], folder / "comparison", caption=caption(facet, settings, shown=shown))
 
 
@@ -141,11 +152,15 @@ def _marks(settings: dict[str, Any], method: str) -> str:
         below = "Thin lines: the exact learner (eta = 1)."
         if settings["overlay_trials"]:
             below += " Its runs on the networks' own data and noise serve as control variates of their means."
-    control = "Equal cost: standard training with twice the sampler steps, by |D_s|. " if method == "sims" else ""
+    control = ""
+    if method == "sims":
+        control = "Dotted across: standard training with twice the sampler's steps (equal cost)"
+        control += f" or with {', '.join(settings['retuned'])} (retuned). " if settings.get("retuned") else ". "
     over = (
-        "Over generations: omega = 0, about half the best, the best at convergence and the largest, in their regimes'"
+        "Over generations: omega = 0, about half the best, the best at convergence and the largest, in their regimes' "
+        "colours; dots: d_1(omega)."
     )
-    return f"{BANDS} {below} {control}{over} colours."
+    return f"{BANDS} {below} {control}{over}"
 
 
 def caption(facet: dict[str, Any], settings: dict[str, Any], *, shown: str = "") -> str:
@@ -201,9 +216,10 @@ def _networks(n: dict[str, Any]) -> str:
 
 
 def summary(frames: dict[str, pd.DataFrame]) -> str:
-    """The printed table: one line a setting at its best omega, with standard training and the equal-cost control.
+    """The printed table: one line a setting at its best omega, with standard training and its controls.
 
-    Columns for axes on which the sweep has more than one value; standard training's own lines where nothing is guided.
+    The last column but one: the cell less the best control, d_T / d_1(0), with its paired interval. Columns for axes on
+    which the sweep has more than one value; standard training's own lines where nothing is guided.
     """
     regimes = _main(frames)
     guided = regimes[regimes["method"].isin(GUIDED)]
@@ -213,19 +229,19 @@ def summary(frames: dict[str, pd.DataFrame]) -> str:
     axes = [a for a in _AXES if rows[a].nunique() > 1 and a not in hidden]
     head = "".join(f"{a:>16} " for a in axes)
     lines = [
-        f"{'|D_s|':>7} {head}{'standard':>9} {'equal cost':>10} {'best ω':>7} {'d_1(ω)':>8} {'d_T/d_1(ω)':>11} "
-        f"{'d_T/d_1(0)':>11} {'95 % interval':>15}  regime"
+        f"{'|D_s|':>7} {head}{'standard':>9} {'equal cost':>10} {'retuned':>8} {'best ω':>7} {'d_1(ω)':>8} "
+        f"{'d_T/d_1(ω)':>11} {'d_T/d_1(0)':>11} {'95 % interval':>15} {'less the best control':>24}  regime"
     ]
     for _, part in rows.groupby(_AXES, sort=False):
         best = part.loc[part["standard"].idxmin()]
-        standard, control = _companions(regimes, best.to_dict())
+        standard, controls = _companions(regimes, best.to_dict())
+        equal, retuned = (f"{controls[n]:.2f}" if n in controls else "" for n in ("equal-cost", "retuned"))
         regime = best["regime"] if best["regime"] != "undecided" else f"undecided ({best['candidates']})"
         settings = "".join(f"{best[a]!s:>16} " for a in axes)
         lines.append(
-            f"{best['synthetic_size']:>7} {settings}{standard:>9.2f} "
-            f"{'' if control is None else format(control, '.2f'):>10} {best['omega']:>7g} {best['first']:>8.4f} "
-            f"{best['own']:>11.2f} {best['standard']:>11.2f} "
-            f"{f'{best.standard_low:.2f} .. {best.standard_high:.2f}':>15}  {regime}"
+            f"{best['synthetic_size']:>7} {settings}{standard:>9.2f} {equal:>10} {retuned:>8} {best['omega']:>7g} "
+            f"{best['first']:>8.4f} {best['own']:>11.2f} {best['standard']:>11.2f} "
+            f"{f'{best.standard_low:.2f} .. {best.standard_high:.2f}':>15} {_less(best, controls):>24}  {regime}"
         )
     return "\n".join(lines)
 
@@ -242,8 +258,16 @@ def _main(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return regimes[regimes["learner"] == regimes["learner"].iloc[0]]
 
 
-def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, float | None]:
-    """d_T / d_1(0) of standard training and of its equal-cost control at a cell's sizes."""
+def _less(best: pd.Series, controls: dict[str, float]) -> str:
+    """A cell less the best of its controls, d_T / d_1(0), with its paired interval."""
+    stem = f"minus_{min(controls, key=lambda name: controls[name]).replace('-', '_')}" if controls else ""
+    if not np.isfinite(best.get(stem, np.nan)):
+        return ""
+    return f"{best[stem]:+.2f} ({best[f'{stem}_low']:+.2f} .. {best[f'{stem}_high']:+.2f})"
+
+
+def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, dict[str, float]]:
+    """d_T / d_1(0) of standard training at a cell's sizes, and of each of its controls (the best of their samplers)."""
     same = (
         (regimes["loop"] == key["loop"])
         & (regimes["real_size"] == key["real_size"])
@@ -253,8 +277,8 @@ def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, floa
         & (regimes["pollution"] == key["pollution"])
     )
     standard = regimes[same & (regimes["method"] == "standard")]
-    control = regimes[same & (regimes["method"] == "equal-cost")]
-    return float(standard["standard"].iloc[0]), float(control["standard"].iloc[0]) if len(control) else None
+    controls = regimes[same & regimes["method"].isin(RESAMPLED)].groupby("method")["standard"].min()
+    return float(standard["standard"].iloc[0]), controls.to_dict()
 
 
 def conclusion(frames: dict[str, pd.DataFrame]) -> str:
@@ -269,19 +293,21 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
     part = guided[(guided[axes] == guided.iloc[0][axes]).all(axis=1)]
     part = part[part["synthetic_size"] == part["synthetic_size"].max()]
     best = part.loc[part["standard"].idxmin()]
-    standard, _ = _companions(regimes, best.to_dict())
+    standard, controls = _companions(regimes, best.to_dict())
     if best["regime"] == "undecided" and "one generation" in best["candidates"]:
         ratio, low, high = best["standard"], best["standard_low"], best["standard_high"]
         return (
             f"One generation: ω = {best['omega']:g} has {ratio:.2f}x ({low:.2f} .. {high:.2f}) standard training's W2."
         )
     verb = "drifts to" if standard > theory.TOLERANCE else "stays at"
+    ahead = [f"{name} holds it at {value:.2f}x" for name, value in controls.items() if value < best["standard"]]
+    rival = f"; no more evaluations without SIMS: {', '.join(ahead)}" if ahead else ""
     label = {"strong": "strong mitigation", "weak": "weak mitigation"}.get(best["regime"], best["regime"])
     if best["regime"] == "undecided":
         label = f"undecided between {best['candidates'].replace(' or ', ' and ')}; more trials decide"
     effect = f"ω = {best['omega']:g} holds it at {best['standard']:.2f}x" if best["omega"] else "no ω > 0 does better"
     start = f"|D_s| = {best['synthetic_size']}: standard training {verb} {standard:.2f}x of generation 1"
-    return f"{start}; {effect}: {label}."
+    return f"{start}; {effect}: {label}{rival}."
 
 
 def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:

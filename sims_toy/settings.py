@@ -133,8 +133,9 @@ class Sweep(RunOptions):
 
     The defaults are the paper's Figure 4 in our reading: N(0, [[2,1],[1,2]]), 1000 real points, DDIM-20, auxiliaries
     trained to convergence on the base's training set plus |D_s| of its samples, synthetic augmentation. Axes take a
-    grid: a:b (eleven values, both ends included), a:b:step, or a,b,c. Standard training and its equal-cost control
-    (twice the sampler steps) are always run beside, and the exact learner's curve beneath the networks'.
+    grid: a:b (eleven values, both ends included), a:b:step, or a,b,c. Standard training and its controls of no more
+    evaluations (twice the sampler's steps; other samplers) are always run beside, and the exact learner's curve beneath
+    the networks'.
     """
 
     preset: str = ""
@@ -165,6 +166,9 @@ class Sweep(RunOptions):
     """Foreign synthetic points |D_p| of the polluted loop, from a model of the real data alone."""
     sampler: str = "ddim:20"
     """ddim:N, euler:N, heun:N, rk4:N, and exact for the exact learner (several with commas)."""
+    retuned: str = ""
+    """Samplers of standard training's second control, of no more evaluations than SIMS takes (several with commas), or
+    none; default rk4:4, with fewer steps where SIMS takes fewer evaluations."""
     learner: str = "network"
     """network: trained score networks. exact: models are Gaussians, training is maximum likelihood, sampling runs the
     real sampler."""

@@ -52,7 +52,7 @@ def make(parts: dict[str, Experiment], values: dict[str, Values], settings: dict
 
 def _mean_row(weights: Array, sample: Array) -> tuple[float, float, float]:
     """Mean over trials (trials,) and its bootstrap interval."""
-    low, high = phase.interval(phase.weighted(weights, sample))
+    low, high = phase.interval(phase.weighted(weights, sample), len(sample))
     mean = float(sample.mean()) if np.isfinite(sample).all() else math.inf
     return mean, float(low), float(high)
 
@@ -81,7 +81,7 @@ def _distances(loops: Experiment, distance: Array, settings: dict[str, Any]) -> 
         resampled = [phase.weighted(weights, v) for v in (*late, distance[i][:, 0])]
         facts: dict[str, float] = {}
         for name, below in (("to_zero", 1), ("to_first", 2)):
-            ends = phase.interval(phase.ratio(resampled[0], resampled[below]))
+            ends = phase.interval(phase.ratio(resampled[0], resampled[below]), loops.trials)
             bottom = late[1] if below == 1 else distance[i][:, 0]
             value = float(phase.ratio(np.array(late[0].mean()), np.array(bottom.mean())))
             facts |= {name: value, f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
@@ -108,7 +108,7 @@ def _growth(mine: Array, reference: Array, last: slice, weights: Array) -> dict[
     def change(late: Array, early: Array, zero_late: Array, zero_early: Array) -> Array:
         return phase.ratio(phase.ratio(late, zero_late), phase.ratio(early, zero_early))
 
-    low, high = phase.interval(change(*(phase.weighted(weights, v) for v in parts)))
+    low, high = phase.interval(change(*(phase.weighted(weights, v) for v in parts)), mine.shape[0])
     value = change(*(np.array(v.mean()) for v in parts))
     return {"growth": float(value), "growth_low": float(low), "growth_high": float(high)}
 
@@ -135,7 +135,7 @@ def _rates(loops: Experiment, found: Values, kicked: Values, settings: dict[str,
         row["displacement"] = float(left[:, 0].mean())
         for name, a, b in (("rate", 1, 0), ("next_rate", 2, 1)):
             if left.shape[1] > a:
-                low, high = phase.interval(phase.ratio(resampled[:, a], resampled[:, b]))
+                low, high = phase.interval(phase.ratio(resampled[:, a], resampled[:, b]), loops.trials)
                 value = float(phase.ratio(np.array(left[:, a].mean()), np.array(left[:, b].mean())))
                 row |= {name: value, f"{name}_low": float(low), f"{name}_high": float(high)}
         rows.append(row)

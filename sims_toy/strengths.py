@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.style import KINDS, METHOD, band, panels, save, style
-from sims_toy.figures import UNGUIDED
+from sims_toy.figures import UNGUIDED, label_ends
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
+    from matplotlib.axes import Axes
 
 #: Dashes, width and mark of the best by method: wide solid lines show beneath narrow dashed ones where both coincide.
 _LOOK: dict[str, tuple[Any, float, str]] = {
-    "standard": ("-", 3.2, ""),
-    "continued": ((0, (4, 4)), 1.6, ""),
-    "equal-cost": (":", 1.4, ""),
     "sims": ("-", 3.0, "o"),
     "rebuilt": ((0, (3, 3)), 1.4, "s"),
     "neon": ((0, (7, 1.5)), 1.5, "^"),
@@ -57,33 +57,60 @@ def strengths(regimes: pd.DataFrame, standard: pd.DataFrame, stem: Path, *, capt
 
 
 def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
-    """Methods side by side in one loop: d_T / d_1(0) against each one's own strength, its best marked with its cost.
+    """Methods side by side in one loop: d_T / d_1(0) against each one's own strength, and each at its best.
 
-    regimes: rows of one loop, sampler and |D_r|; one panel for each |D_s|. Lines across: methods without a strength.
+    regimes: rows of one loop, sampler and |D_r|; one column for each |D_s|. Above: the methods that have a strength.
+    Below: every method at its best, with its interval, strength and network evaluations a sample.
     """
+    import matplotlib.pyplot as plt
+
     sizes = sorted(regimes["synthetic_size"].unique())
+    methods = list(dict.fromkeys(regimes["method"]))
     with style():
-        figure, axes = panels(len(sizes), height=1.3)
-        for axis, size in zip(axes.flat, sizes, strict=False):
-            here = regimes[regimes["synthetic_size"] == size]
-            for method in dict.fromkeys(here["method"]):
-                part = here[(here["method"] == method) & np.isfinite(here["standard"])].sort_values("omega")
+        size = (3.9 * len(sizes) + 0.9, 4.3 + 0.21 * len(methods))
+        figure, axes = plt.subplots(
+            2, len(sizes), figsize=size, squeeze=False, sharey="row", height_ratios=[3, 0.19 * len(methods) + 0.5]
+        )
+        for (above, below), size in zip(axes.T, sizes, strict=True):
+            here = regimes[(regimes["synthetic_size"] == size) & np.isfinite(regimes["standard"])]
+            ends = []
+            for method in (m for m in methods if m not in UNGUIDED):
+                part = here[here["method"] == method].sort_values("omega")
                 if part.empty:
                     continue
-                colour, best = METHOD.get(method, "#000000"), part.loc[part["standard"].idxmin()]
                 dash, width, marker = _LOOK.get(method, ("-", 1.5, "o"))
-                look = {"color": colour, "ls": dash, "lw": width}
-                cost = f"{best['standard']:.2f}, {best['nfe']} NFE"
-                if method in UNGUIDED:
-                    axis.axhline(best["standard"], **look, label=f"{method}: {cost}")
-                    continue
-                label = rf"{method}: {cost} at $\omega$ = {best['omega']:g}"
-                band(axis, part, "omega", "standard", **look, label=label, marker=marker, ms=5, mfc="none",
-                     markevery=[part["omega"].tolist().index(best["omega"])])  # fmt: skip
-            axis.axhline(1.05, color="#888888", lw=0.7)
-            axis.set(title=f"$|D_s|$ = {size:g}", xlabel=r"strength $\omega$", ylim=(0.4, 2.2))
-            axis.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, handlelength=3.2)
-        for axis in axes[:, 0]:
-            axis.set_ylabel(r"$d_T(\omega)\,/\,d_1(0)$")
-        figure.supxlabel(textwrap.fill(caption, 64 * axes.shape[1]), fontsize=7, ha="left", x=0.01)
+                at = part["omega"].tolist().index(part.loc[part["standard"].idxmin(), "omega"])
+                colour = METHOD.get(method, "#000000")
+                band(above, part, "omega", "standard", color=colour, ls=dash, lw=width, marker=marker, ms=5, mfc="none",
+                     markevery=[at])  # fmt: skip
+                ends.append((part["omega"], part["standard"], method, colour))
+            above.axhline(1.05, color="#888888", lw=0.7)
+            above.set(xlabel=r"strength $\omega$", ylim=(0.4, 2.2))
+            beyond = label_ends(above, ends)
+            above.set_title(f"$|D_s|$ = {size:g}", pad=15 if beyond else None)
+            _at_their_best(below, here, methods)
+        axes[0, 0].set_ylabel(r"$d_T(\omega)\,/\,d_1(0)$")
+        figure.supxlabel(textwrap.fill(caption, 66 * len(sizes)), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
+
+
+def _at_their_best(axis: Axes, here: pd.DataFrame, methods: Sequence[str]) -> None:
+    """One row a method, in their order from above: d_T / d_1(0) at its best strength, with its interval and cost."""
+    for place, method in enumerate(methods):
+        part = here[here["method"] == method]
+        if part.empty:
+            continue
+        best = part.loc[part["standard"].idxmin()]
+        reach = [[best["standard"] - best["standard_low"]], [best["standard_high"] - best["standard"]]]
+        colour = METHOD.get(method, "#000000")
+        axis.errorbar([best["standard"]], [-place], xerr=np.maximum(reach, 0), fmt="o", ms=4, color=colour, capsize=2)
+        strength = "" if method in UNGUIDED else rf", $\omega$ = {best['omega']:g}"
+        text = f"{best['standard']:.2f}, {best['nfe']} NFE{strength}"
+        axis.annotate(text, (best["standard_high"], -place), xytext=(6, 0), textcoords="offset points", va="center",
+                      fontsize=6.5, color=colour)  # fmt: skip
+    axis.axvline(1.05, color="#888888", lw=0.7)
+    axis.set_yticks([-place for place in range(len(methods))], methods, fontsize=7)
+    left, right = axis.get_xlim()
+    axis.set_xlim(left, right + 0.45 * (right - left))
+    axis.set_ylim(0.6 - len(methods), 0.6)
+    axis.set_xlabel(r"$d_T\,/\,d_1(0)$ at the best strength")

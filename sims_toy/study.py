@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -55,7 +56,8 @@ class Study:
     parts: experiments by name, which is that of their shards. settings: JSON-able, all that decides the result.
     make: from the parts' values to tables. draw: from tables to figures in a folder. words: what the command prints
     of its tables, the conclusion last. note: what is recorded once, when the run is finished. local: parts whose
-    pieces stay on this machine whatever the scheduler. page: writes the run's interactive page, if it has one.
+    pieces stay on this machine whatever the scheduler. page: writes the run's interactive page, if it has one. bulky:
+    tables that are kept as parquet alone.
     """
 
     command: str
@@ -67,6 +69,7 @@ class Study:
     note: Callable[[], str] | None = None
     local: tuple[str, ...] = ()
     page: Callable[[Frames, Settings, Path], Path] | None = None
+    bulky: tuple[str, ...] = ()
 
     @property
     def experiment(self) -> Experiment:
@@ -114,8 +117,9 @@ def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> R
                 values[name] = experiments.run(part, label=name, **common, **here)
             frames = study.make(values)
             for name, frame in frames.items():
-                write_atomic(out / f"{name}.parquet", lambda p, f=frame: f.to_parquet(p, index=False))  # type: ignore[misc]
-                write_atomic(out / f"{name}.csv", lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
+                write_atomic(out / f"{name}.parquet", partial(_write_parquet, frame, packed=name in study.bulky))
+                if name not in study.bulky:
+                    write_atomic(out / f"{name}.csv", lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
         figures = study.draw(frames, study.settings, out)
         page = study.page(frames, study.settings, out / "report.html") if study.page else None
         if not known:
@@ -123,6 +127,10 @@ def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> R
             folder.finish(seconds=round(time.monotonic() - started, 1), tables=sorted(frames), note=note)
         note = str(json.loads((out / "finished.json").read_text()).get("note", ""))
     return Result(out, frames, figures, known, study.words(frames, study.settings), note, page)
+
+
+def _write_parquet(frame: pd.DataFrame, path: Path, *, packed: bool) -> None:
+    frame.to_parquet(path, index=False, compression="zstd" if packed else "snappy")
 
 
 def _load(out: Path) -> Frames | None:
@@ -233,7 +241,8 @@ def command(
             print(f"figures: {', '.join(str(p) for p in result.figures if p.suffix == '.png')}")
         if result.page:
             print(f"page: {result.page}")
-        print("tables:", ", ".join(str(result.folder / f"{name}.csv") for name in result.tables))
+        kinds = {name: "parquet" if name in study.bulky else "csv" for name in result.tables}
+        print("tables:", ", ".join(str(result.folder / f"{name}.{kind}") for name, kind in kinds.items()))
         if result.note:
             print(result.note)
         print(result.words)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sims_core.algorithm import AUXILIARY_DATA, METHODS
 from sims_core.seeds import Seed
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 FACET = ["method", "loop", "sampler", "real_size", "budget", "aux", "temperature", "pollution"]
 _COLUMNS = [*FACET, "auxiliary_data", "synthetic_size"]
 _CURVE = [*_COLUMNS, "generation", "omega", "w2_rms", "w2_rms_standard_first"]
+#: What tells the cells of a trial table apart.
+_TRIAL = ["learner", "method", "loop", "sampler", "real_size", "synthetic_size", "auxiliary_size", "budget", "omega",
+          "auxiliary_data", "temperature", "pollution"]  # fmt: skip
 _EDGE = [*_COLUMNS, "regime", "piece", "omega_low", "omega_high"]
 
 
@@ -36,26 +40,24 @@ class Twins:
 def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tidy table (one row a cell and generation) and the regimes (one row a cell).
 
-    Intervals are percentile bootstraps over whole trials, paired across cells (`sims_toy.phase`). ``ratio_own`` is
-    d_t(w) / d_1(w); ``ratio_standard`` is d_t(w) / d_1(0), standard training's first generation with the same sizes,
-    loop and reference sampler. twins: means of w2 are freed of the chance in data and samples that the exact learner
-    shows too (`sims_toy.phase.steadied`); regimes then say the twins' correlation over trials, and d_T without them.
+    Intervals are expanded percentile bootstraps over whole trials, paired across cells (`sims_toy.phase`).
+    ``ratio_own`` is d_t(w) / d_1(w); ``ratio_standard`` is d_t(w) / d_1(0), standard training's first generation with
+    the same sizes, loop and reference sampler. twins: means of w2 are freed of the chance in data and samples that the
+    exact learner shows too (`sims_toy.phase.steadied`); regimes then say the twins' correlation over trials, the slope,
+    and d_T without them.
     """
     import pandas as pd
 
     weights = phase.resampling_weights(experiment.trials, Seed(experiment.seed))
     means, resampled, squares = _means(weights, w2, twins, Seed(experiment.seed))
-    standards = {
-        (c.learner, c.loop, c.sampler, c.real_size, c.synthetic_size, c.temperature, c.pollution): i
-        for i, c in enumerate(experiment.cells)
-        if c.method == "standard"
-    }
+    standards = {_setting(c): i for i, c in enumerate(experiment.cells) if c.method == "standard"}
     last = phase.last_generations(experiment.generations)
-    anchors = {i: resampled(i) for i in standards.values()}  # (resamples, generations) each
+    controls = _controls(experiment, means[:, last].mean(1))
+    beside = {*standards.values(), *(j for found in controls.values() for j in found.values())}
+    anchors = {i: resampled(i) for i in sorted(beside)}  # (resamples, generations) each
     sweep, regimes = [], []
     for i, cell in enumerate(experiment.cells):
-        axes = (cell.real_size, cell.synthetic_size, cell.temperature, cell.pollution)
-        s = standards[(cell.learner, cell.loop, cell.reference or cell.sampler, *axes)]
+        s = standards[_setting(cell)]
         identity = {k: v for k, v in asdict(cell).items() if k != "reference"} | {"trials": experiment.trials}
         mine, anchor = anchors.get(i), anchors[s]
         if mine is None:
@@ -83,12 +85,19 @@ def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tup
         ):
             if value is not None:
                 columns[name] = value
-            columns[f"{name}_low"], columns[f"{name}_high"] = phase.interval(samples)
+            columns[f"{name}_low"], columns[f"{name}_high"] = phase.interval(samples, experiment.trials)
         sweep.append(pd.DataFrame({**identity, **columns}))
         regimes.append(
             identity
             | {"reference": cell.reference or cell.sampler}
             | _regime(cell, w2[i], mine, anchor, means[i], means[s], last)
+            | _against(
+                {name: (anchors[j], means[j]) for name, j in controls[_setting(cell)].items()},
+                (mine, means[i]),
+                (anchor, means[s]),
+                last,
+                experiment.trials,
+            )
             | ({} if twins is None else _beside_twin(w2[i][:, last].mean(1), twins.values[i][:, last].mean(1)))
         )
     order = [
@@ -123,6 +132,73 @@ def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tup
     return pd.concat(sweep, ignore_index=True)[order], pd.DataFrame(regimes)
 
 
+def trial_table(experiment: Experiment, w2: Array) -> pd.DataFrame:
+    """One row a cell and trial: ``first`` = d_1 and ``last`` = d_T of that trial, to four significant digits.
+
+    What every interval and regime follows from: means over trials of these two.
+    """
+    import pandas as pd
+
+    cells = pd.DataFrame([asdict(cell) for cell in experiment.cells])[_TRIAL]
+    rows = cells.loc[cells.index.repeat(experiment.trials)].reset_index(drop=True)
+    last = phase.last_generations(experiment.generations)
+    return rows.assign(
+        trial=np.tile(np.arange(experiment.trials, dtype=np.int32), len(cells)),
+        first=_four_digits(w2[:, :, 0]),
+        last=_four_digits(w2[:, :, last].mean(2)),
+    )
+
+
+def _four_digits(values: Array) -> NDArray[np.float32]:
+    """Rounded so that a column takes two bytes a number in a file; zero and infinity stay."""
+    flat = values.reshape(-1)
+    sound = np.isfinite(flat) & (flat > 0)
+    scale = 10.0 ** (3 - np.floor(np.log10(np.where(sound, flat, 1.0))))
+    return np.where(sound, np.round(np.where(sound, flat, 0.0) * scale) / scale, flat).astype(np.float32)
+
+
+def _setting(cell: Cell) -> tuple[Any, ...]:
+    """What a cell shares with the controls that it is compared with."""
+    axes = (cell.real_size, cell.synthetic_size, cell.temperature, cell.pollution)
+    return (cell.learner, cell.loop, cell.reference or cell.sampler, *axes)
+
+
+def _controls(experiment: Experiment, late: Array) -> dict[tuple[Any, ...], dict[str, int]]:
+    """The number of each control's cell by setting; of several samplers the one of least ``late`` = d_T (cells,)."""
+    found: dict[tuple[Any, ...], dict[str, int]] = {_setting(cell): {} for cell in experiment.cells}
+    for i, cell in enumerate(experiment.cells):
+        if METHODS[cell.method].resampled:
+            mine = found[_setting(cell)]
+            mine[cell.method] = min(i, mine.get(cell.method, i), key=lambda j: float(late[j]))
+    return found
+
+
+def _against(
+    controls: dict[str, tuple[Array, Array]], mine: tuple[Array, Array], standard: tuple[Array, Array], last: slice,
+    trials: int,
+) -> dict[str, float]:  # fmt: skip
+    """(d_T - the control's d_T) / d_1(0) with its paired interval, for each control; below 0 the cell is ahead.
+
+    Each of them resampled means (resamples, generations) and means (generations,). nan without the control, or where
+    it or the cell has diverged.
+    """
+    row: dict[str, float] = {}
+    for name in (method for method, found in METHODS.items() if found.resampled):
+        value, low, high = np.nan, np.nan, np.nan
+        if name in controls:
+            ends = [
+                (own[..., last].mean(-1) - other[..., last].mean(-1)) / first[..., 0]
+                for own, other, first in zip(mine, controls[name], standard, strict=True)
+                if np.isfinite(own[..., last]).all() and np.isfinite(other[..., last]).all()
+            ]
+            if len(ends) == 2:
+                value = float(ends[1])
+                low, high = (float(v[0]) for v in phase.interval(ends[0][:, None], trials))
+        stem = f"minus_{name.replace('-', '_')}"
+        row |= {stem: value, f"{stem}_low": low, f"{stem}_high": high}
+    return row
+
+
 def _means(weights: Array, w2: Array, twins: Twins | None, seed: Seed) -> tuple[Array, Callable[[int], Array], Array]:
     """Means (cells, generations) of w2, a cell's resampled means (resamples, generations), and means of w2 squared."""
     even = np.full((1, w2.shape[1]), 1 / w2.shape[1])
@@ -149,7 +225,8 @@ def _beside_twin(mine: Array, twin: Array) -> dict[str, float]:
     """Of d_T, trial by trial."""
     finite = np.isfinite(mine).all() and np.isfinite(twin).all() and len(mine) > 2
     together = float(np.corrcoef(mine, twin)[0, 1]) if finite else np.nan
-    return {"last_plain": float(mine.mean()), "twin_correlation": together}
+    slope = together * float(mine.std() / twin.std()) if finite else np.nan
+    return {"last_plain": float(mine.mean()), "twin_correlation": together, "twin_slope": slope}
 
 
 def _regime(
@@ -160,9 +237,10 @@ def _regime(
     from sims_core.sampling import Sampler
 
     base, auxiliary = Sampler.parse(cell.sampler).evaluations(GuidanceSchedule.parse(cell.guidance))
-    evaluations = base + (auxiliary if cell.method in METHODS and METHODS[cell.method].networks > 1 else 0)
+    evaluations = base + (auxiliary if METHODS[cell.method].networks > 1 else 0)
     diverged = int((~np.isfinite(w2)).any(1).sum())
     row: dict[str, Any] = {"nfe": evaluations, "diverged": diverged}
+    row["diverged_share"], row["diverged_share_low"], row["diverged_share_high"] = phase.share(diverged, len(w2))
     d_t, d_t_standard = mine[:, last].mean(1), standard[:, last].mean(1)
     top, top_standard = mean[last].mean(), standard_mean[last].mean()
     triples = {}
@@ -173,7 +251,7 @@ def _regime(
         ("standard", phase.ratio(top, standard_mean[0]), phase.ratio(d_t, standard[:, 0])),
         ("gain", phase.ratio(top, top_standard), phase.ratio(d_t, d_t_standard)),
     ):
-        low, high = phase.interval(samples[:, None])
+        low, high = phase.interval(samples[:, None], len(w2))
         triples[name] = (float(value), float(low[0]), float(high[0]))
         row[name], row[f"{name}_low"], row[f"{name}_high"] = triples[name]
     verdict = phase.classify(triples["own"], triples["standard"], triples["gain"], diverged=diverged > 0)

@@ -123,6 +123,7 @@ def test_rivals_and_controls_step_by_step():
     assert out.auxiliary == -3 + 0.5 * 5 and [c[0] for c in learner.calls] == ["fit", "sample", "rebuild"]
     assert {name: method.networks for name, method in METHODS.items()} == {
         "standard": 1, "sims": 2, "neon": 1, "autoguidance": 2, "continued": 1, "random": 2, "rebuilt": 2,
+        "equal-cost": 1, "retuned": 1,
     }  # fmt: skip
 
 

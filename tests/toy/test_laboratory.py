@@ -27,7 +27,7 @@ def exact(cells, trials=200, generations=1, **more):
 
 def cell(method="standard", loop="augmentation", **more):
     given = {"sampler": "ddim:20", "real_size": 1000, "synthetic_size": 500, "reference": "ddim:20"} | more
-    if METHODS.get(method, METHODS["standard"]).takes:
+    if METHODS[method].takes:
         given = {"auxiliary_size": 500, "budget": "1", "auxiliary_data": "train+synthetic"} | given
     return Cell("exact", method, loop, **given)
 
@@ -159,9 +159,9 @@ def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):
     assert first.note.startswith("floor of the sliced distance") and not first.resumed_finished
     assert {"comparison.png", "figure4.png"} <= {p.name for p in first.figures}
     regimes = first.tables["regimes"]
-    assert set(regimes["method"]) == {"standard", "equal-cost", "sims", "autoguidance", "continued"}
+    assert set(regimes["method"]) == {"standard", "equal-cost", "retuned", "sims", "autoguidance", "continued"}
     assert dict(zip(regimes["method"], regimes["nfe"], strict=True)) == {
-        "standard": 4, "equal-cost": 9, "sims": 8, "autoguidance": 8, "continued": 4,
+        "standard": 4, "equal-cost": 9, "retuned": 7, "sims": 8, "autoguidance": 8, "continued": 4,
     }  # fmt: skip
     again = run_sweep(sweep)
     assert again.resumed_finished and again.words == first.words

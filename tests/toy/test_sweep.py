@@ -68,7 +68,7 @@ def test_outputs(small):
     assert expected | {"phase_diagram.png", "phase_diagram.svg", "theory.csv", "boundaries.csv"} <= files
     table = pd.read_parquet(small.folder / "sweep.parquet")
     assert list(table.columns) == COLUMNS
-    cells = 2 * (1 + 1 + 3)  # per |D_s|: standard, its equal-cost control, three omegas
+    cells = 2 * (1 + 2 + 3)  # per |D_s|: standard, its two controls, three omegas
     assert len(table) == cells * 6 and len(small.tables["regimes"]) == cells
     pd.testing.assert_frame_equal(table, pd.read_csv(small.folder / "sweep.csv", dtype={"budget": str}))
     zero = table[(table["method"] == "sims") & (table["omega"] == 0)].reset_index(drop=True)
@@ -222,6 +222,8 @@ def test_real_plus_synthetic_diverges_and_says_so(tmp_path):
     result = run_sweep(sweep)
     row = sims_rows(result, 1000).iloc[-1]
     assert row["regime"] == "divergent" and row["diverged"] > 0 and np.isinf(row["last"])
+    assert row["diverged_share"] == row["diverged"] / 9 and np.isnan(row["minus_retuned"])
+    assert row["diverged_share_low"] < row["diverged_share"] <= row["diverged_share_high"] <= 1
     table = result.tables["sweep"]
     worst = table[(table["omega"] == 5) & (table["generation"] == 20)].iloc[0]
     assert worst["diverged"] > 0 and np.isinf(worst["w2_mean"]) and np.isinf(worst["ratio_standard"])
@@ -279,10 +281,61 @@ def test_each_sampler_has_its_own_control(tmp_path):
     sweep = dataclasses.replace(SMALL, sampler="ddim:20,ddim:10", synthetic_size="500", out=str(tmp_path / "run"))
     result = run_sweep(sweep)
     regimes = result.tables["regimes"]
-    controls = regimes[regimes["method"] == "equal-cost"].set_index("reference")["sampler"].to_dict()
-    assert controls == {"ddim:20": "ddim:40", "ddim:10": "ddim:20"}
+    for method, expected in (("equal-cost", ("ddim:40", "ddim:20")), ("retuned", ("rk4:4", "rk4:4"))):
+        controls = regimes[regimes["method"] == method].set_index("reference")["sampler"].to_dict()
+        assert controls == dict(zip(("ddim:20", "ddim:10"), expected, strict=True))
     lines = report.summary(result.tables).splitlines()
     assert "sampler" in lines[0] and len(lines) == 3 and lines[1].split()[3] != lines[2].split()[3]
+
+
+def test_the_retuned_control_never_costs_more_than_sims():
+    def controls(**options):
+        cells = plan(Sweep(learner="exact", omega="0,1", synthetic_size="50", trials=2, **options)).experiment.cells
+        return [cell.sampler for cell in cells if cell.method == "retuned"]
+
+    assert controls() == ["rk4:4"] and controls(sampler="heun:3") == ["rk4:2"]  # 5 evaluations a network
+    assert controls(sampler="ddim:2") == [] == controls(retuned="none") == controls(method="standard,neon")
+    assert controls(sampler="exact") == [] == controls(sampler="rk4:4")
+    assert controls(retuned="rk4:4,heun:19") == ["rk4:4", "heun:19"] == controls(retuned="rk4:4,heun:19,rk4:4")
+    for text in ("heun:20", "exact", "rk4"):
+        with pytest.raises(InputError, match="--retuned"):
+            controls(retuned=text)
+    names = [cell.method for cell in plan(SMALL).experiment.cells]
+    assert names[:10] == 2 * ["standard", "equal-cost", "sims", "sims", "sims"] and names[10:] == 2 * ["retuned"]
+
+
+def test_paired_differences_from_the_controls(small):
+    """SIMS less each control, trial by trial, from the trials that the run keeps; the better retuned sampler counts."""
+    trials, regimes = small.tables["trials"], small.tables["regimes"]
+    assert len(trials) == 12 * 9 and trials["trial"].nunique() == 9
+    late = trials.set_index(["method", "omega", "synthetic_size", "trial"])["last"].sort_index()
+    start = trials[trials["method"] == "standard"].set_index(["synthetic_size", "trial"])["first"]
+    for _, row in regimes.iterrows():
+        m = row["synthetic_size"]
+        mine = late[row["method"], row["omega"], m]
+        assert row["last"] == pytest.approx(mine.mean(), rel=5e-4)
+        for name in ("equal-cost", "retuned"):
+            gap, first = mine - late[name, 0.0, m], start[m]
+            stem = f"minus_{name.replace('-', '_')}"
+            assert row[stem] == pytest.approx(gap.mean() / first.mean(), abs=1e-3)
+            half = 2.45 * (gap - row[stem] * first).std(ddof=1) / first.mean() / 3  # of a ratio, to first order
+            assert row[f"{stem}_high"] - row[f"{stem}_low"] == pytest.approx(2 * half, rel=0.35, abs=1e-3)
+    both = run_sweep(dataclasses.replace(SMALL, retuned="rk4:2,rk4:4", out=str(small.folder.parent / "both")))
+    r = both.tables["regimes"]
+    least = r[r["method"] == "retuned"].groupby("synthetic_size")["standard"].min()
+    sims = r[r["method"] == "sims"]
+    expected = sims["standard"].to_numpy() - least[sims["synthetic_size"]].to_numpy()
+    np.testing.assert_allclose(sims["minus_retuned"], expected, atol=1e-12)
+    assert "no more evaluations without SIMS: " in report.conclusion(both.tables)
+
+
+def test_trial_values_give_the_regimes_again(small):
+    """Four digits a trial are enough to bootstrap again: means, ratios and shares of diverged trials."""
+    for frame in (small.tables["trials"], pd.read_parquet(small.folder / "trials.parquet")):
+        found = frame.groupby(["method", "omega", "synthetic_size"])[["first", "last"]].mean()
+        regimes = small.tables["regimes"].set_index(["method", "omega", "synthetic_size"])
+        np.testing.assert_allclose(found["last"] / found["first"], regimes["own"].loc[found.index], rtol=5e-4)
+    assert not (small.folder / "trials.csv").exists()
 
 
 def test_omega_zero_stays_the_base_where_the_auxiliary_diverges(tmp_path):
@@ -593,7 +646,7 @@ def test_help_and_dry_run(tmp_path):
         "--trials",
         "20",
     )
-    assert done.returncode == 0 and "estimate" in done.stdout and "52 cells" in done.stdout
+    assert done.returncode == 0 and "estimate" in done.stdout and "56 cells" in done.stdout
     assert not (tmp_path / "run").exists()
 
 

@@ -5,10 +5,33 @@ Names are imported on first use, so that ``import sims_core`` and ``--help`` sta
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 __version__ = "0.1.0"
+
+STOPPED = "stopped; the same command goes on from here"
+
+
+def _stop(*_: object) -> NoReturn:
+    """Ctrl-C while a command is being loaded or left, when there is nothing to put in order."""
+    os.write(2, f"{STOPPED}\n".encode())
+    os._exit(130)
+
+
+def _is_command(words: list[str]) -> bool:
+    """Whether the interpreter runs a command of this project: ``python -m sims_...``, or the script ``sims_image``."""
+    module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
+    return any(word.startswith("sims_") for word in module) or (
+        len(words) > 1 and os.path.basename(words[1]) in ("sims_image", "sims_image.exe")
+    )
+
+
+if _is_command(sys.orig_argv) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop)
 
 _HOMES = {
     "guidance": (

@@ -7,11 +7,14 @@ import dataclasses
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NoReturn, TextIO, TypeVar
 
-from sims_core.errors import InputError, choose
+from sims_core import STOPPED
+from sims_core.errors import InputError, choose, disk_failure, reason, shown
 
 Settings = TypeVar("Settings")
 
@@ -37,32 +40,103 @@ def parse_command(
             default = presets[choose("--preset", name, presets)]
     complaints = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaints):
+        with contextlib.redirect_stderr(complaints), contextlib.redirect_stdout(_Printable.beneath(sys.stdout)):
             parsed, unknown = tyro.cli(
                 cls, prog=prog, description=description, args=list(argv), default=default, return_unknown_args=True
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError("arguments", " ".join(argv), _one_line(complaints.getvalue())) from None
+        raise _misread(argv, _one_line(complaints.getvalue())) from None
     if unknown:
         choose("option", unknown[0].split("=")[0], _options(default))
     return parsed
 
 
-def main_with_errors(run: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
-    """Run a command: 0 when it ends, 2 with one line for bad input, 130 after Ctrl-C."""
+class _Stopped(KeyboardInterrupt):
+    """Ctrl-C. Of a class of its own, because Python ends by the signal itself once a plain one has passed an exec."""
+
+
+class _Printable(io.TextIOBase):
+    """Standard output on which names from files cannot move the cursor: what does not print is escaped."""
+
+    def __init__(self, beneath: TextIO) -> None:
+        self._beneath = beneath
+
+    def write(self, text: str) -> int:
+        """Write lines."""
+        self._beneath.write("\n".join(shown(line, len(line) * 10) for line in text.split("\n")))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what lies beneath."""
+        self._beneath.flush()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Of what lies beneath."""
+        return self._beneath.encoding
+
+    def isatty(self) -> bool:
+        """Whether it ends on a terminal."""
+        return self._beneath.isatty()
+
+    def fileno(self) -> int:
+        """Of what lies beneath."""
+        return self._beneath.fileno()
+
+    @staticmethod
+    def beneath(stream: TextIO) -> TextIO:
+        """The stream as it was: for help, which comes with colours."""
+        return stream._beneath if isinstance(stream, _Printable) else stream
+
+
+@contextlib.contextmanager
+def _interruptible(struck: list[int]) -> Iterator[None]:
+    """Make of Ctrl-C an exception that ends with exit code 130, wherever it strikes; ``struck`` notes that it did."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield
+        return
+
+    def stop(number: int, _: object) -> NoReturn:
+        struck.append(number)
+        raise _Stopped
+
+    signal.signal(signal.SIGINT, stop)
     try:
-        run(sys.argv[1:] if argv is None else argv)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def main_with_errors(run: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command: 0 when it ends, 2 with one line for bad input or a failing disk, 130 after Ctrl-C."""
+    struck: list[int] = []
+    try:
+        with _interruptible(struck), contextlib.redirect_stdout(_Printable(sys.stdout)):
+            run(sys.argv[1:] if argv is None else argv)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Exception, KeyboardInterrupt) as error:
+        if struck or isinstance(error, KeyboardInterrupt):  # compiled code makes other exceptions of it
+            print(STOPPED, file=sys.stderr)
+            return 130
+        line = _in_words(error)
+        if not line:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
     return 0
+
+
+def _in_words(error: BaseException) -> str:
+    """An error that is not the program's, as one line; '' for the others."""
+    if isinstance(error, OSError):
+        return f"{shown(str(error.filename or 'files'), 300)}: {disk_failure(error)}"
+    if isinstance(error, MemoryError):
+        return f"memory: there is not enough ({reason(error)}); ask for less at a time"
+    return str(error) if isinstance(error, InputError) else ""
 
 
 def _options(settings: object, prefix: str = "--") -> list[str]:
@@ -83,6 +157,15 @@ def _option(argv: Sequence[str], name: str) -> str:
         elif word.startswith(f"--{name}="):
             found = word.split("=", 1)[1]
     return found
+
+
+def _misread(argv: Sequence[str], words: str) -> InputError:
+    """The parser's complaint, about the option that it names."""
+    found = re.search(r"--[a-z][a-z.-]*[a-z]", words)
+    name = found[0] if found else "arguments"
+    kinds = {"int()": "a whole number", "integer string": "a whole number", "|FLOAT": "a number", "Missing": "a value"}
+    expected = next((f"give {kind}" for sign, kind in kinds.items() if sign in words), words.split(f"{name}: ")[-1])
+    return InputError(name, _option(argv, name[2:]) if found else " ".join(argv)[:80], expected)
 
 
 def _one_line(box: str) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+#: characters of a value that a message repeats
+_REPEATED = 300
 
 
 class InputError(ValueError):
@@ -11,8 +15,54 @@ class InputError(ValueError):
 
     def __init__(self, argument: str, value: object, expected: str) -> None:
         self.argument, self.value, self.expected = argument, value, expected
-        shown = value if isinstance(value, str) else repr(value)
-        super().__init__(f"{argument}: got '{shown}'; {expected}")
+        super().__init__(f"{shown(argument)}: got '{shown(_text(value), _REPEATED)}'; {shown(expected, 4000)}")
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no numbers of more than 4,300 digits
+        return f"a {type(value).__name__} of thousands of digits"
+
+
+def shown(text: str, most: int = 120) -> str:
+    """A name or message from elsewhere as it can stand in a line on a terminal: what does not print is escaped.
+
+    most: characters; a longer text is cut.
+    """
+    plain = text[: most + 1]
+    if not plain.isprintable():
+        plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
+    return plain if len(plain) <= most else plain[: most - 3] + "..."
+
+
+def reason(error: BaseException) -> str:
+    """An exception as a few words on one line."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return shown(str(text))
+
+
+#: what a file system says when there is no room: disk, quota, file size limit
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def disk_failure(error: OSError, kept: str = "") -> str:
+    """What failed, what is ``kept`` all the same, and what is to be done."""
+    full = error.errno in _NO_ROOM
+    what = f"the disk is full ({reason(error)})" if full else f"it cannot be read or written ({reason(error)})"
+    then = "make room" if full else "mend that"
+    return f"{what}; {kept + ': ' if kept else ''}{then} and repeat the command"
+
+
+def whole(argument: str, value: int, least: int = 0, most: int | None = None) -> int:
+    """Return ``value`` if it lies within [least, most]; else raise `InputError`."""
+    if value < least:
+        raise InputError(argument, value, f"give a whole number of at least {least}")
+    if most is not None and value > most:
+        raise InputError(argument, value, f"give a whole number of at most {most}")
+    return value
 
 
 def choose(argument: str, value: str, known: Iterable[str]) -> str:

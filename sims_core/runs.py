@@ -8,20 +8,27 @@ recognised. One process at a time works in a folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sims_core import __version__
-from sims_core.errors import InputError
+from sims_core.errors import InputError, disk_failure, reason, shown
 
+T = TypeVar("T")
+
+#: digits of the longest whole number in a record; a seed of 128 bits has 39
+_DIGITS = 100
 _LIBRARIES = ("numpy", "scipy", "torch", "numba", "pandas", "pot", "joblib")
 
 
@@ -44,6 +51,70 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, keys in the given order. Non-finite numbers are refused (they are not JSON)."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomic(path, lambda temporary: temporary.write_text(text))
+
+
+def parse_json(argument: str, item: str, data: bytes) -> dict[str, Any]:
+    """A JSON object. Raises `InputError` naming ``item`` for anything else; also for a key twice, and huge numbers."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key is there twice")
+        return found
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value):
+            raise ValueError(f"{shown(text, 20)} is not a finite number")
+        return value
+
+    def integer(text: str) -> int:
+        if len(text) > _DIGITS:
+            raise ValueError(f"a number of {len(text)} digits")
+        return int(text)
+
+    hooks: dict[str, Any] = {"parse_float": number, "parse_constant": number, "parse_int": integer}
+    try:
+        content = json.loads(data, object_pairs_hook=unique, **hooks)
+    except (ValueError, RecursionError) as error:
+        raise InputError(argument, item, f"not JSON ({reason(error)})") from None
+    if not isinstance(content, dict):
+        raise InputError(argument, item, "must hold a JSON object")
+    return content
+
+
+def kept(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What ``read`` makes of a file that a run wrote; None if it is not there, or damaged.
+
+    A damaged file is set aside as NAME.damaged, in words on the error stream, so that it is made again.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read(path)
+    except Exception as error:  # readers of zips, arrays and tables raise whatever they meet
+        unreadable = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        if unreadable or isinstance(error, MemoryError):
+            raise
+        why = error.expected if isinstance(error, InputError) else reason(error)
+    os.replace(path, path.with_name(path.name + ".damaged"))
+    print(f"note: {shown(str(path), 300)} is damaged ({shown(why)}): set aside and made again", file=sys.stderr)
+    return None
+
+
+def kept_json(path: Path) -> dict[str, Any] | None:
+    """A JSON object that a run wrote, as `kept`."""
+    return kept(path, lambda there: parse_json(there.name, str(there), there.read_bytes()))
+
+
+def followed(out: str | Path) -> Path:
+    """Where ``out`` is: what it points to if it is a link, so that what moves into its place leaves the link alone."""
+    return Path(os.path.realpath(out)) if os.path.islink(out) else Path(out)
+
+
+def write_failure(argument: str, out: Path, error: OSError, kept: str) -> InputError:
+    """A failed write as the user should read it."""
+    return InputError(argument, str(out), disk_failure(error, kept))
 
 
 def provenance() -> dict[str, Any]:
@@ -107,10 +178,7 @@ class RunFolder:
                 write_json(record, {"settings": settings, "provenance": provenance()})
         except OSError as error:
             folder.close()
-            reason = error.strerror or type(error).__name__
-            raise InputError(
-                argument, str(path), f"cannot write there ({reason}); name a folder that you can write"
-            ) from None
+            raise write_failure(argument, path, error, "a folder elsewhere may do") from None
         return folder
 
     @staticmethod
@@ -147,9 +215,33 @@ class RunFolder:
         self.close()
 
     @property
+    def facts(self) -> dict[str, Any] | None:
+        """What `finish` was told here; None if it has not been called."""
+        return kept_json(self.path / "finished.json")
+
+    @property
     def finished(self) -> bool:
         """Whether `finish` has been called here."""
-        return (self.path / "finished.json").exists()
+        return self.facts is not None
+
+    def remove(self) -> None:
+        """Delete the folder and let go of it. Its settings go last: killed meanwhile, it is still this run's folder."""
+        order = {"finished.json": -1, "settings.json": 1, ".lock": 2}
+        for path in sorted(self.path.iterdir(), key=lambda p: order.get(p.name, 0)):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process may have come in
+            self.path.rmdir()
+        self.close()
+
+    @classmethod
+    def remove_left(cls, path: Path, settings: dict[str, Any]) -> None:
+        """Remove the work folder of a run that was killed after its result was in place, if ``path`` is one."""
+        if path.is_dir():
+            with contextlib.suppress(InputError), cls.open(path, settings) as folder:  # another run's stays
+                folder.remove()
 
     def finish(self, **facts: Any) -> None:
         """Mark the run as whole; ``facts`` (JSON-able) go into finished.json."""
@@ -174,13 +266,14 @@ def _own(name: str) -> bool:
 
 def _refuse_other_settings(record: Path, settings: dict[str, Any], argument: str) -> None:
     try:
-        there = json.loads(record.read_text())["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(argument, str(record), "not a run's settings; name another folder") from None
+        there = parse_json(argument, str(record), record.read_bytes())["settings"]
+    except (InputError, KeyError) as error:
+        why = error.expected if isinstance(error, InputError) else "there are none in it"
+        raise InputError(argument, str(record), f"not a run's settings ({why}); name another folder") from None
     if there == settings:
         return
-    shown = "; ".join(differences(there, settings))
-    raise InputError(argument, str(record.parent), f"it holds a run with other settings ({shown}); name another folder")
+    odd = "; ".join(differences(there, settings))
+    raise InputError(argument, str(record.parent), f"it holds a run with other settings ({odd}); name another folder")
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:

@@ -7,7 +7,6 @@ device, is there twice, is encrypted, or claims to expand beyond reason; what it
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import mmap
 import re
@@ -22,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, reason, shown
 
 #: bytes that an item may expand to whatever it is stored in
 ALWAYS_FINE = 64 * 2**20
@@ -35,12 +34,6 @@ _LINE = 1 << 20
 
 class UnreadableError(InputError):
     """A file that is there could not be read just now: nothing is wrong with what was read before."""
-
-
-def shown(name: str) -> str:
-    """A name from an archive as it can stand in a one-line message."""
-    plain = name.encode("unicode_escape").decode()
-    return plain if len(plain) <= 120 else plain[:117] + "..."
 
 
 def check_expansion(argument: str, item: str, claimed: int, stored: int) -> None:
@@ -92,12 +85,6 @@ def open_zip(argument: str, path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeError) as error:
         raise InputError(argument, str(path), f"not a whole zip file ({reason(error)})") from None
-
-
-def reason(error: BaseException) -> str:
-    """An exception as a few words on one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return shown(str(text))
 
 
 class ZipIndex:
@@ -206,24 +193,6 @@ def npy_read(argument: str, item: str, handle: IO[bytes], size: int) -> NDArray[
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise InputError(argument, item, "truncated")
     return np.frombuffer(data, dtype).reshape(shape)
-
-
-def parse_json(argument: str, item: str, data: bytes) -> dict[str, Any]:
-    """A JSON object. Raises `InputError` naming ``item`` for anything else, duplicate keys included."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            raise ValueError("a key is there twice")
-        return found
-
-    try:
-        content = json.loads(data, object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise InputError(argument, item, f"not JSON ({reason(error)})") from None
-    if not isinstance(content, dict):
-        raise InputError(argument, item, "must hold a JSON object")
-    return content
 
 
 def sha256_file(path: Path, tick: Callable[[int], object] | None = None) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sims_core.runs import kept_json
 
 if TYPE_CHECKING:
     from sims_core.sampling import Sampler
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
     from sims_image.processes import Processes
     from sims_image.seedlists import Seeds
     from sims_image.targets import Reference
+
+
+def there(path: Path, processes: Processes, read: Callable[[Path], Any] = kept_json) -> bool:
+    """Whether a part of a cell is kept at ``path``, whole: ``read`` makes something of it."""
+    import torch
+
+    return bool(processes.sum(torch.tensor(float(processes.first and read(path) is not None))))
 
 
 class Bench:
@@ -105,14 +114,13 @@ class Bench:
         known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{digest}.json"
-        if not self._there(path):
+        if not there(path, self.processes):
             sample = collect(self._told(batches, known, len(seeds)), self.reference.extractor)
             whole = gathered(sample, self.processes)
             self.evaluations += known["nfe"] * len(seeds)
 
             def save() -> None:
-                from sims_core.runs import write_json
-                from sims_image.writing import write_failure
+                from sims_core.runs import write_failure, write_json
 
                 assert whole is not None
                 report = evaluate(
@@ -138,11 +146,6 @@ class Bench:
         """The distance that counts: value, se, low, high, n."""
         found: dict[str, float] = cell["report"][self.target]["frechet"]
         return found
-
-    def _there(self, path: Path) -> bool:
-        import torch
-
-        return bool(self.processes.sum(torch.tensor(float(self.processes.first and path.exists()))))
 
     def _told(self, batches: Iterator[Any], known: dict[str, Any], count: int) -> Iterator[Any]:
         from tqdm import tqdm

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sims_core.errors import InputError
-from sims_core.runs import provenance, write_json
-from sims_image.archives import parse_json, sha256_file, shown
+from sims_core.errors import InputError, shown
+from sims_core.runs import parse_json, provenance, write_json
+from sims_image.archives import sha256_file
 
 if TYPE_CHECKING:
     import torch

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sims_core.draws import Draws
-from sims_core.errors import InputError
-from sims_core.runs import write_json
+from sims_core.errors import InputError, shown
+from sims_core.runs import parse_json, write_json
 from sims_core.seeds import Seed
-from sims_image.archives import parse_json, sha256_file, shown
+from sims_image.archives import sha256_file
 from sims_image.batches import Order
 from sims_image.datasets import Dataset, to_unit
 

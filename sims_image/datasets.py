@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
-from sims_image.archives import ZipIndex, checked_members, npy_read, open_zip, parse_json, reason, shown
+from sims_core.errors import InputError, reason, shown
+from sims_core.runs import parse_json
+from sims_image.archives import ZipIndex, checked_members, npy_read, open_zip
 from sims_image.stores import ArrayStore, Images, Labels, Store, ZipStore, check_labels, edm_labels
 
 if TYPE_CHECKING:

@@ -263,12 +263,11 @@ def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
 def conduct(settings: Sims, processes: Processes) -> Path | None:
     """The whole experiment. Returns the report's page in the first process. Raises `InputError`."""
     from sims_core.algorithm import AUXILIARY_DATA, sims
-    from sims_core.runs import write_json
+    from sims_core.runs import write_failure, write_json
     from sims_core.seeds import Seed
     from sims_image import arms, posthoc, report
     from sims_image.learner import ImageData
     from sims_image.search import search
-    from sims_image.writing import write_failure
 
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     processes.together(lambda: check_data(planned))

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sims_core.errors import InputError, choose
-from sims_image.archives import sha256_file, shown
+from sims_core.errors import InputError, choose, shown
+from sims_image.archives import sha256_file
 from sims_image.datasets import Dataset, to_unit
 from sims_image.presets import by
 

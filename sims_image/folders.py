@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from sims_core.errors import InputError
-from sims_core.runs import write_atomic, write_json
+from sims_core.runs import followed, write_atomic, write_failure, write_json
 from sims_image.datasets import FORMAT, Dataset, content_sha256, open_dataset
 from sims_image.stores import ArrayStore, Images, Labels
-from sims_image.writing import Growing, check_room, write_failure
+from sims_image.writing import Growing, check_room
 
 
 def write_folder(
@@ -37,6 +37,7 @@ def write_folder(
     ``dataset.json``. beside: adds files to the folder before it takes its place. Raises `InputError` naming
     ``argument``: something is there, the disk is full, or ``blocks`` hold another number of images.
     """
+    out = followed(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(argument, str(out), "something is there; name another folder")
     check_room(argument, out, int(count * np.prod(shape) * dtype.itemsize))

@@ -8,11 +8,11 @@ within 1e-5 relative between compute batches, because float32 networks round dif
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sims_core.devices import moved
 from sims_core.errors import InputError
 from sims_core.guidance import Denoiser
-from sims_core.runs import RunFolder, provenance, write_atomic
+from sims_core.runs import RunFolder, followed, kept, provenance, write_atomic, write_failure
 from sims_core.sampling import Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.datasets import Dataset, open_dataset, to_pixels
@@ -34,7 +34,7 @@ from sims_image.processes import Processes
 from sims_image.seedlists import Labels, Seeds
 from sims_image.sheets import write_sheet
 from sims_image.stores import Images
-from sims_image.writing import check_room, size, write_failure
+from sims_image.writing import check_room, size
 
 #: images of a shard: the least multiple of the compute batch that reaches this
 SHARD = 256
@@ -82,9 +82,13 @@ class Request:
     @property
     def shards(self) -> list[list[int]]:
         """The seeds in pieces, the same whoever makes them."""
-        length = self.batch * -(-SHARD // self.batch)
         every = list(self.seeds)
-        return [every[first : first + length] for first in range(0, len(every), length)]
+        return [every[first : first + self.shard] for first in range(0, len(every), self.shard)]
+
+    @property
+    def shard(self) -> int:
+        """Images of a piece."""
+        return self.batch * -(-SHARD // self.batch)
 
 
 def stream(
@@ -133,21 +137,28 @@ def write(
     processes, goes on. rows: of the contact sheet ``sheet.png``, 0 for none. Raises `InputError`: something else is
     there, a full disk, or samples that are not finite.
     """
-    out = Path(out)
-    there = processes.together(lambda: _recognised(out, request, argument))
+    out = followed(out)
+    work = _work(out)
+
+    def known() -> Dataset | None:
+        found = _recognised(out, request, argument)
+        if found is not None:
+            RunFolder.remove_left(work, _settings(request))
+        return found
+
+    there = processes.together(known)
     if processes.sum(torch.tensor(float(there is not None))) > 0:
         return there
-    work = _work(out)
     with ExitStack() as stack:
-        processes.together(lambda: _begin(stack, work, out, request, argument))
+        folder = processes.together(lambda: _begin(stack, work, out, request, argument))
         try:
             _shards(request, work, processes, progress=progress)
         except OSError as error:
             raise write_failure(argument, out, error, f"what is done is kept in {work.name}") from None
         processes.sum(torch.zeros(()))  # until all are there
         made = processes.together(lambda: _assemble(request, work, out, rows, argument))
-    if processes.first:
-        shutil.rmtree(work, ignore_errors=True)
+        if folder is not None:
+            folder.remove()
     return made
 
 
@@ -169,7 +180,7 @@ def _recognised(out: Path, request: Request, argument: str) -> Dataset | None:
 
 def check_out(request: Request, out: str | Path, *, argument: str = "--out") -> None:
     """Refuse what `write` would refuse of what is there, and change nothing: for dry runs. Raises `InputError`."""
-    out = Path(out)
+    out = followed(out)
     if _recognised(out, request, argument) is None:
         RunFolder.check(_work(out), _settings(request), argument=argument)
 
@@ -179,13 +190,13 @@ def _work(out: Path) -> Path:
 
 
 def _settings(request: Request) -> dict[str, Any]:
-    return {**request.settings, "shard": len(request.shards[0])}
+    return {**request.settings, "shard": min(request.shard, len(request.seeds))}
 
 
-def _begin(stack: ExitStack, work: Path, out: Path, request: Request, argument: str) -> None:
+def _begin(stack: ExitStack, work: Path, out: Path, request: Request, argument: str) -> RunFolder:
     if not work.exists():
         check_room(argument, out, 2 * _bytes(request))
-    stack.enter_context(RunFolder.open(work, _settings(request), argument=argument))
+    return stack.enter_context(RunFolder.open(work, _settings(request), argument=argument))
 
 
 def _bytes(request: Request) -> int:
@@ -200,7 +211,11 @@ def _shards(request: Request, work: Path, processes: Processes, *, progress: boo
     """This process's part of what is not there yet."""
     from tqdm import tqdm
 
-    todo = [(k, piece) for k, piece in enumerate(request.shards) if not _place(work, k).exists()]
+    pieces = list(enumerate(request.shards))
+    for number, piece in pieces[processes.rank :: processes.world]:
+        kept(_place(work, number), partial(_whole, request, piece))
+    processes.sum(torch.zeros(()))  # what is damaged is out of the way
+    todo = [(k, piece) for k, piece in pieces if not _place(work, k).exists()]
     missing = sum(len(piece) for _, piece in todo)
     processes.sum(torch.zeros(()))  # all have looked before anyone writes
     shown = tqdm(
@@ -237,7 +252,7 @@ def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str)
     pieces = request.shards
     labels = None
     if request.labels is not None:
-        labels = np.concatenate([_read(work, k, piece, argument)["labels"] for k, piece in enumerate(pieces)])
+        labels = np.concatenate([_read(_place(work, k))["labels"] for k in range(len(pieces))])
     dtype = request.model.dtype_made
     classes = list(request.classes) or [str(k) for k in range(request.model.network.label_dim)]
 
@@ -249,7 +264,7 @@ def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str)
 
     return write_folder(
         out,
-        (_read(work, k, piece, argument)["images"] for k, piece in enumerate(pieces)),
+        (_read(_place(work, k))["images"] for k in range(len(pieces))),
         count=len(request.seeds),
         shape=request.model.shape,
         dtype=dtype,
@@ -262,13 +277,18 @@ def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str)
     )
 
 
-def _read(work: Path, number: int, piece: list[int], argument: str) -> dict[str, NDArray[Any]]:
-    path = _place(work, number)
+def _whole(request: Request, piece: list[int], path: Path) -> None:
+    """Raise an error of some kind unless a shard of an earlier start holds these images."""
+    found = _read(path)
+    shape, dtype = (len(piece), *request.model.shape), request.model.dtype_made
+    same = found["indices"].tolist() == piece and found["images"].shape == shape and found["images"].dtype == dtype
+    if not same or (request.labels is not None and found["labels"].shape != (len(piece),)):
+        raise ValueError("not the images of this run")
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(path, allow_pickle=False) as held:
-        found = {name: held[name] for name in held.files}
-    if found["indices"].tolist() != piece:
-        raise InputError(argument, str(path), "not the images of this run; remove it and repeat the command")
-    return found
+        return {name: held[name] for name in held.files}
 
 
 def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[str, str]]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sims_core.runs import kept
 from sims_core.seeds import Seed
 from sims_core.shares import Corrected, corrected_shares
+from sims_image.bench import there
 from sims_image.classify import Judge, confusion, judged
 from sims_image.comparison import Side, compare
 from sims_image.moments import Frechet
@@ -25,6 +28,12 @@ if TYPE_CHECKING:
 
 #: a classifier that nobody checked is taken at its word: so many held-out images, all judged rightly
 _TRUSTED = 10**9
+
+
+def _statistics(path: Path) -> Statistics:
+    """The moments of a cell's features."""
+    with np.load(path, allow_pickle=False) as held:
+        return Statistics(held["mu"], held["sigma"])
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ class Judging:
         known |= {"features": bench.reference.extractor.sha256, "judge": self.judge.sha256, "real": self.real.sha256}
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
         path = bench.folder / f"classes-{digest}.json"
-        if not bench._there(path):
+        statistics = partial(kept, read=_statistics)
+        if not (there(path, lab.processes) and there(path.with_suffix(".npz"), lab.processes, statistics)):
             count, width = len(self.judge.classes), bench.reference.extractor.width
             samples = [Sample(width) for _ in range(count)]
             for items, images, _ in bench._told(batches, known, len(seeds)):
@@ -114,9 +124,8 @@ class Judging:
 
             lab.processes.together(save)
         cell: dict[str, Any] = json.loads(path.read_text())
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as held:
-            statistics = Statistics(held["mu"], held["sigma"], cell["n"])
-        found = Judged(cell, self.corrected(np.asarray(cell["predicted"])), statistics, int(known["nfe"]))
+        moments = replace(_statistics(path.with_suffix(".npz")), images=cell["n"])
+        found = Judged(cell, self.corrected(np.asarray(cell["predicted"])), moments, int(known["nfe"]))
         if lab.processes.first:
             shown = ", ".join(f"{share:.3f}" for share in found.shares.shares)
             print(f"trial {trial}, {known['guidance']} omega {known['omega']:g}: shares {shown}")

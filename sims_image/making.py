@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import metadata
@@ -17,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_core.runs import RunFolder, write_atomic, write_json
-from sims_image.archives import parse_json
+from sims_core.runs import RunFolder, kept_json, parse_json, write_atomic, write_json
 from sims_image.datasets import FORMAT, Dataset, content_sha256
 from sims_image.pictures import Transform, decode, from_array
 from sims_image.sources.base import Block, Encoded, Source, bar
@@ -33,20 +31,22 @@ COMMIT_BYTES, COMMIT_SECONDS = 64 * 2**20, 10.0
 _ARGUMENT = "--source"
 
 
-def make(planned: Plan, folder: RunFolder, *, progress: bool) -> None:
+def make(planned: Plan, folder: RunFolder, there: Sequence[bool], *, progress: bool) -> None:
     """Write the arrays and records below ``folder``, then move them to where they belong, --out last.
+
+    there: which outputs are in their place already, of an earlier start that was killed while moving them.
 
     Raises `InputError` for what is wrong with the source, OSError if writing fails.
     """
     outputs = planned.outputs()
     parts = [folder.path / f"part{k}" for k in range(len(outputs))]
-    whole = all(part.exists() or output.path.exists() for part, output in zip(parts, outputs, strict=True))
+    whole = all(done or part.exists() for part, done in zip(parts, there, strict=True))
     if not (folder.finished and whole):
         _fill(planned, parts, outputs, folder.path / "progress.json", progress=progress)
         _record(planned, parts, outputs, progress=progress)
         folder.finish()
-    for part, output in zip(parts, outputs, strict=True):
-        if part.exists():
+    for part, output, done in zip(parts, outputs, there, strict=True):
+        if not done:
             _move(part, output.path, zipped=planned.settings.format == "edm-zip", progress=progress)
 
 
@@ -91,9 +91,7 @@ def _fill(planned: Plan, parts: list[Path], outputs: list[Output], record: Path,
 
 
 def _done(record: Path) -> int:
-    if not record.exists():
-        return 0
-    done = parse_json("--out", str(record), record.read_bytes()).get("done")
+    done = (kept_json(record) or {}).get("done")
     return done if type(done) is int and done >= 0 else 0
 
 
@@ -199,7 +197,6 @@ def _move(part: Path, out: Path, *, zipped: bool, progress: bool) -> None:
             packed = part.with_suffix(".zip")
             write_atomic(packed, lambda path: write_edm_zip(data, path, tick=shown.update))
         os.replace(packed, out)
-        shutil.rmtree(part)
     else:
         os.rename(part, out)
     if hasattr(os, "O_DIRECTORY"):

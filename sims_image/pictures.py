@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sims_core.errors import InputError
-from sims_image.archives import check_expansion, reason
+from sims_core.errors import InputError, reason
+from sims_image.archives import check_expansion
 
 CROPS = ("center", "adm", "none")
 FILTERS = {

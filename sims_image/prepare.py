@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
+from sims_core.runs import RunFolder, followed, write_failure
 from sims_image.presets import by
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Plan:
 
     def outputs(self) -> list[Output]:
         """Every data set to make; the one at --out comes last."""
-        out = Path(self.settings.out)
+        out = followed(self.settings.out)
         main = Output(out, self.name, ~self.held)
         if not self.held.any():
             return [main]
@@ -263,33 +263,34 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
     _check(settings)
     if not Path(settings.out).name:
         raise InputError("--out", settings.out, "name the folder (or .zip) to make")
-    from sims_core.runs import RunFolder
     from sims_image.archives import UnreadableError
     from sims_image.datasets import open_dataset
     from sims_image.making import make
-    from sims_image.writing import check_room, write_failure
+    from sims_image.writing import check_room
 
     planned = plan(settings, progress=progress)
     if progress:
         print(*planned.source.notes, sep="\n", end="\n" if planned.source.notes else "", file=sys.stderr)
-    out = Path(settings.out)
-    if all([_recognised(output, planned) for output in planned.outputs()]):
-        return open_dataset(out, argument="--out")
+    out = followed(settings.out)
     work = out.with_name(out.name + ".preparing")
+    there = [_recognised(output, planned) for output in planned.outputs()]
+    if all(there):
+        RunFolder.remove_left(work, planned.flat())
+        return open_dataset(out, argument="--out")
     needed = len(planned.chosen) * planned.each
     if not work.exists():
         check_room("--out", out, needed * (2 if settings.format == "edm-zip" else 1))
     with RunFolder.open(work, planned.flat()) as folder:
         try:
-            make(planned, folder, progress=progress)
+            make(planned, folder, there, progress=progress)
         except UnreadableError:  # it may go better next time
             raise
         except InputError:
-            shutil.rmtree(work, ignore_errors=True)
+            folder.remove()
             raise
         except OSError as error:
             raise write_failure("--out", out, error, f"what is recorded as done is kept in {work.name}") from None
-    shutil.rmtree(work, ignore_errors=True)
+        folder.remove()
     return open_dataset(out, argument="--out", verify=False)
 
 

@@ -41,15 +41,15 @@ class Processes:
     def together(self, action: Callable[[], T]) -> T | None:
         """Let the first process act while the others wait; returns its result there, None elsewhere.
 
-        If it fails with `InputError`, it raises that and the others leave with exit code 2, so that the error is
-        printed once.
+        If it fails with `InputError` or OSError, it raises that and the others leave with exit code 2, so that the
+        error is printed once.
         """
-        failure: list[InputError | None] = [None]
+        failure: list[InputError | OSError | None] = [None]
         result = None
         if self.first:
             try:
                 result = action()
-            except InputError as error:
+            except (InputError, OSError) as error:
                 failure[0] = error
         failed = self.world > 1 and bool(self.sum(torch.tensor(float(failure[0] is not None))))
         if failure[0] is not None:

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
-from sims_image.archives import ZipIndex, npy_header, npy_read, reason, shown
+from sims_core.errors import InputError, reason, shown
+from sims_image.archives import ZipIndex, npy_header, npy_read
 
 Images = NDArray[Any]
 Labels = NDArray[np.int64]

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
-from sims_core.runs import write_atomic
+from sims_core.errors import InputError, reason
+from sims_core.runs import kept, parse_json, write_atomic
 from sims_core.seeds import Seed
-from sims_image.archives import checked_members, npy_header, npy_read, open_zip, parse_json, reason, sha256_file
+from sims_image.archives import checked_members, npy_header, npy_read, open_zip, sha256_file
 from sims_image.comparison import Estimate, Side, compare
 from sims_image.datasets import Dataset, open_dataset
 from sims_image.neighbours import Memorisation, Nearest, compare_distances
@@ -90,18 +90,22 @@ class DataFeatures:
             self._array = np.concatenate([features for _, features in self._extracted()])
 
     def _stored(self, path: Path) -> NDArray[np.float32]:
-        shape, item = (len(self.data), self.extractor.width), str(path)
+        shape = (len(self.data), self.extractor.width)
+
+        def whole(there: Path) -> bool:
+            with open(there, "rb") as handle:
+                found = npy_header("--cache", str(there), handle, there.stat().st_size)
+            if found != (shape, np.dtype(np.float32)):
+                raise InputError("--cache", str(there), f"it holds {found[1]} {found[0]}, not these features")
+            return True
+
         try:
-            if not path.exists():
+            if not kept(path, whole):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, self._write)
-            with open(path, "rb") as handle:
-                found = npy_header("--cache", item, handle, path.stat().st_size)
         except OSError as error:
             words = f"features cannot be kept there ({reason(error)}); name another folder with --cache"
             raise InputError("--cache", str(path.parent), words) from None
-        if found != (shape, np.dtype(np.float32)):
-            raise InputError("--cache", item, f"it holds {found[1]} {found[0]}, not these features; remove it")
         array: NDArray[np.float32] = np.load(path, mmap_mode="r")
         return array
 

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sims_core.errors import InputError
-from sims_image.archives import shown
+from sims_core.errors import InputError, shown
 
 _HEAD = 64  # features a head, in all of them
 _KINDS = {(384, 12): "vits14", (768, 12): "vitb14", (1024, 24): "vitl14"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import math
 import os
@@ -17,12 +16,8 @@ from typing import Any
 import numpy as np
 
 from sims_core.errors import InputError
-from sims_image.archives import reason
 from sims_image.datasets import Dataset, block_length
 from sims_image.stores import Images
-
-#: what a file system says when there is no room: disk, quota, file size limit
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Growing:
@@ -123,14 +118,6 @@ def check_room(argument: str, out: Path, needed: int) -> None:
     free = shutil.disk_usage(there).free
     if needed > free:
         raise InputError(argument, str(out), f"it needs {size(needed)} and the disk has {size(free)} left")
-
-
-def write_failure(argument: str, out: Path, error: OSError, kept: str) -> InputError:
-    """A failed write as the user should read it."""
-    full = error.errno in _NO_ROOM
-    what = f"the disk is full ({reason(error)})" if full else f"cannot write there ({reason(error)})"
-    then = "make room and repeat the command" if full else "mend that and repeat the command"
-    return InputError(argument, str(out), f"{what}; {kept}: {then}")
 
 
 def size(count: int) -> str:

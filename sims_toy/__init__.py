@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import sims_core as sims_core  # first: from then on Ctrl-C ends a command in one line
+
 _HOMES = {
     "control": ("Control", "run_control"),
     "control_theory": ("mixture_denoiser",),

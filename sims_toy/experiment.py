@@ -125,6 +125,8 @@ def run(
     thread each. chunk: rows (cells x trials) a piece, 0 for the learner's own. scheduler: the address of a Dask
     cluster that does the work instead. None of them changes a bit of the result.
     """
+    from sims_core.runs import kept
+
     shape = (len(experiment.cells), experiment.trials, experiment.generations)
     result: Values = {}
     done = np.zeros(shape[:2], dtype=bool)
@@ -137,12 +139,10 @@ def run(
         done[where] = True
 
     if folder is not None:
-        for path in folder.shards(".npz", label + "-"):
-            with np.load(path) as shard:
-                add(
-                    (tuple(shard["cells"]), tuple(shard["trials"])),
-                    {name: shard[name] for name in experiment.quantities},
-                )
+        for path in list(folder.shards(".npz", label + "-")):
+            found = kept(path, partial(_load, experiment))
+            if found is not None:
+                add(*found)
     pieces = list(_pieces(experiment, ~done, chunk))
     for piece, values in _work(experiment, pieces, workers, progress, int(done.sum()), scheduler):
         if folder is not None:
@@ -156,6 +156,18 @@ def run(
 
 def _save(path: Path, *, piece: Piece, values: Values) -> None:
     np.savez(path, cells=np.array(piece[0]), trials=np.array(piece[1]), **values)  # type: ignore[arg-type]
+
+
+def _load(experiment: Experiment, path: Path) -> tuple[Piece, Values]:
+    """A piece of work that is there. Raises an error of some kind if its file is damaged."""
+    with np.load(path, allow_pickle=False) as shard:
+        cells, trials = (tuple(int(n) for n in shard[name]) for name in ("cells", "trials"))
+        values = {name: np.asarray(shard[name], dtype=np.float64) for name in experiment.quantities}
+    within = set(cells) <= set(range(len(experiment.cells))) and set(trials) <= set(range(experiment.trials))
+    shape = (len(cells), len(trials), experiment.generations)
+    if not within or any(array.shape[:3] != shape for array in values.values()):
+        raise ValueError("not a piece of this run")
+    return (cells, trials), values
 
 
 def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> Iterator[Piece]:

@@ -19,7 +19,7 @@ import numpy as np
 from sims_core.algorithm import METHODS
 from sims_core.command import main_with_errors, parse_command
 from sims_core.errors import InputError
-from sims_core.runs import write_atomic
+from sims_core.runs import parse_json, write_atomic
 from sims_core.style import METHOD, REGIME, sequence
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def write_page(folder: str | Path) -> Path:
 
     folder = Path(folder)
     try:
-        settings = json.loads((folder / "settings.json").read_text())["settings"]
+        settings = parse_json("--run", str(folder), (folder / "settings.json").read_bytes())["settings"]
         frames = {n: pd.read_parquet(folder / f"{n}.parquet") for n in ("sweep", "regimes", "theory", "boundaries")}
     except (OSError, ValueError, KeyError, TypeError):
         expected = "name the folder of a finished sweep (python -m sims_toy.sweep --out FOLDER)"

@@ -19,6 +19,7 @@ from sims_core.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sims_core.runs import RunFolder
     from sims_toy.experiment import Experiment, Values
 
 Frames = dict[str, "pd.DataFrame"]
@@ -96,7 +97,7 @@ class Result:
 
 def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> Result:
     """Run (or resume, or recognise) a study in its folder."""
-    from sims_core.runs import RunFolder, write_atomic
+    from sims_core.runs import RunFolder, write_failure
     from sims_toy import experiment as experiments
 
     options.check()
@@ -104,28 +105,39 @@ def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> R
     if options.scheduler:
         experiments.connect(options.scheduler).close()  # before anything is written
     with RunFolder.open(out, study.settings) as folder:
-        frames = _load(out) if folder.finished else None
-        known = frames is not None
-        started = time.monotonic()
-        if frames is None:
-            common: dict[str, Any] = {"folder": folder, "workers": options.workers or _cores(), "progress": progress}
-            values = {}
-            for name, part in study.parts.items():
-                here: dict[str, Any] = (
-                    {} if name in study.local else {"chunk": options.chunk, "scheduler": options.scheduler}
-                )
-                values[name] = experiments.run(part, label=name, **common, **here)
-            frames = study.make(values)
-            for name, frame in frames.items():
-                write_atomic(out / f"{name}.parquet", partial(_write_parquet, frame, packed=name in study.bulky))
-                if name not in study.bulky:
-                    write_atomic(out / f"{name}.csv", lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
-        figures = study.draw(frames, study.settings, out)
-        page = study.page(frames, study.settings, out / "report.html") if study.page else None
-        if not known:
-            note = study.note() if study.note else ""
-            folder.finish(seconds=round(time.monotonic() - started, 1), tables=sorted(frames), note=note)
-        note = str(json.loads((out / "finished.json").read_text()).get("note", ""))
+        try:
+            return _carried_out(study, options, folder, progress=progress)
+        except OSError as error:
+            raise write_failure("--out", out, error, "what is finished is kept") from None
+
+
+def _carried_out(study: Study, options: RunOptions, folder: RunFolder, *, progress: bool) -> Result:
+    from sims_core.runs import write_atomic
+    from sims_toy import experiment as experiments
+
+    out = folder.path
+    frames = _load(folder)
+    known = frames is not None
+    started = time.monotonic()
+    if frames is None:
+        common: dict[str, Any] = {"folder": folder, "workers": options.workers or _cores(), "progress": progress}
+        values = {}
+        for name, part in study.parts.items():
+            here: dict[str, Any] = (
+                {} if name in study.local else {"chunk": options.chunk, "scheduler": options.scheduler}
+            )
+            values[name] = experiments.run(part, label=name, **common, **here)
+        frames = study.make(values)
+        for name, frame in frames.items():
+            write_atomic(out / f"{name}.parquet", partial(_write_parquet, frame, packed=name in study.bulky))
+            if name not in study.bulky:
+                write_atomic(out / f"{name}.csv", lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
+    figures = study.draw(frames, study.settings, out)
+    page = study.page(frames, study.settings, out / "report.html") if study.page else None
+    if not known:
+        note = study.note() if study.note else ""
+        folder.finish(seconds=round(time.monotonic() - started, 1), tables=sorted(frames), note=note)
+    note = str((folder.facts or {}).get("note", ""))
     return Result(out, frames, figures, known, study.words(frames, study.settings), note, page)
 
 
@@ -133,15 +145,18 @@ def _write_parquet(frame: pd.DataFrame, path: Path, *, packed: bool) -> None:
     frame.to_parquet(path, index=False, compression="zstd" if packed else "snappy")
 
 
-def _load(out: Path) -> Frames | None:
-    """The tables of a finished run; None where one of them is missing, so that it is made again."""
+def _load(folder: RunFolder) -> Frames | None:
+    """The tables of a finished run; None where one of them is missing or damaged, so that it is made again."""
     import pandas as pd
 
-    names = json.loads((out / "finished.json").read_text()).get("tables", [])
-    paths = {name: out / f"{name}.parquet" for name in names}
-    if not paths or not all(path.exists() for path in paths.values()):
-        return None
-    return {name: pd.read_parquet(path) for name, path in paths.items()}
+    from sims_core.runs import kept
+
+    names = (folder.facts or {}).get("tables")
+    found = {
+        str(name): kept(folder.path / f"{name}.parquet", pd.read_parquet)
+        for name in (names if isinstance(names, list) else ())
+    }
+    return None if not found or any(frame is None for frame in found.values()) else found
 
 
 def default_folder(study: Study) -> str:

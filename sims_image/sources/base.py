@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sims_core.errors import InputError, choose
-from sims_image.archives import reason, sha256_file
+from sims_core.errors import InputError, choose, reason
+from sims_image.archives import sha256_file
 from sims_image.stores import Images, Labels
 
 

@@ -10,8 +10,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from sims_core.errors import InputError
-from sims_image.archives import check_name, reason, shown
+from sims_core.errors import InputError, reason, shown
+from sims_image.archives import check_name
 from sims_image.pickled import load_plain
 from sims_image.sources.base import Request, Source, hash_files, read_array
 from sims_image.stores import check_labels

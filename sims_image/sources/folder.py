@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
-from sims_image.archives import UnreadableError, ZipIndex, checked_members, open_zip, parse_json, reason, shown
+from sims_core.errors import InputError, reason, shown
+from sims_core.runs import parse_json
+from sims_image.archives import UnreadableError, ZipIndex, checked_members, open_zip
 from sims_image.pictures import suffixes
 from sims_image.sources.base import Block, Encoded, Request, Source, hash_files, numbered
 from sims_image.stores import Labels, edm_labels

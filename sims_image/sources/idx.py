@@ -13,8 +13,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
-from sims_image.archives import check_expansion, reason
+from sims_core.errors import InputError, reason
+from sims_image.archives import check_expansion
 from sims_image.sources.base import Request, Source, hash_files, numbered, read_array
 from sims_image.stores import check_labels
 

@@ -20,8 +20,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
-from sims_image.archives import UnreadableError, checked_members, npy_header, npy_read, open_zip, reason
+from sims_core.errors import InputError, reason
+from sims_image.archives import UnreadableError, checked_members, npy_header, npy_read, open_zip
 from sims_image.sources.base import Block, Request, Source, hash_files, numbered
 from sims_image.stores import Labels, check_labels
 

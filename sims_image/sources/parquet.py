@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
-from sims_image.archives import check_expansion, reason, shown
+from sims_core.errors import InputError, reason, shown
+from sims_image.archives import check_expansion
 from sims_image.sources.base import Block, Encoded, Request, Source, hash_files, numbered
 from sims_image.stores import MAX_CLASSES, Labels
 

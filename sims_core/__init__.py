@@ -8,15 +8,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from importlib import import_module
-from typing import Any, NoReturn
-
-__version__ = "0.1.0"
 
 STOPPED = "stopped; the same command goes on from here"
 
 
-def _stop(*_: object) -> NoReturn:
+def _stop(*_: object) -> None:
     """Ctrl-C while a command is being loaded or left, when there is nothing to put in order."""
     os.write(2, f"{STOPPED}\n".encode())
     os._exit(130)
@@ -31,7 +27,12 @@ def _is_command(words: list[str]) -> bool:
 
 
 if _is_command(sys.orig_argv) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGINT, _stop)  # before anything else is loaded
+
+from importlib import import_module  # noqa: E402
+from typing import Any  # noqa: E402
+
+__version__ = "0.1.0"
 
 _HOMES = {
     "guidance": (

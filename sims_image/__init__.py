@@ -5,10 +5,10 @@ Names are imported on first use, so that ``import sims_image`` and ``--help`` st
 
 from __future__ import annotations
 
+import sims_core as sims_core  # isort: skip  # first: from then on Ctrl-C ends a command in one line
+
 from importlib import import_module
 from typing import Any
-
-import sims_core as sims_core  # first: from then on Ctrl-C ends a command in one line
 
 _HOMES: dict[str, tuple[str, ...]] = {
     "augment": ("Augmentation",),

@@ -32,6 +32,20 @@ _LOCAL_HEADER = 30
 _LINE = 1 << 20
 
 
+#: what a damaged zip, or a member of it, makes Python's reader raise
+DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
+
+
 class UnreadableError(InputError):
     """A file that is there could not be read just now: nothing is wrong with what was read before."""
 
@@ -83,7 +97,7 @@ def open_zip(argument: str, path: Path) -> zipfile.ZipFile:
     """``zipfile.ZipFile`` with its failures as `InputError`."""
     try:
         return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, UnicodeError) as error:
+    except DAMAGE as error:
         raise InputError(argument, str(path), f"not a whole zip file ({reason(error)})") from None
 
 
@@ -168,19 +182,30 @@ def npy_header(
             raise ValueError(f"NPY version {version}")
     except (OSError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(argument, item, f"damaged ({reason(error)})") from None
-    except (ValueError, TypeError, SyntaxError, EOFError, RecursionError, MemoryError) as error:
+    except Exception as error:  # the header is a Python literal, and numpy's reader raises whatever it meets
         raise InputError(argument, item, f"not an array in NPY format ({reason(error)})") from None
     if dtype.hasobject or dtype.kind not in "uif" or dtype.byteorder == ">":
         raise InputError(argument, item, f"arrays must hold plain little-endian numbers, not '{shown(str(dtype))}'")
     if fortran and sum(extent > 1 for extent in shape) > 1:
         raise InputError(argument, item, "the array must be in C order")
-    if any(extent < 0 for extent in shape):
+    if any(type(extent) is not int or extent < 0 for extent in shape):
         raise InputError(argument, item, f"the array's shape {shape} is impossible")
     if size is not None and handle.tell() + math.prod(shape) * dtype.itemsize != size:
         raise InputError(
             argument, item, f"truncated or damaged: its header says {shape} of {dtype}, which is not {size} bytes"
         )
     return shape, dtype
+
+
+def zip_array(argument: str, item: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """An NPY member of a zip as an array; checks as `npy_header`."""
+    try:
+        with archive.open(member) as handle:
+            return npy_read(argument, item, handle, member.file_size)
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(argument, item, f"damaged ({reason(error)})") from None
 
 
 def npy_read(argument: str, item: str, handle: IO[bytes], size: int) -> NDArray[Any]:

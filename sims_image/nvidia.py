@@ -54,7 +54,9 @@ def read_snapshot(path: str | Path, *, argument: str = "FILE") -> Snapshot:
         known = ", ".join(PRECONDITIONING)
         raise InputError(argument, str(path), f"its network is a {network.class_name[:60]!r}; known are {known}")
     try:
-        weights = {k: v.float() if v.is_floating_point() else v for k, v in tensors(network).items()}
+        weights = {
+            k: v.float() if v.is_floating_point() else v for k, v in tensors(network, Path(path).stat().st_size).items()
+        }
         if len(content) > 20:
             raise RefusedError(f"it has {len(content)} entries, and a snapshot four")
         settings = {str(name): _settings(value, str(name)) for name, value in content.items() if name != "ema"}
@@ -70,7 +72,7 @@ def _settings(value: Any, what: str) -> Any:
     from sims_image.snapshots import Stored, plain
 
     if isinstance(value, Stored):
-        state = {k: v for k, v in value.state.items() if not k.startswith("_")}
+        state = {k: v for k, v in value.state.items() if not str(k).startswith("_")}
         return {"class": value.class_name, **plain(state, what)}
     return plain(value, what)
 

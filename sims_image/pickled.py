@@ -6,7 +6,6 @@ that not even numpy's own code is called on what a file says.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,10 @@ from typing import Any
 import numpy as np
 
 from sims_core.errors import InputError
-from sims_image.pickles import RefusedError, Stateful, Table, read_pickle
+from sims_image.pickles import RefusedError, Stateful, Table, product, read_pickle
+
+#: of the largest array
+AXES = 8
 
 
 @dataclass
@@ -38,7 +40,8 @@ def _text(value: Any) -> Any:
 def _kind(code: Any, *_: Any) -> _Kind:
     text = _text(code)
     if type(text) is not str or re.fullmatch(r"[<>|=]?(f[248]|[iu][1248]|b1)", text) is None:
-        raise RefusedError(f"it holds numpy data of type {str(text)[:40]!r}; only plain numbers are read")
+        told = repr(text[:40]) if type(text) is str else f"a {type(text).__name__}"
+        raise RefusedError(f"it holds numpy data of type {told}; only plain numbers are read")
     return _Kind(np.dtype(text))
 
 
@@ -47,6 +50,11 @@ class Array(Stateful):
     """A numpy array, empty until its state comes."""
 
     values: np.ndarray[Any, Any] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Of its values."""
+        return 0 if self.values is None else self.values.nbytes
 
     def set_state(self, state: Any) -> None:
         """Take version, shape, type, order and bytes."""
@@ -61,8 +69,8 @@ def _array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Array:
         raise RefusedError("it holds a numpy array of objects; only plain numbers are read")
     if type(shape) is not tuple or any(type(n) is not int or n < 0 for n in shape) or order not in ("C", "F"):
         raise RefusedError("it holds a numpy array without a shape")
-    if math.prod(shape) * kind.dtype.itemsize != len(raw):
-        raise RefusedError(f"it holds a numpy array of shape {shape} in {len(raw)} bytes")
+    if len(shape) > AXES or product(shape, len(raw)) * kind.dtype.itemsize != len(raw):
+        raise RefusedError(f"it holds a numpy array of shape {shape[:AXES]} in {len(raw)} bytes")
     values = np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
     return Array(values.astype(kind.dtype.newbyteorder("=")))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import codecs
 import pickletools
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeAlias
 
@@ -23,6 +23,10 @@ from typing import Any, ClassVar, TypeAlias
 LIMIT = 2_000_000
 #: how often the stream's bytes may pass through the table's functions; a tensor's pass three or four times
 REPEATS = 8
+#: bytes that an item of a list, tuple, dictionary or set may take, for that count
+_ITEM = 64
+#: bytes of the longest whole number; torch's magic one has 10
+_NUMBER = 32
 
 Table: TypeAlias = Mapping[str, "Callable[..., Any] | None"]
 """The names a stream may use, ``module.name``, with what to call in their place (None: the name is only passed on)."""
@@ -58,17 +62,35 @@ def read_pickle(
     start: int = 0,
     persistent: Callable[[Any], Any] | None = None,
     python2: bool = False,
+    limit: int | None = None,
 ) -> tuple[Any, int]:
     """Read one stream of ``data`` from byte ``start``; returns its value and the byte after it.
 
     persistent: what to make of a persistent identifier (default: refuse). python2: take the opcodes of protocols 0 and
-    1 and Python 2's strings too; bytes then come out as bytes. Raises `RefusedError`.
+    1 and Python 2's strings too; bytes then come out as bytes. limit: opcodes at most. Raises `RefusedError`.
     """
-    machine = (_Python2 if python2 else _Machine)(data, table, persistent, start)
+    machine = (_Python2 if python2 else _Machine)(data, table, persistent, start, limit or LIMIT)
     try:
         return machine.run(), machine.at
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, struct.error) as error:
         raise RefusedError(f"it is malformed ({type(error).__name__} at byte {machine.at})") from None
+
+
+def product(extents: Iterable[int], most: int) -> int:
+    """The product of numbers >= 0, or ``most + 1`` as soon as it is larger: huge ones are not multiplied out."""
+    found = 1
+    for extent in sorted(extents):
+        found *= extent
+        if not 0 < found <= most:
+            return min(found, most + 1)
+    return found
+
+
+def weight(value: Any) -> int:
+    """Bytes that a value may take when it is copied, not counting what lies in its items."""
+    if isinstance(value, list | tuple | dict | set):
+        return _ITEM * len(value)
+    return len(value) if isinstance(value, str | bytes) else int(getattr(value, "nbytes", 0))
 
 
 _MARK = object()
@@ -98,15 +120,16 @@ class _Machine:
     table: Table
     persistent: Callable[[Any], Any] | None
     at: int
+    limit: int
     keys: ClassVar[tuple[type, ...]] = (str, int, float, bool, type(None))
     oldest: ClassVar[int] = 2  # protocol
-    handed: int = 0  # bytes given to the table's functions
+    handed: int = 0  # bytes given to the table's functions, by `weight`
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
 
     def run(self) -> Any:
         """The opcodes one after the other, until STOP."""
-        for _ in range(LIMIT):
+        for _ in range(self.limit):
             code = self.take(1)[0]
             name = _NAMES.get(code)
             if name is None:
@@ -117,7 +140,7 @@ class _Machine:
                     raise RefusedError("objects are left over at its end")
                 return value
             self.step(name)
-        raise RefusedError(f"it has more than {LIMIT} opcodes, which no network needs")
+        raise RefusedError(f"it has more than {self.limit} opcodes, which no network needs")
 
     def step(self, name: str) -> None:
         """Carry out one opcode."""
@@ -168,7 +191,13 @@ class _Machine:
     def sized(self, name: str, content: memoryview) -> Any:
         if "UNICODE" in name:
             return str(content, "utf-8")
-        return int.from_bytes(content, "little", signed=True) if "LONG" in name else content
+        return int.from_bytes(self.short(content), "little", signed=True) if "LONG" in name else content
+
+    def short(self, digits: memoryview) -> memoryview:
+        """A number's bytes, if they are not too many."""
+        if len(digits) > _NUMBER:
+            raise RefusedError(f"it holds a number of {len(digits)} bytes at byte {self.at}, which no network needs")
+        return digits
 
     # -------------------------------------------------------------- stack
 
@@ -299,10 +328,15 @@ class _Machine:
         if stand_in is None or type(arguments) is not tuple:
             shown = str(what) if isinstance(what, Name) else f"a {type(what).__name__}"
             raise RefusedError(f"it calls {shown} at byte {self.at - 1}, which is not to be called")
-        self.handed += sum(len(a) if isinstance(a, str | bytes) else getattr(a, "nbytes", 0) for a in arguments)
-        if self.handed > REPEATS * len(self.data) + 2**16:
-            raise RefusedError("it expands the same bytes over and over")
+        self.hand(arguments)
         return stand_in(*arguments)
+
+    def hand(self, values: Any) -> None:
+        """Account for what a function of the table is given. Everything that can grow passes here."""
+        parts = values if isinstance(values, list | tuple) else (values,)
+        self.handed += weight(parts) + sum(map(weight, parts))
+        if self.handed > REPEATS * len(self.data) + 2**20:
+            raise RefusedError("it expands the same bytes over and over")
 
     def op_build(self) -> None:
         state = self.pop()
@@ -310,6 +344,7 @@ class _Machine:
         if not isinstance(there, Stateful):
             shown = str(there) if isinstance(there, Name) else f"a {type(there).__name__}"
             raise RefusedError(f"it sets the state of {shown} at byte {self.at - 1}")
+        self.hand(state)
         there.set_state(state)
 
     def op_binpersid(self) -> None:
@@ -344,10 +379,15 @@ class _Python2(_Machine):
 
     def op_int(self) -> None:
         text = self.line()
-        self.stack.append(text == "01" if text in ("00", "01") else int(text))
+        self.stack.append(text == "01" if text in ("00", "01") else self.digits(text))
 
     def op_long(self) -> None:
-        self.stack.append(int(self.line().removesuffix("L")))
+        self.stack.append(self.digits(self.line().removesuffix("L")))
+
+    def digits(self, text: str) -> int:
+        if len(text) > 2 * _NUMBER:
+            raise RefusedError(f"it holds a number of {len(text)} digits at byte {self.at - 1}")
+        return int(text)
 
     def op_float(self) -> None:
         self.stack.append(float(self.line()))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_image.archives import checked_members, npy_read, open_zip
+from sims_image.archives import checked_members, open_zip, zip_array
 
 #: the feature network of each of EDM2's metrics; EDM's ``.npz`` holds the first
 METRICS = {"fid": "Inception", "fd_dinov2": "DINOv2"}
@@ -67,8 +67,7 @@ def _npz(argument: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
                 raise InputError(argument, str(path), f"not statistics; it has no {name}")
             if info.file_size > _LARGEST**2 * 8 + 4096:
                 raise InputError(argument, f"{path.name}: {name}", f"more than {_LARGEST} features")
-            with archive.open(info) as handle:
-                read.append(npy_read(argument, f"{path.name}: {name}", handle, info.file_size))
+            read.append(zip_array(argument, f"{path.name}: {name}", archive, info))
     return read[0], read[1]
 
 

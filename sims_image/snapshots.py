@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from sims_core.errors import InputError
-from sims_image.pickled import PLAIN, Array
-from sims_image.pickles import Name, RefusedError, Stateful, Table, read_pickle
+from sims_image.pickled import AXES, PLAIN, Array
+from sims_image.pickles import REPEATS, Name, RefusedError, Stateful, Table, product, read_pickle
 
 # ------------------------------------------------------------------ stand-ins
 
@@ -80,6 +80,7 @@ def _set(items: Any = ()) -> set[str]:
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save's older format, which tensors inside a pickle have
 _VERSION = 1001
+_OPCODES = 200  # of each part of a storage; torch writes about 40
 _STORAGES = {
     "torch.DoubleStorage": torch.float64,
     "torch.FloatStorage": torch.float32,
@@ -106,7 +107,8 @@ def _storage(payload: Any) -> Tensor:
 
     def describe(identifier: Any) -> None:
         what, kind, key, _, count, view = identifier
-        if what != "storage" or not isinstance(kind, Name) or view is not None or type(count) is not int:
+        plain = type(what) is str and type(key) is str and type(count) is int
+        if not plain or what != "storage" or not isinstance(kind, Name) or view is not None:
             raise RefusedError("a tensor's storage has no usual description")
         found.append((_STORAGES[str(kind)], key, count))
 
@@ -114,16 +116,23 @@ def _storage(payload: Any) -> Tensor:
     parts, at = [], 0
     try:
         for part in range(5):
-            value, at = read_pickle(payload, inside, start=at, persistent=describe if part == 3 else None)
+            value, at = read_pickle(
+                payload, inside, start=at, persistent=describe if part == 3 else None, limit=_OPCODES
+            )
             parts.append(value)
-            if part == 0 and value != _MAGIC:
+            if part == 0 and (type(value) is not int or value != _MAGIC):
                 raise RefusedError("a tensor's storage does not begin as torch writes it")
     except RefusedError as refused:
         raise RefusedError(f"inside a tensor's storage, {refused}") from None
     _, version, machine, _, keys = parts
-    if version != _VERSION or type(machine) is not dict or machine.get("little_endian") is not True:
+    if (
+        type(version) is not int
+        or version != _VERSION
+        or type(machine) is not dict
+        or machine.get("little_endian") is not True
+    ):
         raise RefusedError("a tensor's storage was written by an unknown version of torch or on a big-endian machine")
-    if len(found) != 1 or keys != [found[0][1]]:
+    if len(found) != 1 or type(keys) is not list or list(map(type, keys)) != [str] or keys[0] != found[0][1]:
         raise RefusedError("a tensor's storage holds something else than one storage")
     dtype, _, count = found[0]
     size = count * dtype.itemsize
@@ -136,17 +145,15 @@ def _storage(payload: Any) -> Tensor:
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
     """A tensor in its storage, within its bounds. The rest (gradients wanted, hooks) must be empty of hooks."""
+    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride) or len(size) > AXES:
+        raise RefusedError("it holds a tensor without a shape")
     whole = (offset, *size, *stride)
-    if (
-        not isinstance(storage, Tensor)
-        or storage.ndim != 1
-        or any(type(n) is not int or n < 0 for n in whole)
-        or len(size) != len(stride)
-    ):
+    if not isinstance(storage, Tensor) or storage.ndim != 1 or any(type(n) is not int or n < 0 for n in whole):
         raise RefusedError("it holds a tensor without a shape")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride, strict=True))
-    if math.prod(size) > len(storage) or (math.prod(size) and last >= len(storage)):
-        raise RefusedError(f"it holds a tensor of shape {tuple(size)} in a storage of {len(storage)} numbers")
+    count = product(size, len(storage))
+    if count > len(storage) or (count and last >= len(storage)):
+        raise RefusedError(f"it holds a tensor of shape {size} in a storage of {len(storage)} numbers")
     if any(type(hooks) is dict and hooks for hooks in rest):
         raise RefusedError("it holds a tensor with hooks")
     return storage.as_strided(size, stride, offset).contiguous()
@@ -196,17 +203,23 @@ def read_file(path: str | Path, *, argument: str = "path") -> Any:
 
 
 _MOST = 20_000  # tensors; the largest published network has about 600
+_MEMBERS = 200_000  # tensors, modules and empty places; it has about 5,000
 
 
-def tensors(network: Stored) -> dict[str, Tensor]:
-    """Parameters and persistent buffers of a stored network under their dotted names. Raises `RefusedError`."""
-    found = dict(itertools.islice(_walk(network, "", set(), 0), _MOST + 1))
+def tensors(network: Stored, stored: int) -> dict[str, Tensor]:
+    """Parameters and persistent buffers of a stored network under their dotted names.
+
+    stored: bytes of the file. Raises `RefusedError`, also for more numbers than so many bytes can honestly hold.
+    """
+    found = dict(itertools.islice(_walk(network, "", set(), 0, [_MEMBERS]), _MOST + 1))
     if len(found) > _MOST:
         raise RefusedError(f"its network has more than {_MOST} tensors")
+    if sum(tensor.numel() for tensor in found.values()) > REPEATS * stored:
+        raise RefusedError("its network has the same tensor in many places")
     return found
 
 
-def _walk(module: Stored, prefix: str, seen: set[int], depth: int) -> Iterator[tuple[str, Tensor]]:
+def _walk(module: Stored, prefix: str, seen: set[int], depth: int, left: list[int]) -> Iterator[tuple[str, Tensor]]:
     if id(module) in seen or depth > 20:
         raise RefusedError(f"its module {prefix[:80]!r} lies inside itself or twice in the network")
     seen.add(id(module))
@@ -214,22 +227,25 @@ def _walk(module: Stored, prefix: str, seen: set[int], depth: int) -> Iterator[t
     if type(passing) is not set:
         raise RefusedError(f"its {module.class_name} has no names of passing buffers")
     for group in ("_parameters", "_buffers"):
-        for name, value in _members(module, group):
+        for name, value in _members(module, group, left):
             if value is None or (group == "_buffers" and name in passing):
                 continue
             if not isinstance(value, Tensor):
                 raise RefusedError(f"its {prefix}{name} is a {type(value).__name__}, not a tensor")
             yield prefix + name, value
-    for name, value in _members(module, "_modules"):
+    for name, value in _members(module, "_modules", left):
         if value is None:
             continue
         if not isinstance(value, Stored):
             raise RefusedError(f"its module {prefix}{name} is a {type(value).__name__}")
-        yield from _walk(value, f"{prefix}{name}.", seen, depth + 1)
+        yield from _walk(value, f"{prefix}{name}.", seen, depth + 1, left)
 
 
-def _members(module: Stored, group: str) -> Iterator[tuple[str, Any]]:
+def _members(module: Stored, group: str, left: list[int]) -> Iterator[tuple[str, Any]]:
     members = module.state.get(group)
+    left[0] -= len(members) if type(members) is dict else 0
+    if left[0] < 0:
+        raise RefusedError(f"its network has more than {_MEMBERS} parts")
     if type(members) is not dict or any(type(name) is not str for name in members):
         raise RefusedError(f"its {module.class_name} has no {group}")
     yield from members.items()
@@ -240,10 +256,10 @@ def plain(value: Any, what: str = "it", *, finite: bool = True) -> Any:
 
     Raises `RefusedError` for the rest, and for more than settings have.
     """
-    left = [2000]  # values; a file may nest the same list in itself again and again
+    left = [2000]  # values, or 100 characters; a file may nest the same list in itself again and again
 
     def convert(value: Any, depth: int) -> Any:
-        left[0] -= 1
+        left[0] -= 1 + (len(value) // 100 if isinstance(value, str) else 0)
         if depth > 6 or left[0] < 0:
             raise RefusedError(f"{what} is more than a few settings")
         if finite and isinstance(value, float) and not math.isfinite(value):
@@ -255,7 +271,7 @@ def plain(value: Any, what: str = "it", *, finite: bool = True) -> Any:
         if isinstance(value, list | tuple):
             return [convert(v, depth + 1) for v in value]
         if isinstance(value, dict):
-            return {str(k): convert(v, depth + 1) for k, v in value.items()}
+            return {convert(str(k), depth + 1): convert(v, depth + 1) for k, v in value.items()}
         raise RefusedError(f"{what} holds a {type(value).__name__}, which is not a setting")
 
     return convert(value, 0)

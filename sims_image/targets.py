@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError, reason
 from sims_core.runs import kept, parse_json, write_atomic
 from sims_core.seeds import Seed
-from sims_image.archives import checked_members, npy_header, npy_read, open_zip, sha256_file
+from sims_image.archives import checked_members, npy_header, open_zip, sha256_file, zip_array
 from sims_image.comparison import Estimate, Side, compare
 from sims_image.datasets import Dataset, open_dataset
 from sims_image.neighbours import Memorisation, Nearest, compare_distances
@@ -384,8 +384,7 @@ def _own_record(path: Path) -> tuple[dict[str, Any], NDArray[np.float32] | None]
         for name in ("record", "features"):
             info = members.get(f"{name}.npy")
             if info is not None:
-                with archive.open(info) as handle:
-                    read[name] = npy_read(argument, f"{path.name}: {name}", handle, info.file_size)
+                read[name] = zip_array(argument, f"{path.name}: {name}", archive, info)
     record = parse_json(argument, f"{path.name}: record", read["record"].tobytes())
     if record.get("format") != _FORMAT:
         raise InputError(argument, str(path), f"its record is not '{_FORMAT}'")

@@ -346,11 +346,11 @@ def test_objects_within_themselves_or_without_end(tmp_path):
     shared = Persistent("EDMPrecond", module_state(modules={"a": twice, "b": twice}))
     found = read_file(dump(tmp_path / "a.pkl", {"ema": shared}))["ema"]
     with pytest.raises(RefusedError, match="twice"):
-        tensors(found)
+        tensors(found, 10**6)
     chain = Stored("Block", {"_parameters": {}, "_buffers": {}, "_modules": {}})
     chain.state["_modules"]["again"] = chain
     with pytest.raises(RefusedError, match="inside itself"):
-        tensors(chain)
+        tensors(chain, 10**6)
     laughs = [1]
     for _ in range(40):
         laughs = [laughs, laughs]
@@ -367,7 +367,7 @@ def test_objects_within_themselves_or_without_end(tmp_path):
     found = read_file(dump(tmp_path / "b.pkl", {"ema": many}))["ema"]
     found.state["_modules"] = {str(k): Stored("Linear", dict(found.state)) for k in range(200)}
     with pytest.raises(RefusedError, match="more than 20000 tensors"):
-        tensors(found)
+        tensors(found, 10**6)
 
 
 def test_the_same_bytes_again_and_again(tmp_path):
@@ -389,7 +389,7 @@ def test_modules_that_hold_something_else(tmp_path):
     ):
         found = read_file(dump(tmp_path / "file.pkl", {"ema": Persistent("Linear", state)}))["ema"]
         with pytest.raises(RefusedError, match=match):
-            tensors(found)
+            tensors(found, 10**6)
 
 
 # ----------------------------------------------------------- damage of all kinds

@@ -14,6 +14,7 @@ import numpy as np
 
 from sims_core.errors import InputError
 from sims_image.pickles import RefusedError, Stateful, Table, product, read_pickle
+from sims_image.python2 import PYTHON2
 
 #: of the largest array
 AXES = 8
@@ -122,7 +123,7 @@ def load_plain(argument: str, item: str, data: bytes) -> Any:
     ``item`` and the reason for anything else.
     """
     try:
-        value, _ = read_pickle(memoryview(data), PLAIN, python2=True)
+        value, _ = read_pickle(memoryview(data), PLAIN, machine=PYTHON2)
     except RefusedError as refused:
         raise InputError(argument, item, f"refused: {refused}; nothing in it was run") from None
     if isinstance(value, dict):

@@ -6,13 +6,12 @@ that (extension codes, out-of-band buffers, instances of arbitrary classes, and 
 identifiers) is refused too. What comes out is None, bool, int, float, str, memoryview (for bytes), tuple, list, dict,
 set, and what the table's functions return.
 
-Only the opcodes of protocols 2 to 5 are known, and on request those by which Python 2 wrote text and numbers (its
-strings are bytes, and so are then all bytes of the stream); Python's own ``pickletools`` documents them.
+Only the opcodes of protocols 2 to 5 are known, and on request (`sims_image.python2`) those of Python 2; Python's own
+``pickletools`` documents them.
 """
 
 from __future__ import annotations
 
-import codecs
 import pickletools
 import struct
 from collections.abc import Callable, Iterable, Mapping
@@ -26,7 +25,7 @@ REPEATS = 8
 #: bytes that an item of a list, tuple, dictionary or set may take, for that count
 _ITEM = 64
 #: bytes of the longest whole number; torch's magic one has 10
-_NUMBER = 32
+NUMBER = 32
 
 Table: TypeAlias = Mapping[str, "Callable[..., Any] | None"]
 """The names a stream may use, ``module.name``, with what to call in their place (None: the name is only passed on)."""
@@ -61,19 +60,19 @@ def read_pickle(
     *,
     start: int = 0,
     persistent: Callable[[Any], Any] | None = None,
-    python2: bool = False,
+    machine: type[_Machine] | None = None,
     limit: int | None = None,
 ) -> tuple[Any, int]:
     """Read one stream of ``data`` from byte ``start``; returns its value and the byte after it.
 
-    persistent: what to make of a persistent identifier (default: refuse). python2: take the opcodes of protocols 0 and
-    1 and Python 2's strings too; bytes then come out as bytes. limit: opcodes at most. Raises `RefusedError`.
+    persistent: what to make of a persistent identifier (default: refuse). machine: one that knows other opcodes too
+    (`sims_image.python2`). limit: opcodes at most. Raises `RefusedError`.
     """
-    machine = (_Python2 if python2 else _Machine)(data, table, persistent, start, limit or LIMIT)
+    at_work = (machine or _Machine)(data, table, persistent, start, limit or LIMIT)
     try:
-        return machine.run(), machine.at
+        return at_work.run(), at_work.at
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, struct.error) as error:
-        raise RefusedError(f"it is malformed ({type(error).__name__} at byte {machine.at})") from None
+        raise RefusedError(f"it is malformed ({type(error).__name__} at byte {at_work.at})") from None
 
 
 def product(extents: Iterable[int], most: int) -> int:
@@ -116,6 +115,8 @@ _GET = {"BINGET": "<B", "LONG_BINGET": "<I"}
 
 @dataclass
 class _Machine:
+    """The pickle machine, of protocols 2 to 5."""
+
     data: memoryview
     table: Table
     persistent: Callable[[Any], Any] | None
@@ -195,7 +196,7 @@ class _Machine:
 
     def short(self, digits: memoryview) -> memoryview:
         """A number's bytes, if they are not too many."""
-        if len(digits) > _NUMBER:
+        if len(digits) > NUMBER:
             raise RefusedError(f"it holds a number of {len(digits)} bytes at byte {self.at}, which no network needs")
         return digits
 
@@ -351,72 +352,3 @@ class _Machine:
         if self.persistent is None:
             raise RefusedError(f"it refers to something outside itself (BINPERSID) at byte {self.at - 1}")
         self.stack.append(self.persistent(self.pop()))
-
-
-class _Python2(_Machine):
-    """Knows the opcodes of protocols 0 and 1 too. Python 2's strings are bytes."""
-
-    keys = (*_Machine.keys, bytes)
-    oldest = 0
-
-    def sized(self, name: str, content: memoryview) -> Any:
-        value = super().sized(name, content)
-        return bytes(value) if isinstance(value, memoryview) else value
-
-    def long_line(self) -> bytes:
-        """Bytes up to the next newline, however far; looking for it costs about as much as there is to read."""
-        width = 2**10
-        while True:
-            end = bytes(self.data[self.at : self.at + width]).find(b"\n")
-            if end >= 0 or self.at + width >= len(self.data):
-                break
-            width *= 2
-        if end < 0:
-            raise RefusedError(f"it is cut short: a line without an end at byte {self.at}")
-        found = bytes(self.take(end))
-        self.take(1)
-        return found
-
-    def op_int(self) -> None:
-        text = self.line()
-        self.stack.append(text == "01" if text in ("00", "01") else self.digits(text))
-
-    def op_long(self) -> None:
-        self.stack.append(self.digits(self.line().removesuffix("L")))
-
-    def digits(self, text: str) -> int:
-        if len(text) > 2 * _NUMBER:
-            raise RefusedError(f"it holds a number of {len(text)} digits at byte {self.at - 1}")
-        return int(text)
-
-    def op_float(self) -> None:
-        self.stack.append(float(self.line()))
-
-    def op_string(self) -> None:
-        text = self.long_line()
-        if len(text) < 2 or text[:1] not in b"'\"" or text[-1:] != text[:1]:
-            raise RefusedError(f"a string lacks its quotes at byte {self.at - 1}")
-        self.stack.append(codecs.escape_decode(text[1:-1])[0])
-
-    def op_unicode(self) -> None:
-        self.stack.append(str(self.long_line(), "raw-unicode-escape"))
-
-    def op_short_binstring(self) -> None:
-        self.stack.append(bytes(self.take(self.number("<B"))))
-
-    def op_binstring(self) -> None:
-        self.stack.append(bytes(self.take(self.number("<I"))))
-
-    def op_put(self) -> None:
-        self.memo[int(self.line())] = self.top()
-
-    def op_get(self) -> None:
-        self.stack.append(self.memo[int(self.line())])
-
-    def op_list(self) -> None:
-        self.stack.append(self.pop_mark())
-
-    def op_dict(self) -> None:
-        values = self.pop_mark()
-        self.stack.append({})
-        self.fill(self.stack[-1], values)

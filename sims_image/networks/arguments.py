@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sims_core.errors import InputError, choose
+from sims_core.errors import InputError, choose, whole
 from sims_image.networks.edm2 import Block, Precond, UNet
 from sims_image.networks.preconditioning import (
     MODELS,
@@ -31,18 +31,22 @@ CHOICES = {
     "encoder_type": ("standard", "skip", "residual"),
     "decoder_type": ("standard", "skip"),
 }
-POSITIVE = (
-    "img_resolution",
-    "img_channels",
-    "model_channels",
-    "channel_mult_emb",
-    "channel_mult_noise",
-    "num_blocks",
-    "channels_per_head",
-    "logvar_channels",
-    "M",
-)
-COUNTS = ("label_dim", "augment_dim")
+#: whole numbers and the largest that are built: several times what any published network has
+POSITIVE = {
+    "img_resolution": 4096,
+    "img_channels": 1024,
+    "model_channels": 16_384,
+    "channel_mult_emb": 64,
+    "channel_mult_noise": 64,
+    "num_blocks": 32,
+    "channels_per_head": 4096,
+    "logvar_channels": 4096,
+    "M": 100_000,
+}
+COUNTS = {"label_dim": 100_000, "augment_dim": 1024}
+LISTS = {"channel_mult": 64, "attn_resolutions": 4096}
+_LONGEST = 16  # of a list
+_HUGE = 1e100
 FRACTIONS = ("dropout", "label_dropout", "label_balance", "concat_balance", "res_balance", "attn_balance")
 ABOVE_ZERO = ("sigma_data", "sigma_max", "beta_d", "epsilon_t", "C_1", "clip_act")
 
@@ -101,19 +105,21 @@ def _checked(name: str, value: Any) -> Any:
             raise InputError(name, value, "True or False")
         return bool(value)
     if name in POSITIVE or name in COUNTS:
-        least = 1 if name in POSITIVE else 0
+        least, most = (1, POSITIVE[name]) if name in POSITIVE else (0, COUNTS[name])
         if not _whole(value) or value < least:
             raise InputError(name, value, f"a whole number, at least {least}")
-        return int(value)
-    if name in ("channel_mult", "attn_resolutions"):
+        return whole(name, value, least, most)
+    if name in LISTS:
         if not isinstance(value, list) or not all(_whole(v) and v > 0 for v in value):
             raise InputError(name, value, "a list of positive whole numbers")
+        if len(value) > _LONGEST or any(v > LISTS[name] for v in value):
+            raise InputError(name, value, f"at most {_LONGEST} whole numbers up to {LISTS[name]}")
         if not value and name == "channel_mult":
             raise InputError(name, value, "at least one resolution")
         return [int(v) for v in value]
     if name == "resample_filter":
-        if not isinstance(value, list) or not all(_number(v) for v in value):
-            raise InputError(name, value, "a list of numbers, such as [1, 1] or [1, 3, 3, 1]")
+        if not isinstance(value, list) or len(value) > _LONGEST or not all(_number(v) for v in value):
+            raise InputError(name, value, "a short list of numbers, such as [1, 1] or [1, 3, 3, 1]")
         return value
     if name == "model_type":
         return value
@@ -150,4 +156,4 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and (value == math.inf or abs(value) < _HUGE)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason
-from sims_image.archives import UnreadableError, checked_members, npy_header, npy_read, open_zip
+from sims_image.archives import DAMAGE, UnreadableError, checked_members, npy_header, npy_read, open_zip
 from sims_image.sources.base import Block, Request, Source, hash_files, numbered
 from sims_image.stores import Labels, check_labels
 
@@ -129,7 +129,7 @@ def _open_batch(request: Request, path: Path) -> _Batch:
 def _member(request: Request, archive: zipfile.ZipFile, info: zipfile.ZipInfo, item: str) -> IO[bytes]:
     try:
         return archive.open(info)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except DAMAGE as error:
         raise InputError(request.argument, item, f"damaged ({reason(error)})") from None
 
 
@@ -190,7 +190,7 @@ def _renumbered(request: Request, labels: Labels) -> tuple[Labels, list[str], li
         raise InputError(argument, str(path), f"cannot be read ({reason(error)})") from None
     names: dict[int, str] = {}
     for line in lines:
-        if len(line) < 2 or not line[1].isdecimal() or int(line[1]) in names:
+        if len(line) < 2 or not re.fullmatch("[0-9]{1,4}", line[1]) or int(line[1]) in names:
             raise InputError(argument, str(path), f"lines are 'n02119789 1 kit_fox', not '{' '.join(line)[:60]}'")
         names[int(line[1])] = line[0]
     if sorted(names) != list(range(1, CLASSES + 1)) or len(set(names.values())) != CLASSES:

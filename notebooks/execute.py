@@ -74,6 +74,8 @@ def execute(path: Path, *, scale: str, work: Path, parameters: dict[str, Any] | 
             resources={"metadata": {"path": str(FOLDER)}},
             coalesce_streams=True,
         )
+        # an output widget's copy, sent to the kernel while its reply is awaited, can stop both for ever
+        client.widget_registry = {}
         client.km = manager  # not an argument: the client then puts the kernel and its sockets away itself
         client.execute(env={**os.environ, **env})
     return notebook

@@ -67,12 +67,22 @@ _RC = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The project's matplotlib settings, on a backend without a screen."""
+    """The project's matplotlib settings; the reader's own, and the backend, stand again afterwards."""
     import matplotlib
 
-    matplotlib.use("Agg", force=False)
     with matplotlib.rc_context(_RC):  # type: ignore[arg-type]
         yield
+
+
+def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], **options: Any) -> tuple[Figure, Any]:
+    """As `matplotlib.pyplot.subplots`, of a figure of its own: pyplot and the reader's backend never hear of it.
+
+    A notebook shows the figure as a picture. To be called within `style`.
+    """
+    from sims_core.picture import Picture
+
+    figure = Picture(figsize=figsize)
+    return figure, figure.subplots(rows, columns, **options)
 
 
 def panels(count: int, *, height: float = 0.6) -> tuple[Figure, Any]:
@@ -80,12 +90,10 @@ def panels(count: int, *, height: float = 0.6) -> tuple[Figure, Any]:
 
     height: what is left below for the caption, in inches. To be called within `style`.
     """
-    import matplotlib.pyplot as plt
-
     columns = min(2, count)
     rows = -(-count // columns)
     size = (4.1 * columns + 0.4, 3.1 * rows + height)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
+    figure, axes = subplots(rows, columns, figsize=size, squeeze=False, sharey=True)
     for axis in axes.flat[count:]:
         axis.set_axis_off()
     return figure, axes
@@ -130,12 +138,9 @@ def sequence(count: int) -> list[str]:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg`` atomically, without dates, and close the figure."""
-    from matplotlib import pyplot as plt
-
+    """Write ``stem.png`` and ``stem.svg`` atomically, without dates."""
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else None
         write_atomic(path, lambda temporary, m=metadata: figure.savefig(temporary, metadata=m))  # type: ignore[misc]
-    plt.close(figure)
     return paths

@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sims_core.style import KINDS, METHOD, band, save, style
+from sims_core.style import KINDS, METHOD, band, save, style, subplots
 from sims_toy.control_report import label
 from sims_toy.settings import unusual
 
@@ -22,11 +22,9 @@ _CONTROL = {"linear": METHOD["sims"], "geometric": METHOD["neon"]}
 def control_figure(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path) -> list[Path]:
     """Shares against omega for each complement (networks, then exact scores); the distance to the target, quality,
     the classes' own errors, and how far each complement reaches."""
-    import matplotlib.pyplot as plt
-
     readings = settings["complement"]
     with style():
-        figure, axes = plt.subplots(4, 2, figsize=(7.8, 11.6))
+        figure, axes = subplots(4, 2, figsize=(7.8, 11.6))
         for axis, reading in zip(axes[0], [*readings, None], strict=False):
             _networks(axis, frames["shares"], reading, settings)
         for axis, reading in zip(axes[1], [*readings, None], strict=False):

@@ -12,7 +12,7 @@ import numpy as np
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_core.style import METHOD, save, style
+from sims_core.style import METHOD, save, style, subplots
 from sims_toy import phase
 
 if TYPE_CHECKING:
@@ -159,8 +159,6 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
 
     Three rows; a column a part and sampler.
     """
-    import matplotlib.pyplot as plt
-
     costs, curves = frames["costs"], frames["curves"]
     measured, samplers = list(costs["measured"].unique()), settings["sampler"]
     guided = [w for w in costs["way"].unique() if w in {str(GuidanceSchedule.parse(g)) for g in settings["guidance"]}]
@@ -172,7 +170,7 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
     columns = [(part, sampler) for part in measured for sampler in samplers]
     with style():
         size = (2.85 * len(columns) + 0.3, 8.3)
-        figure, axes = plt.subplots(3, len(columns), figsize=size, squeeze=False)
+        figure, axes = subplots(3, len(columns), figsize=size, squeeze=False)
         for j, (part, sampler) in enumerate(columns):
             if j % len(samplers):  # one scale a part
                 for axis, first in zip(axes[:, j], axes[:, j - j % len(samplers)], strict=True):

@@ -16,7 +16,7 @@ from sims_core.errors import InputError
 from sims_core.guidance import Denoiser
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_core.style import METHOD, style
+from sims_core.style import METHOD, style, subplots
 from sims_toy.exact import ExactLearner, ExactModel
 from sims_toy.gaussian import Gaussian
 
@@ -66,13 +66,10 @@ class OneGaussian:
 
     def draw(self, omega: float) -> Figure:
         """Samples, their one- and two-sigma ellipses beside the real ones, and W2 over omega with the place marked."""
-        from matplotlib.figure import Figure
-
         model = self.model(omega)
         curve = self.over_omega(np.linspace(0, max(2.0, omega), 41).tolist())
         with style():
-            figure = Figure(figsize=(7.2, 3.5))
-            left, right = figure.subplots(1, 2)
+            figure, (left, right) = subplots(1, 2, figsize=(7.2, 3.5))
             left.scatter(*self.samples(omega).T, s=4, color=METHOD["sims"], alpha=0.35, lw=0)
             _ellipses(left, self.real, METHOD["real"], "--")
             _ellipses(left, model.output, METHOD["sims"], "-")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.algorithm import METHODS
-from sims_core.style import METHOD, REGIME, band, save, sequence, spread, style
+from sims_core.style import METHOD, REGIME, band, save, sequence, spread, style, subplots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,15 +47,13 @@ def figure4(
     the controls' rows. beneath: the exact learner's regimes, drawn as thin lines in place of the theory's dashes.
     Returns the paths written: stem.png and stem.svg.
     """
-    import matplotlib.pyplot as plt
-
     others = [r for r in regimes["auxiliary_data"].unique() if r not in ("none", reading)]
     main = regimes[(regimes["auxiliary_data"] == reading) & ~regimes["method"].isin(UNGUIDED)]
     sizes = sorted(main["synthetic_size"].unique())
     colours = dict(zip(sizes, sequence(len(sizes)), strict=True))
     rows = 2 + bool(others)
     with style():
-        figure, axes = plt.subplots(rows, 2, figsize=(7.4, 2.75 * rows + 1.2))
+        figure, axes = subplots(rows, 2, figsize=(7.4, 2.75 * rows + 1.2))
         under = _beneath(theory, beneath, reading)
         _first_generation(axes[0, 0], main, regimes, under, colours)
         _converged(axes[0, 1], main, regimes, under, colours, reading)
@@ -285,7 +283,6 @@ def score_fields(
     models: name -> denoiser D(x, sigma) on x (1, n, 2). samples: name -> points (n, 2), of any of the names.
     sigma: the noise level shown. extent: half the side of the square shown. Returns the paths written.
     """
-    import matplotlib.pyplot as plt
     import torch
 
     ticks = np.linspace(-extent, extent, 15)
@@ -293,7 +290,7 @@ def score_fields(
     level = torch.tensor(sigma, dtype=torch.float64)
     first: np.ndarray | None = None
     with style():
-        figure, axes = plt.subplots(1, len(models), figsize=(3.1 * len(models), 3.4), squeeze=False)
+        figure, axes = subplots(1, len(models), figsize=(3.1 * len(models), 3.4), squeeze=False)
         for axis, (name, denoiser) in zip(axes[0], models.items(), strict=True):
             points = torch.from_numpy(grid)[None]
             score = ((denoiser(points, level) - points) / sigma**2)[0].numpy()
@@ -313,12 +310,10 @@ def score_fields(
 
 def loops(sweep: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
     """Standard training alone: the distance over generations, one line a loop, sampler and size."""
-    import matplotlib.pyplot as plt
-
     keys = ["loop", "sampler", "real_size", "synthetic_size"]
     cells = list(sweep.groupby(keys, sort=False))
     with style():
-        figure, axis = plt.subplots(figsize=(6.0, 3.8))
+        figure, axis = subplots(figsize=(6.0, 3.8))
         ends: list[tuple[float, float, str, str]] = []
         for ((loop, sampler, _, size), part), colour in zip(cells, sequence(len(cells)), strict=True):
             curve = part[np.isfinite(part["w2_mean"])]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, SEQUENCE, band, save, sequence, style
+from sims_core.style import METHOD, SEQUENCE, band, save, sequence, style, subplots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,11 +20,9 @@ _NAME = {"fully-synthetic": "replace", "accumulate": "accumulate"}
 
 def loops(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path) -> list[Path]:
     """Figure 'mad': the fresh-data limit, the variance, the mean, and the distance, against generations."""
-    import matplotlib.pyplot as plt
-
     paths = frames["paths"]
     with style():
-        figure, axes = plt.subplots(2, 2, figsize=(7.6, 7.3))
+        figure, axes = subplots(2, 2, figsize=(7.6, 7.3))
         _fresh(axes[0, 0], paths[paths["experiment"] == "fresh"], settings)
         part = paths[paths["experiment"] == "loops"]
         _curves(axes[0, 1], part, "variance", geometric=True)
@@ -92,7 +90,6 @@ def _curves(axis: Axes, paths: pd.DataFrame, name: str, *, geometric: bool = Fal
 
 def effective(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
     """Figure 'effective_size': n_e against n_s, and the admissible region n_e >= n_r, a column an n_r."""
-    import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
 
     table, boundary = frames["effective"], frames["boundary"]
@@ -100,7 +97,7 @@ def effective(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder:
     heats = sorted(table["temperature"].unique())
     colours = dict(zip(heats, sequence(max(2, len(heats))), strict=False))
     with style():
-        figure, axes = plt.subplots(2, len(sizes), figsize=(2.7 * len(sizes) + 0.6, 5.9), squeeze=False)
+        figure, axes = subplots(2, len(sizes), figsize=(2.7 * len(sizes) + 0.6, 5.9), squeeze=False)
         for j, n_r in enumerate(sizes):
             part = table[table["real_size"] == n_r]
             for heat, colour in colours.items():

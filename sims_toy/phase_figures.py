@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import REGIME, save, style
+from sims_core.style import REGIME, save, style, subplots
 from sims_toy.figures import LABEL, UNGUIDED
 
 if TYPE_CHECKING:
@@ -36,14 +36,13 @@ def phase_diagram(
 
     regimes: with the rows of the controls, whose d_T / d_1(0) stand at the right.
     """
-    import matplotlib.pyplot as plt
     from matplotlib.patches import Patch, Rectangle
 
     part = regimes[(regimes["auxiliary_data"] == reading) & ~regimes["method"].isin(UNGUIDED)]
     omegas, sizes = (np.array(sorted(part[c].unique()), dtype=float) for c in ("omega", "synthetic_size"))
     x, y = _edges(omegas), np.exp(_edges(np.log(sizes)))
     with style():
-        figure, axis = plt.subplots(figsize=(7.4, 4.9))
+        figure, axis = subplots(figsize=(7.4, 4.9))
         for cell in part.to_dict("records"):
             i, j = np.searchsorted(omegas, cell["omega"]), np.searchsorted(sizes, cell["synthetic_size"])
             low, high = (sizes[j] ** (1 - _FILL) * y[k] ** _FILL for k in (j, j + 1))  # a bar a size, with gaps

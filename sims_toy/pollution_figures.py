@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, band, save, style
+from sims_core.style import METHOD, band, save, style, subplots
 from sims_toy.settings import unusual
 
 if TYPE_CHECKING:
@@ -34,15 +34,13 @@ _LABEL = {
 def figure5(frames: dict[str, pd.DataFrame], settings: dict[str, Any], n: int, stem: Path) -> list[Path]:
     """Six panels for one |D_r|: the curves at the fixed and at the best omega; the best omega against its law; the best
     dose of each omega against its law; what a little pollution does at each omega; the limit without noise."""
-    import matplotlib.pyplot as plt
-
     own = {k: f[f["learner"] == settings["learner"]] for k, f in frames.items() if "learner" in f}
     tables = {k: f[f["real_size"] == n] for k, f in own.items()}
     exact = None
     if (frames["curves"]["learner"] != settings["learner"]).any():
         exact = {k: f[(f["learner"] == "exact") & (f["real_size"] == n)] for k, f in frames.items() if "learner" in f}
     with style():
-        figure, axes = plt.subplots(3, 2, figsize=(7.8, 9.3))
+        figure, axes = subplots(3, 2, figsize=(7.8, 9.3))
         _at_fixed(axes[0, 0], tables["curves"], exact, settings)
         _at_best(axes[0, 1], tables, exact, settings)
         _best_omega(axes[1, 0], tables["best"], exact)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, OUTSIDE, save, sequence, style
+from sims_core.style import METHOD, OUTSIDE, save, sequence, style, subplots
 from sims_toy import stability_theory as theory
 from sims_toy.settings import unusual
 
@@ -51,13 +51,11 @@ def overview(frames: dict[str, pd.DataFrame], stem: Path, *, settings: dict[str,
 
     Returns the paths written: stem.png and stem.svg.
     """
-    import matplotlib.pyplot as plt
-
     reals = settings["real"]
     columns = 2
     rows = -(-(len(reals) + 4) // columns)
     with style():
-        figure, axes = plt.subplots(rows, columns, figsize=(8.6, 3.1 * rows + 0.9), squeeze=False)
+        figure, axes = subplots(rows, columns, figsize=(8.6, 3.1 * rows + 0.9), squeeze=False)
         panels = list(axes.flat)
         for axis, name in zip(panels, reals, strict=False):
             _distance(axis, frames["stability"], name, settings)
@@ -185,8 +183,6 @@ def small_multiples(samples: pd.DataFrame, real: str, stem: Path, *, settings: d
 
     Returns the paths written: stem.png and stem.svg.
     """
-    import matplotlib.pyplot as plt
-
     mine = samples[samples["real"] == real]
     ratios, rounds = (sorted(mine[c].unique()) for c in ("ratio", "generation"))
     colours = _colours(ratios)
@@ -194,7 +190,7 @@ def small_multiples(samples: pd.DataFrame, real: str, stem: Path, *, settings: d
     low, high = (first.quantile(q).to_numpy() for q in (0.005, 0.995))
     middle, half = (low + high) / 2, 0.62 * float((high - low).max())
     with style():
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             len(ratios), len(rounds), figsize=(1.12 * len(rounds) + 0.5, 1.12 * len(ratios) + 0.7), squeeze=False
         )
         for i, ratio in enumerate(ratios):

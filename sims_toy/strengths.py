@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import KINDS, METHOD, band, panels, save, style
+from sims_core.style import KINDS, METHOD, band, panels, save, style, subplots
 from sims_toy.figures import UNGUIDED, label_ends
 
 if TYPE_CHECKING:
@@ -62,13 +62,11 @@ def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]
     regimes: rows of one loop, sampler and |D_r|; one column for each |D_s|. Above: the methods that have a strength.
     Below: every method at its best, with its interval, strength and network evaluations a sample.
     """
-    import matplotlib.pyplot as plt
-
     sizes = sorted(regimes["synthetic_size"].unique())
     methods = list(dict.fromkeys(regimes["method"]))
     with style():
         size = (3.9 * len(sizes) + 0.9, 4.3 + 0.21 * len(methods))
-        figure, axes = plt.subplots(
+        figure, axes = subplots(
             2, len(sizes), figsize=size, squeeze=False, sharey="row", height_ratios=[3, 0.19 * len(methods) + 0.5]
         )
         for (above, below), size in zip(axes.T, sizes, strict=True):

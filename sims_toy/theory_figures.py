@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, OUTSIDE, save, sequence, style
+from sims_core.style import METHOD, OUTSIDE, save, sequence, style, subplots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,12 +20,10 @@ def error_parts(table: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
     Left: at generation 1; right: at convergence. Filled: data noise, the drift left over, the auxiliary's noise. Points
     with 95 % intervals: Monte-Carlo of the exact learner. Returns the paths written: stem.png and stem.svg.
     """
-    import matplotlib.pyplot as plt
-
     names = {"data": ("data noise", "#c9c9c9"), "drift": ("drift left", OUTSIDE),
              "auxiliary": ("auxiliary's noise", METHOD["rebuilt"])}  # fmt: skip
     with style():
-        figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.5), sharey=True)
+        figure, axes = subplots(1, 2, figsize=(7.4, 3.5), sharey=True)
         for axis, generation in zip(axes, ("1", "limit"), strict=True):
             part = table[table["generation"] == generation].sort_values("omega")
             bottom = np.zeros(len(part))
@@ -56,11 +54,9 @@ def eta_collapse(table: pd.DataFrame, stem: Path, *, trials: int) -> list[Path]:
 
     table: what benchmarks/eta_collapse.py writes. Returns the paths written: stem.png and stem.svg.
     """
-    import matplotlib.pyplot as plt
-
     budgets: list[tuple[Any, pd.DataFrame]] = list(table.groupby("budget"))
     with style():
-        figure, axes = plt.subplots(1, 2, figsize=(7.2, 3.4), sharey=True)
+        figure, axes = subplots(1, 2, figsize=(7.2, 3.4), sharey=True)
         for (budget, part), colour in zip(budgets, sequence(len(budgets)), strict=True):
             label = f"{budget / 1000:g}k samples: η = {part['eta'].iloc[0]:.2f}"
             for axis, x in zip(axes, ("omega", "omega_eta"), strict=True):

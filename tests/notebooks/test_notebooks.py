@@ -34,7 +34,15 @@ def executed(name: str, folder: Path, **parameters) -> Path:
     """Run a notebook at the scale of CI; the folder of its figures."""
     notebook = tool.execute(ROOT / "notebooks" / f"{name}.ipynb", scale="ci", work=folder, parameters=parameters)
     assert tool.warnings_of_ours(notebook) == []
+    assert figures_without_picture(notebook) == []
     return folder / "figures"
+
+
+def figures_without_picture(notebook) -> list[str]:
+    """Figures of which a reader sees the name and not the picture."""
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    figure = re.compile(r"<(Figure|Picture) size")
+    return [d["text/plain"] for d in outputs if figure.search(d.get("text/plain", "")) and "image/png" not in d]
 
 
 def axes_of(path: Path) -> int:
@@ -150,7 +158,9 @@ def test_stored_outputs_are_fresh_and_clean(name):
     text = path.read_text(encoding="utf-8")
     assert str(ROOT) not in text and "/tmp/" not in text and "/home/" not in text and "/root/" not in text
     assert not re.search(r"20\d\d-\d\d-\d\d[T ]\d\d:\d\d", text) and "Traceback" not in text
-    code = [cell for cell in nbformat.reads(text, 4).cells if cell.cell_type == "code"]
+    notebook = nbformat.reads(text, 4)
+    assert figures_without_picture(notebook) == []
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert sum(bool(cell.outputs) for cell in code) >= len(code) / 2
     assert path.stat().st_size < 2_000_000
 
@@ -198,6 +208,20 @@ def test_outputs_are_stripped():
     text = nbformat.writes(notebook)
     assert "noise" not in text and str(ROOT) not in text and "0x7f" not in text and "model_id" not in text
     assert "2020" not in text and "figures/a.png" in text
+
+
+def test_the_readers_own_plots_are_drawn_after_ours(tmp_path):
+    """In one kernel: a figure of ours, the backend before and after it, and a plot of the reader's."""
+    cells = [
+        "import matplotlib.pyplot as plt\nfrom sims_toy.demonstration import one_gaussian\nbefore = plt.get_backend()",
+        "one_gaussian().draw(1.0)",
+        "assert plt.get_backend() == before and not plt.get_fignums()\nplt.plot([1, 2])\nplt.show()",
+    ]
+    path = tmp_path / "x.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), path)
+    notebook = tool.execute(path, scale="ci", work=tmp_path)
+    for cell in notebook.cells[1:]:
+        assert sum("image/png" in output.get("data", {}) for output in cell.outputs) == 1
 
 
 def test_a_failing_cell_and_a_warning_of_ours_are_seen(tmp_path):

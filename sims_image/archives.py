@@ -6,6 +6,7 @@ device, is there twice, is encrypted, or claims to expand beyond reason; what it
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import mmap
@@ -29,6 +30,20 @@ ALWAYS_FINE = 64 * 2**20
 EXPANSION = 200
 
 _LOCAL_HEADER = 30
+#: what lies there in place of a file that was to be fetched: how it begins, what it is
+_IMPOSTORS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: `git lfs pull` fetches it"),
+    (b"<!doctype html", "an HTML page, not the file: the download brought a page of words; fetch it again"),
+    (b"<html", "an HTML page, not the file: the download brought a page of words; fetch it again"),
+    (b"<?xml", "an XML page, not the file: the download brought an answer of words; fetch it again"),
+    (b"\x1f\x8b", "gzip-compressed: unpack it first (gunzip)"),
+    (b"BZh", "bzip2-compressed: unpack it first (bunzip2)"),
+    (b"\xfd7zXZ", "xz-compressed: unpack it first (unxz)"),
+    (b"7z\xbc\xaf", "a 7-Zip archive: unpack it first"),
+    (b"Rar!", "a RAR archive: unpack it first"),
+    (b"\x89HDF", "an HDF5 file, which is not read"),
+    (b"ARROW1", "an Arrow file, which is not read: save the data set as parquet"),
+)
 _LINE = 1 << 20
 
 
@@ -98,7 +113,24 @@ def open_zip(argument: str, path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except DAMAGE as error:
-        raise InputError(argument, str(path), f"not a whole zip file ({reason(error)})") from None
+        found = impostor_at(path)
+        expected = f"not a zip file: it is {found}" if found else f"not a whole zip file ({reason(error)})"
+        raise InputError(argument, str(path), expected) from None
+
+
+def impostor(begin: bytes) -> str:
+    """What a file that begins so is in place of what it should be (a pointer, a web page); '' where that is unknown."""
+    head = begin.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((what for start, what in _IMPOSTORS if head.startswith(start.lower())), "" if begin else "empty")
+
+
+def impostor_at(path: Path) -> str:
+    """`impostor` of a file; '' for one that cannot be read."""
+    try:
+        with open(path, "rb") as handle:
+            return impostor(handle.read(256))
+    except OSError:
+        return ""
 
 
 class ZipIndex:
@@ -172,6 +204,18 @@ def npy_header(
     size: bytes of the whole stream, if known; the values must then fill it exactly. Raises `InputError` for what is
     not a plain C-ordered numeric array in little-endian or single bytes (pickled objects are refused).
     """
+    shape, dtype, fortran = _npy_header(argument, item, handle, size)
+    if dtype.byteorder == ">":
+        raise InputError(argument, item, f"arrays must hold plain little-endian numbers, not '{dtype}'")
+    if fortran:
+        raise InputError(argument, item, "the array must be in C order")
+    return shape, dtype
+
+
+def _npy_header(
+    argument: str, item: str, handle: IO[bytes], size: int | None
+) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """As `npy_header` for either byte order, and whether the array lies in Fortran's order."""
     try:
         version = np.lib.format.read_magic(handle)
         if version == (1, 0):
@@ -184,17 +228,15 @@ def npy_header(
         raise InputError(argument, item, f"damaged ({reason(error)})") from None
     except Exception as error:  # the header is a Python literal, and numpy's reader raises whatever it meets
         raise InputError(argument, item, f"not an array in NPY format ({reason(error)})") from None
-    if dtype.hasobject or dtype.kind not in "uif" or dtype.byteorder == ">":
+    if dtype.hasobject or dtype.kind not in "uif":
         raise InputError(argument, item, f"arrays must hold plain little-endian numbers, not '{shown(str(dtype))}'")
-    if fortran and sum(extent > 1 for extent in shape) > 1:
-        raise InputError(argument, item, "the array must be in C order")
     if any(type(extent) is not int or extent < 0 for extent in shape):
         raise InputError(argument, item, f"the array's shape {shape} is impossible")
     if size is not None and handle.tell() + math.prod(shape) * dtype.itemsize != size:
         raise InputError(
             argument, item, f"truncated or damaged: its header says {shape} of {dtype}, which is not {size} bytes"
         )
-    return shape, dtype
+    return shape, dtype, fortran and sum(extent > 1 for extent in shape) > 1
 
 
 def zip_array(argument: str, item: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
@@ -209,15 +251,36 @@ def zip_array(argument: str, item: str, archive: zipfile.ZipFile, member: zipfil
 
 
 def npy_read(argument: str, item: str, handle: IO[bytes], size: int) -> NDArray[Any]:
-    """A small NPY stream of ``size`` bytes as an array; checks as `npy_header`."""
-    shape, dtype = npy_header(argument, item, handle, size)
+    """A small NPY stream of ``size`` bytes as an array, in C order and the machine's byte order whatever the file's.
+
+    Raises `InputError` as `npy_header`.
+    """
+    shape, dtype, fortran = _npy_header(argument, item, handle, size)
     try:
         data = handle.read(math.prod(shape) * dtype.itemsize)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
         raise InputError(argument, item, f"damaged ({reason(error)})") from None
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise InputError(argument, item, "truncated")
-    return np.frombuffer(data, dtype).reshape(shape)
+    found = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    return np.ascontiguousarray(found, dtype.newbyteorder("="))
+
+
+def npz_arrays(
+    argument: str, archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], path: Path
+) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Names, shapes and dtypes of an ``.npz`` file's arrays; what cannot be read as one (objects, text) is left out."""
+    found = {}
+    for name, info in members.items():
+        with contextlib.suppress(InputError, *DAMAGE), archive.open(info) as handle:
+            found[name.removesuffix(".npy")] = _npy_header(argument, path.name, handle, info.file_size)[:2]
+    return found
+
+
+def npz_words(arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> str:
+    """What an ``.npz`` file holds, in words."""
+    some = [f"{shown(name)} {shape} {dtype}" for name, (shape, dtype) in list(arrays.items())[:4]]
+    return ", ".join(some + ["..."] * (len(arrays) > 4)) or "no arrays of numbers"
 
 
 def sha256_file(path: Path, tick: Callable[[int], object] | None = None) -> str:

@@ -92,7 +92,7 @@ class Bench:
         else:
             model = replace(model, schedule=self.plan.schedule, engine=engine)
         sampler = sampler or self.sampler(model, doubled=doubled)
-        labels = Labels.parse(settings.labels, model.network.label_dim, data=self.data)
+        labels = Labels.parse(settings.labels, model.network.label_dim, data=self.data, names=self.data.classes)
         request = replace(request, model=model, sampler=sampler, labels=labels)
         mine = [s for shard in request.shards[self.processes.rank :: self.processes.world] for s in shard]
         assert isinstance(seeds, Seeds)

@@ -36,7 +36,7 @@ MI = (10**6, 2**20)
 class Data:
     """What a network was trained on: a data set's name, SHA-256 (None: unknown), class names, (C, H, W), and its type.
 
-    dtype: 'uint8' for pixels, 'float16' or 'float32' for latents, None where unknown.
+    dtype: 'uint8' for pixels, 'float16' or 'float32' for latents, None: unknown. empty: classes without images.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Data:
     classes: tuple[str, ...] = ()
     shape: tuple[int, int, int] | None = None
     dtype: str | None = None
+    empty: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -317,7 +318,8 @@ def _record(content: Any) -> Record:
         if shape is not None and len(shape) != 3:
             raise TypeError("data.shape must be (C, H, W)")
         classes = tuple(str(name) for name in data["classes"])
-        data = Data(str(data["name"]), data["sha256"], classes, shape, data.get("dtype"))
+        empty = tuple(int(k) for k in data.get("empty", ()))
+        data = Data(str(data["name"]), data["sha256"], classes, shape, data.get("dtype"), empty)
     for name, kind in (("images", int | None), ("preset", str | None), ("parent", str | None), ("training", dict)):
         if not isinstance(content[name], kind):
             raise TypeError(f"record.{name} is a {type(content[name]).__name__}")

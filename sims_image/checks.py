@@ -60,7 +60,7 @@ def check_inputs(settings: Sims, preset: str, checkpoint: str, config: dict[str,
     shape = (config["img_channels"], config["img_resolution"], config["img_resolution"])
     if checkpoint and data.shape != shape:
         raise InputError("--data", settings.data, f"its images are {by(data.shape)}, the base's {by(shape)}")
-    Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data)
+    Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data, names=data.classes)
     sampler = settings.sampler or PRESETS[preset].sampler
     if not Sampler.parse(sampler, argument="--sampler").steps:
         raise InputError("--sampler", sampler, "an exact sampler exists for Gaussians only; write name:steps")

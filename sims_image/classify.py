@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.command import parse_command
-from sims_core.errors import InputError
+from sims_core.errors import InputError, shown
 
 if TYPE_CHECKING:
     import torch
@@ -125,7 +125,8 @@ class Classify:
 
 def describe(judge: Judge, errors: Counts | None, seen: Counts | None, found: Corrected | None) -> str:
     """What a classifier is, how it errs, and what it saw."""
-    wide = max(8, *(len(name) for name in judge.classes))
+    names = [shown(name) for name in judge.classes]
+    wide = max(8, *map(len, names))
     told = [f"classifier {judge.name}, sha256 {judge.sha256[:12]}, {len(judge.classes)} classes"]
     if judge.accuracy is not None:
         told.append(f"accuracy on images held out from its training: {judge.accuracy:.4f}")
@@ -133,13 +134,13 @@ def describe(judge: Judge, errors: Counts | None, seen: Counts | None, found: Co
         rates = errors / errors.sum(1, keepdims=True)
         told.append(f"held-out images: {errors.sum():,}, accuracy {np.trace(errors) / errors.sum():.4f}")
         told.append(f"{'true':>{wide}} {'images':>7} {'right':>7}  mistaken for")
-        for k, name in enumerate(judge.classes):
+        for k, name in enumerate(names):
             order = [j for j in np.argsort(-errors[k]) if j != k and errors[k, j]][:3]
-            wrong = ", ".join(f"{judge.classes[j]} {rates[k, j]:.3f}" for j in order)
+            wrong = ", ".join(f"{names[j]} {rates[k, j]:.3f}" for j in order)
             told.append(f"{name:>{wide}} {errors[k].sum():>7,} {rates[k, k]:>7.3f}  {wrong}")
     if seen is not None:
         told.append(f"{'class':>{wide}} {'judged':>7} {'share':>7}" + ("  corrected, 95 % interval" if found else ""))
-        for k, name in enumerate(judge.classes):
+        for k, name in enumerate(names):
             line = f"{name:>{wide}} {seen[k]:>7,} {seen[k] / seen.sum():>7.4f}"
             told.append(
                 line + (f"  {found.shares[k]:.4f} ({found.low[k]:.4f} .. {found.high[k]:.4f})" if found else "")

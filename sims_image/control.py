@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, shown
 from sims_image.checks import at_hand, omegas_of
 from sims_image.laboratory import Checked, Lab, Laboratory, check, verb
 
@@ -56,7 +56,7 @@ class Control(Laboratory):
 def parse_target(text: str, classes: Sequence[str], base: Array) -> Array:
     """Read a target distribution over ``classes``; ``base`` shares out what NAME=SHARE leaves. Raises `InputError`."""
     count = len(classes)
-    words = f"uniform, {count} shares with commas, or NAME=SHARE,... of {', '.join(classes[:12])}"
+    words = f"uniform, {count} shares with commas, or NAME=SHARE,... of {', '.join(map(shown, classes[:12]))}"
     if text == "uniform":
         return np.full(count, 1 / count)
     parts = [part.strip() for part in text.split(",")]

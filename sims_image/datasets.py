@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason, shown
 from sims_core.runs import parse_json
-from sims_image.archives import ZipIndex, checked_members, npy_read, open_zip
+from sims_image.archives import ZipIndex, checked_members, npy_read, npz_arrays, npz_words, open_zip
 from sims_image.stores import ArrayStore, Images, Labels, Store, ZipStore, check_labels, edm_labels
 
 if TYPE_CHECKING:
@@ -66,6 +66,11 @@ class Dataset:
     def dtype(self) -> np.dtype[Any]:
         """As stored."""
         return self._store.dtype
+
+    @property
+    def empty(self) -> list[int]:
+        """Numbers of the classes that have no images."""
+        return [] if self.labels is None else sorted(set(range(len(self.classes))) - set(self.labels.tolist()))
 
     def images(self, indices: Sequence[int] | NDArray[Any] | slice) -> Images:
         """The images at ``indices``, (B, C, H, W) in the stored dtype: a copy, in the order asked for, repeats allowed.
@@ -194,9 +199,18 @@ def _check_record(argument: str, item: str, record: dict[str, Any], store: Store
         raise InputError(argument, item, f"it records {said} (shape, dtype, images) and the images are {there}")
 
 
+def is_npz(path: Path, members: Container[str]) -> bool:
+    """Whether a zip is numpy's: named arrays, and not images one by one."""
+    return path.suffix.lower() == ".npz" or "arr_0.npy" in members
+
+
 def _open_zip(path: Path, argument: str) -> Dataset:
     with open_zip(argument, path) as archive:
         members = checked_members(argument, archive, path)
+        if is_npz(path, members):
+            words = npz_words(npz_arrays(argument, archive, members, path))
+            expected = "not a data set; `prepare` reads images called arr_0, statistics are called mu and sigma"
+            raise InputError(argument, str(path), f"an .npz of arrays ({words}), {expected}")
         listing = members.pop("dataset.json", None)
         arrays = any(name.endswith(".npy") for name in members)
         for name in members:

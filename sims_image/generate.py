@@ -201,7 +201,8 @@ def request(settings: Generate, device: torch.device) -> Request:
     )
     known = model.base.record.data
     classes = known.classes if known is not None else tuple(data.classes) if data is not None else ()
-    labels = Labels.parse(settings.labels, model.network.label_dim, data=data, names=classes)
+    empty = known.empty if known is not None else ()
+    labels = Labels.parse(settings.labels, model.network.label_dim, data=data, names=classes, empty=empty)
     sampler = choose_sampler(
         model,
         settings.sampler,

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from sims_core.devices import moved
-from sims_core.errors import InputError
+from sims_core.errors import InputError, shown
 from sims_core.guidance import Denoiser
 from sims_core.runs import RunFolder, followed, kept, provenance, write_atomic, write_failure
 from sims_core.sampling import Sampler, generate
@@ -106,7 +106,8 @@ def stream(
     conditional network. Raises `InputError` for samples that are not finite.
     """
     if labels is None and model.network.label_dim:
-        labels = Labels("uniform", model.network.label_dim)
+        known = model.base.record.data
+        labels = Labels.alike("uniform", model.network.label_dim, known.empty if known is not None else ())
     seed, device, indices = Seed(root), model.device, list(seeds)
 
     def denoiser(wanted: Sequence[int]) -> Denoiser:
@@ -310,7 +311,7 @@ def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[st
         ("engine", str(model.engine)),
         ("sampler", str(request.sampler) + (" with churn" if request.sampler.churn is not None else "")),
         ("images", f"{n:,} of {by(model.shape)}: seeds {request.seeds}"),
-        ("labels", "none" if request.labels is None else str(request.labels)),
+        ("labels", _labels_in_words(request)),
         (
             "NFE",
             f"{own + other} an image ({own} of the base, {other} of the other network), {n * (own + other):,} in all",
@@ -323,6 +324,13 @@ def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[st
         ("on GPUs", on_gpus(n * sum(count * evaluation_flops(network.config) for network, count in networks))),
         ("out", str(out)),
     ]
+
+
+def _labels_in_words(request: Request) -> str:
+    labels = request.labels
+    if labels is None or labels.policy != "given" or not request.classes:
+        return "none" if labels is None else str(labels)
+    return ", ".join(f"{k} ({shown(request.classes[k])})" for k in labels.classes)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import tyro
 
 from sims_core.command import parse_command
 from sims_core.errors import InputError, shown
-from sims_image.archives import checked_members, open_zip, sha256_file
+from sims_image.archives import checked_members, impostor, open_zip, sha256_file
 
 if TYPE_CHECKING:
     from sims_image.checkpoints import Data, Summary
@@ -44,7 +44,8 @@ def _folder(path: Path) -> list[str]:
 
 def _file(path: Path) -> list[str]:
     with open(path, "rb") as handle:
-        magic = handle.read(4)
+        begin = handle.read(256)
+    magic = begin[:4]
     if path.name in ("model.json", "model.safetensors") or path.suffix == ".safetensors":
         return _checkpoint(path)
     if path.parent.name and path.name in ("dataset.json", "images.npy", "labels.npy", "settings.json"):
@@ -57,14 +58,18 @@ def _file(path: Path) -> list[str]:
         return _statistics(path) if "mu.npy" in members else _dataset(path)
     if magic[:1] == b"\x80":
         return _pickle(path)
-    raise InputError(ARGUMENT, str(path), f"not {KNOWN}")
+    what = impostor(begin)
+    raise InputError(ARGUMENT, str(path), f"not {KNOWN}" + (f": it is {what}" if what else ""))
 
 
 # -------------------------------------------------------------- each of them
 
 
 def _dataset(path: Path) -> list[str]:
+    import numpy as np
+
     from sims_image.datasets import open_dataset
+    from sims_image.prepare import empty_note
 
     data = open_dataset(path, argument=ARGUMENT)
     channels, height, width = data.shape
@@ -75,9 +80,10 @@ def _dataset(path: Path) -> list[str]:
     if data.labels is None:
         told.append("labels: none")
     else:
-        per_class = [(data.labels == k).sum() for k in range(len(data.classes))]
-        fewest, most = (min(per_class), max(per_class)) if per_class else (0, 0)
+        counts = np.bincount(data.labels, minlength=len(data.classes))
+        fewest, most = counts.min(), counts.max()
         told.append(f"labels: {len(data.classes)} classes ({_names(data.classes)}), {fewest:,} to {most:,} images each")
+        told += empty_note(data.classes, data.empty)
     source = data.record.get("source")
     if source:
         told.append(f"source: {shown(source if isinstance(source, str) else json.dumps(source))}")

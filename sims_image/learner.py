@@ -183,10 +183,10 @@ class ImageLearner(Derived):
     ) -> Request:
         """What generating those images takes."""
         loaded = model.load(device=device)
-        count = loaded.network.label_dim
+        count, known = loaded.network.label_dim, loaded.base.record.data
         if labels is None and count:
-            labels = Labels("data", count, shares=model.classes) if model.classes else Labels("uniform", count)
-        known = loaded.base.record.data
+            alike = Labels.alike("uniform", count, known.empty if known is not None else ())
+            labels = Labels("data", count, shares=model.classes) if model.classes else alike
         classes = known.classes if known is not None and len(known.classes) == count else ()
         return Request(
             loaded, seeds, choose_sampler(loaded, self.sampler), labels, root, self.batch, "synthetic", classes

@@ -73,7 +73,7 @@ def _array(raw: Any, kind: Any, shape: Any, order: Any = "C") -> Array:
     if len(shape) > AXES or product(shape, len(raw)) * kind.dtype.itemsize != len(raw):
         raise RefusedError(f"it holds a numpy array of shape {shape[:AXES]} in {len(raw)} bytes")
     values = np.frombuffer(raw, kind.dtype).reshape(shape, order=order)
-    return Array(values.astype(kind.dtype.newbyteorder("=")))
+    return Array(values.astype(kind.dtype.newbyteorder("="), copy=False))
 
 
 def _empty_array(*_: Any) -> Array:
@@ -116,7 +116,7 @@ def array(value: Any) -> np.ndarray[Any, Any] | None:
     return value.values if isinstance(value, Array) else None
 
 
-def load_plain(argument: str, item: str, data: bytes) -> Any:
+def load_plain(argument: str, item: str, data: bytes | memoryview) -> Any:
     """What a pickle of dicts, lists, tuples, strings, numbers and numeric numpy arrays holds, by Python 2 or 3.
 
     Byte strings come out as bytes; arrays at the top and as a dictionary's values as arrays. Raises `InputError` naming

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sims_core.errors import InputError, reason
-from sims_image.archives import check_expansion
+from sims_image.archives import check_expansion, impostor
 
 CROPS = ("center", "adm", "none")
 FILTERS = {
@@ -67,7 +67,9 @@ def decode(argument: str, item: str, data: bytes) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(argument, item) from None
     except UnidentifiedImageError:
-        raise InputError(argument, item, "damaged, or not a picture that Pillow reads") from None
+        what = impostor(data[:256])
+        expected = f"no picture: it is {what}" if what else "damaged, or not a picture that Pillow reads"
+        raise InputError(argument, item, expected) from None
     except _DAMAGED as error:
         raise InputError(argument, item, f"damaged picture ({reason(error)})") from None
     if width * height > MAX_PIXELS:

@@ -46,11 +46,12 @@ class Prepare:
     out: str = ""
     """The folder to make, or with --format edm-zip the .zip file."""
     kind: str = ""
-    """What the source is, if its looks mislead: cifar10, imagenet, folder, zip, idx, parquet, dataset or digits."""
+    """What the source is, if its looks mislead: cifar10, cifar100, imagenet, folder, zip, idx, arrays, parquet,
+    dataset or digits."""
     format: str = "folder"
     """folder, or edm-zip (uncompressed zip of PNGs with dataset.json, as NVIDIA's tools read it)."""
     split: str = ""
-    """Of sources that have splits: train (the default), test or val."""
+    """Of sources that have splits: train (the default), test or val; none, where folders called so are classes."""
     size: int = 0
     """Resample to this many pixels a side; 0 leaves the images as they are."""
     crop: str = "center"
@@ -136,6 +137,21 @@ class Plan:
         made = {"classes": self.classes, "name": self.name, "format": self.settings.format}
         return {**source, **known["settings"], **made}
 
+    @property
+    def counts(self) -> NDArray[np.int64] | None:
+        """Images of each class that are taken; None without labels."""
+        import numpy as np
+
+        labels = self.source.labels
+        return None if labels is None else np.bincount(labels[self.chosen], minlength=len(self.classes))
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know, a line each."""
+        counts = self.counts
+        empty = [] if counts is None else [k for k, count in enumerate(counts) if not count]
+        return [*self.source.notes, *empty_note(self.classes, empty)]
+
     def outputs(self) -> list[Output]:
         """Every data set to make; the one at --out comes last."""
         out = followed(self.settings.out)
@@ -158,17 +174,27 @@ class Plan:
             f" {size(len(self.chosen) * self.each)}",
             f"classes  {_classes_line(self)}",
         ]
-        return found + [f"note     {note}" for note in self.source.notes]
+        return found + [f"note     {note}" for note in self.notes]
 
 
 def _classes_line(plan: Plan) -> str:
-    import numpy as np
+    from sims_core.errors import shown
 
-    if plan.source.labels is None:
+    counts = plan.counts
+    if counts is None:
         return "none (unlabelled)"
-    counts = np.bincount(plan.source.labels[plan.chosen], minlength=len(plan.classes))
-    names = ", ".join(plan.classes[:10]) + (", ..." if len(plan.classes) > 10 else "")
+    names = ", ".join(map(shown, plan.classes[:10])) + (", ..." if len(plan.classes) > 10 else "")
     return f"{len(plan.classes)} ({names}), {counts.min()} to {counts.max()} images each"
+
+
+def empty_note(classes: Sequence[str], empty: Sequence[int]) -> list[str]:
+    """A note on the numbers ``empty`` of classes without images."""
+    from sims_core.errors import shown
+
+    if not empty:
+        return []
+    names = ", ".join(shown(classes[k]) for k in empty[:10]) + (", ..." if len(empty) > 10 else "")
+    return [f"{len(empty)} of {len(classes)} classes have no images: {names}"]
 
 
 def plan(settings: Prepare, *, progress: bool = False) -> Plan:
@@ -270,7 +296,7 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
 
     planned = plan(settings, progress=progress)
     if progress:
-        print(*planned.source.notes, sep="\n", end="\n" if planned.source.notes else "", file=sys.stderr)
+        print("".join(f"note: {note}\n" for note in planned.notes), end="", file=sys.stderr)
     out = followed(settings.out)
     work = out.with_name(out.name + ".preparing")
     there = [_recognised(output, planned) for output in planned.outputs()]
@@ -334,4 +360,5 @@ def run(argv: Sequence[str]) -> None:
         print("\n".join(plan(wanted, progress=True).lines()))
         return
     made = prepare(wanted, progress=True)
-    print(f"{made.path}: {len(made)} images {by(made.shape)} {made.dtype}, sha256 {made.sha256}")
+    classes = f"{len(made.classes)} classes" if made.labels is not None else "no labels"
+    print(f"{made.path}: {len(made)} images {by(made.shape)} {made.dtype}, {classes}, sha256 {made.sha256}")

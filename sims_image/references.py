@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_image.archives import checked_members, open_zip, zip_array
+from sims_image.archives import checked_members, impostor, npz_arrays, npz_words, open_zip, zip_array
 
 #: the feature network of each of EDM2's metrics; EDM's ``.npz`` holds the first
 METRICS = {"fid": "Inception", "fd_dinov2": "DINOv2"}
@@ -34,13 +34,14 @@ def read_statistics(path: str | Path, *, argument: str = "--reference") -> dict[
     path = Path(path)
     try:
         with open(path, "rb") as handle:
-            magic = handle.read(4)
+            begin = handle.read(256)
     except OSError as error:
         raise InputError(argument, str(path), f"cannot be read ({error.strerror})") from None
-    if magic == b"PK\3\4":
+    if begin[:4] == b"PK\3\4":
         return {"fid": _checked(argument, path, *_npz(argument, path))}
-    if magic[:1] != b"\x80":
-        raise InputError(argument, str(path), "not statistics; name an .npz with mu and sigma, or EDM2's .pkl")
+    if begin[:1] != b"\x80":
+        what = f" but {impostor(begin)}" if impostor(begin) else "; name an .npz with mu and sigma, or EDM2's .pkl"
+        raise InputError(argument, str(path), f"not statistics{what}")
     from sims_image.pickled import array
     from sims_image.snapshots import read_file
 
@@ -64,7 +65,8 @@ def _npz(argument: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
         for name in ("mu", "sigma"):
             info = members.get(f"{name}.npy")
             if info is None:
-                raise InputError(argument, str(path), f"not statistics; it has no {name}")
+                there = npz_words(npz_arrays(argument, archive, members, path))
+                raise InputError(argument, str(path), f"not statistics: it has no {name} beside {there}")
             if info.file_size > _LARGEST**2 * 8 + 4096:
                 raise InputError(argument, f"{path.name}: {name}", f"more than {_LARGEST} features")
             read.append(zip_array(argument, f"{path.name}: {name}", archive, info))
@@ -81,6 +83,6 @@ def _checked(
     if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
         raise InputError(argument, str(path), "mu and sigma must be finite")
     scale = np.abs(np.diag(sigma)).max()
-    if np.abs(sigma - sigma.T).max() > 1e-5 * scale or (np.diag(sigma) < 0).any():
+    if np.abs(sigma - sigma.T).max() > 1e-5 * scale or (np.diag(sigma) < -1e-6 * scale).any():
         raise InputError(argument, str(path), "sigma must be a covariance: symmetric, variances not negative")
     return Statistics(mu, sigma, images)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, shown
 from sims_core.seeds import Seed
 
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class Labels:
     """Which class an image has: a pure function of (root seed, index).
 
     policy: 'data' (drawn with the class ``shares`` of a data set), 'uniform' (drawn, every class alike), 'balanced'
-    (index modulo the number of classes) or 'given' (``classes`` in turn, by index). count: classes of the network.
+    (index modulo the number of classes) or 'given' (``classes`` in turn, by index). count: classes of the network. With
+    ``shares``, 'uniform' and 'balanced' take the classes whose share is above 0.
     """
 
     policy: str
@@ -85,11 +86,27 @@ class Labels:
     classes: tuple[int, ...] = ()
 
     @classmethod
-    def parse(
-        cls, text: str, label_dim: int, *, data: Dataset | None = None, names: Sequence[str] = ()
-    ) -> Labels | None:
-        """Read ``data``, ``uniform``, ``balanced``, or classes by number or name (``3``, ``cat,dog``).
+    def alike(cls, policy: str, count: int, empty: Sequence[int] = ()) -> Labels:
+        """'uniform' or 'balanced' over all classes but the ``empty`` ones."""
+        there = np.ones(count)
+        there[list(empty)] = 0
+        return cls(policy, count, shares=tuple((there / there.sum()).tolist()) if empty else ())
 
+    @classmethod
+    def parse(
+        cls,
+        text: str,
+        label_dim: int,
+        *,
+        data: Dataset | None = None,
+        names: Sequence[str] = (),
+        empty: Sequence[int] = (),
+    ) -> Labels | None:
+        """Read ``data``, ``uniform``, ``balanced``, or classes by name or number (``3``, ``cat,dog``).
+
+        A word that is a class's name is that class; numbers are for classes that are not called by other numbers.
+        names: of the network's classes. empty: those of them without images in its data, where no data set is at hand;
+        a network has not learnt these, and neither 'uniform' nor 'balanced' draws them.
         '' is 'data' where a data set is at hand, else 'uniform'. None for an unconditional network (label_dim 0).
         Raises `InputError` for unknown classes, and for labels that the network or the data do not have.
         """
@@ -108,14 +125,11 @@ class Labels:
             found = np.bincount(data.labels, minlength=label_dim) / len(data)
             return cls("data", label_dim, shares=tuple(found.tolist()))
         if text in POLICIES:
-            return cls(text, label_dim)
-        chosen = []
-        for part in (p.strip() for p in text.split(",")):
-            number = int(part) if part.isdecimal() else list(names).index(part) if part in names else -1
-            if not 0 <= number < label_dim:
-                known = f"{', '.join(POLICIES)}, or classes from 0 to {label_dim - 1}, by number or name"
-                raise InputError("--labels", part, known)
-            chosen.append(number)
+            if data is not None and data.labels is not None and len(data.classes) == label_dim:
+                empty = data.empty
+            return cls.alike(text, label_dim, empty)
+        names = names if len(names) == label_dim else ()
+        chosen = [_class(word, label_dim, names) for word in _words(text, names)]
         return cls("given", label_dim, classes=tuple(chosen))
 
     def __call__(self, root: Seed, indices: Sequence[int]) -> NDArray[np.int64]:
@@ -126,14 +140,42 @@ class Labels:
 
         which = np.asarray(indices, dtype=np.int64)
         if self.policy == "balanced":
-            return which % self.count
+            return (
+                np.flatnonzero(self.shares)[which % np.count_nonzero(self.shares)]
+                if self.shares
+                else which % self.count
+            )
         if self.policy == "given":
             return np.asarray(self.classes, dtype=np.int64)[which % len(self.classes)]
         draws = Draws(root.child("labels")).uniform(torch.from_numpy(which), 1)[:, 0].numpy()
-        if self.policy == "uniform":
+        if self.policy == "uniform" and not self.shares:
             return np.asarray(np.floor(draws * self.count), dtype=np.int64)
         edges = np.cumsum(self.shares)
         return np.searchsorted(edges / edges[-1], draws, side="right").astype(np.int64)
 
     def __str__(self) -> str:
         return ",".join(map(str, self.classes)) if self.policy == "given" else self.policy
+
+
+def _words(text: str, names: Sequence[str]) -> list[str]:
+    """The words between commas; a class whose name has commas itself is one word."""
+    parts, found = [part.strip() for part in text.split(",")], []
+    while parts:
+        length = next((n for n in range(len(parts), 1, -1) if ", ".join(parts[:n]) in names), 1)
+        found.append(", ".join(parts[:length]))
+        parts = parts[length:]
+    return found
+
+
+def _class(word: str, count: int, names: Sequence[str]) -> int:
+    """The class of a word. Raises `InputError` unless there is one."""
+    if word in names:
+        return list(names).index(word)
+    other = any(re.fullmatch("[0-9]{1,9}", name) and int(name) != k for k, name in enumerate(names))
+    if re.fullmatch("[0-9]{1,9}", word) and int(word) < count and not other:
+        return int(word)
+    if other:
+        some = ", ".join(map(shown, names[:3])) + (f", ... {shown(names[-1])}" if count > 3 else "")
+        raise InputError("--labels", word, f"no class is called so; classes are called {some}")
+    known = f"choose {', '.join(POLICIES)}, or classes from 0 to {count - 1}, by name or number"
+    raise InputError("--labels", word, known)

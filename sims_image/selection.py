@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, shown
 from sims_core.seeds import Seed
 from sims_image.stores import Labels
 
@@ -29,13 +29,13 @@ def limited(
     there = np.bincount(labels, minlength=len(classes))
     wanted = limit or int(there.min()) * len(there)
     if not wanted:
-        raise InputError("--balanced", "True", f"class '{classes[int(there.argmin())]}' has no images at all")
+        raise InputError("--balanced", "True", f"class '{shown(classes[int(there.argmin())])}' has no images at all")
     shares = np.full(len(there), wanted // len(there))
     shares[seed.child("extra").numpy().permutation(len(there))[: wanted % len(there)]] += 1
     short = np.flatnonzero(shares > there)
     if len(short):
         k = int(short[0])
-        expected = f"balanced, that is {shares[k]} images of class '{classes[k]}', which has {there[k]}"
+        expected = f"balanced, that is {shares[k]} images of class '{shown(classes[k])}', which has {there[k]}"
         raise InputError("--limit", wanted, expected)
     return _draw(labels, shares, seed)
 

@@ -301,7 +301,9 @@ class _Session:
             training["ema_share_of_raw"] = share
         record = checkpoints.Record(
             preset=plan.preset or None,
-            data=checkpoints.Data(data.name, data.sha256, tuple(data.classes), data.shape, str(data.dtype)),
+            data=checkpoints.Data(
+                data.name, data.sha256, tuple(data.classes), data.shape, str(data.dtype), tuple(data.empty)
+            ),
             images=self.trainer.images,
             mi=plan.recipe.mi,
             ema=checkpoints.Ema("none" if profile is None else profile.record["kind"], width),

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sims_core.errors import InputError
+from sims_image.archives import impostor
 from sims_image.pickled import AXES, PLAIN, Array
 from sims_image.pickles import REPEATS, Name, RefusedError, Stateful, Table, product, read_pickle
 
@@ -193,7 +194,8 @@ def read_file(path: str | Path, *, argument: str = "path") -> Any:
         raise InputError(argument, str(path), f"cannot be read ({reason}); name a .pkl file of NVIDIA's") from None
     try:
         if content[0] != 0x80:
-            raise RefusedError("it does not begin as a pickle (byte 0x80)")
+            what = impostor(bytes(content[:256]))
+            raise RefusedError(f"it is {what}" if what else "it does not begin as a pickle (byte 0x80)")
         value, end = read_pickle(content, TABLE)
         if end != len(content):
             raise RefusedError(f"{len(content) - end} bytes follow its end")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,14 @@ def bar(shown: bool, total: int, what: str, unit: str, done: int = 0) -> tqdm[An
         mininterval=0.5,
         leave=False,
     )
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Class names in their order: as numbers, if all of them are whole ones, else as text."""
+    found = sorted(names)
+    if all(re.fullmatch(r"[0-9]{1,18}", name) for name in found):
+        found.sort(key=int)
+    return found
 
 
 def numbered(count: int) -> list[str]:

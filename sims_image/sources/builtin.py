@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_image.archives import ZipIndex, checked_members, open_zip
-from sims_image.datasets import block_length, open_dataset
+from sims_image.datasets import block_length, is_npz, open_dataset
 from sims_image.sources.base import Block, Request, Source, numbered, read_array
 
 
@@ -63,13 +63,16 @@ def open_prepared(request: Request) -> Source:
     )
 
 
-def is_prepared_zip(request: Request) -> bool:
-    """Whether a zip must be read as a data set: it holds arrays, or a record of ours."""
+def kind_of_zip(request: Request) -> str:
+    """Whether a zip is read as arrays (numpy's), a data set (it holds latents, or a record of ours), or pictures."""
     with open_zip(request.argument, request.path) as archive:
         names = checked_members(request.argument, archive, request.path)
-        if any(name.endswith(".npy") for name in names):
-            return True
+    if is_npz(request.path, names):
+        return "arrays"
     listing = names.get("dataset.json")
+    if any(name.endswith(".npy") for name in names):
+        return "dataset"
     if listing is None:
-        return False
-    return b'"sims"' in ZipIndex(request.path, [listing], argument=request.argument).read(0)
+        return "zip"
+    ours = b'"sims"' in ZipIndex(request.path, [listing], argument=request.argument).read(0)
+    return "dataset" if ours else "zip"

@@ -1,26 +1,62 @@
-"""The official ``cifar-10-python.tar.gz`` (Krizhevsky 2009): pickled batches of 10,000 rows of 3,072 bytes."""
+"""The official ``cifar-10-python.tar.gz`` and ``cifar-100-python.tar.gz`` (Krizhevsky 2009), and their folders.
+
+Pickled batches: rows of 3,072 bytes, and lists of labels.
+"""
 
 from __future__ import annotations
 
 import gzip
 import tarfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from sims_core.errors import InputError, reason, shown
+from sims_core.errors import InputError, choose, reason, shown
 from sims_image.archives import check_name
 from sims_image.pickled import load_plain
 from sims_image.sources.base import Request, Source, hash_files, read_array
 from sims_image.stores import check_labels
 
-SPLITS = {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)}
-_META = "batches.meta"
-_WANTED = {*SPLITS["train"], *SPLITS["test"], _META}
-#: the official archive holds 186 MB, in members of 31 MB
-_MEMBER_BYTES, _TOTAL_BYTES, _MEMBERS = 2**26, 2**28, 1000
+#: the official archives hold 186 MB, CIFAR-100's in members of 155 MB
+_MEMBER_BYTES, _TOTAL_BYTES, _MEMBERS = 2**28, 2**28, 1000
+
+
+@dataclass(frozen=True)
+class _Cifar:
+    """One of the two: the files of its splits, of its class names, and by column the keys of labels and names."""
+
+    kind: str
+    name: str
+    splits: dict[str, tuple[str, ...]]
+    meta: str
+    columns: dict[str, tuple[str, str]]
+
+
+_CIFAR10 = _Cifar(
+    "cifar10",
+    "CIFAR-10",
+    {"train": tuple(f"data_batch_{k}" for k in range(1, 6)), "test": ("test_batch",)},
+    "batches.meta",
+    {"label": ("labels", "label_names")},
+)
+_CIFAR100 = _Cifar(
+    "cifar100",
+    "CIFAR-100",
+    {"train": ("train",), "test": ("test",)},
+    "meta",
+    {"fine_label": ("fine_labels", "fine_label_names"), "coarse_label": ("coarse_labels", "coarse_label_names")},
+)
+_WANTED = {name for one in (_CIFAR10, _CIFAR100) for files in one.splits.values() for name in (*files, one.meta)}
+
+
+def is_cifar(path: Path) -> bool:
+    """Whether the folder is what one of the archives unpacks to."""
+    if (path / _CIFAR10.meta).is_file():
+        return True
+    return (path / _CIFAR100.meta).is_file() and any((path / name).is_file() for name in _CIFAR100.splits)
 
 
 class _Bounded:
@@ -34,7 +70,7 @@ class _Bounded:
 
     def _check(self, more: int, place: int) -> None:
         if not 0 <= more <= _MEMBER_BYTES or place + more > _TOTAL_BYTES:
-            expected = f"it expands beyond the {_TOTAL_BYTES} bytes of CIFAR-10: a decompression bomb"
+            expected = f"it expands beyond the {_TOTAL_BYTES} bytes of CIFAR: a decompression bomb"
             raise InputError(self._request.argument, str(self._request.path), expected)
 
     def read(self, size: int = -1) -> bytes:
@@ -49,47 +85,51 @@ class _Bounded:
         return self._handle.tell()
 
 
-def open_cifar10(request: Request) -> Source:
-    """CIFAR-10 from its archive, or from the folder that the archive unpacks to. Splits: train, test."""
-    split = request.choose_split(tuple(SPLITS))
+def open_cifar(request: Request) -> Source:
+    """CIFAR-10 or CIFAR-100 from its archive, or from the folder that the archive unpacks to. Splits: train, test.
+
+    CIFAR-100 has 100 classes (fine_label, the default) in 20 groups: `Request.label_column` coarse_label takes these.
+    """
     path = request.path
-    wanted = (*SPLITS[split], _META)
-    if path.is_dir():
-        files = [path / name for name in wanted]
-        missing = next((file for file in files if not file.is_file()), None)
-        if missing is not None:
-            raise InputError(request.argument, str(missing), "not there; CIFAR-10's folder holds it")
-        digest = hash_files(request, files)
-        batches = {file.name: file.read_bytes() for file in files}
-    else:
-        digest = hash_files(request, [path])
-        batches = _members(request)
-        absent = next((name for name in wanted if name not in batches), None)
+    there = [name for name in sorted(_WANTED) if (path / name).is_file()] if path.is_dir() else _members(request)
+    one = _CIFAR100 if _CIFAR100.meta in there else _CIFAR10
+    split = request.choose_split(tuple(one.splits))
+    wanted = (*one.splits[split], one.meta)
+    absent = next((name for name in wanted if name not in there), None)
+    if isinstance(there, list):
         if absent is not None:
-            raise InputError(
-                request.argument,
-                f"{path.name}: {absent}",
-                "not in the archive; is it whole? (pictures in an archive: unpack it and give the folder)",
-            )
-    classes = _classes(request, batches[_META])
+            raise InputError(request.argument, str(path / absent), f"not there; {one.name}'s folder holds it")
+        digest = hash_files(request, [path / name for name in wanted])
+        batches = {name: (path / name).read_bytes() for name in wanted}
+    else:
+        digest, batches = hash_files(request, [path]), there
+        if absent is not None:
+            expected = "not in the archive; is it whole? (pictures in an archive: unpack it and give the folder)"
+            raise InputError(request.argument, f"{path.name}: {absent}", expected)
+    asked = request.label_column.removesuffix("s") or next(iter(one.columns))
+    key, called = one.columns[choose("--label-column", asked, one.columns)]
+    classes = _classes(request, one.meta, called, batches[one.meta])
     images, labels = [], []
-    for name in SPLITS[split]:
+    for name in one.splits[split]:
         item = f"{path.name}: {name}"
-        pixels, numbers = _batch(request, item, batches.pop(name))
+        pixels, numbers = _batch(request, item, key, batches.pop(name))
         images.append(pixels)
         labels.append(check_labels(request.argument, item, numbers, len(pixels), len(classes)))
     pixels = np.concatenate(images).reshape(-1, 3, 32, 32)
+    others = ", ".join(name for name in one.columns if name != asked)
+    note = f"classes are {asked}; --label-column {others} takes the others"
     return Source(
-        kind="cifar10",
-        name="cifar10" if split == "train" else "cifar10-test",
+        kind=one.kind,
+        name=one.kind if split == "train" else f"{one.kind}-test",
         split=split,
         count=len(pixels),
-        labels=np.concatenate(labels),
-        classes=classes,
+        labels=np.concatenate(labels) if request.labelled else None,
+        classes=classes if request.labelled else [],
         sha256=digest,
         sha256_of="the archive" if path.is_file() else "its files",
         read=read_array(pixels),
         shape=(3, 32, 32),
+        notes=(note,) if others and request.labelled and not request.label_column else (),
     )
 
 
@@ -117,7 +157,9 @@ def _members(request: Request) -> dict[str, bytes]:
                         raise InputError(request.argument, item, expected)
                     seen.add(name)
                     if len(seen) > _MEMBERS:
-                        raise InputError(request.argument, str(path), f"more than {_MEMBERS} members: not CIFAR-10")
+                        raise InputError(
+                            request.argument, str(path), f"more than {_MEMBERS} members: not CIFAR's archive"
+                        )
                     base = name.rsplit("/", 1)[-1]
                     if base not in _WANTED:
                         continue
@@ -132,7 +174,7 @@ def _members(request: Request) -> dict[str, bytes]:
     except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
-        expected = f"truncated or damaged ({reason(error)}); it should be cifar-10-python.tar.gz"
+        expected = f"truncated or damaged ({reason(error)}); it should be cifar-10(0)-python.tar.gz"
         raise InputError(request.argument, str(path), expected) from None
     return found
 
@@ -144,22 +186,22 @@ def _plain_dict(request: Request, item: str, data: bytes) -> dict[str, Any]:
     return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in content.items()}
 
 
-def _batch(request: Request, item: str, data: bytes) -> tuple[Any, Any]:
+def _batch(request: Request, item: str, key: str, data: bytes) -> tuple[Any, Any]:
     content = _plain_dict(request, item, data)
-    pixels, labels = content.get("data"), content.get("labels")
+    pixels, labels = content.get("data"), content.get(key)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise InputError(request.argument, item, "'data' must be an array (N, 3072) of bytes")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
-        raise InputError(request.argument, item, "'labels' must be a list of whole numbers")
+        raise InputError(request.argument, item, f"'{key}' must be a list of whole numbers")
     try:
         return pixels, np.array(labels, np.int64)
     except OverflowError:
         raise InputError(request.argument, item, "a label is beyond all bounds") from None
 
 
-def _classes(request: Request, data: bytes) -> list[str]:
-    item = f"{Path(request.path).name}: {_META}"
-    names = _plain_dict(request, item, data).get("label_names")
+def _classes(request: Request, meta: str, key: str, data: bytes) -> list[str]:
+    item = f"{Path(request.path).name}: {meta}"
+    names = _plain_dict(request, item, data).get(key)
     if not isinstance(names, list) or not names or not all(isinstance(name, (str, bytes)) for name in names):
-        raise InputError(request.argument, item, "'label_names' must be a list of names")
+        raise InputError(request.argument, item, f"'{key}' must be a list of names")
     return [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names]

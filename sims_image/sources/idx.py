@@ -13,20 +13,20 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError, reason
+from sims_core.errors import InputError, reason, shown
 from sims_image.archives import check_expansion
 from sims_image.sources.base import Request, Source, hash_files, numbered, read_array
 from sims_image.stores import check_labels
 
-#: how the files of a split begin
-SPLITS = {"train": "train", "test": "t10k"}
+#: how the names of a split's files end before ``-images``
+SPLITS = {"train": ("train",), "test": ("t10k", "test")}
 _NAME = re.compile(r"(?P<split>.+?)[-_.]images[-_.]idx3[-_.]ubyte(?P<gz>\.gz)?", re.IGNORECASE)
 
 
 def is_idx(path: Path) -> bool:
     """Whether the path is an IDX file of images, or a folder that holds one."""
     if path.is_dir():
-        return any(_NAME.fullmatch(file.name) for file in path.iterdir())
+        return any(_NAME.fullmatch(file.name) for file in _files(path))
     return bool(_NAME.fullmatch(path.name))
 
 
@@ -36,17 +36,16 @@ def open_idx(request: Request) -> Source:
     A folder has the splits train (``train-...``) and test (``t10k-...``); a file is its own.
     """
     path, images_path = request.path, request.path
-    split = ""
+    split, notes = "", list[str]()
     if path.is_dir():
-        found = {m["split"]: file for file in sorted(path.iterdir()) if (m := _NAME.fullmatch(file.name))}
         split = request.choose_split(tuple(SPLITS))
-        if SPLITS[split] not in found:
-            raise InputError("--split", split, f"no {SPLITS[split]}-images-idx3-ubyte[.gz] in {path}")
-        images_path = found[SPLITS[split]]
+        images_path = _images_of(request, split)
     else:
         request.no_split()
         match = _NAME.fullmatch(path.name)
-        split = {begin: name for name, begin in SPLITS.items()}.get(match["split"] if match else "", "")
+        split = _split_of(match["split"]) if match else ""
+    if "emnist" in images_path.name.lower():
+        notes.append("EMNIST's files hold the pictures transposed, unlike MNIST's; they are taken as they are")
     files, labels, classes = [images_path], None, []
     images = _read(request, images_path, dimensions=3)
     if images.shape[1] != images.shape[2]:
@@ -59,7 +58,7 @@ def open_idx(request: Request) -> Source:
         highest = int(numbers.max(initial=0)) + 1
         labels = check_labels(request.argument, str(files[1]), numbers, len(images), highest)
         classes = numbered(highest)
-    name = images_path.resolve().parent.name
+    name = _home(images_path).resolve().name
     return Source(
         kind="idx",
         name=f"{name}-test" if split == "test" else name,
@@ -71,15 +70,51 @@ def open_idx(request: Request) -> Source:
         sha256_of="the files of images and labels" if labels is not None else "the file of images",
         read=read_array(images[:, None]),
         shape=(1, images.shape[1], images.shape[2]),
+        notes=tuple(notes),
     )
+
+
+def _images_of(request: Request, split: str) -> Path:
+    """The file of a split's images in a folder."""
+    there = [
+        file for file in _files(request.path) if (m := _NAME.fullmatch(file.name)) and _split_of(m["split"]) == split
+    ]
+    kinds = {_NAME.sub(r"\g<split>", file.name) for file in there}
+    if len(kinds) > 1:
+        words = f"{len(kinds)} data sets ({', '.join(map(shown, sorted(kinds)))}); name the file of images of one"
+        raise InputError(request.argument, str(request.path), words)
+    if not there:
+        words = f"no {SPLITS[split][0]}-images-idx3-ubyte[.gz] in {request.path}; or name the file of images"
+        raise InputError("--split", split, words)
+    return there[0]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder, and those that lie in a folder of their own name (as Kaggle unpacks them) after these."""
+    inside = sorted(folder.iterdir())
+    return [path for path in inside if path.is_file()] + [
+        path / path.name for path in inside if (path / path.name).is_file()
+    ]
+
+
+def _home(file: Path) -> Path:
+    """The folder that the data set's files lie in."""
+    return file.parent.parent if file.parent.name == file.name else file.parent
+
+
+def _split_of(name: str) -> str:
+    """The split of ``train``, ``t10k`` or ``emnist-letters-test``."""
+    last = re.split(r"[-_.]", name.lower())[-1]
+    return next((split for split, words in SPLITS.items() if last in words), "")
 
 
 def _labels_beside(request: Request, images: Path) -> Path:
     stem = re.sub(r"images([-_.])idx3", r"labels\1idx1", images.name, flags=re.IGNORECASE)
     plain = re.sub(r"\.gz$", "", stem, flags=re.IGNORECASE)
+    beside = {file.name: file for file in reversed(_files(_home(images)))}
     for name in (stem, plain, plain + ".gz"):
-        if (images.parent / name).is_file():
-            return images.parent / name
+        if name in beside:
+            return beside[name]
     raise InputError(request.argument, str(images.parent / stem), "no such file of labels; --unlabelled goes without")
 
 

@@ -1,35 +1,35 @@
-"""Downsampled ImageNet (Chrabaszcz, Loshchilov & Hutter 2017, arXiv 1707.08819): ``train_data_batch_*.npz``.
+"""Downsampled ImageNet (Chrabaszcz, Loshchilov & Hutter 2017, arXiv 1707.08819): ``train_data_batch_*[.npz]``.
 
-A batch holds ``data`` (N, 3*S*S) uint8, red rows first, and ``labels`` 1 to 1000. The labels count classes in the order
-of the ILSVRC kit's ``map_clsloc.txt``, which is *not* the order of sorted WordNet numbers that networks trained on
-class folders (NVIDIA's EDM and EDM2 among them) use: with that file, labels are renumbered to the sorted order.
+A batch is an ``.npz`` file or, without ending, a pickled dictionary (read without running it). It holds ``data``
+(N, 3*S*S) uint8, red rows first, and ``labels`` 1 to 1000. The labels count classes in the order of the ILSVRC kit's
+``map_clsloc.txt``, which is *not* the order of sorted WordNet numbers that networks trained on class folders (NVIDIA's
+EDM and EDM2 among them) use: with that file, labels are renumbered to the sorted order.
 """
 
 from __future__ import annotations
 
-import io
 import math
+import mmap
 import re
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason
-from sims_image.archives import DAMAGE, UnreadableError, checked_members, npy_header, npy_read, open_zip
+from sims_image.archives import checked_members, npy_header, npy_read, open_zip
+from sims_image.pickled import load_plain
 from sims_image.sources.base import Block, Request, Source, hash_files, numbered
+from sims_image.sources.rows import open_member, read_rows
 from sims_image.stores import Labels, check_labels
 
 BATCHES, CLASSES = 10, 1000
 CLASS_MAP = "map_clsloc.txt"
-_BLOCK = 2**23
 _LABEL_BYTES = 2**28
-_NAME = re.compile(r"(train_data_batch_(?P<number>\d+)|val_data)\.npz")
+_NAME = re.compile(r"(train_data_batch_(?P<number>\d+)|val_data)(\.npz)?")
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,13 @@ class _Batch:
     count: int
     side: int
     labels: NDArray[np.int64]
+    pickled: bool
 
 
 def is_imagenet(path: Path) -> bool:
     """Whether the path is such a batch, or a folder that holds one."""
     if path.is_dir():
-        return any(_NAME.fullmatch(file.name) for file in path.iterdir())
+        return any(_NAME.fullmatch(file.name) and file.is_file() for file in path.iterdir())
     return bool(_NAME.fullmatch(path.name))
 
 
@@ -58,7 +59,7 @@ def open_imagenet(request: Request) -> Source:
     notes: list[str] = []
     if path.is_dir():
         split = request.choose_split(("train", "val"))
-        paths = [path / "val_data.npz"] if split == "val" else _train_batches(path)
+        paths = [_named(path, "val_data")] if split == "val" else _train_batches(path)
         if split == "train" and len(paths) < BATCHES:
             notes.append(f"only {len(paths)} of ImageNet's {BATCHES} training batches are there")
     else:
@@ -95,27 +96,23 @@ def open_imagenet(request: Request) -> Source:
 
 def _train_batches(folder: Path) -> list[Path]:
     numbers = [int(m["number"]) for file in folder.iterdir() if (m := _NAME.fullmatch(file.name)) and m["number"]]
-    return [folder / f"train_data_batch_{k}.npz" for k in range(1, min(max(numbers, default=1), BATCHES) + 1)]
+    return [_named(folder, f"train_data_batch_{k}") for k in range(1, min(max(numbers, default=1), BATCHES) + 1)]
+
+
+def _named(folder: Path, name: str) -> Path:
+    """The batch as a pickle, where only that is there, else as ``.npz``."""
+    zipped, pickled = folder / f"{name}.npz", folder / name
+    return pickled if pickled.is_file() and not zipped.exists() else zipped
 
 
 def _open_batch(request: Request, path: Path) -> _Batch:
     """Look at a batch's headers and read its labels."""
-    with open_zip(request.argument, path) as archive:
-        members = checked_members(request.argument, archive, path)
-        for name in ("data.npy", "labels.npy"):
-            if name not in members:
-                raise InputError(request.argument, str(path), f"not a batch of downsampled ImageNet: no '{name[:-4]}'")
-        item = f"{path.name}: data"
-        with _member(request, archive, members["data.npy"], item) as handle:
-            shape, dtype = npy_header(request.argument, item, handle, members["data.npy"].file_size)
-        side = math.isqrt(shape[1] // 3) if len(shape) == 2 else 0
-        if dtype != np.uint8 or not side or shape[1] != 3 * side * side or not shape[0]:
-            raise InputError(request.argument, item, f"must be (N, 3*S*S) of bytes, not {shape} of {dtype}")
-        item, info = f"{path.name}: labels", members["labels.npy"]
-        if info.file_size > _LABEL_BYTES:
-            raise InputError(request.argument, item, f"{info.file_size} bytes is more than labels need")
-        with _member(request, archive, info, item) as handle:
-            labels = npy_read(request.argument, item, handle, info.file_size)
+    item = f"{path.name}: labels"
+    pickled = _is_pickle(request, path)
+    shape, dtype, labels = (_pickled_head if pickled else _zipped_head)(request, path)
+    side = math.isqrt(shape[1] // 3) if len(shape) == 2 else 0
+    if dtype != np.uint8 or not side or shape[1] != 3 * side * side or not shape[0]:
+        raise InputError(request.argument, f"{path.name}: data", f"must be (N, 3*S*S) of bytes, not {shape} of {dtype}")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise InputError(request.argument, item, f"must be one whole number an image, not {labels.dtype}")
     wrong = np.flatnonzero((labels < 1) | (labels > CLASSES))
@@ -123,14 +120,60 @@ def _open_batch(request: Request, path: Path) -> _Batch:
         where = f"image {wrong[0]} is labelled {labels[wrong[0]]}"
         raise InputError(request.argument, item, f"{where}; these files' labels are 1 to {CLASSES}")
     checked = check_labels(request.argument, item, labels.astype(np.int64) - 1, shape[0], CLASSES)
-    return _Batch(path, shape[0], side, checked)
+    return _Batch(path, shape[0], side, checked, pickled)
 
 
-def _member(request: Request, archive: zipfile.ZipFile, info: zipfile.ZipInfo, item: str) -> IO[bytes]:
+def _is_pickle(request: Request, path: Path) -> bool:
     try:
-        return archive.open(info)
-    except DAMAGE as error:
-        raise InputError(request.argument, item, f"damaged ({reason(error)})") from None
+        with open(path, "rb") as handle:
+            return handle.read(1) == b"\x80"
+    except OSError as error:
+        raise InputError(request.argument, str(path), f"cannot be read ({reason(error)})") from None
+
+
+def _zipped_head(request: Request, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], NDArray[Any]]:
+    """Shape and dtype of the images, and the labels."""
+    with open_zip(request.argument, path) as archive:
+        members = checked_members(request.argument, archive, path)
+        for name in ("data.npy", "labels.npy"):
+            if name not in members:
+                raise InputError(request.argument, str(path), f"not a batch of downsampled ImageNet: no '{name[:-4]}'")
+        item = f"{path.name}: data"
+        with open_member(request, archive, members["data.npy"], item) as handle:
+            shape, dtype = npy_header(request.argument, item, handle, members["data.npy"].file_size)
+        item, info = f"{path.name}: labels", members["labels.npy"]
+        if info.file_size > _LABEL_BYTES:
+            raise InputError(request.argument, item, f"{info.file_size} bytes is more than labels need")
+        with open_member(request, archive, info, item) as handle:
+            return shape, dtype, npy_read(request.argument, item, handle, info.file_size)
+
+
+def _pickled(request: Request, path: Path) -> dict[str, Any]:
+    """A pickled batch: 'data' an array, 'labels' an array or a list."""
+    try:
+        with open(path, "rb") as handle:
+            content = memoryview(mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ))
+        found = load_plain(request.argument, str(path), content)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(request.argument, str(path), f"cannot be read ({reason(error)})") from None
+    if not isinstance(found, dict):
+        raise InputError(request.argument, str(path), "must be a pickled dict")
+    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
+
+
+def _pickled_head(request: Request, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], NDArray[Any]]:
+    """As `_zipped_head`."""
+    found = _pickled(request, path)
+    data, labels = found.get("data"), found.get("labels")
+    if not isinstance(data, np.ndarray):
+        raise InputError(request.argument, str(path), "not a batch of downsampled ImageNet: no array 'data'")
+    if isinstance(labels, list) and all(type(label) is int and abs(label) < 2**62 for label in labels):
+        labels = np.array(labels, np.int64)
+    if not isinstance(labels, np.ndarray):
+        raise InputError(request.argument, f"{path.name}: labels", "must be one whole number an image")
+    return data.shape, data.dtype, labels
 
 
 def _read(
@@ -141,36 +184,19 @@ def _read(
         rows = indices[np.searchsorted(indices, start) : np.searchsorted(indices, stop)] - start
         if not len(rows):
             continue
-        item, width = f"{batch.path.name}: data", 3 * batch.side**2
-        step = max(1, _BLOCK // width)
-        with open_zip(request.argument, batch.path) as archive:
-            handle = _member(request, archive, archive.getinfo("data.npy"), item)
-            with handle:
-                npy_header(request.argument, item, handle)
-                first = handle.tell()
-                for begin in range(int(rows[0]) // step * step, int(rows[-1]) + 1, step):
-                    wanted = rows[np.searchsorted(rows, begin) : np.searchsorted(rows, begin + step)] - begin
-                    if not len(wanted):
-                        continue
-                    data = _piece(request, handle, item, first + begin * width, min(step, batch.count - begin) * width)
-                    images = np.frombuffer(data, np.uint8).reshape(-1, 3, batch.side, batch.side)
-                    yield images if len(wanted) == len(images) else images[wanted]
-
-
-def _piece(request: Request, handle: IO[bytes], item: str, place: int, size: int) -> bytes:
-    try:
-        if handle.tell() != place:
-            handle.seek(place)
-        parts = io.BytesIO()
-        while parts.tell() < size and (data := handle.read(size - parts.tell())):
-            parts.write(data)
-    except OSError as error:
-        raise UnreadableError(request.argument, item, f"cannot be read ({reason(error)})") from None
-    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(request.argument, item, f"damaged ({reason(error)})") from None
-    if parts.tell() < size:
-        raise InputError(request.argument, item, "truncated")
-    return parts.getvalue()
+        if batch.pickled:
+            step, data = max(1, 2**23 // (3 * batch.side**2)), _pickled(request, batch.path)["data"]
+            for first in range(0, len(rows), step):
+                yield data[rows[first : first + step]].reshape(-1, 3, batch.side, batch.side)
+            continue
+        item = f"{batch.path.name}: data"
+        with (
+            open_zip(request.argument, batch.path) as archive,
+            open_member(request, archive, archive.getinfo("data.npy"), item) as handle,
+        ):
+            npy_header(request.argument, item, handle)
+            for found in read_rows(request, handle, item, rows, count=batch.count, width=3 * batch.side**2):
+                yield found.reshape(-1, 3, batch.side, batch.side)
 
 
 def _renumbered(request: Request, labels: Labels) -> tuple[Labels, list[str], list[str]]:

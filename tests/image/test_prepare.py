@@ -445,7 +445,7 @@ def test_results_do_not_depend_on_threads_or_formats(tmp_path):
 def test_command(tmp_path, capsys):
     out = tmp_path / "d"
     assert main_with_errors(run, ["prepare", "digits", "--out", str(out), "--limit", "20"]) == 0
-    assert f"{out}: 20 images 1x8x8 uint8, sha256 " in capsys.readouterr().out
+    assert f"{out}: 20 images 1x8x8 uint8, 10 classes, sha256 " in capsys.readouterr().out
     assert main_with_errors(run, ["prepare", "--source", str(out), "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "20, 1x8x8 uint8" in shown and "10 (0, 1, 2" in shown

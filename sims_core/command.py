@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, TextIO, TypeVar
 
 from sims_core import STOPPED
-from sims_core.errors import InputError, choose, disk_failure, reason, shown
+from sims_core.errors import InputError, choose, disk_failure, reason, shown, whole
 
 Settings = TypeVar("Settings")
 
@@ -50,7 +50,36 @@ def parse_command(
         raise _misread(argv, _one_line(complaints.getvalue())) from None
     if unknown:
         choose("option", unknown[0].split("=")[0], _options(default))
+    _bounded(parsed)
     return parsed
+
+
+#: the largest values of whole numbers, by the last word of their names; for the others the one under ''
+_MOST = {
+    "seed": 2**128 - 1,
+    "workers": 1024,
+    "batch": 16_384,
+    "microbatch": 16_384,
+    "width": 4096,
+    "layers": 64,
+    "dimension": 1000,
+    "sheet": 1000,
+    "every": 1_000_000,
+    "limit": 10**9,
+    "images": 10**9,
+    "": 10_000_000,
+}
+
+
+def _bounded(settings: object, prefix: str = "--") -> None:
+    """Raise `InputError` for a whole number that no run can have, before memory is taken for it."""
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        name, value = field.name.rstrip("_"), getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            _bounded(value, f"{prefix}{name.replace('_', '-')}.")
+        elif isinstance(value, int) and value > 0:
+            most = _MOST.get(name.rpartition("_")[2], _MOST[""])
+            whole(prefix + name.replace("_", "-"), value, most=most)
 
 
 class _Stopped(KeyboardInterrupt):
@@ -134,7 +163,7 @@ def _in_words(error: BaseException) -> str:
     """An error that is not the program's, as one line; '' for the others."""
     if isinstance(error, OSError):
         return f"{shown(str(error.filename or 'files'), 300)}: {disk_failure(error)}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "OutOfMemory" in type(error).__name__:
         return f"memory: there is not enough ({reason(error)}); ask for less at a time"
     return str(error) if isinstance(error, InputError) else ""
 

@@ -48,10 +48,10 @@ def reason(error: BaseException) -> str:
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def disk_failure(error: OSError, kept: str = "") -> str:
-    """What failed, what is ``kept`` all the same, and what is to be done."""
+def disk_failure(error: OSError, kept: str = "", failed: str = "it cannot be read or written") -> str:
+    """What ``failed``, what is ``kept`` all the same, and what is to be done."""
     full = error.errno in _NO_ROOM
-    what = f"the disk is full ({reason(error)})" if full else f"it cannot be read or written ({reason(error)})"
+    what = f"{'the disk is full' if full else failed} ({reason(error)})"
     then = "make room" if full else "mend that"
     return f"{what}; {kept + ': ' if kept else ''}{then} and repeat the command"
 

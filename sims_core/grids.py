@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, shown
 
 GRID_SYNTAX = "write a:b (eleven values, both ends included), a:b:step, or a,b,c"
 
@@ -34,12 +34,13 @@ def parse_grid(
 
 
 def _number(argument: str, text: str, part: str) -> float:
+    told = shown(part.strip(), 40)
     try:
         value = float(part)
     except ValueError:
-        raise InputError(argument, text, f"'{part.strip()}' is not a number; {GRID_SYNTAX}") from None
+        raise InputError(argument, text, f"'{told}' is not a number; {GRID_SYNTAX}") from None
     if not math.isfinite(value):
-        raise InputError(argument, text, f"'{part.strip()}' is not finite; {GRID_SYNTAX}")
+        raise InputError(argument, text, f"'{told}' is not finite; {GRID_SYNTAX}")
     return value
 
 
@@ -49,20 +50,25 @@ def _span(argument: str, text: str) -> list[float]:
         raise InputError(argument, text, GRID_SYNTAX)
     start, stop = _number(argument, text, parts[0]), _number(argument, text, parts[1])
     if stop < start:
-        raise InputError(argument, text, f"the grid is reversed; write {parts[1]}:{parts[0]}")
+        raise InputError(argument, text, f"the grid is reversed; write {stop:g}:{start:g}")
     if len(parts) == 2:
         step = (stop - start) / 10
         return [round(start + i * step, 12) for i in range(11)] if step else [start]
     step = _number(argument, text, parts[2])
     if step <= 0:
         raise InputError(argument, text, f"the step must be positive, not {step:g}")
-    count = math.floor((stop - start) / step + 1e-9)
-    if count > 1_000_000:
-        raise InputError(argument, text, f"that is {count} values; use a larger step")
+    count = (stop - start) / step
+    if not count <= MOST_VALUES:
+        raise InputError(argument, text, f"that is {count:.3g} values; use a larger step")
+    count = math.floor(count + 1e-9)
     values = [round(start + i * step, 12) for i in range(count + 1)]
     return values if math.isclose(values[-1], stop, abs_tol=1e-9 * step) else [*values, stop]
 
 
+#: of one grid
+MOST_VALUES = 100_000
+#: samples of a training; the largest published ones have seen 10^10
+_MOST_SAMPLES = 10**15
 _UNITS = {"": 1, "k": 1000, "M": 1_000_000, "Ki": 1024}
 
 
@@ -99,4 +105,7 @@ def parse_budget(argument: str, text: str, *, mi: int = 1_000_000, expected: str
             words = expected or "a bare number is eta in [0, 1]; samples seen need a unit: 50k, 6Mi"
             raise InputError(argument, text, words)
         return Budget(number, "eta", text)
-    return Budget(number * (mi if unit == "Mi" else _UNITS[unit]), "samples", text)
+    samples = number * (mi if unit == "Mi" else _UNITS[unit])
+    if not samples <= _MOST_SAMPLES:
+        raise InputError(argument, text, f"give at most {_MOST_SAMPLES:.0e} samples")
+    return Budget(samples, "samples", text)

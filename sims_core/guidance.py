@@ -14,6 +14,7 @@ omega = 0 is the base exactly. Autoguidance (Karras et al. 2024, arXiv 2406.0250
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -159,7 +160,7 @@ class GuidanceSchedule:
             name, *numbers = part.strip().split(":")
             found: dict[str, int | bool | tuple[float, float]]
             choose(argument, name, ("full", "interval", "held", "predictor"))
-            if name == "held" and len(numbers) == 1 and numbers[0].isdigit() and int(numbers[0]) > 0:
+            if name == "held" and len(numbers) == 1 and re.fullmatch("0*[1-9][0-9]{0,5}", numbers[0]):
                 found = {"every": int(numbers[0])}
             elif name == "interval" and (ends := _ends(numbers)) is not None:
                 found = {"interval": ends}

@@ -114,7 +114,7 @@ def parse_policy(text: str, *, argument: str = "loop") -> Policy:
             factor = float(number)
         except ValueError:
             factor = -1.0
-        if not 0 < factor < float("inf"):
+        if not 0 < factor < float("inf") or rest.startswith("scaled:"):  # a second factor would not be used
             raise InputError(argument, text, "write scaled:C:NAME with a factor C > 0, such as scaled:0.8:mixed:0.5")
         then = parse_policy(rest, argument=argument)
         return replace(then, name=text, train=partial(_scaled, factor=factor, then=then.train))

@@ -114,7 +114,7 @@ def followed(out: str | Path) -> Path:
 
 def write_failure(argument: str, out: Path, error: OSError, kept: str) -> InputError:
     """A failed write as the user should read it."""
-    return InputError(argument, str(out), disk_failure(error, kept))
+    return InputError(argument, str(out), disk_failure(error, kept, "cannot write there"))
 
 
 def provenance() -> dict[str, Any]:
@@ -178,7 +178,7 @@ class RunFolder:
                 write_json(record, {"settings": settings, "provenance": provenance()})
         except OSError as error:
             folder.close()
-            raise write_failure(argument, path, error, "a folder elsewhere may do") from None
+            raise write_failure(argument, path, error, "nothing was begun") from None
         return folder
 
     @staticmethod

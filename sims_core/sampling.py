@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -177,6 +178,8 @@ class Sampler:
     rho: float = 7.0
     churn: Churn | None = None
 
+    #: the most published are 4,000
+    MOST_STEPS: ClassVar[int] = 10_000
     #: name -> (grid, solver, evaluations per step, evaluations saved at the end)
     KNOWN: ClassVar[dict[str, tuple[str, str, int, int]]] = {
         "ddim": ("cosine", "euler", 1, 1),  # a grid of N points has N - 1 steps
@@ -195,8 +198,9 @@ class Sampler:
                 raise InputError(argument, text, "'exact' takes no number of steps")
             return cls("exact", 0, sigma_data)
         least = 2 if name == "ddim" else 1
-        if not steps.isdigit() or int(steps) < least:
-            raise InputError(argument, text, f"write {name}:N with a number of steps N >= {least}, such as {name}:20")
+        if not re.fullmatch("[0-9]{1,5}", steps) or not least <= int(steps) <= cls.MOST_STEPS:
+            expected = f"write {name}:N with {least} to {cls.MOST_STEPS} steps, such as {name}:20"
+            raise InputError(argument, text, expected)
         return cls(name, int(steps), sigma_data)
 
     def __str__(self) -> str:

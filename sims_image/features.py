@@ -7,6 +7,7 @@ distance in these features is called: FID only for the Inception network with th
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,7 +274,7 @@ def check_features(
     """
     kind, _, size = name.partition(":")
     choose("--features", kind, EXTRACTORS)
-    if size and (kind != "lite0" or not size.isdigit()):
+    if size and (kind != "lite0" or not re.fullmatch("[0-9]{1,4}", size)):
         raise InputError("--features", name, "only lite0 takes a size, such as lite0:96")
     if size and not 32 <= int(size) <= 1024:
         raise InputError("--features", name, "a side of 32 to 1024 pixels, such as lite0:96")

@@ -64,6 +64,9 @@ class Timetable:
         return step % self.state == 0 or step in self.snapshots or step == self.steps
 
 
+_MOST_SNAPSHOTS = 100_000
+
+
 def timetable(recipe: Recipe, *, snapshots: str = "", every: str = "", log: str = "", state: str = "") -> Timetable:
     """Lay out a run. All arguments are budgets as people write them ('50k', '3Mi'), in the recipe's Mi.
 
@@ -85,6 +88,11 @@ def timetable(recipe: Recipe, *, snapshots: str = "", every: str = "", log: str 
         points.add(_steps(images, recipe.batch))
     if every or not snapshots:
         gap = length("--snapshot-every", every, recipe.images / (32 if recipe.ema == "power" else 10))
+        if steps // gap > _MOST_SNAPSHOTS:
+            words = f"that is {steps // gap} snapshots, of {_MOST_SNAPSHOTS} at most"
+            raise InputError("--snapshot-every", every, words)
+                "--snapshot-every", every, f"that is {steps // gap} snapshots, of {_MOST_SNAPSHOTS} at most"
+            )
         points |= set(range(gap, steps + 1, gap))
     lines = length("--log-every", log, min(recipe.images / 200, 50_000))
     states = length("--state-every", state, recipe.images / 50)
@@ -104,7 +112,7 @@ def _steps(images: float, batch: int) -> int:
 def images_of(argument: str, text: str, mi: int) -> int:
     """A number of images: with a unit (50k, 3Mi), or plain. Raises `InputError`."""
     text = text.strip()
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 16:
         return int(text)
     words = "give a number of images: 5000, 50k, 3Mi"
     budget = parse_budget(argument, text, mi=mi, expected=words)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,10 @@ from sims_core.seeds import Seed
 if TYPE_CHECKING:
     from sims_image.datasets import Dataset
 
+#: an index of a random stream
+_LARGEST = 2**63 - 1
+#: images of one data set
+_MOST = 10_000_000
 _SYNTAX = "write whole numbers and ranges with both ends, such as 0-49999 or 0-99,500-599"
 POLICIES = ("data", "uniform", "balanced")
 
@@ -29,6 +34,12 @@ class Seeds:
 
     ranges: tuple[tuple[int, int], ...]
 
+    def __post_init__(self) -> None:
+        """Raise `InputError` for more images than one data set can have."""
+        count = sum(last - first + 1 for first, last in self.ranges)
+        if count > _MOST:
+            raise InputError("images", count, f"at most {_MOST:,} at a time")
+
     @classmethod
     def parse(cls, text: str, *, argument: str = "--seeds") -> Seeds:
         """Read ``0-49999``, ``7``, ``0-9,20,30-39``. Raises `InputError` for anything else and for repeated seeds."""
@@ -37,15 +48,16 @@ class Seeds:
             match = re.fullmatch(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?", part)
             if match is None:
                 raise InputError(argument, text, _SYNTAX)
+            if max(len(number) for number in match.groups("")) > 40 or int(match[2] or match[1]) > _LARGEST:
+                raise InputError(argument, text, f"seeds are 0 to {_LARGEST}")
             first, last = int(match[1]), int(match[2] or match[1])
             if last < first:
                 raise InputError(argument, text, f"'{part.strip()}' is reversed; write {last}-{first}")
             ranges.append((first, last))
         seeds = cls(tuple(ranges))
-        for place, one in enumerate(ranges):
-            twice = cls(tuple(ranges[:place])).overlap(cls((one,)))
-            if twice is not None:
-                raise InputError(argument, text, f"seed {twice} is named twice")
+        for (_, last), (first, _) in pairwise(sorted(ranges)):
+            if first <= last:
+                raise InputError(argument, text, f"seed {first} is named twice")
         return seeds
 
     @classmethod

@@ -76,7 +76,7 @@ def plan(options: Control) -> Study:
     from sims_toy.control_measuring import QUANTITIES, SLICED
     from sims_toy.datasets import parse_real
     from sims_toy.experiment import Cell, Experiment
-    from sims_toy.planning import budgets_of, names, settle
+    from sims_toy.planning import at_most_cells, budgets_of, names, settle
 
     options.check()
     network = settle(options.network)
@@ -101,6 +101,7 @@ def plan(options: Control) -> Study:
     ):  # fmt: skip
         if value < least:
             raise InputError(name, value, f"give a whole number of at least {least}")
+    at_most_cells(omegas, strengths, readings)
     sampler = Sampler.parse(options.sampler, argument="--sampler")
     if sampler.name == "exact":
         raise InputError("--sampler", "exact", "networks need a numerical sampler, such as heun:18")

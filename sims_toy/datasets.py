@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError, choose
+from sims_core.errors import InputError, choose, reason
 from sims_core.grids import parse_grid
 from sims_core.seeds import Seed
 
@@ -110,16 +112,16 @@ def _ring(count: int, weights: Sequence[float] = ()) -> Distribution:
 
 def _gaussians(text: str) -> Distribution:
     """``gaussians:K``: K on a circle of radius 2, standard deviation .2, equal weights."""
-    if text and not text.isdigit():
-        raise InputError("--real", f"gaussians:{text}", "write gaussians:K with a number of components, such as 8")
+    if text and not re.fullmatch("[0-9]{1,4}", text):
+        raise InputError("--real", f"gaussians:{text}", "write gaussians:K with 2 to 9999 components, such as 8")
     return _ring(int(text or 8))
 
 
 def _mixture(text: str) -> Distribution:
     """``mixture:p,q,...``: the same ring with the given weights (they are divided by their sum)."""
     weights = [v for part in text.split(",") if part for v in parse_grid("--real", part, low=0)]
-    if len(weights) < 2 or sum(weights) <= 0:
-        raise InputError("--real", f"mixture:{text}", "give at least two weights, such as mixture:0.7,0.3")
+    if not 2 <= len(weights) <= 9999 or not 0 < sum(weights) < math.inf:
+        raise InputError("--real", f"mixture:{text}", "give two weights or more, up to 9999, such as mixture:0.7,0.3")
     shares = [w / sum(weights) for w in weights]
     made = _ring(len(shares), shares)
     return Distribution(f"mixture:{text}", made.sampler, made.classes, mixture=made.mixture)
@@ -209,7 +211,7 @@ def from_file(path: str | Path, *, argument: str = "--real") -> Distribution:
     try:
         content = path.read_bytes()
         if path.suffix == ".npy":
-            points = np.load(path, allow_pickle=False)
+            points = _array(path)
         else:
             first = content.decode().lstrip().split("\n", 1)[0]
             points = np.loadtxt(path, delimiter=",", ndmin=2, skiprows=0 if _is_number(first.split(",")[0]) else 1)
@@ -229,12 +231,28 @@ def from_file(path: str | Path, *, argument: str = "--real") -> Distribution:
     return Distribution(str(path), sample, limit=len(points), digest=digest)
 
 
+def _array(path: Path) -> NDArray[Any]:
+    """The array of a .npy file, whatever its order. Raises ValueError where there is none, before memory is taken."""
+    with open(path, "rb") as handle:
+        if handle.read(6) != b"\x93NUMPY":
+            raise ValueError("it is no .npy file")
+    try:
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except OSError:
+        raise
+    except Exception as error:  # the header is a Python literal, and numpy's reader raises whatever it meets
+        raise ValueError(reason(error)) from None
+
+
 def parse_real(text: str, *, argument: str = "--real") -> Distribution:
     """A distribution by its name (``gaussians:8``, ``moons``, ...) or a file. Raises `InputError` for anything else."""
     if text.endswith((".npy", ".csv")):
         return from_file(text, argument=argument)
     name, _, rest = text.partition(":")
-    return DATASETS[choose(argument, name, [*DATASETS, "gaussian", "FILE.npy", "FILE.csv"])](rest)
+    if name not in DATASETS:
+        choose(argument, text, [*DATASETS, "gaussian", "FILE.npy", "FILE.csv"])
+        raise InputError(argument, text, "'gaussian' alone is the Gaussian of --real-mean and --real-covariance")
+    return DATASETS[name](rest)
 
 
 def _is_number(text: str) -> bool:

@@ -70,6 +70,10 @@ class Cell:
         return (self.real_size, self.synthetic_size, self.auxiliary_size, self.pollution, self.initial_size)
 
 
+#: of an experiment, and of a data set of networks
+_MOST_VALUES, _MOST_POINTS = 200_000_000, 1_000_000
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A grid of cells with what they share. Everything here decides the result; nothing else does.
@@ -88,6 +92,16 @@ class Experiment:
     quantities: tuple[str, ...] = ("w2",)
     ddof: int = 0
     control: ControlSettings | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for more than a run can hold."""
+        values = len(self.cells) * self.trials * self.generations
+        if values > _MOST_VALUES:
+            size = f"{len(self.cells)} cells x {self.trials} trials x {self.generations} generations"
+            raise InputError("grid", size, f"a run holds at most {_MOST_VALUES:,} distances; ask for less")
+        for cell in self.cells:
+            if self.network is not None and max(cell.sizes) > _MOST_POINTS:
+                raise InputError("points", max(cell.sizes), f"networks are trained on at most {_MOST_POINTS:,}")
 
     def source(self, cell: Cell) -> Gaussian | Distribution:
         """The real distribution of a cell."""

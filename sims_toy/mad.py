@@ -91,7 +91,7 @@ def plan(options: Mad) -> Study:
     from sims_toy import mad_report
     from sims_toy.experiment import Cell, Experiment
     from sims_toy.measuring import LEARNERS
-    from sims_toy.planning import sizes
+    from sims_toy.planning import at_most_cells, sizes
 
     options.check()
     learner = choose("--learner", options.learner, LEARNERS)
@@ -123,6 +123,8 @@ def plan(options: Mad) -> Study:
     grid_heats = parse_grid("--grid-temperature", options.grid_temperature, low=1e-6, high=1)
     if min(grid_real) < 2:
         raise InputError("--grid-real-size", options.grid_real_size, "give at least 2 points")
+    at_most_cells(grid_real, grid_heats, ratios)
+    at_most_cells(heats, initial)
     network = _network(options, learner)
 
     base = Cell(learner, "standard", "fresh", str(sampler), 1, 1, reference=str(sampler))

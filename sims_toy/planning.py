@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sized
 from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
@@ -59,6 +61,10 @@ def make_plan(sweep: Sweep) -> Study:
 
     if any("omega" in METHODS[m].takes for m in methods) and 0.0 not in omegas:
         omegas = sorted([0.0, *omegas])  # omega = 0 is what every other omega is compared with
+    at_most_cells(
+        *(methods, policies, samplers, readings, omegas, temperatures, budgets),
+        *(real_sizes, synthetic_sizes, auxiliary_sizes or [0]),
+    )
     cells: list[Cell] = []
     retuned: list[Cell] = []  # after all others: pieces of a run that was made without them keep their numbers
     for policy, sampler, n, m, heat in product(policies, samplers, real_sizes, synthetic_sizes, temperatures):
@@ -234,6 +240,14 @@ def _refuse_for_networks(sweep: Sweep, samplers: list[Sampler]) -> None:
         raise InputError("--sampler", "exact", "networks need a numerical sampler, such as ddim:20 or rk4:8")
     if sweep.network.time == "sampler" and any(s.name != "ddim" for s in samplers):
         raise InputError("--network.time", "sampler", "that time input is of the cosine grid: use --sampler ddim:N")
+
+
+def at_most_cells(*axes: Sized) -> None:
+    """Raise `InputError` for axes whose product is more cells than a run can have, before they are made."""
+    lengths = [len(axis) for axis in axes if len(axis) > 1]
+    if math.prod(lengths) > 1_000_000:
+        size = " x ".join(map(str, lengths))
+        raise InputError("grid", f"{size} cells", "a run has at most 1,000,000; use larger steps")
 
 
 def items(argument: str, text: str) -> list[str]:

@@ -88,7 +88,7 @@ def plan(options: Pollution) -> Study:
     from sims_core.sampling import Sampler
     from sims_toy import pollution_report as report
     from sims_toy.experiment import Experiment
-    from sims_toy.planning import budgets_of, read_gaussian, settle, sizes
+    from sims_toy.planning import at_most_cells, budgets_of, read_gaussian, settle, sizes
 
     options.check()
     learner = choose("--learner", options.learner, _DEFAULTS)
@@ -107,6 +107,7 @@ def plan(options: Pollution) -> Study:
     for name, value, least in (("--trials", options.trials, 2), ("--auxiliary-size", options.auxiliary_size, 2)):
         if value < least:
             raise InputError(name, value, f"give a whole number of at least {least}")
+    at_most_cells(ratios, omegas, sizes("--real-size", options.real_size))
     sampler = str(Sampler.parse(options.sampler, argument="--sampler"))
     if sampler == "exact":
         raise InputError("--sampler", sampler, "it has no drift, so SIMS has nothing to correct; write name:steps")

@@ -75,7 +75,7 @@ def plan(options: SamplingCost) -> Study:
     from sims_toy import cost_report
     from sims_toy.experiment import Cell, Experiment
     from sims_toy.measuring import LEARNERS
-    from sims_toy.planning import items, read_gaussian
+    from sims_toy.planning import at_most_cells, items, read_gaussian
 
     options.check()
     learner = choose("--learner", options.learner, LEARNERS)
@@ -98,6 +98,7 @@ def plan(options: SamplingCost) -> Study:
     if len(omegas) < 3:
         raise InputError("--omega", options.omega, "give at least three strengths, to find the best among them")
     multiples = parse_grid("--more-steps", options.more_steps, low=1)
+    at_most_cells(samplers, schedules, omegas, multiples)
     mean, covariance = read_gaussian(options.real_mean, options.real_covariance)
     budget, network = _budget(options, learner)
 

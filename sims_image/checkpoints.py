@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError, shown
-from sims_core.runs import parse_json, provenance, write_json
+from sims_core.runs import parse_json, provenance, write_failure, write_json
 from sims_image.archives import sha256_file
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
         try:
             save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
-            raise OSError(0, shown(str(error))) from None
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else 0, shown(str(error))) from None
         with open(temporary / WEIGHTS, "rb") as handle:
             os.fsync(handle.fileno())
         sha256 = sha256_file(temporary / WEIGHTS)
@@ -211,9 +213,7 @@ def _beside(folder: Path) -> Iterator[Path]:
         os.replace(temporary, folder)
         _sync(folder.parent)
     except OSError as error:
-        raise InputError(
-            "folder", str(folder), f"cannot write there ({error.strerror or type(error).__name__})"
-        ) from None
+        raise write_failure("folder", folder, error, "nothing was put there") from None
     finally:
         if aside.exists() and not folder.exists():
             os.replace(aside, folder)
@@ -313,6 +313,10 @@ def _record(content: Any) -> Record:
     if type(content) is not dict or set(content) != known:
         raise TypeError(f"record must hold {', '.join(sorted(known))}")
     data, ema = content["data"], content["ema"]
+    kinds = {"images": int | None, "preset": str | None, "parent": str | None, "training": dict, "provenance": dict}
+    for name, kind in kinds.items():
+        if not isinstance(content[name], kind) or isinstance(content[name], bool):
+            raise TypeError(f"record.{name} is a {type(content[name]).__name__}")
     if data is not None:
         shape = tuple(int(n) for n in data["shape"]) if data["shape"] is not None else None
         if shape is not None and len(shape) != 3:
@@ -320,9 +324,6 @@ def _record(content: Any) -> Record:
         classes = tuple(str(name) for name in data["classes"])
         empty = tuple(int(k) for k in data.get("empty", ()))
         data = Data(str(data["name"]), data["sha256"], classes, shape, data.get("dtype"), empty)
-    for name, kind in (("images", int | None), ("preset", str | None), ("parent", str | None), ("training", dict)):
-        if not isinstance(content[name], kind):
-            raise TypeError(f"record.{name} is a {type(content[name]).__name__}")
     return Record(**{**content, "data": data, "ema": Ema(**ema)})
 
 
@@ -342,6 +343,8 @@ def load(path: str | Path, *, argument: str = "checkpoint") -> Checkpoint:
         raise InputError(
             argument, str(weights), f"truncated or changed: its SHA-256 is {sha256[:12]}..., not {found.sha256[:12]}..."
         )
+    from sims_image.fitting import build_with
+
     network = build_with(found.config, read_weights(weights, argument=argument), str(weights), argument=argument)
     return Checkpoint(found.path, found.config, found.preconditioning, found.parameters, sha256, found.record, network)
 
@@ -355,46 +358,3 @@ def read_weights(path: Path, *, argument: str = "checkpoint") -> dict[str, Tenso
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(argument, str(path), f"not a whole safetensors file ({shown(str(error))})") from None
-
-
-def build_with(
-    config: Mapping[str, Any], weights: Mapping[str, Tensor], item: str, *, argument: str = "checkpoint"
-) -> torch.nn.Module:
-    """The network of ``config`` with ``weights``, strictly, in eval mode. Raises `InputError` naming what differs."""
-    import torch
-
-    from sims_image.networks import build
-
-    try:
-        with torch.device("meta"):  # shapes only: nothing is drawn, or allocated before it is known to fit
-            network = build(**config)
-    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError, MemoryError) as error:
-        raise InputError(argument, item, f"its architecture cannot be built ({shown(str(error))})") from None
-    _compare(network.state_dict(), weights, item, argument)
-    if network.state_dict().keys() != {name for name, _ in _tensors(network)}:  # it has constants beside its state
-        with torch.random.fork_rng(devices=[]):
-            network = build(**config)
-    network.load_state_dict(dict(weights), strict=True, assign=True)
-    return network.eval().requires_grad_(False)
-
-
-def _tensors(network: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from network.named_parameters()
-    yield from network.named_buffers()
-
-
-def _compare(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], item: str, argument: str) -> None:
-    missing, foreign = wanted.keys() - weights.keys(), weights.keys() - wanted.keys()
-    for names, words in ((missing, "lacks"), (foreign, "holds, and its network has no place for,")):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise InputError(argument, item, f"another architecture: the file {words} {shown(min(names))}{more}")
-    for name, value in wanted.items():
-        given = weights[name]
-        if given.shape != value.shape or given.dtype != value.dtype:
-            raise InputError(
-                argument,
-                item,
-                f"another architecture: {name} is {given.dtype} {tuple(given.shape)}, "
-                f"the network wants {value.dtype} {tuple(value.shape)}",
-            )

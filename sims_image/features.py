@@ -357,18 +357,14 @@ def _hash(path: Path) -> str:
 
 def _state(path: Path) -> dict[str, Tensor]:
     """A state dict from a .safetensors file, or one of torch.save's, without running what is in it."""
-    import pickle
+    from sims_image.torchfiles import load
 
     if path.suffix == ".safetensors":
         from sims_image.checkpoints import read_weights
 
         return read_weights(path, argument="--weights")
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        words = f"not a file of plain tensors ({shown(str(error).splitlines()[0] if str(error) else '')})"
-        raise InputError("--weights", str(path), words) from None
-    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+    found = load("--weights", path, otherwise="; name a file of plain tensors")
+    if not all(isinstance(v, Tensor) for v in found.values()):
         raise InputError("--weights", str(path), "not a state dict: names and tensors")
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,9 @@ KNOWN = "a data set, a checkpoint, a run folder, a snapshot of NVIDIA's or refer
 def describe(path: str | Path) -> list[str]:
     """What is at ``path``, in a few lines. Raises `InputError` if it is nothing known, or damaged (it says where)."""
     path = Path(path)
-    if path.is_dir():
-        return _folder(path)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise InputError(ARGUMENT, str(path), "there is nothing; check the spelling")
-    return _file(path)
+    return [shown(line, 4000) for line in (_folder(path) if path.is_dir() else _file(path))]
 
 
 def _folder(path: Path) -> list[str]:
@@ -112,8 +111,10 @@ def _checkpoint(path: Path) -> list[str]:
 
 def _run(path: Path) -> list[str]:
     settings = _json(path / "settings.json")
-    given = settings.get("settings", {})
-    started = (settings.get("provenance") or {}).get("started", "at an unknown time")
+    given, known = settings.get("settings"), settings.get("provenance")
+    if not isinstance(given, dict):
+        raise InputError(ARGUMENT, str(path / "settings.json"), "not a run's settings")
+    started = known.get("started", "at an unknown time") if isinstance(known, dict) else "at an unknown time"
     finished = _json(path / "finished.json").get("finished") if (path / "finished.json").is_file() else None
     words = f"finished {finished}" if finished else "not finished; the same command goes on"
     told = [f"run folder {path}", f"started {started}, {words}"]

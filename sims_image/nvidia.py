@@ -82,7 +82,8 @@ def import_nvidia(path: str | Path, out: str | Path | None = None, *, replace: b
 
     Raises `InputError`: refused (it says why), a network that is not known, or ``out`` cannot be written.
     """
-    from sims_image.checkpoints import Checkpoint, Record, build_with, save
+    from sims_image.checkpoints import Checkpoint, Record, save
+    from sims_image.fitting import build_with
 
     path = Path(path)
     snapshot = read_snapshot(path)

@@ -91,8 +91,6 @@ def timetable(recipe: Recipe, *, snapshots: str = "", every: str = "", log: str 
         if steps // gap > _MOST_SNAPSHOTS:
             words = f"that is {steps // gap} snapshots, of {_MOST_SNAPSHOTS} at most"
             raise InputError("--snapshot-every", every, words)
-                "--snapshot-every", every, f"that is {steps // gap} snapshots, of {_MOST_SNAPSHOTS} at most"
-            )
         points |= set(range(gap, steps + 1, gap))
     lines = length("--log-every", log, min(recipe.images / 200, 50_000))
     states = length("--state-every", state, recipe.images / 50)

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from sims_core.errors import InputError
-from sims_core.runs import RunFolder, write_atomic
+from sims_core.errors import InputError, reason
+from sims_core.runs import RunFolder, write_atomic, write_failure
 from sims_core.seeds import Seed
-from sims_image import checkpoints, sheets
+from sims_image import checkpoints, sheets, torchfiles
 from sims_image.augment import Augmentation
 from sims_image.batches import Feed
 from sims_image.ema import Profile, Weights
@@ -190,10 +190,8 @@ class _Session:
                 log.write(json.dumps(line) + "\n")
             if table.saves(step):
                 self._save_state()
-        except (OSError, RuntimeError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error).splitlines()[0]
-            words = f"cannot write there ({reason}); last good: {self._last_good()}. The same command goes on from it"
-            raise InputError("--out", str(self.out), words) from None
+        except OSError as error:
+            raise write_failure("--out", self.out, error, f"last good: {self._last_good()}") from None
         self._mark, self._marked = time.monotonic(), self.trainer.images
 
     def _line(self, report: Report) -> dict[str, Any]:
@@ -232,32 +230,32 @@ class _Session:
             "seconds": self.elapsed,
             **trainer.state_dict(),
         }
-        write_atomic(self.out / STATE, lambda temporary: torch.save(state, temporary))
+        write_atomic(self.out / STATE, lambda temporary: torchfiles.save(state, temporary))
 
     def _resume(self) -> None:
         """Load the last state, if there is one; drop the log's lines after it."""
         path, seen = self.out / STATE, 0
         there = bool(self.processes.sum(torch.tensor(float(self.processes.first and path.exists()))))
         if there:
+            anew = "; remove it to start this run anew"
+            on_gpu = self.processes.device.type == "cuda"  # where the file need not be in memory whole
+            state = torchfiles.load("training state", path, mmap=on_gpu, otherwise=anew)
             try:
-                on_gpu = self.processes.device.type == "cuda"  # where the file need not be in memory whole
-                state = torch.load(path, map_location="cpu", weights_only=True, mmap=on_gpu)
-            except Exception as error:  # unpickling raises whatever it meets
-                reason = f"cannot be read ({type(error).__name__}); remove it to start this run anew"
-                raise InputError("training state", str(path), reason) from None
-            if state.get("format") != FORMAT or json.loads(state.get("settings", "null")) != self.plan.settings:
-                words = "it belongs to another run or version; remove it to start this run anew"
-                raise InputError("training state", str(path), words)
-            self.trainer.load_state_dict(state)
-            self.seconds, seen = float(state["seconds"]), self.trainer.images
+                same = state["format"] == FORMAT and json.loads(state["settings"]) == self.plan.settings
+                if same:
+                    self.trainer.load_state_dict(state)
+                    self.seconds, seen = float(state["seconds"]), self.trainer.images
+            except Exception as error:  # whatever a part of the wrong kind leads to
+                words = f"it is damaged ({type(error).__name__}: {reason(error)}){anew}"
+                raise InputError("training state", str(path), words) from None
+            if not same:
+                raise InputError("training state", str(path), f"it belongs to another run or version{anew}")
         steps = torch.tensor(float(self.trainer.step), dtype=torch.float64)
         if float(self.processes.least(steps)) != -float(self.processes.least(-steps)):
             words = "the processes find different states; the run folder must be one that all machines share"
             raise InputError("--out", str(self.out), words)
         if self.processes.first:
-            _cut_log(self.out / "log.jsonl", seen)
-            lines = (self.out / "log.jsonl").read_text().splitlines()
-            self.loss = json.loads(lines[-1])["loss"] if lines else None
+            self.loss = _cut_log(self.out / "log.jsonl", seen)
 
     def _last_good(self) -> str:
         """The last thing on disk that training can go on from, in words."""
@@ -342,14 +340,23 @@ def share_of_way(start: Weights, average: Weights, raw: Weights) -> float:
     return dot / square if square else 0.0
 
 
-def _cut_log(path: Path, seen: int) -> None:
-    """Keep the lines of up to ``seen`` images; a line that was being written when the run was killed goes too."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+def _cut_log(path: Path, seen: int) -> float | None:
+    """Keep the lines of up to ``seen`` images, and of these the whole ones; returns the last one's loss.
+
+    A run that was killed may have left half a line at the end; any other line that is none is said to go.
+    """
+    kept, loss = [], None
+    lines = path.read_bytes().split(b"\n") if path.exists() else []
+    for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
-        except ValueError:  # the last one, half written
-            break
-        if entry["images"] <= seen:
-            kept.append(line + "\n")
-    write_atomic(path, lambda temporary: temporary.write_text("".join(kept)))
+            images, value = int(entry["images"]), float(entry["loss"])
+        except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
+            if number < len(lines):
+                print(f"note: {path}: line {number} is damaged and left out")
+            continue
+        if images <= seen:
+            kept.append(line + b"\n")
+            loss = value
+    write_atomic(path, lambda temporary: temporary.write_bytes(b"".join(kept)))
+    return loss

@@ -363,7 +363,7 @@ def _state(path: Path) -> dict[str, Tensor]:
         from sims_image.checkpoints import read_weights
 
         return read_weights(path, argument="--weights")
-    found = load("--weights", path, otherwise="; name a file of plain tensors")
+    found = load("--weights", path)
     if not all(isinstance(v, Tensor) for v in found.values()):
         raise InputError("--weights", str(path), "not a state dict: names and tensors")
     return found

@@ -13,6 +13,8 @@ from sims_image.moments import Features, checked, same_width
 
 #: kernel values held at once
 _BLOCK = 4 * 2**20
+#: of a feature: the kernel is of the sixth degree
+_MOST = 1e45
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def kid(*, generated: Features, reference: Features) -> float:
 
     Kernel (x'y / D + 1)³ (Bińkowski et al. 2018, Eq. 4), over all pairs. Raises `InputError` for bad shapes.
     """
-    generated, reference = checked("generated", generated), checked("reference", reference)
+    generated, reference = (checked(n, f, most=_MOST) for n, f in (("generated", generated), ("reference", reference)))
     same_width(generated, reference)
     return sums(generated, reference).estimate()
 
@@ -97,7 +99,7 @@ def kid_subsets(
 
     The subsets overlap, so the deviation is that of a KID of ``size`` images, and no standard error of the mean.
     """
-    generated, reference = checked("generated", generated), checked("reference", reference)
+    generated, reference = (checked(n, f, most=_MOST) for n, f in (("generated", generated), ("reference", reference)))
     same_width(generated, reference)
     if not 2 <= size <= min(len(generated), len(reference)):
         words = f"between 2 and {min(len(generated), len(reference))}, the smaller number of images"

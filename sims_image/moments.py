@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,11 @@ Features = NDArray[Any]
 _PIECE = 32 * 2**20
 
 
-def checked(argument: str, features: Any, *, least: int = 2) -> Features:
-    """Features as an array (N, D) of finite numbers, N >= ``least``. Raises `InputError` naming ``argument``."""
+def checked(argument: str, features: Any, *, least: int = 2, most: float = 1e150) -> Features:
+    """Features as an array (N, D) of finite numbers up to ``most``, N >= ``least``.
+
+    Raises `InputError` naming ``argument``.
+    """
     found = np.asarray(features)
     if found.ndim != 2 or found.dtype.kind not in "fiu":
         raise InputError(argument, f"{found.dtype} {found.shape}", "features are an array of numbers (images, D)")
@@ -24,6 +29,10 @@ def checked(argument: str, features: Any, *, least: int = 2) -> Features:
         raise InputError(argument, found.shape, f"at least {least} images are needed")
     if not np.isfinite(found).all():
         raise InputError(argument, "not finite", f"{int((~np.isfinite(found)).any(1).sum())} images have such features")
+    if len(found) and float(np.abs(found).max(initial=0)) > most:
+        raise InputError(
+            argument, f"{np.abs(found).max():.3g}", f"features of at most {most:g}: their products overflow"
+        )
     return found
 
 
@@ -140,4 +149,10 @@ def frechet(*, generated: Features | Statistics, reference: Features | Statistic
     generated, reference: features (N, D) or `Statistics`. It is symmetric, and biased upward by about a constant over
     N (Chong & Forsyth 2020): compare at one N only. Raises `InputError` for bad shapes, or fewer than two images.
     """
-    return Frechet(statistics_of("reference", reference))(statistics_of("generated", generated))
+    theirs, ours = statistics_of("reference", reference), statistics_of("generated", generated)
+    top = max(float(np.abs(s.sigma).max()) for s in (theirs, ours))
+    if top == 0 or 1e-60 < top < 1e60:
+        return Frechet(theirs)(ours)
+    scale = 2.0 ** (math.frexp(top)[1] // 2)  # exact, and so that the products of covariances are finite
+    theirs, ours = (replace(s, mu=s.mu / scale, sigma=s.sigma / scale / scale) for s in (theirs, ours))
+    return Frechet(theirs)(ours) * scale * scale

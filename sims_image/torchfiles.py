@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sims_core.errors import InputError, reason
+from sims_core.errors import InputError
 
 
 def save(content: Any, path: Path) -> None:
@@ -35,8 +35,8 @@ def load(argument: str, path: Path, *, mmap: bool = False, otherwise: str = "") 
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         if not isinstance(found, dict):
-            raise TypeError(f"it holds a {type(found).__name__}, not names and values")
+            raise TypeError(f"a {type(found).__name__}, not a state dict")
     except Exception as error:  # unpickling raises whatever it meets
-        first = reason(error).split("\\n")[0]
-        raise InputError(argument, str(path), f"cannot be read ({type(error).__name__}: {first}){otherwise}") from None
+        words = f"not a file of plain tensors ({error if isinstance(error, TypeError) else type(error).__name__})"
+        raise InputError(argument, str(path), words + otherwise) from None
     return found

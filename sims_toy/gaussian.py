@@ -230,7 +230,14 @@ def w2_squared(a: Gaussian, b: Gaussian) -> Tensor:
     """Squared 2-Wasserstein (Bures) distance, row by row (R,); inf for diverged rows. ``b`` may be single.
 
     |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_b^1/2 S_a S_b^1/2)^1/2).
+    Rows whose products would overflow or vanish are scaled first.
     """
+    top = torch.maximum(a.cov.abs().amax((1, 2)), b.cov.abs().amax((1, 2)))
+    far = torch.isfinite(top) & (top > 0) & ((top < 1e-60) | (top > 1e60))
+    if bool(far.any()):  # by powers of two, which are exact
+        scale = torch.where(far, torch.exp2(torch.frexp(top)[1].double() // 2), 1.0)
+        a, b = (Gaussian(g.mean / scale[:, None], g.cov / scale[:, None, None] / scale[:, None, None]) for g in (a, b))
+        return w2_squared(a, b) * scale * scale
     root = b.root()
     inner = product(product(root, a.cov), root)
     bad = ~torch.isfinite(inner).all(dim=(1, 2))

@@ -33,23 +33,24 @@ def exact(generated: Points, reference: Points) -> float:
     """Exact W2 between two point clouds (n, d) and (m, d) of equal weights, by POT's network simplex."""
     import ot
 
-    _check(generated, reference)
+    generated, reference, scale = _checked(generated, reference)
     cost = ot.dist(generated, reference)  # squared Euclidean
     a, b = (np.full(len(p), 1 / len(p)) for p in (generated, reference))
-    return math.sqrt(max(0.0, float(ot.emd2(a, b, cost, numItermax=2_000_000))))
+    return scale * math.sqrt(max(0.0, float(ot.emd2(a, b, cost, numItermax=2_000_000))))
 
 
 def sliced(generated: Points, reference: Points, *, directions: int = 256, seed: Seed | None = None) -> float:
     """Sliced W2: root mean square of the one-dimensional W2 over random directions (POT). O(n log n)."""
     import ot
 
-    _check(generated, reference)
+    generated, reference, scale = _checked(generated, reference)
     stream = (seed or Seed(0)).child("directions").integer() % 2**32
     if len(generated) != len(reference):
-        return float(ot.sliced_wasserstein_distance(generated, reference, n_projections=directions, p=2, seed=stream))
+        found = ot.sliced_wasserstein_distance(generated, reference, n_projections=directions, p=2, seed=stream)
+        return scale * float(found)
     lines = ot.sliced.get_random_projections(generated.shape[1], directions, stream)  # the same ones
     ours, theirs = (np.sort(lines.T @ points.T) for points in (generated, reference))
-    return math.sqrt(float(((ours - theirs) ** 2).mean()))  # equal weights: order statistics, ten times as fast
+    return scale * math.sqrt(float(((ours - theirs) ** 2).mean()))  # equal weights: order statistics, ten times as fast
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def draw_real(real: Gaussian | Distribution, n: int, seed: Seed) -> Points:
     return real.draw(n, seed)
 
 
-def _check(generated: Points, reference: Points) -> None:
+def _checked(generated: Points, reference: Points) -> tuple[Points, Points, float]:
+    """The points and 1; where squares would overflow or vanish, the points divided by a power of two, and that."""
     for name, points in (("generated", generated), ("reference", reference)):
         if points.ndim != 2 or not len(points):
             raise InputError(name, points.shape, "give points of shape (n, d)")
@@ -106,3 +108,8 @@ def _check(generated: Points, reference: Points) -> None:
             raise InputError(name, "non-finite points", "a diverged sample has no distance")
     if generated.shape[1] != reference.shape[1]:
         raise InputError("generated", generated.shape, f"the reference has dimension {reference.shape[1]}")
+    top = max(float(np.abs(points).max()) for points in (generated, reference))
+    if top == 0 or 1e-60 < top < 1e60:
+        return generated, reference, 1.0
+    scale = 2.0 ** math.frexp(top)[1]
+    return generated / scale, reference / scale, scale

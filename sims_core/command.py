@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import io
@@ -10,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, TextIO, TypeVar
 
@@ -40,7 +42,7 @@ def parse_command(
             default = presets[choose("--preset", name, presets)]
     complaints = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaints), contextlib.redirect_stdout(_Printable.beneath(sys.stdout)):
+        with contextlib.redirect_stderr(complaints), contextlib.redirect_stdout(_Printable.coloured(sys.stdout)):
             parsed, unknown = tyro.cli(
                 cls, prog=prog, description=description, args=list(argv), default=default, return_unknown_args=True
             )
@@ -86,15 +88,35 @@ class _Stopped(KeyboardInterrupt):
     """Ctrl-C. Of a class of its own, because Python ends by the signal itself once a plain one has passed an exec."""
 
 
-class _Printable(io.TextIOBase):
-    """Standard output on which names from files cannot move the cursor: what does not print is escaped."""
+#: what a code page without them shows in place of our letters
+_PLAIN = {"ω": "omega", "η": "eta", "β": "beta", "λ": "lambda", "σ": "sigma", "±": "+-", "−": "-", "×": "x", "²": "^2"}
 
-    def __init__(self, beneath: TextIO) -> None:
-        self._beneath = beneath
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """The nearest letter of ASCII."""
+    assert isinstance(error, UnicodeEncodeError)
+    letter = error.object[error.start]
+    near = _PLAIN.get(letter) or unicodedata.normalize("NFKD", letter)[0]
+    return near if near.isascii() else "?", error.start + 1
+
+
+codecs.register_error("plain", _plain)
+
+
+class _Printable(io.TextIOBase):
+    """Standard output on which names from files cannot move the cursor: what does not print is escaped.
+
+    Where its code page lacks a letter (Windows, a minimal container) another stands in, and the run ends well.
+    """
+
+    def __init__(self, beneath: TextIO, *, escaped: bool = True) -> None:
+        self._beneath, self._escaped = beneath, escaped
 
     def write(self, text: str) -> int:
         """Write lines."""
-        self._beneath.write("\n".join(shown(line, len(line) * 10) for line in text.split("\n")))
+        lines = "\n".join(shown(line, len(line) * 10) for line in text.split("\n")) if self._escaped else text
+        page = self._beneath.encoding or "utf-8"
+        self._beneath.write(lines.encode(page, "plain").decode(page))
         return len(text)
 
     def flush(self) -> None:
@@ -114,10 +136,10 @@ class _Printable(io.TextIOBase):
         """Of what lies beneath."""
         return self._beneath.fileno()
 
-    @staticmethod
-    def beneath(stream: TextIO) -> TextIO:
-        """The stream as it was: for help, which comes with colours."""
-        return stream._beneath if isinstance(stream, _Printable) else stream
+    @classmethod
+    def coloured(cls, stream: TextIO) -> TextIO:
+        """The stream without escaping: for help, which comes with colours."""
+        return cls(stream._beneath if isinstance(stream, cls) else stream, escaped=False)  # type: ignore[return-value]
 
 
 @contextlib.contextmanager

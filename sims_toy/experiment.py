@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, extra
 
 if TYPE_CHECKING:
     from sims_core.runs import RunFolder
@@ -241,7 +241,7 @@ def connect(address: str) -> Any:
     try:
         from distributed import Client
     except ImportError:
-        expected = "it needs the extra 'cluster': pip install 'sims-diffusion[cluster]'"
+        expected = f"Dask is not installed: {extra('cluster')}"
         raise InputError("--scheduler", address, expected) from None
     try:
         client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]

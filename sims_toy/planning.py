@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from sims_core.algorithm import METHODS
-from sims_core.errors import InputError, choose
+from sims_core.errors import InputError, choose, extra
 from sims_core.grids import parse_budget, parse_grid
 from sims_core.loop import parse_policy
 from sims_core.sampling import Sampler
@@ -204,6 +204,8 @@ def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
 
 def settle(network: NetworkSettings) -> NetworkSettings:
     """The settings with the backend that 'auto' stands for here, since it is recorded."""
+    if network.backend == "numba" and not numba_available():
+        raise InputError("--network.backend", "numba", f"numba is not installed, or not for here: {extra('fast')}")
     if network.backend != "auto":
         return network
     return replace(network, backend="numba" if numba_available() else "torch")

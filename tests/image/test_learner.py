@@ -124,7 +124,7 @@ def test_every_method_of_the_core_makes_a_model(learner, data, name):
     source = drawn.record["source"]
     assert source["nfe"] == 3 * METHODS[name].networks and drawn.labels is not None
     expected = {"standard": "none", "continued": "none", "neon": "none", "autoguidance": "autoguidance",
-                "rebuilt": "autoguidance"}  # fmt: skip
+                "rebuilt": "autoguidance", "equal-cost": "none", "retuned": "none"}  # fmt: skip
     assert source["guidance"] == expected.get(name, "sims")
 
 

@@ -251,10 +251,12 @@ def _geometric(p: NDArray[np.float64], q: NDArray[np.float64], strength: float) 
         return np.where(p > 0, p * (p / q) ** strength, 0.0)
 
 
-#: Two readings of Algorithm 2's "complement", which the paper does not spell out. A deterministic sampler moves class
-#: shares as p + omega (p - p_aux), and there 'linear' is exact at omega * eta * a = 1; extrapolated densities have the
-#: weights p^(1 + omega) / p_aux^omega, and for those 'geometric' is. 'linear' has no negative shares to give: beyond
-#: `largest_strength` it cuts classes out of the auxiliary's data, which 'geometric' never does.
+#: Two readings of Algorithm 2's "complement", which the paper does not spell out. Each is exact at omega * eta * a = 1
+#: for one law of what extrapolation does to class shares: 'linear' for p + omega (p - p_aux), near which a
+#: deterministic sampler stays when it moves shares toward equality; 'geometric' for the weights
+#: p^(1 + omega) / p_aux^omega of the extrapolated densities, near which it stays when it moves them apart or the
+#: classes lie unevenly. 'linear' has no negative shares to give: beyond `largest_strength` it cuts classes out of the
+#: auxiliary's data, 'geometric' never.
 COMPLEMENTS: dict[str, Callable[..., NDArray[np.float64]]] = {"linear": _linear, "geometric": _geometric}
 
 

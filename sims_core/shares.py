@@ -14,14 +14,21 @@ Array = NDArray[np.float64]
 
 
 def transport_law(base: ArrayLike, auxiliary: ArrayLike, omega: ArrayLike) -> Array:
-    """Class shares p + omega (p - a): (..., K) for omega (...); entries may leave [0, 1], where it cannot hold."""
+    """Class shares p + omega (p - a): (..., K) for omega (...); entries may leave [0, 1], where it cannot hold.
+
+    An approximation of a deterministic sampler, near where shares move toward equality (`sims_toy.control_theory`).
+    """
     p, a = (np.asarray(v, dtype=np.float64) for v in (base, auxiliary))
     return np.asarray(p + np.asarray(omega, dtype=np.float64)[..., None] * (p - a))
 
 
 def density_law(base: ArrayLike, auxiliary: ArrayLike, omega: ArrayLike) -> Array:
     """Class shares p^(1+omega) / a^omega, normalised: (..., K) for omega (...); a class that ``auxiliary`` lacks takes
-    everything."""
+    everything.
+
+    Exact for sampling that equilibrates at every noise level; of a deterministic sampler an approximation, near where
+    shares move apart or the classes lie unevenly.
+    """
     p, a = (np.asarray(v, dtype=np.float64) for v in (base, auxiliary))
     w = np.asarray(omega, dtype=np.float64)[..., None]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -6,25 +6,31 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sims_core.style import KINDS, METHOD, band, save, style, subplots
-from sims_toy.control_report import label
+import numpy as np
+
+from sims_core.shares import density_law, transport_law
+from sims_core.style import METHOD, band, save, style, subplots
+from sims_toy.control_report import label, law_errors
+from sims_toy.control_theory import CASES, separatrix_share
 from sims_toy.settings import unusual
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-_CLASS = (*KINDS, "#e69f00", "#56b4e9", "#4d4d4d", "#8c6d31")
+#: Classes: none of the complements' colours.
+_CLASS = ("#882255", "#ddaa33", "#117733", "#aa4499", "#4d4d4d", "#8c6d31", "#332288", "#999933")
 _TOLD = ("layers", "width", "activation", "steps", "batch", "rate", "auxiliary_rate")
 _CONTROL = {"linear": METHOD["sims"], "geometric": METHOD["neon"]}
 
 
 def control_figure(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path) -> list[Path]:
     """Shares against omega for each complement (networks, then exact scores); the distance to the target, quality,
-    the classes' own errors, and how far each complement reaches."""
+    the classes' own errors, how far each complement reaches; and both laws toward balance, away from it and with
+    classes that lie unevenly."""
     readings = settings["complement"]
     with style():
-        figure, axes = subplots(4, 2, figsize=(7.8, 11.6))
+        figure, axes = subplots(5, 2, figsize=(7.8, 14.4))
         for axis, reading in zip(axes[0], [*readings, None], strict=False):
             _networks(axis, frames["shares"], reading, settings)
         for axis, reading in zip(axes[1], [*readings, None], strict=False):
@@ -38,6 +44,8 @@ def control_figure(frames: dict[str, pd.DataFrame], settings: dict[str, Any], st
         axes[2, 1].set_title("Distance to its mixture (dashed: original)")
         _classes(axes[3, 0], frames["shares"], settings)
         _reach(axes[3, 1], frames["reach"])
+        _away(axes[4, 0])
+        _law_errors(axes[4, 1], frames["cases"])
         figure.supxlabel(textwrap.fill(_caption(settings), 134), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
 
@@ -71,6 +79,7 @@ def _exact(axis: Axes, scores: pd.DataFrame, reading: str | None, settings: dict
     part = scores[scores["complement"] == reading]
     for k, rows in part.groupby("class"):
         colour = _CLASS[(int(k) - 1) % len(_CLASS)]
+        axis.plot([], [], color=colour, lw=3, label=f"class {k}")
         ode, other = rows[rows["sampler"] == "ode"], rows[rows["sampler"] == "langevin"]
         axis.plot(ode["omega"], ode["share"], color=colour)
         axis.plot(other["omega"], other["share"], "D", color=colour, markersize=4, markerfacecolor="none")
@@ -80,7 +89,7 @@ def _exact(axis: Axes, scores: pd.DataFrame, reading: str | None, settings: dict
     axis.plot([], [], "D", color="black", markersize=4, markerfacecolor="none", label="annealed Langevin")
     axis.set(xlabel="ω", ylabel="class share", title=f"Exact scores, {reading} complement, a = 1")
     axis.set_ylim(-0.03, 1.03)
-    axis.legend(fontsize=6.5)
+    axis.legend(fontsize=6.5, ncol=2)
 
 
 def _over_omega(
@@ -119,14 +128,15 @@ def _classes(axis: Axes, shares: pd.DataFrame, settings: dict[str, Any]) -> None
             part = part[part["strength"] == settings["strength"][0]]
         for k, rows in part.groupby("class"):
             colour = _CLASS[(int(k) - 1) % len(_CLASS)]
-            band(axis, rows, "omega", "class_w2", color=colour, alpha=0.1, ls=look, lw=1.2)
+            name = f"class {k}" if method == "sims" else None
+            band(axis, rows, "omega", "class_w2", color=colour, alpha=0.1, ls=look, lw=1.2, label=name)
         name = "plain SIMS" if method == "sims" else f"complement {reading}"
         axis.plot([], [], color="black", ls=look, label=name)
     own = shares[shares["method"] == "standard"]
     axis.axhline(own["class_w2_floor"].mean(), color="black", ls=":", lw=0.9, label="floor")
     axis.set(xlabel="ω", ylabel="$W_2$ of the class's moments", title="Side effect within each class")
-    axis.set_ylim(0, None)
-    axis.legend(fontsize=6.5)
+    axis.set_ylim(0, 1.25 * axis.get_ylim()[1])
+    axis.legend(fontsize=6.5, ncol=2, loc="upper left")
 
 
 def _reach(axis: Axes, reach: pd.DataFrame) -> None:
@@ -149,6 +159,33 @@ def _reach(axis: Axes, reach: pd.DataFrame) -> None:
     axis.legend(fontsize=6.5)
 
 
+def _away(axis: Axes) -> None:
+    """Two classes of equal spread: the ODE's share by the separatrix, with both laws, toward and away from balance."""
+    omegas = np.linspace(0, 2, 41)
+    pair = CASES[0].mixture
+    for (p, a), colour in (((0.8, 0.95), _CLASS[0]), ((0.6, 0.4), _CLASS[2])):
+        base, auxiliary = (p, 1 - p), (a, 1 - a)
+        axis.plot(omegas, [separatrix_share(pair, base, auxiliary, w) for w in omegas], color=colour,
+                  label=f"p = {p}, p$_{{aux}}$ = {a}")  # fmt: skip
+        axis.plot(omegas, transport_law(base, auxiliary, omegas)[:, 0], color=colour, ls="--", lw=0.9)
+        axis.plot(omegas, density_law(base, auxiliary, omegas)[:, 0], color=colour, ls=":", lw=0.9)
+    axis.axhline(0.5, color="#888888", lw=0.7)
+    axis.set(
+        xlabel="ω", ylabel="share of the first class", title="Two classes: toward 1/2, and away", ylim=(-0.03, 1.03)
+    )
+    axis.legend(fontsize=6.5, loc="lower left")
+
+
+def _law_errors(axis: Axes, cases: pd.DataFrame) -> None:
+    off = law_errors(cases)
+    for shift, (law, text) in enumerate((("linear", "p + ω(p − p$_{aux}$)"), ("geometric", "p$^{1+ω}$/p$_{aux}^{ω}$"))):
+        places = [-i - 0.36 * shift for i in range(len(off))]
+        axis.barh(places, off[law], height=0.34, color=_CONTROL[law], label=text)
+    axis.set_yticks([-i - 0.18 for i in range(len(off))], [kind.replace(", ", ",\n") for kind in off.index], fontsize=7)
+    axis.set(xlabel="mean error of a class share", title="Exact scores, ODE: which law is nearer")
+    axis.legend(fontsize=6.5)
+
+
 def _caption(settings: dict[str, Any]) -> str:
     k = settings["network"]
     target = ", ".join(f"{v:.3g}" for v in settings["target"])
@@ -161,6 +198,7 @@ def _caption(settings: dict[str, Any]) -> str:
         f"Networks: {k['layers']} x {k['width']} {k['activation']}, {k['steps']} Adam steps of {k['batch']} rows, rate "
         f"{k['rate']:g}, auxiliary {k['auxiliary_rate']:g}{unusual(k, _TOLD)}. "
         "Exact scores: closed-form mixture scores, the real shares "
-        "as the base's, Heun-40. The reading of 'complement', its strength, data, sizes and sampler are ours; the "
-        "paper does not state them."
+        "as the base's, Heun-40; last row: other classes and shares (the table 'cases'), solid lines the separatrix's "
+        "share, dashes and dots the laws as above. The reading of 'complement', its strength, data, sizes and sampler "
+        "are ours; the paper does not state them."
     )

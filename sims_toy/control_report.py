@@ -13,7 +13,7 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_core.shares import density_law, total_variation, transport_law
 from sims_toy import phase
-from sims_toy.control_theory import best_omega, langevin, transport
+from sims_toy.control_theory import CASES, best_omega, langevin, separatrix_share, transport
 from sims_toy.datasets import Mixture, parse_real
 from sims_toy.experiment import Array, Experiment
 from sims_toy.theory import data_noise
@@ -30,7 +30,8 @@ REACH = tuple(0.25 * i for i in range(17))
 
 
 def make(experiment: Experiment, values: Mapping[str, Array], settings: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    """All tables: 'shares' (a class at an omega), 'quality' (an omega), 'best', 'scores' and 'reach' (exact scores)."""
+    """All tables: 'shares' (a class at an omega), 'quality' (an omega), 'best', 'scores', 'reach' and
+    'cases' (exact scores)."""
     one = {name: array[:, :, 0] for name, array in values.items()}  # (cells, trials, ...)
     weights = phase.resampling_weights(experiment.trials, Seed(experiment.seed))
     return {
@@ -39,6 +40,7 @@ def make(experiment: Experiment, values: Mapping[str, Array], settings: dict[str
         "best": _best(experiment, one, weights, settings),
         "scores": _scores(settings),
         "reach": _reach(settings),
+        "cases": _cases(),
     }
 
 
@@ -119,7 +121,10 @@ def _quality(
 
 
 def _best(experiment: Experiment, one: Mapping[str, Array], weights: Array, settings: dict[str, Any]) -> pd.DataFrame:
-    """For each guided method: the omega nearest to the target, the distance there, and what it costs the classes."""
+    """For each guided method: the omega nearest to the target, the distance there, and what it costs the classes.
+
+    What is reached is cross-fitted (`phase.held_out`): half the trials choose omega, the other half are measured.
+    """
     import pandas as pd
 
     groups: dict[tuple[str, str], list[int]] = {}
@@ -130,20 +135,19 @@ def _best(experiment: Experiment, one: Mapping[str, Array], weights: Array, sett
     for cells in groups.values():
         omegas = np.array([experiment.cells[i].omega for i in cells])
         tv = total_variation(one["shares"][cells], settings["target"])  # (omegas, trials)
-        sliced = one["sliced_target"][cells]
-        within = np.nanmean(one["class_w2"][cells], axis=2)
-        mean = np.where(np.isfinite(tv).all(1), tv.mean(1), np.inf)
-        resampled = phase.weighted(weights, np.where(np.isfinite(tv), tv, np.inf).T)
-        chosen = resampled.argmin(1)
-        i = int(mean.argmin())
+        tv = np.where(np.isfinite(tv), tv, np.inf)
+        place = (phase.chosen_by_the_rest(tv), np.arange(tv.shape[1]))
+        chosen = phase.weighted(weights, tv.T).argmin(1)
+        i = int(phase.finite_mean(tv).argmin())
         low, high = np.quantile(omegas[chosen], phase.levels(experiment.trials))
         row = {k: v for k, v in _identity(experiment.cells[cells[i]]).items() if k != "omega"}
         row |= {"omega": omegas[i], "omega_low": low, "omega_high": high}
-        row |= _mean(tv[i], weights, "tv") | {"tv_base": float(tv[0].mean()), "tv_floor": _tv_floor(settings)}
-        row |= _mean(sliced[i], weights, "sliced_target") | {"sliced_target_base": float(sliced[0].mean())}
+        row |= _mean(tv[place], weights, "tv") | {"tv_base": float(tv[0].mean()), "tv_floor": _tv_floor(settings)}
+        for name, values in (("sliced_target", one["sliced_target"][cells]),
+                             ("class_w2", np.nanmean(one["class_w2"][cells], axis=2))):  # fmt: skip
+            row |= _mean(values[place], weights, name) | {f"{name}_base": float(values[0].mean())}
         row |= {"floor_target": float(one["floor_target"][cells[i]].mean())}
-        row |= _mean(within[i], weights, "class_w2") | {"class_w2_base": float(within[0].mean())}
-        out.append(row | _mean(one["outside"][cells[i]], weights, "outside"))
+        out.append(row | _mean(one["outside"][cells][place], weights, "outside"))
     return pd.DataFrame(out)
 
 
@@ -228,6 +232,40 @@ def _reach(settings: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
+def _cases() -> pd.DataFrame:
+    """Exact scores, ODE, on `control_theory.CASES`: a row a case and class, with both laws and the separatrix."""
+    import pandas as pd
+
+    out = []
+    for number, case in enumerate(CASES):
+        p, a = case.base, case.auxiliary
+        ode = transport(case.mixture, p, a, case.omega, Sampler.parse(EXACT, sigma_data=1.0), 2**12).shares
+        parted: list[float] = []
+        if len(p) == 2:
+            parted = [share := separatrix_share(case.mixture, p, a, case.omega), 1 - share]
+        linear, geometric = _possible(transport_law(p, a, case.omega)), density_law(p, a, case.omega)
+        out += [
+            {
+                "case": number + 1,
+                "kind": case.name,
+                "omega": case.omega,
+                "class": k + 1,
+                "base": p[k],
+                "auxiliary": a[k],
+            }
+            | {"share": ode[k], "law_linear": linear[k], "law_geometric": geometric[k]}
+            | {"separatrix": parted[k] if parted else np.nan}
+            for k in range(len(p))
+        ]
+    return pd.DataFrame(out)
+
+
+def _possible(shares: Array) -> Array:
+    """Shares that a law puts below 0, cut off there."""
+    cut = np.maximum(shares, 0)
+    return np.asarray(cut / cut.sum())
+
+
 # -------------------------------------------------------------------- words
 
 
@@ -281,6 +319,10 @@ def _laws(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
             if (s, "linear") in by
         ),
     ]
+    text += [
+        f"{kind} {part['linear']:.3f} and {part['geometric']:.3f}"
+        for kind, part in law_errors(frames["cases"]).iterrows()
+    ]
     best = frames["best"]
     best = best[best["method"] == "control"]
     top = best.loc[best["tv"].idxmin()]
@@ -291,6 +333,12 @@ def _laws(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
         "; ".join(text) + f".{warning} Nearest to the target: {label(top)} at ω = {top['omega']:g}, total variation "
         f"{top['tv']:.3f} from {top['tv_base']:.3f} (floor {top['tv_floor']:.3f})."
     )
+
+
+def law_errors(cases: pd.DataFrame) -> pd.DataFrame:
+    """Mean error of a class share by each law (columns linear, geometric), one row a kind of `control_theory.CASES`."""
+    off = {law: (cases["share"] - cases[f"law_{law}"]).abs() for law in ("linear", "geometric")}
+    return cases.assign(**off).groupby("kind", sort=False)[list(off)].mean()
 
 
 def _list(values: Sequence[float]) -> str:

@@ -1,17 +1,16 @@
-r"""What score extrapolation does to class shares: two laws, and the samplers that follow them.
+r"""What score extrapolation does to class shares: two laws, the samplers between them, and the truth of two classes.
 
 A base with class shares p and an auxiliary with shares a, of the same well separated classes (means mu_k), are
 extrapolated: D = (1 + omega) D_base - omega D_aux.
 
-*The transport law.* A deterministic sampler (the probability-flow ODE) decides the class of a sample while the noise
-exceeds the distance between the classes. There the posterior weights are nearly the prior ones, D = sum_k p_k mu_k, so
-the extrapolated denoiser is that of the weights
+*The transport law.* While the noise exceeds the distance between the classes, the posterior weights are nearly the
+prior ones, D = sum_k p_k mu_k, so the extrapolated denoiser is that of the weights
 
-    p + omega (p - a),                                                                                        (linear)
+    p + omega (p - a).                                                                                        (linear)
 
-which at omega = 1 / strength is the target of the linear complement. For two classes with equal spreads it is exact
-where it gives 1/2: at the midpoint both posteriors are the prior weights at every noise level, so the extrapolated
-drift along the line between the classes vanishes there, and the midpoint parts the two halves of the noise.
+For two classes with equal spreads it is exact where it gives 1/2: at the midpoint both posteriors are the prior weights
+at every noise level, so the extrapolated drift along the line between the classes vanishes there, and the midpoint
+parts the two halves of the noise.
 
 *The density law.* At every noise level the extrapolated score is that of the density p_base^(1+omega) / p_aux^omega.
 Where the classes no longer overlap, its weights are
@@ -22,6 +21,14 @@ because the classes' own densities cancel. But those densities are not one anoth
 carry one into the next; a sampler that equilibrates at every level (annealed Langevin dynamics) does end there.
 
 To first order in a - p both are the same: the log-odds move by omega (log p - log a), the shares by omega (p - a).
+Beyond it a deterministic sampler (the probability-flow ODE) follows neither: it lies near the transport law where
+shares are moved toward equality, and near the density law where they are moved apart or the classes lie unevenly
+(`CASES`). For two classes of equal spread its share is the mass of the start's noise on one side of a separatrix, one
+ordinary differential equation (`separatrix_share`).
+
+Bradley and Nakkiran (arXiv 2408.09000) show that neither DDIM nor DDPM samples the extrapolated density under
+classifier-free guidance, and that a predictor and corrector of it does; arXiv 2502.07849 and 2509.22007 say how guided
+flows move mass between modes.
 """
 
 from __future__ import annotations
@@ -34,6 +41,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from sims_core.errors import InputError
 from sims_core.guidance import Denoiser, guided
 from sims_core.sampling import Sampler, edm_sigmas
 from sims_core.seeds import Seed
@@ -92,6 +100,62 @@ def transport(
     noise = torch.from_numpy(np.concatenate([half, -half]))
     denoiser = guided(mixture_denoiser(mixture, base), mixture_denoiser(mixture, auxiliary), omega)
     return describe(mixture, sampler(denoiser, noise).numpy())
+
+
+def separatrix_share(mixture: Mixture, base: ArrayLike, auxiliary: ArrayLike, omega: float) -> float:
+    """The probability-flow ODE's share of the first of two classes, to the precision of an integration.
+
+    Along the line between the classes, u = +-m at std s, the extrapolated flow in the variance v = s^2 + sigma^2 is
+    du / d ln v = (u - m r(u)) / 2 with r = (1 + omega) tanh(m u / v + l_base) - omega tanh(m u / v + l_aux), l half the
+    log-odds. Backward in time all paths between the classes meet the separatrix; what the noise holds beyond it goes
+    to the first class. Raises `InputError` for another number of classes.
+    """
+    from scipy.integrate import solve_ivp
+    from scipy.stats import norm
+
+    if len(mixture.means) != 2:
+        raise InputError("mixture", len(mixture.means), "the separatrix is one of two classes")
+    m = float(np.linalg.norm(np.subtract(*np.asarray(mixture.means)))) / 2
+    odds = [float(np.log(w[0] / w[1]) / 2) for w in (np.asarray(base, float), np.asarray(auxiliary, float))]
+
+    def flow(log_v: float, u: Array) -> Array:
+        at = m * u / np.exp(log_v)
+        return np.asarray((u - m * ((1 + omega) * np.tanh(at + odds[0]) - omega * np.tanh(at + odds[1]))) / 2)
+
+    span = np.log([mixture.std**2, 1e10 * (m**2 + mixture.std**2)])
+    found = solve_ivp(flow, span, [0.0], method="LSODA", rtol=1e-9, atol=1e-12)
+    return float(norm.sf(found.y[0, -1] / np.exp(span[1] / 2)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """Classes, shares of base and auxiliary, and a strength: what the laws are tried on beside the study's mixture."""
+
+    name: str
+    mixture: Mixture
+    base: tuple[float, ...]
+    auxiliary: tuple[float, ...]
+    omega: float = 1.0
+
+
+def _line(*places: float) -> tuple[tuple[float, float], ...]:
+    return tuple((place, 0.0) for place in places)
+
+
+_PAIR = Mixture(_line(-2.0, 2.0), 0.2)
+_ROW = Mixture(_line(-2.0, 0.0, 2.0), 0.2, (1 / 3,) * 3)
+_TREE = Mixture(((0.0, 0.5), (0.0, -0.5), (10.0, 0.0)), 0.05, (1 / 3,) * 3)
+#: Toward equality, away from it, and classes that lie unevenly: three on a line, two near and one far.
+CASES = (
+    *(Case("two classes, toward equality", _PAIR, (p, 1 - p), (a, 1 - a), w)
+      for p, a, w in ((0.8, 0.95, 1.0), (0.8, 0.95, 2.0), (0.6, 0.8, 0.5), (0.8, 0.9, 2.0))),
+    *(Case("two classes, away from it", _PAIR, (p, 1 - p), (a, 1 - a), w)
+      for p, a, w in ((0.6, 0.4, 1.0), (0.6, 0.4, 2.0), (0.8, 0.7, 1.0), (0.6, 0.5, 2.0))),
+    Case("three on a line", _ROW, (0.4, 0.2, 0.4), (0.3, 0.4, 0.3)),
+    Case("three on a line", _ROW, (0.5, 0.3, 0.2), (0.4, 0.4, 0.2)),
+    Case("two near, one far", _TREE, (0.4, 0.2, 0.4), (0.2, 0.2, 0.6)),
+    Case("two near, one far", _TREE, (0.5, 0.2, 0.3), (0.4, 0.3, 0.3)),
+)  # fmt: skip
 
 
 def langevin(

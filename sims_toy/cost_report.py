@@ -51,11 +51,11 @@ def best(values: Array, omegas: Sequence[float], weights: Array) -> dict[str, fl
     choosing does not flatter; ``held_out`` are those values, (trials,).
     """
     w = np.asarray(omegas, dtype=np.float64)
-    vertex, _ = _vertex(w, _mean(values))
+    vertex, _ = _vertex(w, phase.finite_mean(values))
     resampled = np.array([_vertex(w, row)[0] for row in phase.weighted(weights, values.T)])
-    held = held_out(values)
+    held = phase.held_out(values)
     low, high = phase.interval(resampled[:, None], values.shape[1])
-    at = int(np.argmin(_mean(values)))
+    at = int(np.argmin(phase.finite_mean(values)))
     return {
         "omega": float(vertex),
         "omega_low": float(low[0]),
@@ -64,19 +64,6 @@ def best(values: Array, omegas: Sequence[float], weights: Array) -> dict[str, fl
         "edge": float(len(w) > 1 and at == len(w) - 1),
         **_summary(held, weights),
     }
-
-
-def held_out(values: Array) -> Array:
-    """Each trial's value (trials,) at the omega that the other half of the trials chose."""
-    even = np.arange(values.shape[1]) % 2 == 0
-    held = np.empty(values.shape[1])
-    for mine in (even, ~even):
-        held[mine] = values[int(np.argmin(_mean(values[:, ~mine]))), mine]
-    return held
-
-
-def _mean(values: Array) -> Array:
-    return np.where(np.isfinite(values).all(1), np.where(np.isfinite(values), values, 0).mean(1), np.inf)
 
 
 def _summary(values: Array, weights: Array) -> dict[str, float]:
@@ -110,7 +97,7 @@ def make(parts: Mapping[str, Experiment], values: dict[str, Values]) -> dict[str
         anchors = {}
         for sampler in dict.fromkeys(reference for reference, _ in groups):
             full = groups.get((sampler, "full"))
-            anchors[sampler] = held_out(w2[full]) if full else None
+            anchors[sampler] = phase.held_out(w2[full]) if full else None
         for (reference, label), rows in groups.items():
             cell = part.cells[rows[0]]
             base, auxiliary = Sampler.parse(cell.sampler).evaluations(GuidanceSchedule.parse(cell.guidance))
@@ -120,7 +107,7 @@ def make(parts: Mapping[str, Experiment], values: dict[str, Values]) -> dict[str
             against, low, high = np.nan, np.nan, np.nan
             anchor = anchors[reference]
             if anchor is not None:  # paired: trials share their draws
-                mine = phase.weighted(weights, held_out(w2[rows])[:, None])[:, 0]
+                mine = phase.weighted(weights, phase.held_out(w2[rows])[:, None])[:, 0]
                 ratios = phase.ratio(mine, phase.weighted(weights, anchor[:, None])[:, 0])
                 against = float(found["w2"] / anchor.mean())
                 low, high = (float(v[0]) for v in phase.interval(ratios[:, None], part.trials))

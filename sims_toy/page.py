@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sims_core.algorithm import METHODS
 from sims_core.command import main_with_errors, parse_command
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 VIEW = [
     "learner", "method", "auxiliary_data", "loop", "sampler", "real_size", "budget", "aux", "temperature", "pollution",
 ]  # fmt: skip
-#: What standard training and its equal-cost control share with a view that they are drawn beside.
+#: What standard training and its controls share with a view that they are drawn beside.
 _BESIDE = ["learner", "loop", "real_size", "temperature", "pollution"]
 _CURVES = {"w2": "w2_mean", "own": "ratio_own", "standard": "ratio_standard"}
 _LABEL = {"strong": "strong mitigation", "weak": "weak mitigation"}
@@ -93,7 +94,7 @@ def payload(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> dict[s
     own = keys["learner"] == settings["learner"]
     keys = keys[own] if own.any() else keys  # the learner beneath is drawn as a line, not as a view of its own
     moving = [axis for axis in VIEW if keys[axis].nunique() > 1]
-    curves = {key: part for key, part in sweep.groupby([*VIEW, "synthetic_size", "omega"], sort=False)}
+    curves = _curves(sweep)
     views = []
     for _, key in keys.iterrows():
         part = shown[(shown[VIEW] == key).all(axis=1)]
@@ -107,8 +108,8 @@ def payload(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> dict[s
                 "method": key["method"],
                 "caption": text,
                 "sizes": [{"size": m, "colour": c} for m, c in zip(sizes, sequence(len(sizes)), strict=True)],
-                "cells": [_cell(row, curves) for _, row in part.iterrows()],
-                "beside": [_cell(row, curves) for _, row in beside.iterrows()],
+                "cells": [_cell(row, curves) for row in part.to_dict("records")],
+                "beside": [_cell(row, curves) for row in beside.to_dict("records")],
                 "beneath": _beneath(regimes, key) if guided.any() else [],
                 "boundaries": _boundaries(frames["boundaries"], key, settings),
             }
@@ -132,9 +133,36 @@ def _complete(frame: pd.DataFrame, settings: dict[str, Any]) -> pd.DataFrame:
     return frame.assign(**missing, aux=aux).astype({"budget": str})
 
 
-def _cell(row: pd.Series, curves: dict[Any, pd.DataFrame]) -> dict[str, Any]:
-    key = tuple(row[[*VIEW, "synthetic_size", "omega"]])
-    curve = curves[key].sort_values("generation") if key in curves else None
+Curve = dict[str, Any]
+"""A cell's generations ``t`` and its ``curves``, as the page takes them."""
+
+
+def _curves(sweep: pd.DataFrame) -> dict[tuple[Any, ...], Curve]:
+    """The curves of every cell by its axes, thinned to `POINTS` generations.
+
+    Read from columns: a pandas row per cell and generation would take most of the page's time.
+    """
+    columns = [
+        f"{stem}{end}" for name in _CURVES.values() for stem in (name, _stem(name)) for end in ("", "_low", "_high")
+    ]
+    columns = [c for c in dict.fromkeys(columns) if c in sweep]
+    ordered = sweep.sort_values("generation", kind="stable")
+    values = {c: ordered[c].to_numpy(dtype=float) for c in columns}
+    generation = ordered["generation"].to_numpy()
+    found = {}
+    for key, rows in ordered.groupby([*VIEW, "synthetic_size", "omega"], sort=False).indices.items():
+        keep = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), POINTS)).round().astype(int))]
+        found[key] = {
+            "t": generation[keep].tolist(),
+            "curves": {
+                name: [_numbers(values[c][keep]) for c in (column, f"{_stem(column)}_low", f"{_stem(column)}_high")]
+                for name, column in _CURVES.items()
+            },
+        }
+    return found
+
+
+def _cell(row: dict[str, Any], curves: dict[tuple[Any, ...], Curve]) -> dict[str, Any]:
     cell: dict[str, Any] = {
         "method": row["method"],
         "sampler": row["sampler"],
@@ -147,16 +175,8 @@ def _cell(row: pd.Series, curves: dict[Any, pd.DataFrame]) -> dict[str, Any]:
         "trials": int(row["trials"]),
     }
     for name in ("first", "standard", "own"):
-        cell[name] = _numbers(row[[name, f"{name}_low", f"{name}_high"]])
-    if curve is not None:
-        keep = np.unique(np.linspace(0, len(curve) - 1, min(len(curve), POINTS)).round().astype(int))
-        curve = curve.iloc[keep]
-        cell["t"] = [int(t) for t in curve["generation"]]
-        cell["curves"] = {
-            name: [_numbers(curve[c]) for c in (column, f"{_stem(column)}_low", f"{_stem(column)}_high")]
-            for name, column in _CURVES.items()
-        }
-    return cell
+        cell[name] = _numbers([row[name], row[f"{name}_low"], row[f"{name}_high"]])
+    return cell | curves.get(tuple(row[axis] for axis in (*VIEW, "synthetic_size", "omega")), {})
 
 
 def _stem(column: str) -> str:
@@ -193,8 +213,8 @@ def _boundaries(edges: pd.DataFrame, key: pd.Series, settings: dict[str, Any]) -
     return lines
 
 
-def _numbers(values: Sequence[float] | pd.Series) -> list[float | None]:
-    return [_number(value) for value in values]
+def _numbers(values: Sequence[float] | NDArray[np.float64]) -> list[float | None]:
+    return [_number(float(value)) for value in values]
 
 
 def _number(value: float) -> float | None:

@@ -94,6 +94,29 @@ def share(count: int, trials: int) -> tuple[float, float, float]:
     return count / trials, float(low), float(high)
 
 
+def finite_mean(values: Array) -> Array:
+    """Means over the last axis; inf where a value is not finite."""
+    sound = np.isfinite(values)
+    return np.where(sound.all(-1), np.where(sound, values, 0).mean(-1), np.inf)
+
+
+def chosen_by_the_rest(values: Array) -> NDArray[np.int64]:
+    """For each trial (trials,) the row of ``values`` (rows, trials) of least mean in the other half of the trials.
+
+    What a trial is worth at that row is cross-fitted: those that choose are not those that are measured.
+    """
+    even = np.arange(values.shape[1]) % 2 == 0
+    found = np.empty(values.shape[1], dtype=np.int64)
+    for mine in (even, ~even):
+        found[mine] = int(np.argmin(finite_mean(values[:, ~mine])))
+    return found
+
+
+def held_out(values: Array) -> Array:
+    """Each trial's value (trials,) at the row of ``values`` (rows, trials) that the other half of the trials chose."""
+    return np.asarray(values[chosen_by_the_rest(values), np.arange(values.shape[1])])
+
+
 def ratio(numerator: Array, denominator: Array) -> Array:
     """A ratio of means in which infinity over anything is infinity: a diverged cell never looks harmless."""
     with np.errstate(invalid="ignore", divide="ignore"):

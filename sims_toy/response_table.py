@@ -1,9 +1,9 @@
-"""What the error at each omega is made of, by linear response, beside Monte-Carlo."""
+"""Tables of linear response: what the error at each omega is made of, beside Monte-Carlo; where the optimum lies."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,10 +14,29 @@ from sims_toy.measuring import spread
 from sims_toy.settings import Sweep
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
 #: Generations that make a loop's end.
 _LAST = 10
+
+
+def optima(rho: Sequence[float], shares: Sequence[float] = (0.125, 0.25, 0.5, 1.0)) -> pd.DataFrame:
+    """The loop's best omega at |D_s| = ``shares`` of |D_r|, one row a ``rho`` = beta^2 / V_1; inf is without noise.
+
+    Plain first order (gain 1), auxiliary on train+synthetic data, |D_aux| = |D_s|. Columns: ``rho``, one a share, and
+    ``ratio``, the largest of them over the smallest: near 1 where one omega serves all |D_s|.
+    """
+    import pandas as pd
+
+    rows = []
+    for value in rho:
+        modes = theory.plain_modes(1.0, 0.0 if math.isinf(value) else 1 / value)  # v = V_1 at |D_r| = 1
+        settings = {r: theory.Setting(1.0, r, r, 1.0, "train+synthetic", modes) for r in shares}
+        best: dict[Any, float] = {r: theory.optimal_omega(setting) for r, setting in settings.items()}
+        rows.append({"rho": value, **best, "ratio": max(best.values()) / min(best.values())})
+    return pd.DataFrame(rows)
 
 
 def error_parts(sweep: Sweep) -> pd.DataFrame:

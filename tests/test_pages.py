@@ -85,7 +85,9 @@ def test_the_page_is_one_file_and_says_what_the_tables_say(sweep):
     assert [v["name"] for v in content["views"]] == ["auxiliary on train+synthetic", "auxiliary on synthetic"]
     regimes, table = sweep.tables["regimes"], sweep.tables["sweep"]
     for view, reading in zip(content["views"], ["train+synthetic", "synthetic"], strict=True):
-        assert len(view["cells"]) == len(SIZES) * len(OMEGAS) and len(view["beside"]) == 2 * len(SIZES)
+        assert len(view["cells"]) == len(SIZES) * len(OMEGAS) and len(view["beside"]) == 3 * len(
+            SIZES
+        )  # standard and its controls
         for found in view["cells"]:
             axes = {"auxiliary_data": reading, "omega": found["omega"], "synthetic_size": found["size"]}
             row = regimes[(regimes[list(axes)] == pd.Series(axes)).all(axis=1)].iloc[0]

@@ -58,8 +58,42 @@ def test_two_classes_meet_at_one_half_exactly():
         assert abs(shares.density_law((p, 1 - p), (a, 1 - a), omega)[0] - 0.5) > 0.1
 
 
-def test_which_law_each_sampler_follows():
-    """The ODE follows the transport law, annealed Langevin dynamics the density law."""
+def errors(case):
+    """What the ODE's shares are off by each law, and the shares."""
+    found = theory.transport(case.mixture, case.base, case.auxiliary, case.omega, HEUN).shares
+    linear = np.maximum(shares.transport_law(case.base, case.auxiliary, case.omega), 0)
+    density = shares.density_law(case.base, case.auxiliary, case.omega)
+    return np.abs(found - linear / linear.sum()).mean(), np.abs(found - density).mean(), found
+
+
+@pytest.mark.parametrize("case", theory.CASES, ids=[f"{c.name} {c.base[0]:g} {c.omega:g}" for c in theory.CASES])
+def test_neither_law_is_the_odes(case):
+    """Toward equality the transport law is nearer, away from it and with uneven classes the density law."""
+    linear, density, _ = errors(case)
+    assert linear < density if "toward" in case.name else density < linear
+
+
+def test_three_on_a_line_keep_the_class_that_the_transport_law_empties():
+    case = next(c for c in theory.CASES if c.name == "three on a line")
+    linear, density, found = errors(case)
+    np.testing.assert_allclose(found, [0.457, 0.087, 0.457], atol=0.005)
+    assert shares.transport_law(case.base, case.auxiliary, 1.0)[1] == pytest.approx(0) and density < 0.1 * linear
+
+
+def test_the_separatrix_is_the_odes_share():
+    """One ordinary differential equation, against thousands of points through a fine sampler; exact where it is 1/2."""
+    pair, fine = theory.CASES[0].mixture, Sampler.parse("heun:100", sigma_data=1.4)
+    for p, a, omega in ((0.8, 0.95, 1.0), (0.6, 0.4, 2.0), (0.8, 0.7, 1.0), (0.7, 0.7, 1.0)):
+        found = theory.transport(pair, (p, 1 - p), (a, 1 - a), omega, fine, 2**13).shares[0]
+        assert theory.separatrix_share(pair, (p, 1 - p), (a, 1 - a), omega) == pytest.approx(found, abs=0.008)
+    assert theory.separatrix_share(pair, (0.8, 0.2), (0.9, 0.1), 3.0) == pytest.approx(0.5, abs=1e-6)
+    assert theory.separatrix_share(pair, (0.7, 0.3), (0.9, 0.1), 0.0) == pytest.approx(0.7, abs=1e-4)
+    with pytest.raises(InputError, match="two classes"):
+        theory.separatrix_share(parse_real("mixture:0.5,0.3,0.2").mixture, (0.5, 0.3, 0.2), (0.5, 0.3, 0.2), 1.0)
+
+
+def test_which_law_each_sampler_follows_toward_balance():
+    """There the ODE lies near the transport law, annealed Langevin dynamics near the density law."""
     mixture = parse_real("mixture:0.7,0.3").mixture
     p, a, omega = np.array([0.7, 0.3]), np.array([0.845, 0.155]), 2.0
     linear, geometric = shares.transport_law(p, a, omega), shares.density_law(p, a, omega)
@@ -155,6 +189,11 @@ def test_study_on_networks(tmp_path, monkeypatch):
     assert (top["tv"] < 0.5 * top["tv_base"]).all()
     zero = quality[quality["omega"] == 0].drop_duplicates("method")
     assert zero[zero["method"].isin(["standard", "control", "sims", "random"])]["tv"].nunique() == 1
+    reached = best[best["method"] == "control"].iloc[0]  # cross-fitted: never better than what two trials chose
+    row = quality[(quality["method"] == "control") & (quality["omega"] == reached["omega"])].iloc[0]
+    assert reached["tv"] >= row["tv"]
+    off = control_report.law_errors(result.tables["cases"])
+    assert (off["linear"] < off["geometric"]).tolist() == [True, False, False, False]
     assert {"control.png", "control.svg"} == {p.name for p in result.figures}
     assert "Nearest to the target" in result.words
     sums = shares.groupby(["method", "complement", "omega", "sampler"])["share"].sum()

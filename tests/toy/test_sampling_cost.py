@@ -104,7 +104,7 @@ def test_best_omega_and_its_interval_cover_a_known_optimum():
 
 def test_choosing_on_the_same_trials_would_flatter_and_ours_does_not():
     values = np.random.default_rng(1).normal(1, 1, (30, 40, 50))  # 30 strengths that do not differ
-    held = np.mean([cost_report.held_out(values[:, :, k]).mean() for k in range(50)])
+    held = np.mean([phase.held_out(values[:, :, k]).mean() for k in range(50)])
     naive = np.mean(values.mean(1).min(0))
     assert naive < 0.8 and abs(held - 1) < 4 / math.sqrt(40 * 50)
 

@@ -10,6 +10,7 @@ from sims_core import AUXILIARY_DATA, POLICIES, InputError, Sampler, Seed, self_
 from sims_toy import theory
 from sims_toy.exact import ExactLearner, sampler_modes
 from sims_toy.gaussian import Gaussian
+from sims_toy.response_table import optima
 
 COV = [[2.0, 1.0], [1.0, 2.0]]
 REAL = Gaussian.single([0, 0], COV)
@@ -162,7 +163,34 @@ def test_optimum_is_the_minimum_of_the_response():
     assert theory.optimal_omega(plain(1000, 100, 100, 1, "synthetic", 0.0, V)) == 0
 
 
-def test_why_one_omega_serves_all_sizes():
+def test_when_one_omega_serves_all_sizes():
+    """A condition on rho = beta^2 / V_1: between 2 and 3 the optimum hardly depends on |D_s|, outside it does."""
+    table = optima((0.5, 1, 2, 2.4, 3, 4, 6, 10, math.inf)).set_index("rho")
+    shares = np.array([0.125, 0.25, 0.5, 1.0])
+    for rho, row in table.iterrows():
+        closed = (1 + 2 * shares) ** 2 / (shares * (1 + 2 * shares) + 1 / rho)
+        np.testing.assert_allclose(row[list(shares)], closed, rtol=1e-12)
+    assert (table["ratio"][[2, 2.4, 3]] < 1.2).all() and (table["ratio"].drop([2, 2.4, 3]) > 1.35).all()
+    np.testing.assert_allclose(table.loc[math.inf, list(shares)], 2 + 1 / shares)  # without noise
+    setting = plain(1000, 1000, 1000, 1.0, "train+synthetic", bias_of("ddim:20") ** 2, V)
+    assert bias_of("ddim:20") ** 2 / (V / 1000) == pytest.approx(2.4, abs=0.01)
+    assert theory.optimal_omega(setting) == pytest.approx(table.loc[2.4, 1.0], rel=0.01)
+
+
+def test_one_omega_does_not_serve_all_sizes_elsewhere():
+    """Four times the real data, rho = 9.6, by simulation: omega = 6 is best at an eighth, 3 at as many; paired."""
+    far = {}
+    for m in (500, 4000):
+        late = [
+            loop("ddim:20", 100, 4000, m, 30, aux=m, omega=w, reading="train+synthetic")[-10:].mean(0)
+            for w in (3.0, 6.0)
+        ]
+        gap = late[1] - late[0]
+        far[m] = gap.mean() / (gap.std(ddof=1) / 10)
+    assert far[500] < -4 and far[4000] > 4
+
+
+def test_why_one_omega_serves_all_sizes_there():
     """train+synthetic, |D_aux| = |D_s|, Figure 4's setting: the loop's optimum is (1+2r)^2 / (r(1+2r) + V_1/beta^2).
 
     It stays between 2.6 and 2.9 for |D_s| from 125 to 1000 where the first generation's falls from 2.1 to 1.4.

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sims_toy.control_report import law_errors
 from sims_toy.phase import TOLERANCE
+from sims_toy.response_table import optima
 from sims_toy.settings import PRESETS
 from sims_toy.sweep import plan
 from sims_toy.tables import theory_tables
@@ -98,10 +100,19 @@ def edges() -> Iterator[tuple[str, str]]:
 _SETTINGS = plan(PRESETS["figure4"]).settings
 
 
+def optima_rows() -> Iterator[str]:
+    """The table of docs/mathematics.md of when one omega serves all |D_s|."""
+    for _, row in optima((0.5, 1, 2, 2.4, 3, 4, 6, 10, np.inf)).iterrows():
+        name = f"{row['rho']:g}" if np.isfinite(row["rho"]) else "no noise"
+        yield f"| {name} | {' | '.join(f'{v:.2f}' for v in row.iloc[1:])} |"
+
+
 def from_sweeps() -> Iterator[tuple[str, str]]:
     gallery = "figures/README.md"
     for _, row in edges():
         yield "docs/mathematics.md", f"| {row} |"
+    for row in optima_rows():
+        yield "docs/mathematics.md", row
     exact, standard = best("figure4_exact"), "standard"
     yield "docs/mathematics.md", f"steps of 0.25 is {listed([r['omega'] for r in exact], 0)}"
     named = main_reading("figure4_exact", "sims")
@@ -177,6 +188,37 @@ def from_images() -> Iterator[tuple[str, str]]:
 # -------------------------------------------------------------- laboratory
 
 
+def from_control() -> Iterator[tuple[str, str]]:
+    document = "docs/laboratory-control.md"
+    for kind, row in law_errors(table("control_cases")).iterrows():
+        yield document, f"| {kind} | {row['linear']:.3f} | {row['geometric']:.3f} |"
+    shares, scores = table("control_shares"), table("control_scores")
+    guided = shares[(shares["method"] == "control") & (shares["omega"] > 0)]
+    parts = {
+        "networks": guided,
+        "exact scores with Heun-40": scores[(scores["sampler"] == "ode") & (scores["omega"] > 0)],
+    }
+    for what, part in parts.items():
+        off = [(part["share"] - part[f"law_{law}"]).abs().mean() for law in ("linear", "geometric")]
+        yield document, f"{off[0]:.3f} and {off[1]:.3f} for {what}"
+    row = table("control_cases")
+    row = row[(row["base"] == 0.2) & (row["kind"] == "three on a line")].iloc[0]
+    yield document, f"leaves it {row['share']:.3f} and the density law {row['law_geometric']:.3f}".replace("0.", ".")
+    row = table("control_cases")
+    row = row[(row["base"] == 0.6) & (row["auxiliary"] == 0.4) & (row["omega"] == 2)].iloc[0]
+    yield document, f"it is {row['separatrix']:.3f}".replace("0.", ".")
+    names = {
+        "linear": "linear, a = 1",
+        "geometric": "geometric, a = 1",
+        "sims": "plain SIMS",
+        "random": "random direction",
+    }
+    for _, row in table("control_best").iterrows():
+        name = names[row["complement"] if row["method"] == "control" else row["method"]]
+        reach = f"{row['omega']:g} ({row['omega_low']:g} .. {row['omega_high']:g})"
+        yield document, f"| {name} | {reach} | {around(row, 'tv', 3)} | {row['sliced_target']:.3f} |"
+
+
 def from_laboratory() -> Iterator[tuple[str, str]]:
     collapse = table("eta_collapse")
     z = collapse[collapse["omega_eta"] == 2].set_index("budget")["z"]
@@ -184,6 +226,7 @@ def from_laboratory() -> Iterator[tuple[str, str]]:
     for document in ("docs/networks.md", "figures/README.md"):
         yield document, f"within {worst:.1f} standard errors"
         yield document, f"by {z[192]:.0f} and {z[448]:.0f} standard errors at ωη = 2"
+    yield from from_control()
     rates = table("stability_rates")
     off = (rates["rate"] - rates["well_specified"]).abs()
     within, above = off[rates["ratio"].between(0.1, 2)].max(), off[rates["ratio"] < 0.1].max()

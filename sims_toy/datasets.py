@@ -10,7 +10,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ class Distribution:
     """A real distribution on the plane (or in any dimension).
 
     name: as written on the command line. sampler: ``(n, generator) -> (points (n, d), classes (n,))``. classes: how
-    many there are. limit: how many distinct points it has (a user's file), None without limit. mixture: its components
-    where it is a Gaussian mixture, else None. digest: of a user's file.
+    many there are. limit: how many points it has (a user's file), None without limit. mixture: its components where it
+    is a Gaussian mixture, else None. digest: of a user's file. center (d,) and scale: of a user's points, whose origin
+    and unit are his own: learners work on `standard` ones, and what they make is put back (`restored`).
     """
 
     name: str
@@ -41,6 +42,28 @@ class Distribution:
     limit: int | None = None
     mixture: Mixture | None = None
     digest: str = ""
+    center: tuple[float, ...] = ()
+    scale: float = 1.0
+
+    @cached_property
+    def standard(self) -> Distribution:
+        """The distribution that learners see: a user's points centred, with spread 1; others as they are.
+
+        Samplers start from noise around 0 that dwarfs data of about unit size, and so are neither shift- nor
+        scale-equivariant by themselves.
+        """
+        if not self.center:
+            return self
+
+        def sample(n: int, generator: np.random.Generator) -> tuple[Points, Labels]:
+            points, labels = self.sampler(n, generator)
+            return (points - np.asarray(self.center)) / self.scale, labels
+
+        return replace(self, sampler=sample, center=(), scale=1.0)
+
+    def restored(self, points: Points) -> Points:
+        """Points (..., d) that a learner made on `standard`, in the user's units."""
+        return points * self.scale + np.asarray(self.center) if self.center else points
 
     def draw(self, n: int, seed: Seed) -> Points:
         """n points (n, d). Raises `InputError` where a file holds fewer."""
@@ -203,9 +226,11 @@ DATASETS: dict[str, Callable[[str], Distribution]] = {
 
 
 def from_file(path: str | Path, *, argument: str = "--real") -> Distribution:
-    """The points of a ``.npy`` or ``.csv`` file (n, d); a draw takes n of them without repetition.
+    """The points of a ``.npy`` or ``.csv`` file (n, 2); a draw takes n of them without repetition.
 
-    A csv may have a header line. Raises `InputError` naming ``argument`` for anything else.
+    A csv's first line is a header if none of its fields is a number, or if it numbers the columns (``0,1``), as pandas
+    writes them; `header_of` says which one was taken. Raises `InputError` naming ``argument`` for anything else, and
+    for points without a spread, or of sizes that arithmetic does not hold.
     """
     path = Path(path)
     try:
@@ -213,22 +238,60 @@ def from_file(path: str | Path, *, argument: str = "--real") -> Distribution:
         if path.suffix == ".npy":
             points = _array(path)
         else:
-            first = content.decode().lstrip().split("\n", 1)[0]
-            points = np.loadtxt(path, delimiter=",", ndmin=2, skiprows=0 if _is_number(first.split(",")[0]) else 1)
-    except (OSError, ValueError, UnicodeDecodeError) as error:
+            lines = _lines(content)[1 if _header(content) else 0 :]
+            points = np.loadtxt(lines, delimiter=",", ndmin=2) if lines else np.empty((0, 2))
+    except (OSError, ValueError) as error:
         raise InputError(argument, str(path), f"it cannot be read as points ({_reason(error)})") from None
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 4 or points.dtype.kind not in "fiu":
-        raise InputError(argument, str(path), f"it holds an array of shape {points.shape}; give numbers (n, 2), n >= 4")
+        words = "it holds no points" if not points.size else f"it holds an array of shape {points.shape}"
+        raise InputError(argument, str(path), f"{words}; give numbers (n, 2), n >= 4")
     points = points.astype(np.float64)
     if not np.isfinite(points).all():
         bad = int(np.flatnonzero(~np.isfinite(points).all(1))[0])
         raise InputError(argument, str(path), f"row {bad + 1} is not finite")
+    center, scale = _center_and_scale(argument, path, points)
 
     def sample(n: int, generator: np.random.Generator) -> tuple[Points, Labels]:
         return points[generator.permutation(len(points))[:n]], np.zeros(n, dtype=np.int64)
 
     digest = hashlib.sha256(content).hexdigest()
-    return Distribution(str(path), sample, limit=len(points), digest=digest)
+    return Distribution(str(path), sample, limit=len(points), digest=digest, center=center, scale=scale)
+
+
+def _center_and_scale(argument: str, path: Path, points: Points) -> tuple[tuple[float, ...], float]:
+    """Mean and root mean square standard deviation. Raises `InputError` where they are no unit to work in."""
+    largest = float(np.abs(points).max())
+    if not 1e-100 < largest < 1e100:
+        expected = f"its numbers reach {largest:g}: scale them to between 1e-100 and 1e100"
+        raise InputError(argument, str(path), expected)
+    if len(np.unique(points, axis=0)) < 4:
+        raise InputError(argument, str(path), "it holds fewer than 4 different points; a distribution needs a spread")
+    center = points.mean(0)
+    scale = float(np.sqrt((points - center).var(0).mean()))
+    if scale < 1e-9 * largest:
+        expected = f"its spread is {scale:g} about {largest:g}, below what its digits hold: take their mean off"
+        raise InputError(argument, str(path), expected)
+    return tuple(center.tolist()), scale
+
+
+def _lines(content: bytes) -> list[str]:
+    """The lines of a csv file that are not empty; Excel begins them with a byte order mark."""
+    return [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
+
+
+def _header(content: bytes) -> str:
+    """The csv's header line, '' if it has none."""
+    first, second, *_ = [*_lines(content), "", ""]
+    fields = [field.strip().strip('"') for field in first.split(",")]
+    numbered = fields == [str(k) for k in range(len(fields))]  # by which pandas heads columns without names
+    counted = numbered and not any(re.fullmatch(r"\s*[-+]?[0-9]+\s*", field) for field in second.split(","))
+    return first if counted or not any(map(_is_number, fields)) else ""
+
+
+def header_of(text: str) -> str:
+    """The header line of the csv file that ``--real`` names, '' if there is none (or no such file)."""
+    path = Path(text)
+    return _header(path.read_bytes()) if path.suffix == ".csv" and path.is_file() else ""
 
 
 def _array(path: Path) -> NDArray[Any]:

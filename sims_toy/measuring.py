@@ -35,7 +35,8 @@ POINTS = 1000
 def measure(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Values:
     """The self-consuming loop of every (cell, trial) at once, and its quantities generation by generation."""
     first = cells[0]
-    real = experiment.source(first)
+    source = experiment.source(first)
+    real = standard(source)
     sampler = Sampler.parse(first.sampler, sigma_data=spread(real))
     learner = LEARNERS[first.learner].make(experiment, first, sampler, np.tile(trials, len(cells)))
     seed = Seed(experiment.seed)
@@ -75,7 +76,7 @@ def measure(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]
     )
     found: dict[str, list[Array]] = {name: [] for name in experiment.quantities}
     for generation in loop:
-        moment = Moment(learner, generation, real, seed.child("evaluation", generation.index))
+        moment = Moment(learner, generation, source, seed.child("evaluation", generation.index))
         for name in experiment.quantities:
             found[name].append(quantity(name)(moment))
     shape = (len(cells), len(trials))
@@ -83,13 +84,20 @@ def measure(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]
     return {name: values.reshape(*shape, *values.shape[1:]) for name, values in stacked.items()}
 
 
+def standard(real: Gaussian | Distribution) -> Gaussian | Distribution:
+    """The real distribution that learners see (`Distribution.standard`)."""
+    from sims_toy.gaussian import Gaussian
+
+    return real if isinstance(real, Gaussian) else real.standard
+
+
 def spread(real: Gaussian | Distribution) -> float:
-    """The real data's root mean square standard deviation: sigma_data."""
+    """The root mean square standard deviation of the data that learners see: sigma_data."""
     from sims_toy.gaussian import Gaussian
 
     if isinstance(real, Gaussian):
         return float(np.sqrt(real.cov[0].diagonal().numpy().mean()))
-    return real.spread
+    return real.standard.spread
 
 
 # ------------------------------------------------------------------ methods
@@ -143,7 +151,19 @@ class Moment:
     def points(self) -> Array:
         """`POINTS` samples of every row's model, (R, n, d), from streams of their own; NaN for diverged rows."""
         drawn = self.learner.points(self.generation.model, POINTS, seed=self.seed.child("generated"))
-        return np.asarray(drawn, dtype=np.float64)
+        points = np.asarray(drawn, dtype=np.float64)
+        return points if self._gaussian else self.real.restored(points)  # type: ignore[union-attr]
+
+    @property
+    def _gaussian(self) -> bool:
+        from sims_toy.gaussian import Gaussian
+
+        return isinstance(self.real, Gaussian)
+
+    @property
+    def unit(self) -> float:
+        """What a length of 1 to the learner is in the data's own units."""
+        return 1.0 if self._gaussian else self.real.scale  # type: ignore[union-attr]
 
     def real_points(self, row: int) -> Array:
         """As many real points (n, d) for a row; rows of one trial share them."""
@@ -164,19 +184,20 @@ def _moments(moment: Moment) -> Array:
 def _variance(moment: Moment) -> Array:
     """Total variance (trace of the covariance) of the model's samples, by its moments."""
     cov = moment.generation.model.output.cov
-    return np.asarray(cov.diagonal(dim1=1, dim2=2).sum(1).numpy())
+    return np.asarray(cov.diagonal(dim1=1, dim2=2).sum(1).numpy()) * moment.unit**2
 
 
 def _log_volume(moment: Moment) -> Array:
     """ln det / d of the samples' covariance, by its moments: the mean log-variance; -inf once it is singular."""
     cov = moment.generation.model.output.cov
-    return np.asarray([np.linalg.slogdet(c)[1] / len(c) for c in cov.numpy()], dtype=np.float64)
+    logs = np.asarray([np.linalg.slogdet(c)[1] / len(c) for c in cov.numpy()], dtype=np.float64)
+    return logs + 2 * math.log(moment.unit)
 
 
 def _wander(moment: Moment) -> Array:
     """Squared distance of the samples' mean from the real one."""
-    shift = moment.generation.model.output.mean - torch.as_tensor(_real_mean(moment.real))
-    return np.asarray((shift**2).sum(1).numpy())
+    shift = moment.generation.model.output.mean - torch.as_tensor(_real_mean(standard(moment.real)))
+    return np.asarray((shift**2).sum(1).numpy()) * moment.unit**2
 
 
 def _real_mean(real: Gaussian | Distribution) -> Array:
@@ -186,7 +207,7 @@ def _real_mean(real: Gaussian | Distribution) -> Array:
 
 
 def _weights(moment: Moment) -> Array:
-    """The base networks' parameters and, last, their sigma_data: (R, P + 1)."""
+    """The base networks' parameters and, last, their sigma_data (both of `standard` data): (R, P + 1)."""
     base = moment.generation.trained.base.base
     return np.asarray(torch.cat([base.params.double(), base.sigma_data[:, None]], 1).numpy())
 

@@ -196,9 +196,11 @@ def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
     if name == "moments":
         raise InputError("--distance", name, f"moments are no distance to '{sweep.real}'; use emd or sliced")
     real = parse_real(sweep.real)
-    for argument, size in (("--real-size", real_size), ("--distance", POINTS)):
-        if real.limit is not None and real.limit < size:
-            raise InputError(argument, size, f"the file of --real holds {real.limit} points")
+    if real.limit is not None and real.limit < POINTS:
+        expected = f"the file holds {real.limit} points; give at least {max(POINTS, real_size)}: {POINTS} are compared"
+        raise InputError("--real", sweep.real, expected)
+    if real.limit is not None and real.limit < real_size:
+        raise InputError("--real-size", real_size, f"the file of --real holds {real.limit} points")
     return known[name], real.digest
 
 

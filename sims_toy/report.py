@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.algorithm import METHODS
+from sims_core.errors import shown
 from sims_toy import figures, theory
 from sims_toy.phase_figures import phase_diagram
 from sims_toy.settings import unusual
@@ -319,18 +320,28 @@ def floor(experiment: Experiment) -> str:
     """What two real samples of the empirical distance's size are apart, which no model can be expected to beat."""
     from sims_core.seeds import Seed
     from sims_toy import wasserstein
+    from sims_toy.datasets import Distribution, header_of
     from sims_toy.measuring import POINTS
 
     real, name = experiment.source(experiment.cells[0]), experiment.quantities[0]
-    seed = Seed(experiment.seed).child("floor")
-    found = wasserstein.measure(
-        wasserstein.draw_real(real, POINTS, seed.child("one")),
-        lambda n, stream: wasserstein.draw_real(real, n, stream),
-        seed=seed,
-        distance={"emd": wasserstein.exact, "sliced": wasserstein.sliced}[name],
-    )
-    interval = f"{found.floor_low:.4f} .. {found.floor_high:.4f}"
-    return f"floor of the {name} distance, {POINTS} real points against {POINTS}: {found.floor:.4f} ({interval})"
+    seed, points = Seed(experiment.seed).child("floor"), POINTS
+    distance = {"emd": wasserstein.exact, "sliced": wasserstein.sliced}[name]
+    if isinstance(real, Distribution) and real.limit is not None:  # two draws from a file would share points
+        draws = wasserstein.floors(real, POINTS, distance, seed)
+        value, (low, high) = float(np.mean(draws)), np.quantile(draws, [0.025, 0.975])
+        points = min(POINTS, real.limit // 2)
+    else:
+        found = wasserstein.measure(
+            wasserstein.draw_real(real, POINTS, seed.child("one")),
+            lambda n, stream: wasserstein.draw_real(real, n, stream),
+            seed=seed,
+            distance=distance,
+        )
+        value, low, high = found.floor, found.floor_low, found.floor_high
+    interval = f"{value:.4g} ({low:.4g} .. {high:.4g})"
+    first = header_of(experiment.cells[0].real)
+    header = f"\nthe first line of {experiment.cells[0].real}, {shown(first)!r}, is taken as a header" if first else ""
+    return f"floor of the {name} distance, {points} real points against {points} others: {interval}{header}"
 
 
 def diagnosis(experiment: Experiment) -> str:

@@ -94,7 +94,8 @@ def plan(options: Stability) -> Study:
             raise InputError("--real", name, "give one of the plane's data sets, such as gaussians:8 or moons")
         real = parse_real(name)
         if real.limit is not None and real.limit < max(POINTS, options.real_size):
-            raise InputError("--real", name, f"the file holds {real.limit} points, {POINTS} are compared")
+            least = max(POINTS, options.real_size)
+            raise InputError("--real", name, f"the file holds {real.limit} points; give at least {least}")
         if real.digest:
             digests[name] = real.digest
     network = settle(options.network)

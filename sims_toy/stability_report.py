@@ -69,10 +69,8 @@ def _distances(loops: Experiment, distance: Array, settings: dict[str, Any]) -> 
     floors = {}
     for name in settings["real"]:
         real, seed = parse_real(name), Seed(loops.seed).child("floor")
-        half = min(POINTS, (real.limit or 2 * POINTS) // 2)
         measure = getattr(wasserstein, "exact" if settings["distance"] == "emd" else "sliced")
-        pairs = [real.draw(2 * half, seed.child(i)) for i in range(20)]  # halves of one draw: disjoint, in a file too
-        draws = [measure(pair[:half], pair[half:]) for pair in pairs]
+        draws = wasserstein.floors(real, POINTS, measure, seed)
         floors[name] = (float(np.mean(draws)), *np.quantile(draws, [0.025, 0.975]).tolist())
     zero = {c.real: i for i, c in enumerate(loops.cells) if ratio_of(c) == 0}
     rows = []
@@ -169,7 +167,7 @@ def _constants(loops: Experiment, found: Values, settings: dict[str, Any]) -> pd
             theta = found["weights"][zero, k, -1]
             moved = found["weights"][others, k, -1, :-1] - theta[:-1]
             measured = curvature(
-                theta[:-1], float(theta[-1]), moved, real, network,
+                theta[:-1], float(theta[-1]), moved, real.standard, network,
                 points=min(settings["probe_points"], real.limit or settings["probe_points"]),
                 seed=Seed(loops.seed).child("probe", k),
             )  # fmt: skip

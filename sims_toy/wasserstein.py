@@ -91,6 +91,13 @@ def measure(
     return Measured(value, float(np.mean(floors)), float(low), float(high))
 
 
+def floors(real: Distribution, most: int, distance: Distance, seed: Seed, *, repeats: int = 20) -> list[float]:
+    """Distances between halves of real draws of ``most`` points a half: disjoint, in a file (of fewer points) too."""
+    half = min(most, (real.limit or 2 * most) // 2)
+    pairs = [real.draw(2 * half, seed.child(i)) for i in range(repeats)]
+    return [distance(pair[:half], pair[half:]) for pair in pairs]
+
+
 def draw_real(real: Gaussian | Distribution, n: int, seed: Seed) -> Points:
     """n points (n, d) of a real distribution."""
     if isinstance(real, Gaussian):

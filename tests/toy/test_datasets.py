@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from sims_core import InputError, Seed
-from sims_toy.datasets import DATASETS, Mixture, parse_real
+from sims_toy.datasets import DATASETS, Distribution, Mixture, header_of, parse_real
 
 NAMES = ["gaussians:8", "mixture:0.7,0.2,0.1", "moons", "pinwheel", "swissroll", "checkerboard"]
 
@@ -81,20 +81,69 @@ def test_a_file_of_points(tmp_path):
         a.draw(31, Seed(0))
 
 
+POINTS = [[1.5, 2.25], [-1.0, 0.5], [3.0, 1.0], [0.0, 0.125]]
+LINES = "".join(f"{x},{y}\n" for x, y in POINTS)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(("header", "taken"), [("", ""), ("x,y\n", "x,y"), ("0,1\n", "0,1"), ('"0","1"\n', '"0","1"')])
+def test_csv_files_as_spreadsheets_and_pandas_write_them(tmp_path, mark, end, header, taken):
+    path = tmp_path / "a.csv"
+    path.write_bytes((mark + header + LINES).replace("\n", end).encode())
+    real = parse_real(str(path))
+    assert real.limit == 4 and sorted(real.draw(4, Seed(0)).tolist()) == sorted(POINTS)
+    assert header_of(str(path)) == taken
+
+
+def test_a_first_point_is_no_header(tmp_path):
+    for first in ("0,1", "nan,1", "x,1"):
+        (tmp_path / "a.csv").write_text(f"{first}\n1,2\n3,4\n5,6\n")
+        if first == "0,1":  # whole numbers throughout
+            assert parse_real(str(tmp_path / "a.csv")).limit == 4
+        else:
+            with pytest.raises(InputError, match=r"row 1 is not finite|cannot be read"):
+                parse_real(str(tmp_path / "a.csv"))
+
+
+def test_a_files_center_and_scale():
+    """`standard` is centred with spread 1; `restored` is its inverse; named data sets stay as they are."""
+    moons = parse_real("moons")
+    assert moons.standard is moons and moons.restored(np.ones(2)) is not None
+    points = moons.draw(500, Seed(0)) * 7 + [100, -3]
+    real = Distribution(
+        "p", lambda n, g: (points[:n], np.zeros(n, np.int64)), limit=500, center=(100.0, -3.0), scale=7.0
+    )
+    inner = real.standard
+    np.testing.assert_allclose(inner.draw(500, Seed(0)) * 7 + [100, -3], points)
+    np.testing.assert_allclose(real.restored(inner.draw(500, Seed(0))), points)
+    assert inner.standard is inner
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        (np.full((9, 2), 3.0), "fewer than 4 different points"),
+        (np.array([[0, 1], [1, 0], [2, 2]] * 3), "fewer than 4 different points"),
+        (np.arange(10.0).reshape(5, 2) * 1e200, "reach 9e.200"),
+        (np.arange(10.0).reshape(5, 2) * 1e-200, "reach 9e-200"),
+        (np.zeros((5, 2)), "reach 0"),
+        (np.arange(10.0).reshape(5, 2) + 1e15, "take their mean off"),
+        (b"x,y\n", "holds no points"),
+        (b"\xff\xfe1\x002\x00", "cannot be read"),
+        (b"1;2\n3;4\n5;6\n7;8\n", "cannot be read"),
         (np.zeros((5, 3)), "shape"),
         (np.zeros((2, 2)), "n >= 4"),
         (np.full((5, 2), np.nan), "row 1 is not finite"),
         (np.array([["a", "b"]] * 5), "shape"),
         (np.array([{}, {}], dtype=object), "cannot be read"),
         (b"1,2\n3\n4,5\n6,7\n", "cannot be read"),
-        (b"", "cannot be read|shape"),
+        (b"", "it holds no points"),
+        (b"\n \n", "it holds no points"),
         (None, "No such file"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:loadtxt")
+@pytest.mark.filterwarnings("error")
 def test_bad_files(tmp_path, content, reason):
     path = tmp_path / ("a.csv" if isinstance(content, bytes) else "a.npy")
     if isinstance(content, bytes):

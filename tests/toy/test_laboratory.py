@@ -1,6 +1,7 @@
 """Every loop, method and data set through the one experiment: what each measures, its controls, and adding one more."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sims_core import METHODS, POLICIES, InputError, Sampler, Seed
 from sims_core.algorithm import Method, Trained
 from sims_core.loop import Policy
 from sims_toy import datasets, experiment, measuring, wasserstein
+from sims_toy.datasets import parse_real
 from sims_toy.exact import ExactLearner
 from sims_toy.experiment import Cell, Experiment
 from sims_toy.gaussian import Gaussian
@@ -148,6 +150,50 @@ def test_networks_on_other_data(real):
     again, _ = network([base], ("points:40", "sliced"), trials=1, settings=trained)
     np.testing.assert_array_equal(again["points:40"][:, 0], values["points:40"][:, 0])
     np.testing.assert_array_equal(again["sliced"][:, 0], values["sliced"][:, 0])
+
+
+def test_a_users_points_have_their_own_origin_and_unit(tmp_path):
+    """Shifted and scaled points give the same networks, and distances in the points' own units.
+
+    To 1 %: centring rounds the points in their last digits, and float32 training doubles such differences many times.
+    """
+    points = parse_real("gaussians:8").draw(1200, Seed(0))
+    units = {"a": (1.0, (0.0, 0.0)), "b": (300.0, (50.0, 8.0)), "c": (1e-6, (1.0, 0.0)), "d": (1e50, (-1e51, 3e50))}
+    quantities = ("sliced", "emd", "points:20", "variance", "mean_sq", "log_volume")
+    found = {}
+    for name, (unit, origin) in units.items():
+        np.save(tmp_path / f"{name}.npy", points * unit + origin)
+        real = str(tmp_path / f"{name}.npy")
+        base = Cell("network", "sims", "augmentation", "heun:8", 100, 50, 50, "1k", 0.5, "synthetic", real=real)
+        found[name], exp = network([base], quantities, generations=2)
+        floors = wasserstein.floors(exp.source(base), 1000, wasserstein.sliced, Seed(1))
+        found[name]["floor"] = np.array(floors)
+    one = found.pop("a")
+    assert np.isfinite(one["sliced"]).all() and one["sliced"].max() < 3  # as a named data set's, not 4 or 400
+    for name, other in found.items():
+        unit, origin = units[name]
+        for quantity in ("sliced", "emd", "floor"):
+            np.testing.assert_allclose(other[quantity], unit * one[quantity], rtol=1e-2)
+        np.testing.assert_allclose(other["variance"], unit**2 * one["variance"], rtol=2e-2)
+        np.testing.assert_allclose(other["mean_sq"], unit**2 * one["mean_sq"], rtol=5e-2)
+        np.testing.assert_allclose(other["log_volume"], one["log_volume"] + 2 * np.log(unit), atol=2e-2)
+        np.testing.assert_allclose(other["points:20"], unit * one["points:20"] + origin, atol=3e-2 * unit)
+
+
+def test_a_sweep_on_a_file_says_its_units_floor_and_header(tmp_path):
+    points = parse_real("moons").draw(1100, Seed(0)) * 20 + 1000
+    np.savetxt(tmp_path / "p.csv", points, delimiter=",", header="x,y", comments="")
+    sweep = Sweep(
+        omega="0,1", synthetic_size="40", real_size="60", trials=2, generations=1, workers=1, network=TINY,
+        real=str(tmp_path / "p.csv"), sampler="ddim:5", out=str(tmp_path / "run"), retuned="none",
+    )  # fmt: skip
+    result = run_sweep(sweep)
+    words = "floor of the sliced distance, 550 real points against 550 others: "
+    assert result.note.startswith(words) and 0.2 < float(result.note[len(words) :].split()[0]) < 5
+    assert "the first line of" in result.note and "'x,y', is taken as a header" in result.note
+    np.savetxt(tmp_path / "p.csv", points[:500], delimiter=",")
+    with pytest.raises(InputError, match=r"--real: .*the file holds 500 points; give at least 1000: 1000 are compared"):
+        run_sweep(replace(sweep, out=str(tmp_path / "other")))
 
 
 def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):

@@ -12,7 +12,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
 import torch
@@ -62,6 +62,9 @@ def angle_sigmas(steps: int, sigma_data: float = 0.5, sigma_max: float = 80.0) -
 
 Noise: TypeAlias = Callable[[Sequence[int]], Tensor]
 """Fresh standard normal draws of a shape, for stochastic solvers."""
+
+Levels: TypeAlias = Callable[[Tensor], Tensor]
+"""Noise levels to the nearest ones that a network knows, of the same shape and type."""
 
 
 @dataclass(frozen=True)
@@ -127,12 +130,14 @@ def trajectory(
     churn: Churn | None = None,
     noise: Noise | None = None,
     dtype: torch.dtype = torch.float64,
+    rounded: Levels | None = None,
 ) -> Iterator[Tensor]:
     """Yield the state at every level of ``sigmas``, the start included.
 
     x: (B, ...) noise at level sigmas[0], already scaled. sigmas: 1-D, strictly decreasing, last 0.
     solver: 'euler' (= DDIM), 'heun' or 'rk4' (in angle coordinates of ``sigma_data``).
-    churn with ``noise``: EDM's Algorithm 2, for any of the solvers. dtype: of the state. A `Stepped` denoiser is told
+    churn with ``noise``: EDM's Algorithm 2, for any of the solvers; rounded: what the raised levels become where a
+    network knows a table of levels only. dtype: of the state. A `Stepped` denoiser is told
     the steps 0, 1, ... as they come.
     Raises `InputError` for an unknown solver, a bad grid, or churn without a source of noise.
     """
@@ -143,15 +148,23 @@ def trajectory(
         raise InputError("noise", None, "churn adds noise at every step: give a function shape -> standard normal")
     x, sigmas = x.to(dtype), sigmas.to("cpu", torch.float64)  # levels stay on the host: no device sync in the loop
     at_step = denoiser.begin() if isinstance(denoiser, Stepped) else None
+    starts = sigmas[:-1] if churn is None else _raised(sigmas, churn, rounded)
     yield x
     for number, (sigma, target) in enumerate(itertools.pairwise(sigmas)):
-        if churn is not None and noise is not None and churn.minimum <= sigma <= churn.maximum:
-            gamma = min(churn.amount / (len(sigmas) - 1), math.sqrt(2) - 1)
-            raised = sigma * (1 + gamma)
+        raised = starts[number]
+        if churn is not None and noise is not None and raised > sigma:
             fresh = moved(noise(x.shape), x.device, x.dtype)
             x, sigma = x + (raised**2 - sigma**2).sqrt() * churn.noise * fresh, raised
         x = step(denoiser if at_step is None else at_step(number), x, sigma, target, sigma_data)
         yield x
+
+
+def _raised(sigmas: Tensor, churn: Churn, rounded: Levels | None) -> Tensor:
+    """The level that each step begins at under churn, (steps,)."""
+    starts = sigmas[:-1]
+    gamma = min(churn.amount / len(starts), math.sqrt(2) - 1)
+    higher = starts * (1 + gamma) if rounded is None else rounded(starts * (1 + gamma))
+    return torch.where((starts >= churn.minimum) & (starts <= churn.maximum), higher, starts)
 
 
 @torch.no_grad()
@@ -167,7 +180,8 @@ def sample(denoiser: Denoiser, x: Tensor, sigmas: Tensor, **options: object) -> 
 class Sampler:
     """A named noise grid and solver, as written on a command line: ``ddim:20``, ``heun:18``, ``rk4:4``, ``exact``.
 
-    sigma_data: the data's standard deviation, which the angle grid and the angle coordinates use.
+    sigma_data: the data's standard deviation, which the angle grid and the angle coordinates use. rounded: takes the
+    grid's levels, and churn's, to those that the network knows (iDDPM; EDM, Appendix C.3.4); None: it knows all.
     """
 
     name: str
@@ -177,6 +191,7 @@ class Sampler:
     sigma_max: float = 80.0
     rho: float = 7.0
     churn: Churn | None = None
+    rounded: Levels | None = field(default=None, compare=False, repr=False)
 
     #: the most published are 4,000
     MOST_STEPS: ClassVar[int] = 10_000
@@ -211,8 +226,10 @@ class Sampler:
         """Network evaluations a sample takes (of one network). 0 for 'exact'."""
         if not self.steps:
             return 0
-        _, _, per_step, saved = self.KNOWN[self.name]
-        return per_step * self.steps - saved
+        grid, _, per_step, saved = self.KNOWN[self.name]
+        points = self.steps + (grid != "cosine")
+        merged = 0 if self.rounded is None else points - len(self.sigmas())
+        return per_step * (self.steps - merged) - saved
 
     def evaluations(self, schedule: GuidanceSchedule = FULL) -> tuple[int, int]:
         """How often a sample evaluates (base, auxiliary) on a guidance schedule (default: full), counted by a dry run.
@@ -239,7 +256,14 @@ class Sampler:
         return replace(self, steps=2 * self.steps)
 
     def sigmas(self) -> Tensor:
-        """The noise levels, decreasing, last 0."""
+        """The noise levels, decreasing, last 0. Levels that a table makes equal are one."""
+        grid = self._grid()
+        if self.rounded is None:
+            return grid
+        known = self.rounded(grid[:-1])
+        return torch.cat([known[:1], known[1:][known.diff() < 0], grid[-1:]])
+
+    def _grid(self) -> Tensor:
         grid = self.KNOWN[self.name][0]
         if grid == "cosine":
             return cosine_sigmas(self.steps)
@@ -262,9 +286,15 @@ class Sampler:
         if not self.steps:
             raise InputError("sampler", "exact", "an exact sampler exists for Gaussians only; write name:steps")
         x = self.start(unit_noise.to(torch.float64))
-        solver = self.KNOWN[self.name][1]
         return sample(
-            denoiser, x, self.sigmas(), solver=solver, sigma_data=self.sigma_data, churn=self.churn, noise=noise
+            denoiser,
+            x,
+            self.sigmas(),
+            solver=self.KNOWN[self.name][1],
+            sigma_data=self.sigma_data,
+            churn=self.churn,
+            noise=noise,
+            rounded=self.rounded,
         )
 
 

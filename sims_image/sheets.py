@@ -53,6 +53,7 @@ def make_sampler(name: str, network: Preconditioned, churn: tuple[float, float, 
         sigma_min=max(sampler.sigma_min, network.sigma_min),
         sigma_max=min(sampler.sigma_max, network.sigma_max),
         churn=Churn(*churn) if churn is not None else None,
+        rounded=network.round_sigma if network.discrete else None,
     )
 
 

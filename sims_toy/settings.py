@@ -184,7 +184,7 @@ class Sweep(RunOptions):
     """Repetitions of the exact learner beneath the networks, from whose mean chance is taken out of theirs."""
     real: str = "gaussian"
     """Real data: gaussian, gaussians:K, mixture:P,Q,..., moons, pinwheel, swissroll, checkerboard, or a .npy or .csv
-    file of points in the plane. All but 'gaussian' need the network learner."""
+    file of at least 1,000 points in the plane, in any unit. All but 'gaussian' need the network learner."""
     real_mean: str = "0,0"
     """Mean of the real Gaussian, any dimension."""
     real_covariance: str = "2,1;1,2"

@@ -25,10 +25,12 @@ class Preconditioned(nn.Module):
     """What all networks share: the call, its checks, and the precision of the body.
 
     config: the arguments that `sims_image.networks.build` rebuilds the network from. sigma_min, sigma_max: the noise
-    levels it supports. sigma_data: standard deviation of the data. has_logvar: it can tell its uncertainty (EDM2).
+    levels it supports; discrete: of these a table alone (`round_sigma`). sigma_data: standard deviation of the data.
+    has_logvar: it can tell its uncertainty (EDM2).
     """
 
     has_logvar: ClassVar[bool] = False
+    discrete: ClassVar[bool] = False
     config: dict[str, Any]
     sigma_data: float = 0.5
     sigma_min: float = 0.0
@@ -235,6 +237,7 @@ class IDDPMPrecond(_UNetPrecond):
     """
 
     outputs: ClassVar[int] = 2
+    discrete: ClassVar[bool] = True
     u: Tensor
 
     def __init__(
@@ -265,9 +268,9 @@ class IDDPMPrecond(_UNetPrecond):
         return (sigma.to(self.u).unsqueeze(-1) - self.u).abs().argmin(-1)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise levels in the table."""
+        """The nearest noise levels in the table above 0."""
         sigma = torch.as_tensor(sigma)
-        return self.u[self.index(sigma)].to(sigma)
+        return self.u[self.index(sigma).clamp(max=self.steps - 1)].to(sigma)
 
     def coefficients(self, sigma: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
         """(1, -sigma, 1 / sqrt(sigma^2 + 1), M - 1 - j)."""

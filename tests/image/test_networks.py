@@ -25,6 +25,7 @@ from sims_image.networks.layers import (
     is_box,
     upsample,
 )
+from sims_image.sheets import make_sampler
 from tests.image.networks import CASES, filled, network, relative
 
 SONG = {
@@ -340,6 +341,57 @@ def test_iddpm_preconditioning():
     torch.testing.assert_close(net(images(), sigma), images() - sigma.reshape(-1, 1, 1, 1) * images(seed=1))
     assert told["c_noise"].tolist() == [999 - j for j in nearest]
     assert torch.equal(net.round_sigma(sigma), net.u[nearest])
+
+
+@pytest.mark.parametrize("name", ["heun:10", "euler:18", "heun:256", "ddim:20", "rk4:8"])
+def test_a_sampler_keeps_to_the_levels_that_a_network_knows(name):
+    """EDM, Appendix C.3.4: with iDDPM's networks the grid and churn's raised levels are rounded to the table."""
+    net = build(class_name="iDDPMPrecond", **ADM)
+    for churn in (None, (40, 0.05, 50, 1.003)):
+        sampler = make_sampler(name, net, churn)
+        grid = sampler.sigmas()
+        assert bool((grid[:-1] == net.round_sigma(grid[:-1])).all()) and bool((grid.diff() < 0).all()) and grid[-1] == 0
+        told = []
+
+        def denoiser(x, sigma, told=told):
+            told.append(float(sigma))
+            return torch.zeros_like(x)
+
+        sampler(denoiser, torch.zeros(1, 1, 2, 2), torch.zeros)
+        if not name.startswith("rk4"):  # whose half steps lie between levels
+            levels = torch.tensor(told, dtype=torch.float64)
+            assert torch.equal(levels, net.round_sigma(levels))
+        assert len(told) == sampler.nfe == sampler.evaluations()[0]
+    free = make_sampler(name, build(class_name="EDMPrecond", **ADM), None)
+    assert free.rounded is None and torch.equal(free.sigmas(), free._grid())
+
+
+def test_rounded_steps_are_those_of_edm():
+    """Algorithm 2 of EDM written out, with `round_sigma` where NVIDIA's sampler has it."""
+    net = build(class_name="iDDPMPrecond", **ADM)
+    grid = make_sampler("heun:10", net, None).sigmas()
+    assert [round(float(s), 3) for s in grid[:4]] == [80.204, 42.770, 22.902, 11.033]
+    sampler = make_sampler("heun:10", net, (40, 0.05, 50, 1.003))
+    noises = [torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(k)) for k in range(11)]
+
+    def denoiser(x, sigma):
+        return x / (1 + sigma**2)
+
+    drawn = iter(noises[1:])
+    found = sampler(denoiser, noises[0], lambda _: next(drawn))
+    top, low = min(80.0, net.sigma_max) ** (1 / 7), max(0.002, net.sigma_min) ** (1 / 7)
+    ramp = (top + torch.arange(10, dtype=torch.float64) / 9 * (low - top)) ** 7
+    steps = torch.cat([net.round_sigma(ramp), torch.zeros(1)])
+    x, drawn = noises[0] * steps[0], iter(noises[1:])
+    for now, then in itertools.pairwise(steps.double()):
+        gamma = min(40 / 10, math.sqrt(2) - 1) if 0.05 <= now <= 50 else 0
+        hat = net.round_sigma(now + gamma * now)
+        if hat > now:
+            x = x + (hat**2 - now**2).sqrt() * 1.003 * next(drawn)
+        slope = (x - denoiser(x, hat)) / hat
+        end = x + (then - hat) * slope
+        x = end if then == 0 else x + (then - hat) * (slope + (end - denoiser(end, then)) / then) / 2
+    torch.testing.assert_close(found, x, rtol=1e-9, atol=1e-12)
 
 
 # ------------------------------------------------------------------ initial weights

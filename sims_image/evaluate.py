@@ -37,7 +37,7 @@ class Evaluate(Generate):
     """
 
     images: str = ""
-    """Images to measure: a data set, an EDM zip, or a folder of pictures."""
+    """Images to measure: whatever `prepare` reads (a data set, an EDM zip, a folder or zip of pictures, ADM's .npz)."""
     reference: str = ""
     """Real images: a data set (the training set, by the field's habit), or statistics: NVIDIA's .npz or .pkl, or those
     of --save-reference."""
@@ -175,6 +175,7 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
 
 def _opened(path: str, argument: str) -> Dataset | None:
     """The data set at ``path``; None for '' and for statistics."""
+    from sims_image.archives import open_zip
     from sims_image.datasets import open_dataset
 
     if not path:
@@ -182,6 +183,10 @@ def _opened(path: str, argument: str) -> Dataset | None:
     if argument == "--reference" and Path(path).suffix in (".npz", ".pkl") and not Path(path).is_dir():
         if not Path(path).exists():
             raise InputError(argument, path, "no such file of statistics")
+        if Path(path).suffix == ".npz":
+            with open_zip(argument, Path(path)) as archive:
+                if "arr_0.npy" in archive.namelist() and "mu.npy" not in archive.namelist():
+                    raise InputError(argument, path, "it holds images, no statistics; name what `prepare` makes of it")
         return None
     return open_dataset(path, argument=argument, verify=False)
 
@@ -254,13 +259,23 @@ def _generated(
 
 
 def _source(settings: Evaluate, reference: Dataset | None) -> tuple[Any, int, tuple[int, int, int], Any]:
-    """(a data set, or pieces (numbers, images) of a folder of pictures; how many there are, their shape and type)."""
+    """(a data set, or pieces (numbers, images) of pictures; how many there are, their shape and type)."""
     from sims_image.datasets import open_dataset
+    from sims_image.sources import kind_of
+    from sims_image.sources.base import Request
 
-    path = Path(settings.images)
-    if path.is_dir() and not (path / "dataset.json").exists() and not (path / "model.json").exists():
-        return _pictures(path, settings.n, reference)
-    data = open_dataset(path, argument="--images", verify=False)
+    path, kind = Path(settings.images), "dataset"
+    if path.exists():
+        with _of_images():
+            kind, path = kind_of(Request(path, labelled=False))
+        if kind not in ("dataset", "zip"):
+            return _pictures(settings, kind, reference)
+    try:
+        data = open_dataset(path, argument="--images", verify=False)
+    except InputError:
+        if kind == "dataset":
+            raise
+        return _pictures(settings, kind, reference)  # a zip of pictures that is not EDM's
     return data, len(data), data.shape, data.dtype
 
 
@@ -274,16 +289,20 @@ def _of_images() -> Iterator[None]:
         raise InputError(argument, error.value, error.expected) from None
 
 
-def _pictures(path: Path, n: int, reference: Dataset | None) -> tuple[Any, int, tuple[int, int, int], Any]:
-    """The pictures below a folder as they are, drawn at random if fewer than all are asked for; as `_source`."""
+def _pictures(settings: Evaluate, kind: str, reference: Dataset | None) -> tuple[Any, int, tuple[int, int, int], Any]:
+    """The pictures of a folder or file as they are, drawn at random if fewer than all are asked for; as `_source`."""
+    import sys
+
     import numpy as np
 
     from sims_core.seeds import Seed
     from sims_image.making import images
     from sims_image.prepare import Prepare, plan
 
+    n, gray = settings.n, reference is not None and reference.shape[0] == 1
     with _of_images():
-        planned = plan(Prepare(source=str(path), gray=reference is not None and reference.shape[0] == 1))
+        planned = plan(Prepare(source=settings.images, kind=kind if kind == "zip" else "", gray=gray, unlabelled=True))
+    print("".join(f"note: {note}\n" for note in planned.notes), end="", file=sys.stderr)
 
     def pieces() -> Iterator[tuple[Any, Any]]:
         chosen, seen = planned.chosen, 0

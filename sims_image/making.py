@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError
 from sims_core.runs import RunFolder, kept_json, parse_json, write_atomic, write_json
+from sims_image.archives import UnreadableError
 from sims_image.datasets import FORMAT, Dataset, content_sha256
-from sims_image.pictures import Transform, decode, from_array
+from sims_image.pictures import DamagedError, Transform, decode, from_array, turned
 from sims_image.sources.base import Block, Encoded, Source, bar
 from sims_image.stores import ArrayStore, Images
 from sims_image.writing import Growing, write_edm_zip
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 #: progress is recorded after so many bytes or seconds, whichever comes first
 COMMIT_BYTES, COMMIT_SECONDS = 64 * 2**20, 10.0
 _ARGUMENT = "--source"
+#: bad pictures after which no more are looked for; pictures that are looked at for their EXIF orientation
+_LISTED, _LOOKED_AT = 20, 16
 
 
 def make(planned: Plan, folder: RunFolder, there: Sequence[bool], *, progress: bool) -> None:
@@ -96,9 +100,12 @@ def _done(record: Path) -> int:
 
 
 def images(planned: Plan, indices: NDArray[np.int64]) -> Iterator[Images]:
-    """The images at increasing ``indices`` as they are stored, (B, C, H, W). Raises `InputError` naming a bad one."""
+    """The images at increasing ``indices`` as they are stored, (B, C, H, W).
+
+    Raises `InputError` naming the pictures that cannot be taken, the first with its reason: all of them, or `_LISTED`.
+    """
     source, transform, start = planned.source, planned.transform, 0
-    workers = planned.settings.workers or min(8, _cores())
+    workers, bad = _threads(planned.settings.workers), list[InputError]()
     with ThreadPoolExecutor(workers) as pool:
         for block in source.read(indices):
             mine = indices[start : start + len(block)]
@@ -107,8 +114,24 @@ def images(planned: Plan, indices: NDArray[np.int64]) -> Iterator[Images]:
                 yield np.asarray(block)
                 continue
             pieces = np.array_split(np.arange(len(block)), min(len(block), 4 * workers))
-            piece = partial(_piece, source, transform, block, mine, planned.shape)
-            yield np.concatenate(list(pool.map(piece, pieces)))
+            done = list(pool.map(partial(_piece, source, transform, block, mine, planned.shape), pieces))
+            bad += [error for _, errors in done for error in errors]
+            if len(bad) >= _LISTED:
+                break
+            if not bad:
+                yield np.concatenate([found for found, _ in done])
+    if bad:
+        raise _together(bad, all_seen=len(bad) < _LISTED)
+
+
+def _together(bad: list[InputError], *, all_seen: bool) -> InputError:
+    """One error for all of them."""
+    first, others = bad[0], [str(one.value) for one in bad[1:6]]
+    if not others:
+        return first
+    many = f"{len(bad)} in all" if all_seen else f"{len(bad)} and perhaps more"
+    more = "" if len(bad) <= 6 else ", ..."
+    return InputError(first.argument, first.value, f"{first.expected}; bad too: {', '.join(others)}{more} ({many})")
 
 
 def _piece(
@@ -118,13 +141,73 @@ def _piece(
     indices: NDArray[np.int64],
     shape: tuple[int, int, int],
     rows: NDArray[np.int64],
-) -> NDArray[np.uint8]:
-    """A few pictures of a block, one after the other, in one thread."""
-    found = np.empty((len(rows), *shape), np.uint8)
-    for place, row in enumerate(rows):
-        image, item = transformed(source, transform, block, int(row), indices)
-        found[place] = fitted(image, item, shape)
-    return found
+) -> tuple[NDArray[np.uint8], list[InputError]]:
+    """A few pictures of a block, one after the other, in one thread; and what is wrong with those that are bad."""
+    made = [_one(source, transform, block, indices, shape, int(row)) for row in rows]
+    bad = [one for one in made if isinstance(one, InputError)]
+    sound = [one for one in made if not isinstance(one, InputError)]
+    return np.stack(sound) if sound else np.empty((0, *shape), np.uint8), bad
+
+
+def _one(
+    source: Source,
+    transform: Transform,
+    block: Block,
+    indices: NDArray[np.int64],
+    shape: tuple[int, int, int],
+    row: int,
+) -> NDArray[np.uint8] | InputError:
+    try:
+        return fitted(*transformed(source, transform, block, row, indices), shape)
+    except UnreadableError:
+        raise
+    except InputError as error:
+        return error
+
+
+def sound(
+    source: Source, indices: NDArray[np.int64], workers: int, *, progress: bool
+) -> tuple[Source, NDArray[np.int64]]:
+    """Those of increasing ``indices`` whose pictures can be decoded, and the source with a note on the others.
+
+    Raises `InputError` where none can.
+    """
+    bad: dict[int, str] = {}
+    start = 0
+
+    def damaged(encoded: Encoded) -> bool:
+        try:
+            decode(_ARGUMENT, encoded.item, encoded.load())
+        except DamagedError:
+            return True
+        return False
+
+    with ThreadPoolExecutor(_threads(workers)) as pool, bar(progress, len(indices), "looking", " images") as shown:
+        for block in source.read(indices):
+            if isinstance(block, list):
+                looked = zip(indices[start : start + len(block)], block, pool.map(damaged, block), strict=True)
+                bad |= {int(index): encoded.item for index, encoded, wrong in looked if wrong}
+            start += len(block)
+            shown.update(len(block))
+    if not bad:
+        return source, indices
+    if len(bad) == len(indices):
+        raise InputError(_ARGUMENT, source.name, "none of its pictures can be decoded")
+    some = ", ".join(list(bad.values())[:10]) + (", ..." if len(bad) > 10 else "")
+    note = f"{len(bad)} damaged {'picture' if len(bad) == 1 else 'pictures'} left out: {some}"
+    return replace(source, notes=(*source.notes, note)), np.setdiff1d(indices, list(bad))
+
+
+def oriented(source: Source, indices: NDArray[np.int64]) -> Source:
+    """The source, with a note if the first pictures have an EXIF orientation."""
+    found, seen = 0, 0
+    for block in source.read(indices[:_LOOKED_AT]):
+        for encoded in block if isinstance(block, list) else ():
+            with contextlib.suppress(InputError):
+                found += turned(decode(_ARGUMENT, encoded.item, encoded.load()))
+            seen += 1
+    note = f"{found} of the first {seen} pictures are to be turned by their EXIF data; --upright does so"
+    return replace(source, notes=(*source.notes, note)) if found else source
 
 
 def transformed(
@@ -143,9 +226,11 @@ def fitted(image: NDArray[np.uint8], item: str, shape: tuple[int, int, int]) -> 
     """Grey among colour becomes colour. Raises `InputError` for colour among grey, and for another size."""
     if image.shape[1:] != shape[1:]:
         sizes = f"{image.shape[2]}x{image.shape[1]} among {shape[2]}x{shape[1]}"
-        raise InputError(_ARGUMENT, item, f"{sizes} pictures; --size N makes them alike")
+        raise InputError(_ARGUMENT, item, f"{sizes} pictures; remove it, or `prepare` with --size N makes them alike")
     if len(image) > shape[0]:
-        raise InputError(_ARGUMENT, item, "a colour picture, and the first one is grey; give --gray or --rgb")
+        raise InputError(
+            _ARGUMENT, item, "in colour, and the first is grey; `prepare` with --gray or --rgb makes them alike"
+        )
     return np.repeat(image, 3, axis=0) if len(image) < shape[0] else image
 
 
@@ -205,6 +290,10 @@ def _move(part: Path, out: Path, *, zipped: bool, progress: bool) -> None:
             os.fsync(parent)
         finally:
             os.close(parent)
+
+
+def _threads(workers: int) -> int:
+    return workers or min(8, _cores())
 
 
 def _cores() -> int:

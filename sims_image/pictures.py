@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sims_core.errors import InputError, reason
 from sims_image.archives import check_expansion, impostor
@@ -45,6 +46,10 @@ _DAMAGED = (
 )
 
 
+class DamagedError(InputError):
+    """One picture cannot be decoded; the others may be sound."""
+
+
 @functools.cache
 def formats() -> tuple[str, ...]:
     """Pillow's formats, but for those that run another program (EPS) or are only stubs."""
@@ -69,17 +74,49 @@ def decode(argument: str, item: str, data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         what = impostor(data[:256])
         expected = f"no picture: it is {what}" if what else "damaged, or not a picture that Pillow reads"
-        raise InputError(argument, item, expected) from None
+        raise DamagedError(argument, item, expected) from None
     except _DAMAGED as error:
-        raise InputError(argument, item, f"damaged picture ({reason(error)})") from None
+        raise DamagedError(argument, item, f"damaged picture ({reason(error)})") from None
+    bits = depth(picture, data)
+    if bits > 8:
+        raise InputError(argument, item, f"pictures must have 8 bits a channel; this one has {bits}")
     if width * height > MAX_PIXELS:
         raise _too_large(argument, item)
     check_expansion(argument, item, width * height * bands, len(data))
     try:
         picture.load()
     except _DAMAGED as error:
-        raise InputError(argument, item, f"damaged picture ({reason(error)})") from None
+        raise DamagedError(argument, item, f"damaged picture ({reason(error)})") from None
     return picture
+
+
+def depth(picture: Image.Image, data: bytes) -> int:
+    """Bits a channel that a file holds, as its header says; Pillow cuts most of them to 8 without a word."""
+    kind, at = picture.format, -1
+    if kind == "PNG":
+        return data[24] if len(data) > 24 else 8
+    if kind == "TIFF":
+        return int(max(picture.tag_v2.get(258, (8,))))  # type: ignore[attr-defined]  # BitsPerSample
+    if kind == "PPM":
+        found = re.match(rb"P[2356](?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d{1,9})", data)
+        return int(found[1]).bit_length() if found else 8
+    if kind == "SGI":
+        return 8 * data[3]
+    if kind == "JPEG2000":
+        at = data.find(b"ihdr") + 14 if data[:4] != b"\xff\x4f\xff\x51" else 42
+        return (data[at] & 0x7F) + 1 if 14 <= at < len(data) else 8
+    if kind == "AVIF":
+        at = data.find(b"pixi") + 9
+        return data[at] if 9 <= at < len(data) else 8
+    return 8
+
+
+def turned(picture: Image.Image) -> bool:
+    """Whether its EXIF data say that it is to be shown turned or mirrored."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+    except _DAMAGED:
+        return False
 
 
 def _too_large(argument: str, item: str) -> InputError:
@@ -112,8 +149,8 @@ class Transform:
         picture = self._coloured(argument, item, picture)
         width, height = picture.size
         if width != height and (not self.size or self.crop == "none"):
-            fix = "--crop center or --crop adm" if self.size else "--size N (with --crop center or adm)"
-            raise InputError(argument, item, f"{width}x{height} is not square; give {fix}")
+            fix = "--crop center or --crop adm" if self.size else "--size N (and --crop center or adm)"
+            raise InputError(argument, item, f"{width}x{height} is not square; `prepare` with {fix} makes it so")
         if self.size and self.crop == "adm":
             picture = adm_crop(picture, self.size)
         elif self.size:

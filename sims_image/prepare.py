@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,8 @@ class Prepare:
     """Turn photographs by their EXIF orientation (the field's tools do not)."""
     unlabelled: bool = False
     """Leave labels out."""
+    skip_damaged: bool = False
+    """Leave out the pictures that cannot be decoded, and name them (every picture is decoded twice)."""
     classes: str = ""
     """Names of the classes, with commas, for sources that only number them."""
     limit: int = 0
@@ -128,6 +131,8 @@ class Plan:
         """What decides the content, as dataset.json records it."""
         decided = {name: getattr(self.settings, name) for name in _DECISIVE}
         decided["holdout"] = float(self.settings.holdout)
+        if self.settings.skip_damaged:
+            decided["skip_damaged"] = True
         return {"classes": self.classes, "source": self.source.identity(), "settings": decided}
 
     def flat(self) -> dict[str, Any]:
@@ -200,6 +205,7 @@ def empty_note(classes: Sequence[str], empty: Sequence[int]) -> list[str]:
 def plan(settings: Prepare, *, progress: bool = False) -> Plan:
     """Read what must be known of the source, and decide everything. Raises `InputError` for bad input."""
     from sims_core.seeds import Seed
+    from sims_image.making import oriented, sound
     from sims_image.pictures import Transform
     from sims_image.selection import held_out, limited
     from sims_image.sources import open_source
@@ -221,10 +227,14 @@ def plan(settings: Prepare, *, progress: bool = False) -> Plan:
     chosen = limited(
         source.count, source.labels, classes, settings.limit, balanced=settings.balanced, seed=seed.child("limit")
     )
+    if settings.skip_damaged:
+        source, chosen = sound(source, chosen, settings.workers, progress=progress)
     held = held_out(chosen, source.labels, settings.holdout, seed.child("holdout"))
     channels = 1 if settings.gray else 3 if settings.rgb else 0
     wanted = Transform(settings.size, settings.crop, settings.filter, channels, settings.upright)
     transform, shape = _shape(source, wanted, chosen)
+    if source.shape is None and not settings.upright:
+        source = oriented(source, chosen)
     return Plan(settings, source, transform, chosen, held, shape, source.dtype, classes, settings.name or source.name)
 
 
@@ -356,6 +366,7 @@ def run(argv: Sequence[str]) -> None:
         words = ["--source", *words]
     description = "Make a data set of images that everything else reads. The first word is the source."
     wanted = parse_command(Prepare, words, prog="sims_image prepare", description=description)
+    warnings.filterwarnings("ignore", module="PIL")  # what matters of a picture becomes an error or a note
     if wanted.dry_run:
         print("\n".join(plan(wanted, progress=True).lines()))
         return

@@ -66,7 +66,8 @@ def _npz(argument: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
             info = members.get(f"{name}.npy")
             if info is None:
                 there = npz_words(npz_arrays(argument, archive, members, path))
-                raise InputError(argument, str(path), f"not statistics: it has no {name} beside {there}")
+                images = "; `prepare` makes a data set of images" if "arr_0.npy" in members else ""
+                raise InputError(argument, str(path), f"not statistics: it has no {name} beside {there}{images}")
             if info.file_size > _LARGEST**2 * 8 + 4096:
                 raise InputError(argument, f"{path.name}: {name}", f"more than {_LARGEST} features")
             read.append(zip_array(argument, f"{path.name}: {name}", archive, info))

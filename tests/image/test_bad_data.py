@@ -380,11 +380,11 @@ def test_a_zip_whose_record_lies(tmp_path):
 def test_sizes_and_shapes(tmp_path):
     wide = pixels(3)[:, :, :, :6]
     source = folder(tmp_path / "wide", wide)
-    refused(tmp_path, source, r"00000\.png.*6x8 is not square; give --size N")
-    refused(tmp_path, source, r"00000\.png.*6x8 is not square; give --crop center", size=4, crop="none")
+    refused(tmp_path, source, r"00000\.png.*6x8 is not square; `prepare` with --size N")
+    refused(tmp_path, source, r"00000\.png.*6x8 is not square; `prepare` with --crop center", size=4, crop="none")
     mixed = folder(tmp_path / "mixed", IMAGES)
     (mixed / "00007.png").write_bytes(png(pixels(1, side=9)[0]))
-    refused(tmp_path, mixed, r"00007\.png.*9x9 among 8x8 pictures; --size N")
+    refused(tmp_path, mixed, r"00007\.png.*9x9 among 8x8 pictures; remove it, or `prepare` with --size N")
     grey = folder(tmp_path / "grey", IMAGES[:, :1])
     (grey / "00007.png").write_bytes(png(IMAGES[0]))
     refused(tmp_path, grey, r"00007\.png.*colour.*--gray or --rgb")

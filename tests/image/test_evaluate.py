@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from sims_image.metrics import collect, evaluate, frechet, kid, table
 from sims_image.samples import Sample
 from sims_image.targets import DataFeatures, Reference
 from tests.image import tiny
+from tests.image.synthetic import png
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -278,6 +280,46 @@ def test_the_command_measures_pictures(real, tmp_path, capsys):
     words = ["--images", tmp_path, "--reference", real.path, "--features", "pixels"]
     assert verb(*words) == 0 and "n = 40" in capsys.readouterr().out
     assert verb(*words, "--n", "30") == 0 and "n = 30" in capsys.readouterr().out
+
+
+def test_the_command_measures_images_in_any_container(real, tmp_path, capsys):
+    """Class folders beside a contact sheet of their size, a zip of pictures, an unzipped EDM set, ADM's .npz: alike."""
+    images, base = fresh(40, 12), ["--reference", real.path, "--features", "pixels"]
+    pngs = {f"{k:03d}.png": png(image) for k, image in enumerate(images)}
+    folders = {f"{'ab'[k % 2]}/{name}": data for k, (name, data) in enumerate(pngs.items())}
+    listing = json.dumps({"labels": [[name, 0] for name in pngs]}).encode()
+    for where, files in (("folders", {**folders, "README.md": b"x"}), ("edm", {**pngs, "dataset.json": listing})):
+        for name, data in files.items():
+            (tmp_path / where / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / where / name).write_bytes(data)
+    for name, files in (("edm.zip", {**pngs, "dataset.json": listing}), ("pets.zip", {**folders, "README": b"x"})):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for member, data in files.items():
+                archive.writestr(member, data)
+    np.savez(tmp_path / "adm.npz", images.transpose(0, 2, 3, 1), np.arange(40) % 2)
+    found = {}
+    for name in ("folders", "edm", "edm.zip", "pets.zip", "adm.npz"):
+        assert verb("--images", tmp_path / name, *base, "--out", tmp_path / "r.json") == 0
+        found[name] = json.loads((tmp_path / "r.json").read_text())["metrics"]["frechet"]["value"]
+        assert "n = 40" in capsys.readouterr().out
+    assert np.ptp(list(found.values())) < 1e-9 * found["edm"]
+    assert verb("--images", tmp_path / "edm", "--reference", tmp_path / "adm.npz", "--features", "pixels") == 2
+    assert "it holds images, no statistics; name what `prepare` makes of it" in capsys.readouterr().err
+
+
+def test_the_command_advises_what_there_is(real, tmp_path, capsys):
+    """A contact sheet among the pictures: named, with options that exist (`prepare` has --size, `evaluate` has not)."""
+    for k, image in enumerate(fresh(40, 12)):
+        into = tmp_path / "in" / "ab"[k % 2]
+        into.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(into / f"{k:03d}.png")
+    Image.new("RGB", (64, 64)).save(tmp_path / "in" / "grid.png")
+    assert verb("--images", tmp_path / "in", "--reference", real.path, "--features", "pixels") == 2
+    said = capsys.readouterr().err
+    assert "--images: got 'grid.png'; 64x64 among 8x8 pictures; remove it, or `prepare` with --size N" in said
+    assert "--unlabelled" not in said
+    (tmp_path / "in" / "grid.png").unlink()
+    assert verb("--images", tmp_path / "in", "--reference", real.path, "--features", "pixels") == 0
 
 
 def test_the_command_refuses_in_one_line(real, model, tmp_path, capsys):

@@ -149,6 +149,9 @@ def _git_revision() -> str | None:
     return done.stdout.strip() or None
 
 
+_OTHERWISE = "name another folder"
+
+
 class RunFolder:
     """A folder that holds one run. Make it with `open`, which checks it, and use it as a context manager."""
 
@@ -157,24 +160,27 @@ class RunFolder:
         self._lock: int | None = None
 
     @classmethod
-    def open(cls, path: str | Path, settings: dict[str, Any], *, argument: str = "--out") -> RunFolder:
+    def open(
+        cls, path: str | Path, settings: dict[str, Any], *, argument: str = "--out", otherwise: str = _OTHERWISE
+    ) -> RunFolder:
         """Create the folder, or return to it if its settings are these.
 
         settings: JSON-able, everything that decides the result (not: workers, chunk sizes, the folder's own name).
+        A run that never finished a piece of work gives way to one with other settings.
         Raises `InputError` naming ``argument``: the path cannot be written, holds something else, holds a run with
-        other settings (the message says which), or another process is at work in it.
+        other settings (the message says which, and ``otherwise`` what to do), or another process is at work in it.
         """
         path = Path(path)
         settings = json.loads(json.dumps(settings, allow_nan=False))
         record = path / "settings.json"
         folder = cls(path, settings)
         try:
-            cls.check(path, settings, argument=argument)
+            cls.check(path, settings, argument=argument, otherwise=otherwise)
             (path / "shards").mkdir(parents=True, exist_ok=True)
             folder._take_lock(argument)
             for stale in path.rglob(".*.part*"):
                 stale.unlink(missing_ok=True)
-            if not record.exists():
+            if not record.exists() or not _begun(path):
                 write_json(record, {"settings": settings, "provenance": provenance()})
         except OSError as error:
             folder.close()
@@ -182,11 +188,13 @@ class RunFolder:
         return folder
 
     @staticmethod
-    def check(path: str | Path, settings: dict[str, Any], *, argument: str = "--out") -> None:
+    def check(
+        path: str | Path, settings: dict[str, Any], *, argument: str = "--out", otherwise: str = _OTHERWISE
+    ) -> None:
         """Refuse what `open` would refuse of what is there, and change nothing: for dry runs. Raises `InputError`."""
         record = Path(path) / "settings.json"
         if record.exists():
-            _refuse_other_settings(record, json.loads(json.dumps(settings, allow_nan=False)), argument)
+            _refuse_other_settings(record, json.loads(json.dumps(settings, allow_nan=False)), argument, otherwise)
         elif record.parent.is_dir() and any(not _own(p.name) for p in record.parent.iterdir()):
             raise InputError(argument, str(path), "the folder is not empty and holds no run; name another one")
 
@@ -237,6 +245,14 @@ class RunFolder:
         self.close()
 
     @classmethod
+    def discard(cls, path: Path, *, argument: str = "--out") -> None:
+        """Delete what a run left unfinished at ``path``. Raises `InputError` while another process is at work in it."""
+        if (path / "settings.json").is_file():
+            folder = cls(path, {})
+            folder._take_lock(argument)
+            folder.remove()
+
+    @classmethod
     def remove_left(cls, path: Path, settings: dict[str, Any]) -> None:
         """Remove the work folder of a run that was killed after its result was in place, if ``path`` is one."""
         if path.is_dir():
@@ -264,16 +280,21 @@ def _own(name: str) -> bool:
     return name in (".lock", "shards") or ".part" in name
 
 
-def _refuse_other_settings(record: Path, settings: dict[str, Any], argument: str) -> None:
+def _begun(path: Path) -> bool:
+    """Whether a run's folder holds more than its settings: work that would be lost."""
+    return any(p.is_file() and p.name != "settings.json" and not _own(p.name) for p in path.rglob("*"))
+
+
+def _refuse_other_settings(record: Path, settings: dict[str, Any], argument: str, otherwise: str) -> None:
     try:
         there = parse_json(argument, str(record), record.read_bytes())["settings"]
     except (InputError, KeyError) as error:
         why = error.expected if isinstance(error, InputError) else "there are none in it"
-        raise InputError(argument, str(record), f"not a run's settings ({why}); name another folder") from None
-    if there == settings:
+        raise InputError(argument, str(record), f"not a run's settings ({why}); {otherwise}") from None
+    if there == settings or not _begun(record.parent):
         return
     odd = "; ".join(differences(there, settings))
-    raise InputError(argument, str(record.parent), f"it holds a run with other settings ({odd}); name another folder")
+    raise InputError(argument, str(record.parent), f"it holds a run with other settings ({odd}); {otherwise}")
 
 
 def differences(there: Any, here: Any, name: str = "") -> list[str]:

@@ -67,6 +67,7 @@ class Evaluate(Generate):
     """Data set whose class shares --labels data uses; default the reference."""
     name: Annotated[str, tyro.conf.Suppress] = ""
     sheet: Annotated[int, tyro.conf.Suppress] = 0
+    restart: Annotated[bool, tyro.conf.Suppress] = False
     dry_run: bool = False
     """Print what would be measured, and its cost, and stop."""
 

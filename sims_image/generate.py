@@ -81,13 +81,16 @@ class Generate:
     cuda_graph: bool = False
     """Record an evaluation's CUDA kernels once and replay them."""
     batch: int = 64
-    """Compute batch, on record: images are bit for bit the same at one, alike to 1e-5 between them."""
+    """Compute batch (the number of images if that is less), on record: images are bit for bit the same at one, alike
+    to 1e-5 between them."""
     dtype: str = "float32"
     """Of the networks' bodies: float32, bf16, fp16. Weights, and what guidance combines, stay float32."""
     name: str = ""
     """The data set's name in records; default the folder's."""
     sheet: int = 8
     """Rows of sheet.png; 0 for none."""
+    restart: bool = False
+    """Delete what a start with other settings left unfinished beside --out (OUT.generating), and begin anew."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     dry_run: bool = False
@@ -217,7 +220,7 @@ def request(settings: Generate, device: torch.device) -> Request:
         sampler,
         labels,
         settings.seed,
-        settings.batch,
+        min(settings.batch, len(seeds)),
         settings.name or Path(settings.out).name or "generated",
         classes if len(classes) == model.network.label_dim else (),
     )
@@ -262,7 +265,7 @@ def run(argv: Sequence[str]) -> None:
     if settings.dry_run:
         planned = request(settings, choose_device(settings.device))
         said = notes(planned)
-        if settings.out:
+        if settings.out and not settings.restart:
             generation.check_out(planned, settings.out)
         lines = generation.estimate(planned, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
         print("\n".join([f"{key:>10}  {value}" for key, value in lines] + [f"note: {note}" for note in said]))
@@ -272,6 +275,8 @@ def run(argv: Sequence[str]) -> None:
         planned = loaded[0] if loaded is not None else request(settings, processes.device)
         for note in processes.together(lambda: notes(planned)) or ():
             print(f"note: {note}")
-        made = generation.write(planned, settings.out, processes=processes, rows=settings.sheet, progress=True)
+        made = generation.write(
+            planned, settings.out, processes=processes, rows=settings.sheet, progress=True, restart=settings.restart
+        )
     if made is not None:
         print(f"{made.path}: {len(made)} images, {planned.settings['nfe']} evaluations each, sha256 {made.sha256}")

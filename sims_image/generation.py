@@ -39,6 +39,8 @@ from sims_image.writing import check_room, size
 #: images of a shard: the least multiple of the compute batch that reaches this
 SHARD = 256
 
+_UNFINISHED = "--restart deletes it, which is unfinished, or name another --out"
+
 
 @dataclass(frozen=True)
 class Request:
@@ -130,12 +132,14 @@ def write(
     processes: Processes,
     rows: int = 8,
     progress: bool = False,
+    restart: bool = False,
     argument: str = "--out",
 ) -> Dataset | None:
     """Generate the data set ``out``, go on with it, or recognise it. Returns it in the first process, else None.
 
     Shards lie in ``OUT.generating`` until all are there; killed at any instant, the same call, in any number of
-    processes, goes on. rows: of the contact sheet ``sheet.png``, 0 for none. Raises `InputError`: something else is
+    processes, goes on. rows: of the contact sheet ``sheet.png``, 0 for none. restart: delete what an earlier start
+    left unfinished there. Raises `InputError`: something else is
     there, a full disk, or samples that are not finite.
     """
     out = followed(out)
@@ -150,6 +154,8 @@ def write(
     there = processes.together(known)
     if processes.sum(torch.tensor(float(there is not None))) > 0:
         return there
+    if restart:
+        processes.together(lambda: RunFolder.discard(work, argument=argument))
     with ExitStack() as stack:
         folder = processes.together(lambda: _begin(stack, work, out, request, argument))
         try:
@@ -183,7 +189,7 @@ def check_out(request: Request, out: str | Path, *, argument: str = "--out") -> 
     """Refuse what `write` would refuse of what is there, and change nothing: for dry runs. Raises `InputError`."""
     out = followed(out)
     if _recognised(out, request, argument) is None:
-        RunFolder.check(_work(out), _settings(request), argument=argument)
+        RunFolder.check(_work(out), _settings(request), argument=argument, otherwise=_UNFINISHED)
 
 
 def _work(out: Path) -> Path:
@@ -197,7 +203,7 @@ def _settings(request: Request) -> dict[str, Any]:
 def _begin(stack: ExitStack, work: Path, out: Path, request: Request, argument: str) -> RunFolder:
     if not work.exists():
         check_room(argument, out, 2 * _bytes(request))
-    return stack.enter_context(RunFolder.open(work, _settings(request), argument=argument))
+    return stack.enter_context(RunFolder.open(work, _settings(request), argument=argument, otherwise=_UNFINISHED))
 
 
 def _bytes(request: Request) -> int:

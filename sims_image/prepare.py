@@ -92,6 +92,8 @@ class Prepare:
     default: the one beside the batches."""
     workers: int = 0
     """Threads that decode pictures; 0 is one a core, at most 8. Does not change the result."""
+    restart: bool = False
+    """Delete what a start with other settings left unfinished beside --out (OUT.preparing), and begin anew."""
     dry_run: bool = False
     """Say what would be made, and make nothing."""
 
@@ -316,7 +318,10 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
     needed = len(planned.chosen) * planned.each
     if not work.exists():
         check_room("--out", out, needed * (2 if settings.format == "edm-zip" else 1))
-    with RunFolder.open(work, planned.flat()) as folder:
+    if settings.restart:
+        RunFolder.discard(work)
+    unfinished = "--restart deletes it, which is unfinished, or name another --out"
+    with RunFolder.open(work, planned.flat(), otherwise=unfinished) as folder:
         try:
             make(planned, folder, there, progress=progress)
         except UnreadableError:  # it may go better next time

@@ -90,11 +90,10 @@ def plan(options: Mad) -> Study:
     from sims_core.sampling import Sampler
     from sims_toy import mad_report
     from sims_toy.experiment import Cell, Experiment
-    from sims_toy.measuring import LEARNERS
     from sims_toy.planning import at_most_cells, sizes
 
     options.check()
-    learner = choose("--learner", options.learner, LEARNERS)
+    learner = choose("--learner", options.learner, _DEFAULTS)
     options = replace(options, **{k: v for k, v in _DEFAULTS[learner].items() if not getattr(options, k)})
     d = options.dimension
     options = replace(options, loop_size=options.loop_size or max(100, 10 * d))

@@ -74,11 +74,10 @@ def plan(options: SamplingCost) -> Study:
     from sims_core.sampling import Sampler
     from sims_toy import cost_report
     from sims_toy.experiment import Cell, Experiment
-    from sims_toy.measuring import LEARNERS
     from sims_toy.planning import at_most_cells, items, read_gaussian
 
     options.check()
-    learner = choose("--learner", options.learner, LEARNERS)
+    learner = choose("--learner", options.learner, TRIALS)
     trials = options.trials or TRIALS[learner]
     for name, value, least in (
         ("--trials", trials, 4),

@@ -22,8 +22,28 @@ def test_settings_and_provenance_are_recorded(tmp_path):
     assert "torch" in record["provenance"]["libraries"]
 
 
+def begun(path, settings):
+    """A run with a piece of work done."""
+    with RunFolder.open(path, settings) as folder:
+        folder.shard("1.npz", lambda there: there.write_bytes(b"work"))
+
+
+def test_a_run_without_work_gives_way_and_one_at_work_does_not(tmp_path):
+    other = SETTINGS | {"trials": 4}
+    with RunFolder.open(tmp_path / "run", SETTINGS), pytest.raises(InputError, match="another process is at work"):
+        RunFolder.open(tmp_path / "run", other)
+    RunFolder.open(tmp_path / "run", other).close()
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["settings"] == other
+    with RunFolder.open(tmp_path / "run", other), pytest.raises(InputError, match="another process is at work"):
+        RunFolder.discard(tmp_path / "run")
+    begun(tmp_path / "run", other)
+    RunFolder.discard(tmp_path / "run")
+    RunFolder.discard(tmp_path / "run")  # nothing there
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_settings_are_refused_with_the_difference(tmp_path):
-    RunFolder.open(tmp_path / "run", SETTINGS).close()
+    begun(tmp_path / "run", SETTINGS)
     with pytest.raises(InputError, match="trials: 3 there, 4 here") as error:
         RunFolder.open(tmp_path / "run", SETTINGS | {"trials": 4})
     assert "omega" not in str(error.value) and "\n" not in str(error.value)
@@ -33,7 +53,7 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
 def test_only_the_leaves_that_differ_are_named(tmp_path):
     recipe = {"batch": 128, "budget": "100k", "lr": 0.002, "beta1": 0.9, "ema_halflife": 10_000, "p_mean": -1.2}
     settings = {"recipe": {**recipe, "inner": {"a": 1}}, "grid": [k / 8 for k in range(64)], "from": None}
-    RunFolder.open(tmp_path / "run", settings).close()
+    begun(tmp_path / "run", settings)
     other = {"recipe": {**recipe, "p_mean": -1, "inner": {"a": 2}}, "grid": [*settings["grid"][:63], 9.0], "from": None}
     with pytest.raises(InputError) as error:
         RunFolder.open(tmp_path / "run", other)

@@ -17,6 +17,29 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
 
 
+#: a command that kills itself when one more file of a name's ending than it may have is about to be in its place
+_KILLED = """
+import os, runpy, signal, sys
+left = [{count}]
+
+def watch(event, words):
+    if event == "os.rename" and os.fspath(words[1]).endswith({ending!r}):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(watch)
+runpy.run_module({module!r}, run_name="__main__", alter_sys=True)
+"""
+
+
+def killed(module: str, words: Sequence[str], *, ending: str, count: int) -> None:
+    """Run ``python -m MODULE WORDS``, killed before its file number ``count + 1`` of that ending is in its place."""
+    code = _KILLED.format(count=count, ending=ending, module=module)
+    done = subprocess.run([sys.executable, "-c", code, *words], env=environment(), capture_output=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
 def launch(words: Sequence[str], world: int = 1) -> list[subprocess.Popen[str]]:
     """Start ``python WORDS`` once for each rank."""
     command = [sys.executable, *words]

@@ -7,7 +7,6 @@ import json
 import math
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from sims_image.presets import PRESETS
 from sims_image.seedlists import Labels, Seeds
 from sims_image.train import Train, plan
 from tests.image import ranks, tiny
-from tests.image.ranks import environment, finish, kill
+from tests.image.ranks import environment, finish
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -396,6 +395,23 @@ def test_a_dry_run_refuses_what_the_run_would(pair, tmp_path, capsys):
     assert note not in capsys.readouterr().out
 
 
+def test_a_mistyped_start_does_not_block_the_corrected_one(pair, tmp_path, capsys):
+    words = ["generate", "--base", pair[0], "--seeds", "0-3", "--device", "cpu", "--out", str(tmp_path / "made")]
+    typed = [*words, "--sampler", "heun:3", "--batch", "16"]
+    ranks.killed("sims_image", typed, ending=".npz", count=0)
+    work = tmp_path / "made.generating"
+    assert work.exists()
+    command([*words, "--sampler", "heun:2"])  # nothing was done there, so nothing is lost
+    assert not work.exists()
+    assert open_dataset(tmp_path / "made").record["source"]["batch"] == 4  # no more is computed than is asked for
+    words[-1] = str(tmp_path / "other")
+    ranks.killed("sims_image", [*words, "--seeds", "0-299", "--sampler", "heun:3"], ending=".npz", count=1)
+    with pytest.raises(InputError, match=r"other\.generating'; it holds a run with other settings .*; --restart"):
+        command([*words, "--sampler", "heun:2"])
+    command([*words, "--sampler", "heun:2", "--restart"])
+    assert len(open_dataset(tmp_path / "other")) == 4 and not list(tmp_path.glob("*.generating"))
+
+
 def test_preset_churn_is_used_unless_a_sampler_is_named(pair, tmp_path, monkeypatch):
     from dataclasses import replace
 
@@ -456,20 +472,10 @@ def launch(pair, out, world=1):
     return ranks.launch(["-m", "sims_image", *words(pair, out)], world)
 
 
-def kill_after(processes, out, shards):
-    until = time.monotonic() + 300
-    work = out.with_name(out.name + ".generating")
-    while time.monotonic() < until and all(p.poll() is None for p in processes):
-        if len(list(work.glob("shards/[0-9]*.npz"))) >= shards:
-            break
-        time.sleep(0.005)
-    kill(processes)
-    assert not out.exists() and len(list(work.glob("shards/[0-9]*.npz"))) >= shards
-
-
 def test_killed_and_gone_on_by_two_is_the_same(pair, tmp_path):
     command(words(pair, tmp_path / "whole"))
-    kill_after(launch(pair, tmp_path / "broken"), tmp_path / "broken", 1)
+    ranks.killed("sims_image", words(pair, tmp_path / "broken"), ending=".npz", count=1)
+    assert not (tmp_path / "broken").exists()
     finish(launch(pair, tmp_path / "broken", 2))
     one, other = (open_dataset(tmp_path / name, verify=True) for name in ("whole", "broken"))
     assert one.sha256 == other.sha256

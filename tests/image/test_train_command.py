@@ -292,6 +292,7 @@ def test_a_dry_run_says_first_what_is_odd_and_refuses_a_folder_of_another_run(da
     assert said.startswith("note: the images are 3x16x16; preset tiny was made for 3x8x8\n")
     assert "about 1 s of one A100" in said and not (tmp_path / "o").exists()
     RunFolder.open(tmp_path / "o", plan(Train(preset="tiny", data=large)).settings).close()
+    (tmp_path / "o" / "log.jsonl").write_text("{}\n")
     command(words)
     with pytest.raises(InputError, match=r"--out: .*\(recipe.p_mean: -1.2 there, -1.0 here\)"):
         command([*words, "--p-mean", "-1"])
@@ -308,7 +309,7 @@ def test_a_foreign_state_is_refused(data):
     train(start(data))
     Path("run/finished.json").unlink()
     Path("run/state.pt").write_bytes(b"not a state")
-    with pytest.raises(InputError, match=r"training state.*cannot be read"):
+    with pytest.raises(InputError, match=r"training state.*not a file of plain tensors"):
         train(start(data))
     torch.save({"format": 1, "settings": "{}"}, "run/state.pt")
     with pytest.raises(InputError, match="another run"):

@@ -18,6 +18,7 @@ from sims_image.networks.edm2 import MPConv
 from sims_image.objectives import OBJECTIVES, Loss, make_objective
 from sims_image.training import PATIENCE, DivergedError, Watch
 from tests.image import tiny
+from tests.image.networks import relative
 
 
 @pytest.fixture(scope="module")
@@ -195,13 +196,17 @@ def test_training_lowers_the_loss(data):
 # -------------------------------------------------------------- what must not matter
 
 
+#: Norm-wise, sums of some thousand float32 terms in another order: a processor's kernels choose it. (2e-5 is seen.)
+ROUNDING = 1000 * torch.finfo(torch.float32).eps
+
+
 @pytest.mark.parametrize("passes", [2, 8])
 @pytest.mark.parametrize("augment", [None, Augmentation(0.5)])
 def test_accumulation_is_one_large_batch(data, passes, augment):
     whole, parts = (tiny.trainer(data, passes=n, augment=augment) for n in (1, passes))
-    assert tiny.steps(parts, 1) == pytest.approx(tiny.steps(whole, 1), rel=1e-5)
+    assert tiny.steps(parts, 1) == pytest.approx(tiny.steps(whole, 1), rel=ROUNDING)
     gradients = [torch.cat([p.grad.flatten() for p in t.network.parameters()]) for t in (whole, parts)]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5 * float(gradients[0].abs().max()))
+    assert relative(*gradients) < ROUNDING  # a part of eight left out is .1 and more
     assert tiny.steps(parts, 4) == pytest.approx(tiny.steps(whole, 4), rel=1e-3)
 
 
@@ -281,8 +286,9 @@ def test_processes_and_passes_share_a_batch(data, world, passes):
     expected = whole.ready(whole.read(3, 0))
     cut = [tiny.feed(data, passes=passes, rank=rank, world=world, augment=augment) for rank in range(world)]
     found = [source.ready(source.read(3, number)) for source in cut for number in range(passes)]
-    for name in ("clean", "level", "noise"):
+    for name in ("level", "noise"):
         assert torch.equal(torch.cat([getattr(r, name) for r in found]), getattr(expected, name)), name
+    assert relative(torch.cat([r.clean for r in found]), expected.clean) < ROUNDING  # a product of matrices
     for name, value in expected.conditions.items():
         assert torch.equal(torch.cat([r.conditions[name] for r in found]), value), name
 

@@ -138,9 +138,12 @@ def sequence(count: int) -> list[str]:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg`` atomically, without dates."""
+    """Write ``stem.png`` and ``stem.svg`` atomically, without dates: equal figures are equal files."""
+    import matplotlib
+
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        write_atomic(path, lambda temporary, m=metadata: figure.savefig(temporary, metadata=m))  # type: ignore[misc]
+        with matplotlib.rc_context({"svg.hashsalt": _RC["svg.hashsalt"]}):  # else its ids are drawn anew
+            write_atomic(path, lambda temporary, m=metadata: figure.savefig(temporary, metadata=m))  # type: ignore[misc]
     return paths

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError, shown
-from sims_core.runs import parse_json, provenance, write_failure, write_json
+from sims_core.runs import followed, parse_json, provenance, write_failure, write_json
 from sims_image.archives import sha256_file
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder = Path(folder)
+    folder = followed(folder)
     there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if there and not (folder / RECORD).exists():
         raise InputError("folder", str(folder), "something else is there; name a folder that does not exist")

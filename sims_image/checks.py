@@ -21,7 +21,7 @@ def omegas_of(text: str, grid: str = "") -> list[float]:
     """
     from sims_core.grids import parse_grid
 
-    found = [omega for omega in parse_grid("--omega", grid or text, low=0) if omega > 0]
+    found = [omega for omega in parse_grid("--omega", grid or text, low=0, high=1e6) if omega > 0]
     if not found:
         raise InputError("--omega", text, "give at least one value above 0, such as 0.5,1,2; 0 is always measured")
     return found

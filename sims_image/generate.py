@@ -226,6 +226,10 @@ def request(settings: Generate, device: torch.device) -> Request:
     )
 
 
+#: models are extrapolated by 0 to about 5
+_USUAL = 50
+
+
 def notes(planned: Request) -> list[str]:
     """What the user should know of a request. Raises `InputError` for a precision that drowns the guidance."""
     from sims_image import generation
@@ -234,6 +238,9 @@ def notes(planned: Request) -> list[str]:
     if planned.model.omega < 0:
         other = "guide" if planned.model.kind == "autoguidance" else "auxiliary"
         words = f"omega {planned.model.omega:g} is below 0: it moves toward the {other}, and -1 is the {other} alone"
+        found.append(words)
+    if abs(planned.model.omega) > _USUAL:
+        words = f"omega {planned.model.omega:g} is far beyond what is of use (0 to about 5): expect broken pictures"
         found.append(words)
     return [note for note in found if note]
 

@@ -80,7 +80,7 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     if settings.more and at_hand(settings):
         least = checked.sizes.real if "fresh" in settings.loop else 0
         further(settings.more, "--more", open_dataset(settings.data, verify=False), least)
-    omegas = parse_grid("--omega", settings.omega, low=0)
+    omegas = parse_grid("--omega", settings.omega, low=0, high=1e6)
     arms: list[Arm] = []
     for method in (part.strip() for part in settings.method.split(",")):
         known = [name for name, found in METHODS.items() if found.resampled != "retuned"]

@@ -23,6 +23,9 @@ from sims_toy.page import save_page
 from sims_toy.settings import BY_LEARNER, NetworkSettings, Sweep
 from sims_toy.study import Study
 
+#: beyond it every model has long diverged, and figures overflow
+MOST_OMEGA = 1e6
+
 
 def make_plan(sweep: Sweep) -> Study:
     """What a `Sweep` asks for. Raises `InputError` for anything that cannot be run."""
@@ -38,7 +41,7 @@ def make_plan(sweep: Sweep) -> Study:
         parse_reading("--auxiliary-data", reading)
     samplers = [Sampler.parse(s, argument="--sampler") for s in items("--sampler", sweep.sampler)]
     policies = [parse_policy(p, argument="--loop") for p in items("--loop", sweep.loop)]
-    omegas = parse_grid("--omega", sweep.omega)
+    omegas = parse_grid("--omega", sweep.omega, low=-MOST_OMEGA, high=MOST_OMEGA)
     temperatures = parse_grid("--temperature", sweep.temperature, low=0, high=1)
     if 0.0 in temperatures:
         raise InputError("--temperature", sweep.temperature, "give lambda_s in (0, 1]")

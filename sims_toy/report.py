@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -307,7 +308,8 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
     if best["regime"] == "undecided":
         label = f"undecided between {best['candidates'].replace(' or ', ' and ')}; more trials decide"
     effect = f"ω = {best['omega']:g} holds it at {best['standard']:.2f}x" if best["omega"] else "no ω > 0 does better"
-    start = f"|D_s| = {best['synthetic_size']}: standard training {verb} {standard:.2f}x of generation 1"
+    course = f"{verb} {standard:.2f}x of generation 1" if math.isfinite(standard) else "diverges"
+    start = f"|D_s| = {best['synthetic_size']}: standard training {course}"
     return f"{start}; {effect}: {label}{rival}."
 
 

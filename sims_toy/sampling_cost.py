@@ -74,7 +74,7 @@ def plan(options: SamplingCost) -> Study:
     from sims_core.sampling import Sampler
     from sims_toy import cost_report
     from sims_toy.experiment import Cell, Experiment
-    from sims_toy.planning import at_most_cells, items, read_gaussian
+    from sims_toy.planning import MOST_OMEGA, at_most_cells, items, read_gaussian
 
     options.check()
     learner = choose("--learner", options.learner, TRIALS)
@@ -93,7 +93,7 @@ def plan(options: SamplingCost) -> Study:
     if any(not s.steps for s in samplers):
         raise InputError("--sampler", "exact", "an exact sampler evaluates nothing; write name:steps")
     schedules = [GuidanceSchedule.parse(g, argument="--guidance") for g in items("--guidance", options.guidance)]
-    omegas = sorted({0.0, *parse_grid("--omega", options.omega)})
+    omegas = sorted({0.0, *parse_grid("--omega", options.omega, low=-MOST_OMEGA, high=MOST_OMEGA)})
     if len(omegas) < 3:
         raise InputError("--omega", options.omega, "give at least three strengths, to find the best among them")
     multiples = parse_grid("--more-steps", options.more_steps, low=1)

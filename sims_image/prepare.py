@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.command import parse_command
-from sims_core.errors import InputError, choose
+from sims_core.errors import InputError, choose, shown
 from sims_core.runs import RunFolder, followed, write_failure
 from sims_image.presets import by
 
@@ -185,7 +185,6 @@ class Plan:
 
 
 def _classes_line(plan: Plan) -> str:
-    from sims_core.errors import shown
 
     counts = plan.counts
     if counts is None:
@@ -196,7 +195,6 @@ def _classes_line(plan: Plan) -> str:
 
 def empty_note(classes: Sequence[str], empty: Sequence[int]) -> list[str]:
     """A note on the numbers ``empty`` of classes without images."""
-    from sims_core.errors import shown
 
     if not empty:
         return []
@@ -308,7 +306,7 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
 
     planned = plan(settings, progress=progress)
     if progress:
-        print("".join(f"note: {note}\n" for note in planned.notes), end="", file=sys.stderr)
+        print("".join(f"note: {shown(note, 400)}\n" for note in planned.notes), end="", file=sys.stderr)
     out = followed(settings.out)
     work = out.with_name(out.name + ".preparing")
     there = [_recognised(output, planned) for output in planned.outputs()]

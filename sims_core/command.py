@@ -185,7 +185,8 @@ def _in_words(error: BaseException) -> str:
     """An error that is not the program's, as one line; '' for the others."""
     if isinstance(error, OSError):
         return f"{shown(str(error.filename or 'files'), 300)}: {disk_failure(error)}"
-    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "OutOfMemory" in type(error).__name__:
+    full = r"allocate memory|CUDA error: out of memory|STATUS_ALLOC_FAILED"
+    if isinstance(error, MemoryError) or re.search(full, str(error)) or "OutOfMemory" in type(error).__name__:
         return f"memory: there is not enough ({reason(error)}); ask for less at a time"
     return str(error) if isinstance(error, InputError) else ""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sims_core.errors import InputError
+
 
 def moved(tensor: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
     """``tensor`` on ``device``, as ``dtype`` if one is given; itself where nothing changes.
@@ -23,3 +25,23 @@ def filled(number: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     if number.device == device or number.device.type != "cpu" or number.numel() != 1:
         return moved(number, device, dtype)
     return torch.full(number.shape, float(number), dtype=dtype, device=device)
+
+
+def present(argument: str, device: str | torch.device, *, otherwise: int = 0) -> torch.device:
+    """The CPU, or the CUDA device of that number (``otherwise`` where none is written).
+
+    Raises `InputError` naming ``argument`` for any other, or for one that this machine does not have.
+    """
+    known = "write cpu, cuda or cuda:N"
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise InputError(argument, str(device), known) from None
+    if found.type not in ("cpu", "cuda"):
+        raise InputError(argument, str(device), known)
+    if found.type == "cpu":
+        return found
+    index = found.index if found.index is not None else otherwise
+    if index >= torch.cuda.device_count():
+        raise InputError(argument, str(device), f"this machine has {torch.cuda.device_count()} CUDA devices")
+    return torch.device("cuda", index)

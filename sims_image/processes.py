@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sims_core.devices import present
 from sims_core.errors import InputError
 
 T = TypeVar("T")
@@ -75,23 +76,11 @@ class Processes:
 
 def choose_device(device: str) -> torch.device:
     """The device called ``device``; 'auto' is a GPU if there is one. Raises `InputError` for one that is not there."""
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise InputError("--device", device, "write auto, cpu, cuda or cuda:N") from None
-    if found.type not in ("cpu", "cuda"):
-        raise InputError("--device", device, "write auto, cpu, cuda or cuda:N")
-    if found.type == "cuda":
-        index = found.index if found.index is not None else local
-        if found.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-            raise InputError("--device", device, "the processes of one machine need a GPU each: write cuda, or auto")
-        if index >= torch.cuda.device_count():
-            raise InputError("--device", device, f"this machine has {torch.cuda.device_count()} CUDA devices")
-        return torch.device("cuda", index)
-    return found
+    if ":" in device and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise InputError("--device", device, "the processes of one machine need a GPU each: write cuda, or auto")
+    return present("--device", device, otherwise=int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextmanager
@@ -141,3 +130,19 @@ def tuned_kernels() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def repeatable_kernels() -> Iterator[None]:
+    """Let a GPU do the same sums in the same order every time, and refuse operations that it cannot do so."""
+    backend = torch.backends.cudnn
+    before = backend.benchmark, backend.deterministic
+    kept = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it
+    backend.benchmark, backend.deterministic = False, True
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        backend.benchmark, backend.deterministic = before
+        torch.use_deterministic_algorithms(kept[0], warn_only=kept[1])

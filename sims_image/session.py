@@ -6,8 +6,9 @@
     snapshots/IMAGES/{ema,ema-0.050,raw}/  checkpoints at so many images seen
     snapshots/IMAGES/sheet.png             samples of the (first) average, the same noise every time
 
-Every file appears whole. Killed at any instant, the run goes on from the last state and does again, bit for bit, what
-came after it. At a snapshot the checkpoints come first, then the log's line, then the state.
+Every file appears whole. Killed at any instant, the run goes on from the last state and does again, bit for bit (on a
+GPU with ``--deterministic``), what came after it. At a snapshot the checkpoints come first, then the log's line, then
+the state.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sims_image.augment import Augmentation
 from sims_image.batches import Feed
 from sims_image.ema import Profile, Weights
 from sims_image.networks import Preconditioned, build
-from sims_image.processes import Processes, tuned_kernels
+from sims_image.processes import Processes, repeatable_kernels, tuned_kernels
 from sims_image.schedules import shares
 from sims_image.train import Plan, Train, plan
 from sims_image.training import BODIES, Options, Report, Trainer
@@ -71,7 +72,7 @@ def run_session(settings: Train, processes: Processes, *, progress: bool = False
         already = bool(processes.sum(torch.tensor(float(folder is not None and folder.finished))))
         if not already:
             session = _Session(planned, out, settings, processes, part, passes, progress=progress)
-            with tuned_kernels():
+            with repeatable_kernels() if settings.deterministic else tuned_kernels():
                 session.run()
             if folder is not None:
                 folder.finish(images=session.trainer.images, seconds=round(session.elapsed, 1), loss=session.loss)

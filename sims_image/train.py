@@ -111,6 +111,8 @@ class Train:
     """torch.compile the network."""
     channels_last: bool = True
     """Keep images and convolutions channels-last, which is faster; changes rounding only."""
+    deterministic: bool = False
+    """On a GPU: kernels that repeat themselves bit for bit, so that a run that goes on is the same run; slower."""
     dry_run: bool = False
     """Print settings, parameters, memory and time, and stop."""
 

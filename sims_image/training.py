@@ -241,6 +241,8 @@ class Trainer:
                 self.scaler.load_state_dict(state["scaler"])
             self._watch.skipped.fill_(state["skipped"])
             self.step = int(state["step"])
+        except torch.cuda.OutOfMemoryError:
+            raise
         except (KeyError, RuntimeError, ValueError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(

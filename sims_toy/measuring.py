@@ -209,7 +209,7 @@ def _real_mean(real: Gaussian | Distribution) -> Array:
 def _weights(moment: Moment) -> Array:
     """The base networks' parameters and, last, their sigma_data (both of `standard` data): (R, P + 1)."""
     base = moment.generation.trained.base.base
-    return np.asarray(torch.cat([base.params.double(), base.sigma_data[:, None]], 1).numpy())
+    return np.asarray(torch.cat([base.params.double(), base.sigma_data[:, None]], 1).cpu().numpy())
 
 
 #: name -> function of a `Moment` that gives (R, ...); '{name}:{number}' hands the number on.

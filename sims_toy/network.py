@@ -17,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sims_core.devices import moved, present
 from sims_core.errors import InputError
 from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, extrapolate, scaled
 from sims_core.sampling import Sampler
@@ -61,13 +62,18 @@ class NetworkModel:
     @cached_property
     def output(self) -> Gaussian:
         """Mean and covariance of this model's samples, by quadrature over the sampler's start (R rows)."""
-        return push_moments(self.denoise, self.sampler, len(self.base), self.base.mlp.dim)
+        return push_moments(self.denoise, self.sampler, len(self.base), self.base.mlp.dim, self.base.params.device)
 
 
-def push_moments(denoiser: Denoiser, sampler: Sampler, rows: int, dim: int) -> Gaussian:
-    """Mean and covariance of what a deterministic sampler makes of N(0, I), by quadrature; NaN for diverged rows."""
+def push_moments(
+    denoiser: Denoiser, sampler: Sampler, rows: int, dim: int, device: torch.device | str = "cpu"
+) -> Gaussian:
+    """Mean and covariance of what a deterministic sampler makes of N(0, I), by quadrature; NaN for diverged rows.
+
+    device: of the denoiser's networks.
+    """
     nodes, weights = quadrature(dim)
-    x = sampler(denoiser, nodes.expand(rows, -1, -1))
+    x = sampler(denoiser, moved(nodes, device).expand(rows, -1, -1)).cpu()
     # row by row and from copies: `gaussian.product` says why
     mean = torch.stack([weights @ row.clone() for row in x])
     centred = x - mean.unsqueeze(1)
@@ -99,7 +105,8 @@ def quadrature(dim: int) -> tuple[Tensor, Tensor]:
 
 
 class NetworkLearner:
-    """Learner (`sims_core.learner.Learner`) over R rows of networks. Data are points (R, n, d), float32.
+    """Learner (`sims_core.learner.Learner`) over R rows of networks. Data are points (R, n, d), float32, on the CPU;
+    networks are on the settings' device.
 
     streams: one integer a row; rows with equal streams and equal data share their draws and their training.
     temperature: the sampling bias lambda_s of `sample` (MAD, arXiv 2307.01850): the sampler starts from its noise
@@ -123,6 +130,7 @@ class NetworkLearner:
             raise InputError("temperature", temperature, "give lambda_s in (0, 1]")
         self.temperature = temperature
         self.sampler, self.settings = sampler, settings or NetworkSettings()
+        self.device = present("device", self.settings.device)
         self.streams = np.asarray(streams, dtype=np.int64)
         published = self.settings.parametrisation == "epsilon" and self.settings.time == "sampler"
         self._time = CosineTime(sampler.steps) if published else None
@@ -143,7 +151,8 @@ class NetworkLearner:
         std = torch.where(std.isfinite(), std, 1.0)  # a diverged row is not trained
         parametrisation = EpsilonParametrisation(CosineTime()) if s.parametrisation == "epsilon" else None
         seeds = [seed.child(int(k)) for k in self.streams]
-        return self._model(Ensemble.initial(mlp, seeds, sigma_data=std, parametrisation=parametrisation))
+        made = Ensemble.initial(mlp, seeds, sigma_data=std, parametrisation=parametrisation, device=self.device)
+        return self._model(made)
 
     def fit(self, data: Tensor, *, seed: Seed, start: NetworkModel | None = None) -> NetworkModel:
         """Train every row's network on its points for the settings' steps, from scratch or from ``start``."""
@@ -162,7 +171,7 @@ class NetworkLearner:
                 part = NetworkLearner(self.sampler, self.streams[rows], self.settings)
                 few = part._model(model.base.take(rows.tolist()))
                 trained = part._train(few, data[rows], self.settings.training(data.shape[1], float(value)), seed)
-                params[rows] = trained.base.params
+                params[torch.from_numpy(rows).to(params.device)] = trained.base.params
         return self._model(model.base.with_params(params))
 
     def sample(self, model: NetworkModel, n: ArrayLike, *, seed: Seed) -> Tensor:
@@ -180,8 +189,8 @@ class NetworkLearner:
         noise = np.stack(
             [seed.child(int(self.streams[i])).numpy().standard_normal((count, model.base.mlp.dim)) for i in first]
         )
-        x = self.sampler(few.denoise, torch.from_numpy(noise * math.sqrt(temperature))).float()
-        return x[inverse]
+        start = moved(torch.from_numpy(noise * math.sqrt(temperature)), model.base.params.device)
+        return self.sampler(few.denoise, start).float().cpu()[inverse]
 
     def negatives(self, scale: float) -> Callable[..., Tensor]:
         """A `sample` whose score is scaled by ``scale``: > 1 seeks modes, < 1 seeks diversity (Neon's toy)."""
@@ -266,8 +275,8 @@ class NetworkLearner:
         if data.shape[0] != self.rows:
             raise InputError("data", tuple(data.shape), f"this learner has {self.rows} rows")
         params = model.base.params.clone()
-        sound = (data.isfinite().all(dim=(1, 2)) & params.isfinite().all(1)).numpy()
-        params[~torch.from_numpy(sound)] = torch.nan
+        sound = (data.isfinite().all(dim=(1, 2)) & params.isfinite().all(1).cpu()).numpy()
+        params[torch.from_numpy(~sound).to(params.device)] = torch.nan
         alive = np.flatnonzero(sound)
         if len(alive):
             keys = self._keys(params, data)
@@ -275,7 +284,8 @@ class NetworkLearner:
             rows = alive[first].tolist()
             seeds = [seed.child(int(self.streams[i])) for i in rows]
             trained = train(model.base.take(rows), data[rows], seeds, settings, backend=self.settings.backend)
-            params[alive] = (trained.ema or trained.ensemble).params[inverse]
+            at = torch.from_numpy(alive).to(params.device)
+            params[at] = (trained.ema or trained.ensemble).params[torch.tensor(inverse, device=params.device)]
         return replace(model, base=model.base.with_params(params), auxiliary=None, omega=None)
 
     def _keys(self, *tensors: Tensor | None) -> list[bytes]:

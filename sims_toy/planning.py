@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 from sims_core.algorithm import METHODS
+from sims_core.devices import present
 from sims_core.errors import InputError, choose, extra
 from sims_core.grids import parse_budget, parse_grid
 from sims_core.loop import parse_policy
@@ -208,12 +209,18 @@ def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
 
 
 def settle(network: NetworkSettings) -> NetworkSettings:
-    """The settings with the backend that 'auto' stands for here, since it is recorded."""
+    """The settings with the backend that 'auto' stands for here, since it is recorded.
+
+    Raises `InputError` for a device, or compiled networks, that are not to be had.
+    """
+    on_cpu = present("--network.device", network.device).type == "cpu"
+    if network.backend == "numba" and not on_cpu:
+        raise InputError("--network.backend", "numba", "compiled networks run on the CPU; use torch, or auto")
     if network.backend == "numba" and not numba_available():
         raise InputError("--network.backend", "numba", f"numba is not installed, or not for here: {extra('fast')}")
     if network.backend != "auto":
         return network
-    return replace(network, backend="numba" if numba_available() else "torch")
+    return replace(network, backend="numba" if on_cpu and numba_available() else "torch")
 
 
 def read_gaussian(real_mean: str, real_covariance: str) -> tuple[list[float], list[list[float]]]:

@@ -56,6 +56,8 @@ class NetworkSettings:
     """No activation after the first layer, as in Neon's published toy."""
     backend: str = "auto"
     """numba (compiled, extra 'fast'), torch, or auto: numba where it can be used. Recorded, as it changes rounding."""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N. Recorded, as the backend. On one GPU give --workers 1 and a large --chunk."""
     time: str = "matched"
     """Epsilon-prediction's time input when sampling: matched to training, or sampler (t / (N - 1) of the sampler's
     N-step grid, Neon's published mismatch)."""

@@ -4,7 +4,9 @@ import pickle
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from sims_core.command import main_with_errors
 from sims_core.errors import InputError, extra
@@ -75,3 +77,25 @@ def test_a_hint_in_a_bare_checkout(monkeypatch):
 
     monkeypatch.setattr(metadata, "requires", absent)
     assert extra("fast") == "pip install -e '.[fast]'"
+
+
+def card(words):
+    raise torch.cuda.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 3 are free."
+    )
+
+
+def library(words):
+    raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+
+
+@pytest.mark.parametrize("work", [card, library, lambda words: torch.empty(2**50), lambda words: np.ones(2**50)])
+def test_too_little_memory_is_one_line(work, capsys):
+    assert main_with_errors(work, []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: memory: there is not enough (") and said.count("\n") == 1
+
+
+def test_other_failures_are_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="shapes"):
+        main_with_errors(lambda words: torch.ones(2, 3) @ torch.ones(2, 3), [])

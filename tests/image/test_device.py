@@ -18,7 +18,7 @@ from sims_image.augment import Augmentation
 from sims_image.classifier import Classifier
 from sims_image.engines import Engine, Runner
 from sims_image.features import Extractor
-from sims_image.processes import Processes, choose_device, start, tuned_kernels
+from sims_image.processes import Processes, choose_device, repeatable_kernels, start, tuned_kernels
 from sims_image.training import Options, Trainer
 from tests.image import tiny
 from tests.pretended import CUDA, ForbiddenError, MixedDevicesError, fetched, gpu
@@ -196,6 +196,13 @@ def test_float32_means_float32_on_a_gpu():
     with tuned_kernels():
         assert torch.backends.cudnn.benchmark
     assert not torch.backends.cudnn.benchmark
+
+
+def test_repeatable_kernels_are_asked_for_in_training_alone(data):
+    with repeatable_kernels():
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        trainer(data, torch.device("cpu"), passes=1).run(1, after=lambda: None)
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.deterministic
 
 
 @pytest.mark.parametrize("fails", [False, True])

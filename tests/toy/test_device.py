@@ -3,11 +3,16 @@
 import pytest
 import torch
 
+from sims_core.errors import InputError
 from sims_core.guidance import guided
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy.ensemble import Ensemble, chunks
+from sims_toy.gaussian import Gaussian
 from sims_toy.mlp import Mlp
+from sims_toy.network import NetworkLearner
+from sims_toy.planning import settle
+from sims_toy.settings import NetworkSettings
 from sims_toy.targets import CosineSteps, EpsilonParametrisation
 from sims_toy.training import Training, train
 from tests.pretended import CUDA, fetched, gpu
@@ -73,3 +78,36 @@ def test_chunks_on_a_gpu_fit_it():
     scratch = 8 * 64 * 1000
     sizes = [len(part) for part in chunks(networks, mlp, 64, CUDA, scratch=scratch)]
     assert sum(sizes) == 16384 and 4 * scratch * max(sizes) <= 2**30
+
+
+def test_the_learner_s_networks_are_on_its_device():
+    """Fitted, fine-tuned, guided, merged, sampled and measured as on the CPU; data stay there."""
+    found = []
+    for device in ("cpu", "cuda"):
+        with gpu():
+            settings = NetworkSettings(width=8, steps=12, batch=8, backend="torch", device=device)
+            learner = NetworkLearner(Sampler.parse("heun:3"), [0, 1, 1], settings)
+            real = Gaussian.single([0.0, 0.0], [[2.0, 1.0], [1.0, 2.0]])
+            data = learner.draw(real, 30, seed=Seed(0))
+            base = learner.fit(data, seed=Seed(1))
+            assert base.base.params.device.type == device and learner.untrained(data, seed=Seed(1))
+            synthetic = learner.sample(base, 30, seed=Seed(2))
+            auxiliary = learner.finetune(base, synthetic, [40.0, 80.0, 80.0], seed=Seed(3))
+            moved = learner.perturb(base, auxiliary, seed=Seed(4))
+            models = [learner.extrapolate(base, other, [0.0, 1.0, 2.0]) for other in (auxiliary, moved)]
+            models.append(learner.merge(base, auxiliary, [0.0, 1.0, 2.0]))
+            found.append([synthetic, *(torch.from_numpy(learner.distance(model, real)) for model in models)])
+            found[-1] += [learner.sample(model, 5, seed=Seed(5)) for model in models]
+    for there, here in zip(*found, strict=True):
+        assert there.device.type == "cpu"
+        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4)
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for device, words in (("cuda:7", "CUDA devices"), ("gpu", "write cpu, cuda or cuda:N")):
+        with pytest.raises(InputError, match=f"--network.device: got '{device}'.*{words}"):
+            settle(NetworkSettings(device=device))
+    with gpu():
+        assert settle(NetworkSettings(device="cuda")).backend == "torch"
+        with pytest.raises(InputError, match=r"--network\.backend"):
+            settle(NetworkSettings(device="cuda", backend="numba"))

@@ -1,10 +1,12 @@
 # make demo: install and run the sweep.  make images: Algorithm 1 on digits.  make test: lint, types, tests.
-# Variables: PYTHON, TORCH_INDEX, SWEEP, IMAGES.
+# make gpu: what takes a GPU.  Variables: PYTHON, TORCH_INDEX, SWEEP, IMAGES, GPU, CARRY.
 PYTHON ?= python3
 # PyTorch's own CPU index (see its installation page), where the pinned build would otherwise bring CUDA
 TORCH_INDEX ?=
 SWEEP ?= --omega 0:5
 FIGURES ?=
+GPU ?=
+CARRY ?=
 # where `make images` works; it goes on where it was stopped
 IMAGES ?= runs/images
 VENV := .venv
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo images install test lint types unit slow benchmarks notebooks figures clean
+.PHONY: demo images install test lint types unit slow gpu gpu-wheels benchmarks notebooks figures clean
 
 demo: install
 	$(BIN)/python -m sims_toy.sweep $(SWEEP)
@@ -52,6 +54,14 @@ unit: $(VENV)/installed-dev
 
 slow: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --slow
+
+# on any machine with torch and a CUDA device (docs/gpu.md): make gpu GPU="--minutes 9 --data PICTURES"
+gpu:
+	PYTHON=$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) scripts/gpu_check.sh $(GPU)
+
+# what such a machine lacks: make gpu-wheels CARRY="PICTURES PEER"
+gpu-wheels:
+	PYTHON=$(PYTHON) scripts/gpu_wheels.sh $(CARRY)
 
 notebooks: $(VENV)/installed-dev
 	$(BIN)/python notebooks/execute.py

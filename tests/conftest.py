@@ -13,11 +13,18 @@ settings.load_profile("default")
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    parser.addoption("--gpu-device", default="cuda", choices=("cuda", "cpu"), help="what tests marked gpu run on")
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--slow"):
-        return
+    device = config.getoption("--gpu-device")
+    missing = device == "cuda" and not torch.cuda.is_available()
     for item in items:
-        if "slow" in item.keywords:
+        gpu = item.get_closest_marker("gpu")
+        if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: run with --slow"))
+        elif gpu and missing:
+            words = "needs a CUDA device (docs/gpu.md); --gpu-device cpu runs what a CPU can"
+            item.add_marker(pytest.mark.skip(reason=words))
+        elif gpu and device == "cpu" and not gpu.kwargs.get("cpu", True):
+            item.add_marker(pytest.mark.skip(reason="is about CUDA alone"))

@@ -40,13 +40,13 @@ def data(tmp_path_factory):
     return tiny.write_data(tmp_path_factory.mktemp("data") / "data.zip")
 
 
-def trainer(data, device, config=SMALL, *, passes=2, **changes) -> Trainer:
+def trainer(data, device, config=SMALL, *, passes=2, processes=None, **changes) -> Trainer:
     edm2 = config is SMALL2
     recipe = tiny.recipe(batch=4, ema="power" if edm2 else "halflife", objective="edm2" if edm2 else "edm", **changes)
     feed = tiny.feed(data, config, batch=4, passes=passes, augment=None if edm2 else Augmentation(0.5))
     feed.device = device
-    alone = Processes(0, 1, device)
-    return Trainer(tiny.network(config), recipe, feed, Seed(5), processes=alone, options=Options())
+    processes = processes or Processes(0, 1, device)
+    return Trainer(tiny.network(config), recipe, feed, Seed(5), processes=processes, options=Options())
 
 
 # --------------------------------------------------------------------------------- training

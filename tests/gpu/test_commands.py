@@ -1,0 +1,124 @@
+"""Every verb of `sims_image` on a device, at a size of seconds."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+
+from sims_image import search
+from sims_image.__main__ import VERBS
+from sims_image.__main__ import run as command
+from sims_image.datasets import open_dataset
+from sims_image.presets import PRESETS
+from tests.image import test_digits_experiments as experiments
+from tests.image import tiny
+from tests.image.test_nvidia import write
+
+pytestmark = pytest.mark.gpu
+MEASURED = {"--features": "pixels", "--sampler": "heun:2"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """A tiny preset, and few samplers to retune over."""
+    kept, search.RHOS, search.TOPS = (search.RHOS, search.TOPS), (5.0,), (1.0,)
+    PRESETS["tiny"] = tiny.preset(tiny.EDM, tiny.recipe(budget="0.08k", lr=1e-2))
+    yield
+    search.RHOS, search.TOPS = kept
+    del PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("verbs")
+
+
+@pytest.fixture(scope="module")
+def digits(folder):
+    out = folder / "digits"
+    command(["prepare", "digits", "--limit", "360", "--balanced", "--holdout", "240", "--out", str(out)])
+    return {"--data": str(out), "--heldout": f"{out}-heldout"}
+
+
+@pytest.fixture(scope="module")
+def base(folder, digits, device):
+    """A trained base, fine-tuned on its own samples too: (base, auxiliary)."""
+    data = ["--data", digits["--data"], "--device", device.type]
+    command(["train", "--preset", "tiny", *data, "--network", "augment_dim=0", "--out", str(folder / "base")])
+    where = str(folder / "base/snapshots/0000000080/ema")
+    command(
+        ["generate", "--base", where, *data, "--seeds", "0-19", "--sampler", "heun:2", "--out", str(folder / "own")]
+    )
+    tuned = ["--from", where, "--data", str(folder / "own"), "--budget", "0.016k", "--device", device.type]
+    command(["train", *tuned, "--out", str(folder / "auxiliary")])
+    return where, str(folder / "auxiliary/snapshots/0000000016/raw")
+
+
+def given(options: dict[str, str]) -> list[str]:
+    return [word for option in options.items() for word in option]
+
+
+@pytest.mark.parametrize("way", ["", "--merge", "--dtype bf16", "--refresh-every 2 --pair overlapped"])
+def test_generate(base, device, tmp_path, way):
+    words = [
+        "--base",
+        base[0],
+        "--auxiliary",
+        base[1],
+        "--omega",
+        "1",
+        *way.split(),
+        "--seeds",
+        "0-9",
+        "--sampler",
+        "heun:3",
+    ]
+    command(["generate", *words, "--batch", "5", "--device", device.type, "--out", str(tmp_path / "out")])
+    assert len(open_dataset(tmp_path / "out")) == 10 and (tmp_path / "out/sheet.png").exists()
+
+
+def test_evaluate(base, digits, device, tmp_path):
+    words = ["--base", base[0], "--reference", digits["--data"], "--seeds", "0-39", *given(MEASURED)]
+    command(["evaluate", *words, "--device", device.type, "--out", str(tmp_path / "found.json")])
+    assert json.loads((tmp_path / "found.json").read_text())["n"] == 40
+
+
+def test_classify(device, tmp_path, capsys):
+    """Brightness tells the tiny classes apart."""
+    data, heldout = (
+        tiny.write_data(tmp_path / f"{count}.zip", count=count, seed=seed) for seed, count in ((0, 240), (1, 90))
+    )
+    command(["classify", "--data", str(data.path), "--heldout", str(heldout.path), "--device", device.type])
+    accuracy = re.search(r"accuracy (0\.\d+)", capsys.readouterr().out)
+    assert accuracy and float(accuracy[1]) > 0.6
+
+
+def test_sims(base, digits, device, tmp_path):
+    words = ["sims", *given(digits), "--base", base[0], *given(MEASURED), "--out", str(tmp_path / "out")]
+    words += ["--synthetic", "20", "--budgets", "16", "--search", "20", "--n", "20", "--repeats", "2", "--omega", "1"]
+    command([*words, "--auxiliary-weights", "raw", "--device", device.type])
+    arms = {arm["arm"] for arm in json.loads((tmp_path / "out/report/results.json").read_text())["arms"]}
+    assert arms >= {"base", "SIMS", "base, twice the steps", "base trained further", "random direction", "Neon"}
+
+
+#: on a CPU the others say nothing that their own tests do not
+@pytest.mark.parametrize("verb", [pytest.param(v, marks=pytest.mark.gpu(cpu=v == "loop")) for v in experiments.CASES])
+def test_experiments(digits, device, tmp_path, verb, monkeypatch):
+    words, table, rows = experiments.CASES[verb]
+    if verb == "control":
+        monkeypatch.setattr("sims_image.control.ROUNDS", 12)
+        words = [*words, "--classifier", "tests.image.test_digits_experiments:Lots"]
+    common = [word if word != "cpu" else device.type for word in experiments.COMMON]
+    command([verb, *given(digits), "--out", str(tmp_path / "out"), *common, *words])
+    assert len(pd.read_parquet(tmp_path / f"out/report/{table}.parquet")) == rows
+
+
+def test_what_has_no_device(base, folder, tmp_path, capsys):
+    path, _ = write(tmp_path / "edm-small.pkl", "DDPM++")
+    command(["import-nvidia", str(path), "--out", str(tmp_path / "imported")])
+    command(["info", str(tmp_path / "imported"), str(folder / "base"), str(folder / "digits")])
+    assert "SongUNet under edm" in capsys.readouterr().out
+    assert {"prepare", "train", "generate", "evaluate", "classify", "sims", "import-nvidia", "info"} | set(
+        experiments.CASES
+    ) == set(VERBS)

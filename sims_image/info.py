@@ -123,10 +123,11 @@ def _run(path: Path) -> list[str]:
 
 
 def _pickle(path: Path) -> list[str]:
+    from sims_image.references import METRICS
     from sims_image.snapshots import read_file
 
     content = read_file(path, argument=ARGUMENT)
-    if isinstance(content, dict) and "ema" not in content:
+    if isinstance(content, dict) and "ema" not in content and any(name in content for name in METRICS):
         return _statistics(path)
     from sims_image.checkpoints import PRECONDITIONING
     from sims_image.nvidia import read_snapshot
@@ -137,6 +138,7 @@ def _pickle(path: Path) -> list[str]:
         f"snapshot of NVIDIA's {path} (read without running what is in it)",
         f"network: {found.class_name}, {_network(found.config, PRECONDITIONING[found.class_name])}, {count:,} numbers",
         *(f"{name}: {_brief(value)}" for name, value in found.settings.items() if value is not None),
+        *([f"left out, as no settings: {', '.join(map(shown, found.left_out))}"] if found.left_out else []),
         f"sha256: {sha256_file(path)}",
     ]
     return [*told, f"make a checkpoint of it: sims_image import-nvidia {path}"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from sims_core.command import parse_command
-from sims_core.errors import InputError
+from sims_core.errors import InputError, shown
 from sims_core.runs import provenance
 from sims_image.archives import sha256_file
 from sims_image.pickles import RefusedError
@@ -39,6 +39,7 @@ class Snapshot:
     config: dict[str, Any]
     weights: dict[str, Tensor]
     settings: dict[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 def read_snapshot(path: str | Path, *, argument: str = "FILE") -> Snapshot:
@@ -49,7 +50,10 @@ def read_snapshot(path: str | Path, *, argument: str = "FILE") -> Snapshot:
     content = read_file(path, argument=argument)
     network = content.get("ema") if isinstance(content, dict) else None
     if not isinstance(network, Stored):
-        raise InputError(argument, str(path), "not a snapshot of EDM or EDM2: it has no network under 'ema'")
+        names = ", ".join(shown(str(name), 40) for name in list(content)[:5]) if isinstance(content, dict) else ""
+        beside = f" (it holds {names})" if names else ""
+        words = f"not a snapshot of EDM or EDM2: it has no network under 'ema'{beside}"
+        raise InputError(argument, str(path), words)
     if network.class_name not in PRECONDITIONING:
         known = ", ".join(PRECONDITIONING)
         raise InputError(argument, str(path), f"its network is a {network.class_name[:60]!r}; known are {known}")
@@ -59,12 +63,31 @@ def read_snapshot(path: str | Path, *, argument: str = "FILE") -> Snapshot:
         }
         if len(content) > 20:
             raise RefusedError(f"it has {len(content)} entries, and a snapshot four")
-        settings = {str(name): _settings(value, str(name)) for name, value in content.items() if name != "ema"}
+        settings, left_out = _entries(content)
         config = plain(network.arguments, f"what its {network.class_name} was made with", finite=False)
     except RefusedError as refused:
         raise InputError(argument, str(path), f"refused: {refused}; nothing in it was run") from None
     config["class_name"] = network.class_name
-    return Snapshot(Path(path), network.class_name, config, weights, settings)
+    return Snapshot(Path(path), network.class_name, config, weights, settings, left_out)
+
+
+def _entries(content: dict[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What stands beside the network, and the names of what is no setting."""
+    settings, left_out = {}, []
+    for name, value in content.items():
+        found = _setting_or_none(value, str(name))
+        if found is not None and name != "ema":
+            settings[str(name)] = found[0]
+        elif name != "ema":
+            left_out.append(str(name))
+    return settings, tuple(left_out)
+
+
+def _setting_or_none(value: Any, name: str) -> tuple[Any] | None:
+    try:
+        return (_settings(value, name),)
+    except RefusedError:
+        return None
 
 
 def _settings(value: Any, what: str) -> Any:
@@ -82,7 +105,7 @@ def import_nvidia(path: str | Path, out: str | Path | None = None, *, replace: b
 
     Raises `InputError`: refused (it says why), a network that is not known, or ``out`` cannot be written.
     """
-    from sims_image.checkpoints import Checkpoint, Record, save
+    from sims_image.checkpoints import RECORD, Checkpoint, Record, save
     from sims_image.fitting import build_with
 
     path = Path(path)
@@ -100,10 +123,15 @@ def import_nvidia(path: str | Path, out: str | Path | None = None, *, replace: b
             "source_sha256": sha256_file(path),
             "class": snapshot.class_name,
             "settings": snapshot.settings,
+            **({"left_out": list(snapshot.left_out)} if snapshot.left_out else {}),
             "imported": provenance(),
         },
     )
-    found = save(path.stem if out is None else out, network, record, replace=replace)
+    folder = Path(path.stem if out is None else out)
+    if (folder / RECORD).exists() and not replace:
+        words = "a checkpoint is there; --replace writes over it, or name another folder with --out"
+        raise InputError("--out", str(folder), words)
+    found = save(folder, network, record, replace=replace)
     return Checkpoint(
         found.path, found.config, found.preconditioning, found.parameters, found.sha256, found.record, network
     )
@@ -179,3 +207,6 @@ def run(argv: Sequence[str]) -> None:
 
     checkpoint = import_nvidia(given.file, given.out or None, replace=given.replace)
     print("\n".join(describe(checkpoint.path)))
+    left_out = checkpoint.record.provenance.get("left_out")
+    if left_out:
+        print(f"note: left out, as no settings: {', '.join(map(shown, left_out))}")

@@ -13,6 +13,8 @@ from __future__ import annotations
 import itertools
 import math
 import mmap
+import re
+from collections import UserDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -166,7 +168,29 @@ def _parameter(data: Any, *rest: Any) -> Tensor:
     return data
 
 
-TABLE: Table = {
+class _Forks(UserDict[str, Any]):
+    """A table whose names may lie deeper, as in forks that keep NVIDIA's modules in a package of their own."""
+
+    _MODULES = re.compile(r"(?:[A-Za-z_]\w*\.)+((?:torch_utils\.persistence|dnnlib\.util)\.\w+)")
+
+    def __contains__(self, name: object) -> bool:
+        return self._known(str(name)) in self.data
+
+    def __getitem__(self, name: str) -> Any:
+        return self.data[self._known(name)]
+
+    def _known(self, name: str) -> str:
+        deeper = self._MODULES.fullmatch(name)
+        return deeper[1] if deeper else name
+
+
+def _size(lengths: Any = ()) -> tuple[int, ...]:
+    if type(lengths) not in (list, tuple) or any(type(n) is not int for n in lengths):
+        raise RefusedError("it holds a shape of something else than whole numbers")
+    return tuple(lengths)
+
+
+_KNOWN: Table = {
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent,
     "torch.nn.modules.container.ModuleDict": lambda: Stored("ModuleDict"),
     "dnnlib.util.EasyDict": _dictionary,
@@ -176,9 +200,14 @@ TABLE: Table = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.storage._load_from_bytes": _storage,
+    "torch.Size": _size,
+    "torch.device": lambda *words: " ".join(map(str, words))[:80],
+    "argparse.Namespace": lambda: Stored("Namespace"),
+    "types.SimpleNamespace": lambda: Stored("SimpleNamespace"),
     **PLAIN,
 }
-"""All that a file of NVIDIA's may name."""
+TABLE: Table = _Forks(_KNOWN)
+"""All that a file of NVIDIA's may name: what they hold, and what people's own loops add beside the network."""
 
 
 # --------------------------------------------------------------------- files

@@ -1,5 +1,6 @@
 """NVIDIA's files become checkpoints of the same networks; statistics and everything else say what they are."""
 
+import argparse
 import hashlib
 import json
 import pickle
@@ -235,6 +236,55 @@ def test_a_checkpoint_that_is_there_is_kept(tmp_path):
     with pytest.raises(InputError, match="a checkpoint is there"):
         import_nvidia(path, tmp_path / "model")
     assert import_nvidia(path, tmp_path / "model", replace=True).sha256 == first.sha256
+
+
+def test_entries_that_are_no_settings_are_left_out(tmp_path, capsys):
+    """What people's own loops add beside the network; the network is the same, and nothing is lost without a word."""
+    class_name, arguments = CASES["DDPM++"]
+    net = network(class_name, arguments)
+    stored = stored_network(class_name, arguments, net)
+    plain = import_nvidia(dump(tmp_path / "plain.pkl", {"ema": stored}), tmp_path / "plain")
+    more = {
+        "ema": stored, "fid": torch.tensor(3.2), "optimizer_state": {"state": {0: {"exp_avg": torch.zeros(3)}}},
+        "args": argparse.Namespace(lr=1e-3, name="mine"), "shape": torch.Size([3, 8, 8]), "note": "kept",
+    }  # fmt: skip
+    path = dump(tmp_path / "more.pkl", more)
+    found = import_nvidia(path, tmp_path / "model")
+    assert found.sha256 == plain.sha256 and torch.equal(denoise(found.network), denoise(net))
+    recorded = found.record.provenance
+    assert recorded["left_out"] == ["fid", "optimizer_state"] and "left_out" not in plain.record.provenance
+    assert recorded["settings"]["note"] == "kept" and recorded["settings"]["shape"] == [3, 8, 8]
+    assert recorded["settings"]["args"] == {"class": "Namespace", "lr": 1e-3, "name": "mine"}
+    assert main_with_errors(run, ["import-nvidia", str(path), "--out", str(tmp_path / "again")]) == 0
+    assert "note: left out, as no settings: fid, optimizer_state" in capsys.readouterr().out
+    assert main_with_errors(run, ["import-nvidia", str(path), "--out", str(tmp_path / "again")]) == 2
+    assert "error: --out: " in (said := capsys.readouterr().err) and "--replace writes over it" in said
+    assert "left out, as no settings: fid, optimizer_state" in describe(path)
+
+
+def test_a_fork_that_keeps_their_modules_in_a_package(tmp_path):
+    path, net = write(tmp_path / "file.pkl", "DDPM++")
+    data = path.read_bytes()
+    ours, theirs = b"torch_utils.persistence", b"my_edm.torch_utils.persistence"
+    assert data.count(bytes([len(ours)]) + ours) == 1
+    moved = data.replace(bytes([len(ours)]) + ours, bytes([len(theirs)]) + theirs)
+    frame = int.from_bytes(moved[3:11], "little")
+    moved = moved[:3] + (frame + len(theirs) - len(ours)).to_bytes(8, "little") + moved[11:]
+    (tmp_path / "fork.pkl").write_bytes(moved)
+    assert torch.equal(denoise(import_nvidia(tmp_path / "fork.pkl", tmp_path / "model").network), denoise(net))
+    for other in (b"os.torch_utils.persistenc", b"my.torch_utils.persistence.x"):
+        (tmp_path / "bad.pkl").write_bytes(data.replace(bytes([len(ours)]) + ours, bytes([len(other)]) + other))
+        with pytest.raises(InputError, match="which is not data"):
+            import_nvidia(tmp_path / "bad.pkl", tmp_path / "bad")
+
+
+def test_a_network_under_another_name_is_told(tmp_path):
+    class_name, arguments = CASES["DDPM++"]
+    stored = stored_network(class_name, arguments, network(class_name, arguments))
+    path = dump(tmp_path / "net.pkl", {"net": stored, "epoch": 3})
+    for read in (import_nvidia, describe):
+        with pytest.raises(InputError, match=r"no network under 'ema' \(it holds net, epoch\)"):
+            read(path)
 
 
 # ---------------------------------------------------------------- statistics

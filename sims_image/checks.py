@@ -10,8 +10,11 @@ from sims_core.errors import InputError
 from sims_image.presets import by
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sims_image.datasets import Dataset
     from sims_image.experiments import Sims
+    from sims_image.presets import Recipe
 
 
 def omegas_of(text: str, grid: str = "") -> list[float]:
@@ -39,10 +42,13 @@ def finetuning_of(settings: Sims) -> dict[str, Any]:
     return found | ({"lr_rampup": settings.lr_rampup} if settings.lr_rampup else {})
 
 
-def check_inputs(settings: Sims, preset: str, checkpoint: str, config: dict[str, Any]) -> Dataset:
+def check_inputs(
+    settings: Sims, preset: str, checkpoint: str, config: dict[str, Any], budgets: Sequence[int] = ()
+) -> Dataset:
     """Refuse what the run would: data, held-out images, labels, sampler, features, fine-tuning, device.
 
-    preset, checkpoint: of the base (`sims_image.experiments.base_of`). config: its network's. Returns ``--data``.
+    preset, checkpoint: of the base (`sims_image.experiments.base_of`). config: its network's. budgets: of auxiliaries,
+    increasing. Returns ``--data``.
     Raises `InputError` naming the option.
     """
     from sims_core.sampling import Sampler
@@ -66,12 +72,29 @@ def check_inputs(settings: Sims, preset: str, checkpoint: str, config: dict[str,
         raise InputError("--sampler", sampler, "an exact sampler exists for Gaussians only; write name:steps")
     check_features(settings.features, weights=settings.weights or None, dataset=data)
     try:
-        recipe_of(replace(Train(preset=preset), **finetuning_of(settings)), PRESETS[preset].recipe, fine_tuning=True)
+        recipe = recipe_of(
+            replace(Train(preset=preset), **finetuning_of(settings)), PRESETS[preset].recipe, fine_tuning=True
+        )
     except InputError as error:
         argument = "--train-batch" if error.argument == "--batch" else error.argument
         raise InputError(argument, error.value, error.expected) from None
+    check_budgets(budgets, recipe)
     choose_device(settings.device)
     return data
+
+
+def check_budgets(budgets: Sequence[int], recipe: Recipe) -> None:
+    """Refuse budgets that make one and the same auxiliary, or one that has not moved. Raises `InputError`."""
+    steps = [-(-budget // recipe.batch) for budget in budgets]
+    for one, other, count in zip(budgets, budgets[1:], steps[1:], strict=False):
+        if count == -(-one // recipe.batch):
+            words = f"both are {count} {'step' if count == 1 else 'steps'} of --train-batch {recipe.batch}"
+            raise InputError(
+                "--budgets", f"{one:,} and {other:,}", f"{words}, one and the same auxiliary; leave one out"
+            )
+    if steps and steps[0] == 1 and recipe.lr_rampup:
+        words = f"that is one step of --train-batch {recipe.batch}, whose learning rate is still 0"
+        raise InputError("--budgets", f"{budgets[0]:,}", f"{words} (it ramps up): the auxiliary would be the base")
 
 
 def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:

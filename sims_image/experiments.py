@@ -230,7 +230,7 @@ def check_data(planned: Plan) -> dict[str, Any]:
         config = checkpoints.summary(planned.checkpoint).config
     else:
         config = train.plan(train.Train(preset=planned.preset, data=settings.data)).config
-    check_inputs(settings, planned.preset, planned.checkpoint, config)
+    check_inputs(settings, planned.preset, planned.checkpoint, config, planned.budgets)
     return config
 
 

@@ -122,7 +122,10 @@ class ImageLearner(Derived):
         return ImageModel(_choose(result, result.snapshots[-1], weights), classes=shares)
 
     def finetune(self, model: ImageModel, data: ImageData, budget: Any, *, seed: Seed) -> ImageModel:
-        """Train a copy of the model's base on ``data`` for ``budget`` images (a number, or text such as '3Mi')."""
+        """Train a copy of the model's base on ``data`` for ``budget`` images (a number, or text such as '3Mi').
+
+        Raises `InputError` for a budget after which the copy is still the base, bit for bit: no auxiliary to measure.
+        """
         images = images_of("--budget", str(budget), self.mi)
         points = sorted({images, *(b for b in self.budgets if images in self.budgets)})
         options = replace(
@@ -140,7 +143,11 @@ class ImageLearner(Derived):
         )
         result = self._train("finetune", options, model)
         place = next(p for p in result.snapshots if int(p.name) >= images)
-        return ImageModel(_choose(result, place, self.weights), classes=model.classes)
+        made = ImageModel(_choose(result, place, self.weights), classes=model.classes)
+        if checkpoints.summary(made.base).sha256 == checkpoints.summary(model.base).sha256:
+            words = "after so many images the copy is still the base, bit for bit (its learning rate ramps up from 0)"
+            raise InputError("--budget", f"{images:,}", f"{words}; give more, or set --lr-rampup 0")
+        return made
 
     def rebuild(self, data: ImageData, budget: Any, *, seed: Seed) -> ImageModel:
         """Train from scratch on ``data`` for ``budget`` images, with ``rebuilding`` in the recipe's place."""

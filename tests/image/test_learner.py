@@ -59,6 +59,16 @@ def test_results_are_the_same_elsewhere(learner, data, tmp_path):
     assert made[0] == made[1]
 
 
+def test_an_auxiliary_that_is_its_base_is_refused(learner, data):
+    """One step at the bottom of a ramp: not another model, and nothing to search, confirm or report."""
+    model = learner.fit(data, seed=Seed(1))
+    ramped = replace(learner, finetuning={"lr_rampup": "1k"})
+    with pytest.raises(InputError, match=r"--budget: got '8'; .*still the base, bit for bit"):
+        ramped.finetune(model, data, 8, seed=Seed(2))
+    moved = ramped.finetune(model, data, 16, seed=Seed(2))
+    assert checkpoints.summary(moved.base).sha256 != checkpoints.summary(model.base).sha256
+
+
 def test_samples_carry_labels_in_the_data_s_shares(learner, data):
     model = learner.fit(data, seed=Seed(1))
     drawn = learner.sample(model, 30, seed=Seed(2)).open()

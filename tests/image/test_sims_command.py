@@ -147,6 +147,24 @@ def test_dry_run_and_bad_input(run, capsys, tmp_path):
             plan(Sims(**{**given, **bad}))
 
 
+@pytest.mark.parametrize(
+    ("more", "match"),
+    [
+        (["--budgets", "9,16"], "--budgets: got '9 and 16'; both are 2 steps of --train-batch 8"),
+        (["--budgets", "3,8"], "--budgets: got '3 and 8'; both are 1 step of --train-batch 8"),
+        (["--budgets", "8,16", "--lr-rampup", "1k"], "--budgets: got '8'; .*the auxiliary would be the base"),
+    ],
+)
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_budgets_that_make_no_auxiliary_of_their_own(run, more, match, dry):
+    folder, words, _ = run
+    words = [*words[: words.index("--budgets")], *words[words.index("--budgets") + 2 :]]
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(InputError, match=match):
+        command([*words, "--omega", "0,1", *more, *dry])
+    assert sorted(folder.rglob("*")) == before
+
+
 def test_auto_halves_and_confirms_on_other_seeds(run, capsys):
     """Ten candidates on 50 images, the better four on 150; with the auxiliary held over both steps."""
     folder, words, _ = run

@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import typing
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, TextIO, TypeVar
@@ -51,7 +52,10 @@ def parse_command(
             raise
         raise _misread(argv, _one_line(complaints.getvalue())) from None
     if unknown:
-        choose("option", unknown[0].split("=")[0], _options(default))
+        name = unknown[0].split("=")[0]
+        if name in _options(default):  # of the settings, and fixed: `tyro.conf.Fixed`
+            raise InputError("option", name, "it does nothing in this command; leave it out")
+        choose("option", name, [option for option in _options(default) if option not in _fixed(cls)])
     _bounded(parsed)
     return parsed
 
@@ -189,6 +193,15 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, MemoryError) or re.search(full, str(error)) or "OutOfMemory" in type(error).__name__:
         return f"memory: there is not enough ({reason(error)}); ask for less at a time"
     return str(error) if isinstance(error, InputError) else ""
+
+
+def _fixed(cls: type) -> set[str]:
+    """The options of a settings dataclass that its command does not offer."""
+    import tyro
+
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fixed = [name for name, hint in hints.items() if tyro.conf.Fixed in getattr(hint, "__metadata__", ())]
+    return {"--" + name.replace("_", "-") for name in fixed}
 
 
 def _options(settings: object, prefix: str = "--") -> list[str]:

@@ -1,4 +1,4 @@
-"""What an experiment will cost: images trained on and drawn, network evaluations, hours of one GPU.
+"""What an experiment will cost: images trained on and drawn, network evaluations, time here and on one GPU.
 
 Operations are counted by tracing the network (`sims_image.estimate`); GPU-hours assume its rate of an A100,
 which nobody measured here.
@@ -7,8 +7,9 @@ which nobody measured here.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 @dataclass
 class Ledger:
     """Adds up. flops, evaluation: operations of an image in a training step, and in one evaluation of the network; nfe:
-    evaluations for an image. rate, drawing: operations a second of a GPU in training and in sampling.
+    evaluations for an image. rate, drawing: operations a second of a GPU in training and in sampling. here: what some
+    operations take on this machine, in words.
     """
 
     flops: float
@@ -27,6 +29,7 @@ class Ledger:
     nfe: int
     rate: float
     drawing: float
+    here: Callable[[float], str]
     lines: list[tuple[str, str]] = field(default_factory=list)
     trained: int = 0
     evaluations: int = 0
@@ -62,6 +65,7 @@ class Ledger:
         """Everything, and the sum."""
         total = [
             ("in all", f"{self.trained:,} images trained on, {self.evaluations:,} evaluations"),
+            ("time here", self.here(self.trained * self.flops + self.evaluations * self.evaluation)),
             ("GPU", self.total),
         ]
         lines = [*self.lines, *total]
@@ -73,14 +77,15 @@ def ledger(checked: Checked) -> Ledger:
     """An empty one for an experiment's network and sampler. Raises `InputError`."""
     from sims_core.sampling import Sampler
     from sims_image.checks import at_hand
-    from sims_image.estimate import A100
+    from sims_image.estimate import A100, here
     from sims_image.presets import PRESETS
 
     recipe, sizes = checked.recipe, checked.sizes
     sampler = checked.settings.sampler or PRESETS[checked.preset].sampler
     nfe = Sampler.parse(sampler, argument="--sampler").nfe
     flops = _flops(json.dumps(checked.config, sort_keys=True), recipe)
-    found = Ledger(*flops, nfe, A100[recipe.precision], A100["float32"])
+    timed = partial(here, config=checked.config, recipe=recipe, step=flops[0], device=checked.settings.device)
+    found = Ledger(*flops, nfe, A100[recipe.precision], A100["float32"], timed)
     found.say("base", checked.checkpoint or f"preset {checked.preset}, trained for {sizes.fit:,} images")
     there = "" if at_hand(checked.settings) else ", not there: data and features are not checked"
     found.say("real data", f"{sizes.real:,} images ({checked.settings.data or 'not named'}{there})")

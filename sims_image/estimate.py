@@ -95,6 +95,13 @@ def on_gpus(flops: float, precision: str = "float32") -> str:
     return f"about {time} of one A100 (assumed: {A100[precision] / 1e12:g} TFLOP/s, {precision})"
 
 
+def here(flops: float, config: dict[str, Any], recipe: Recipe, step: float, device: str) -> str:
+    """What ``flops`` take on this machine, in words, by the `rate` of half a second."""
+    place = choose_device(device)
+    reached = rate(config, recipe, step, place, seconds=0.5)
+    return f"about {duration(flops / reached)} on 1 x {place}, {reached / 1e9:.3g} GFLOP/s"
+
+
 def _loss(network: Preconditioned, recipe: Recipe, images: int, device: str | torch.device = "meta") -> Tensor:
     """The loss of random images: what a training step computes."""
     side = network.img_resolution
@@ -108,28 +115,28 @@ def _loss(network: Preconditioned, recipe: Recipe, images: int, device: str | to
     return make_objective(recipe, network)(network, clean, level, torch.randn_like(clean), conditions).value.sum()
 
 
-def rate(config: dict[str, Any], recipe: Recipe, cost: Cost, device: torch.device) -> float:
+def rate(config: dict[str, Any], recipe: Recipe, step: float, device: torch.device, *, seconds: float = 2.0) -> float:
     """Operations a second that this machine reaches: in a step of the network itself, or of one of its layers.
 
-    The network is tried where one image costs at most 4e11 operations, with as many images as make about 1e11. CPUs
-    are timed in float32: in half precision they are slower, where they can at all.
+    step: operations of an image, forward and backward. The network is tried where they are at most 4e11, with as many
+    images as make about 1e11. CPUs are timed in float32: in half precision they are slower, where they can at all.
     """
     full_float32()  # as training computes
     body = BODIES[recipe.precision] if device.type == "cuda" else torch.float32
-    if cost.flops <= _TRIAL:
+    if step <= _TRIAL:
         network = build(**config).train().to(device)
         network.compute_dtype = body
-        images = max(1, min(recipe.batch, round(1e11 / cost.flops)))
-        spent = _fastest(lambda: _loss(network, recipe, images, device).backward(), device)  # type: ignore[no-untyped-call]
-        return images * cost.flops / spent
+        images = max(1, min(recipe.batch, round(1e11 / step)))
+        spent = _fastest(lambda: _loss(network, recipe, images, device).backward(), device, seconds)  # type: ignore[no-untyped-call]
+        return images * step / spent
     width = int(config["model_channels"]) * max(config["channel_mult"]) // 2
     layer = torch.nn.Conv2d(width, width, 3, padding=1).to(device, body)
     x = torch.randn(2, width, 16, 16, device=device, dtype=body, requires_grad=True)
-    spent = _fastest(lambda: layer(x).sum().backward(), device)
+    spent = _fastest(lambda: layer(x).sum().backward(), device, seconds)
     return float(6 * len(x) * width**2 * 9 * 16**2) / spent
 
 
-def _fastest(action: Callable[[], object], device: torch.device, seconds: float = 2.0) -> float:
+def _fastest(action: Callable[[], object], device: torch.device, seconds: float) -> float:
     """The least of several timings, the first left out."""
     found, began = math.inf, time.perf_counter()
     for turn in range(20):
@@ -152,7 +159,7 @@ def describe(plan: Plan, train: Train) -> str:
     device = choose_device(train.device)
     part, passes = shares("--batch", recipe.batch, world, train.microbatch)
     cost = measure(plan.config, recipe)
-    reached = rate(plan.config, recipe, cost, device)
+    reached = rate(plan.config, recipe, cost.flops, device)
     averages = len(profiles(recipe))
     total = cost.flops * table.steps * table.batch
     data = "none named" if plan.data is None else f"{plan.data.name}: {len(plan.data)} images, {plan.data.path}"

@@ -65,9 +65,9 @@ class Evaluate(Generate):
     """Which images of --base: 0-49999, 0-99,500."""
     data: str = ""
     """Data set whose class shares --labels data uses; default the reference."""
-    name: Annotated[str, tyro.conf.Suppress] = ""
-    sheet: Annotated[int, tyro.conf.Suppress] = 0
-    restart: Annotated[bool, tyro.conf.Suppress] = False
+    name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    sheet: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
+    restart: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
     dry_run: bool = False
     """Print what would be measured, and its cost, and stop."""
 

@@ -318,7 +318,7 @@ def describe(settings: Sims) -> str:
     from sims_core.sampling import Sampler
     from sims_image import checkpoints, search
     from sims_image.checks import at_hand
-    from sims_image.estimate import evaluation_flops, measure, on_gpus
+    from sims_image.estimate import evaluation_flops, here, measure, on_gpus
     from sims_image.presets import PRESETS
 
     planned = plan(settings)
@@ -344,7 +344,9 @@ def describe(settings: Sims) -> str:
     confirmed = images * (nfe + both + nfe + (3 * both + 2 * nfe if settings.controls else 0))
     evaluated = (drawn + searched + controls + confirmed) * evaluation_flops(config)
     saved = f", {1 - searched / whole:.0%} less than the full grid" if planned.halving else ""
-    tuned = planned.budgets[-1] * measure(config, preset.recipe).flops * (2 if settings.controls else 1)
+    seen = planned.budgets[-1] * (2 if settings.controls else 1) + (0 if planned.checkpoint else preset.recipe.images)
+    step = measure(config, preset.recipe).flops
+    trained = seen * step
     lines: Sequence[tuple[str, str]] = [
         ("base", planned.checkpoint or f"preset {planned.preset}, trained for {PRESETS[planned.preset].recipe.budget}"),
         ("synthetic", f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {drawn:,} evaluations"),
@@ -355,8 +357,9 @@ def describe(settings: Sims) -> str:
         *([("controls", f"{controls:,} evaluations to choose Neon's w and a retuned sampler")] if controls else []),
         ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {confirmed:,}"),
         ("features", settings.features),
+        ("time here", here(evaluated + trained, config, preset.recipe, step, settings.device)),
         ("sampling", on_gpus(evaluated)),
-        ("tuning", on_gpus(tuned, preset.recipe.precision)),
+        ("training", on_gpus(trained, preset.recipe.precision)),
         ("out", settings.out),
         *([] if there else [("note", f"{settings.data} is not there: data and features are not checked")]),
     ]

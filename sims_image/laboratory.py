@@ -49,8 +49,13 @@ class Laboratory(Sims):
     """Images by which a model is measured; each trial has its own."""
     synthetic: str = ""
     """|D_s|, a model's samples that the next one is trained on; default as many as there are real images."""
+    auxiliary_data: str = "synthetic"
+    """What the auxiliary is fine-tuned on: synthetic (the model's own samples alone), train+synthetic (with what that
+    model was trained on), real+synthetic (with the real data); see docs/images-sims.md."""
     auxiliary_size: str = ""
     """Samples that an auxiliary is made from; default --synthetic."""
+    heldout: str = ""
+    """Real images that no model was trained on; where given, distances are to them. `prepare --holdout` makes some."""
     omega: str = "1"
     """Extrapolation strength, or a grid of them."""
     budget: str = "1Mi"
@@ -69,15 +74,15 @@ class Laboratory(Sims):
     """Real images, for a --dry-run where --data is not at hand."""
     out: str = ""
     """Where everything goes; default runs/<verb>."""
-    budgets: Annotated[str, tyro.conf.Suppress] = ""
-    search: Annotated[str, tyro.conf.Suppress] = ""
-    repeats: Annotated[int, tyro.conf.Suppress] = 2
-    controls: Annotated[bool, tyro.conf.Suppress] = False
-    base_ema: Annotated[str, tyro.conf.Suppress] = ""
-    auxiliary_ema: Annotated[str, tyro.conf.Suppress] = ""
-    interval: Annotated[str, tyro.conf.Suppress] = ""
-    refresh_every: Annotated[int | None, tyro.conf.Suppress] = None
-    predictor_only: Annotated[bool, tyro.conf.Suppress] = False
+    budgets: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    search: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    repeats: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 2
+    controls: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
+    base_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    auxiliary_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    interval: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    refresh_every: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    predictor_only: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from sims_core.errors import InputError
 from sims_image.laboratory import Checked, Lab, Retraining, check, summarise, verb
@@ -33,6 +35,17 @@ class Retrain(Retraining):
     """Grid of λ, generated images per real one; inf for no real images (as many generated ones)."""
     rounds: int = 6
     """Of each λ; the first one trains on real images alone, from scratch or from --base."""
+    omega: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "1"
+    auxiliary_data: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "synthetic"
+    auxiliary_size: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    auxiliary_weights: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "ema"
+    budget: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "1Mi"
+    guide_network: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    pair: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "sequential"
+    lr: Annotated[float | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    lr_rampup: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    lr_decay: Annotated[str | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    train_batch: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
 
 
 def plan(settings: Retrain) -> tuple[Checked, dict[float, Policy]]:

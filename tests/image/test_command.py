@@ -46,3 +46,32 @@ def test_help_needs_no_torch():
     code = "import sys, sims_image.__main__ as m; m.run(['--help']); m.run(['-h']); sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("usage: sims_image VERB"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("verb", "option"),
+    [
+        *(
+            ("retrain", o)
+            for o in ("omega", "auxiliary-data", "auxiliary-size", "budget", "guide-network", "pair", "lr")
+        ),
+        *(("retrain", o) for o in ("lr", "lr-rampup", "lr-decay", "train-batch", "auxiliary-weights")),
+        *((v, o) for v in ("loop", "pollution", "control") for o in ("budgets", "search", "controls", "interval")),
+        ("evaluate", "sheet"),
+        ("evaluate", "restart"),
+    ],
+)
+def test_an_option_that_does_nothing_is_not_offered_and_not_taken(verb, option, capsys):
+    with pytest.raises(SystemExit):
+        run([verb, "--help"])
+    assert f"--{option} " not in capsys.readouterr().out
+    assert main_with_errors(run, [verb, f"--{option}", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: option: got '--{option}'; it does nothing in this command; leave it out\n"
+
+
+def test_help_of_loops_speaks_of_loops(capsys):
+    with pytest.raises(SystemExit):
+        run(["loop", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the same here" not in said and "omega is chosen" not in said

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from sims_core.errors import InputError
+from sims_image import estimate
 from sims_image.__main__ import run as command
 from sims_image.costs import ledger
 from sims_image.laboratory import check, mean_interval, summarise
@@ -91,7 +92,8 @@ def test_report(run):
     assert (report / "loop.png").stat().st_size > 10_000 and (report / "loop.svg").exists()
 
 
-def test_dry_run_adds_up(run, capsys):
+def test_dry_run_adds_up(run, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "rate", lambda *_, **__: 1e6)
     folder, _ = run
     data = ["--data", str(folder / "tiny.zip")]
     before = sorted(folder.rglob("*"))
@@ -104,6 +106,7 @@ def test_dry_run_adds_up(run, capsys):
     assert f"{40 * 12:,} images trained on, {spent:,} evaluations" in said
     told = ledger(checked)
     seconds = (40 * 12 * told.flops + spent * told.evaluation) / 15e12
+    assert f"time here  about {estimate.duration(seconds * 15e6)} on 1 x cpu, 0.001 GFLOP/s" in said
     assert seconds < 1.5 and "1 s of one A100 in all" in said
     assert replace(told, trained=10**12, evaluations=0).total.startswith(f"{told.flops / 54e3:.2g} A100-hours in all")
 

@@ -181,7 +181,7 @@ def describe(plan: Plan, train: Train) -> str:
         ("seed", str(plan.seed)),
         ("steps", f"{table.steps:,} of {recipe.batch} images: {world} process(es) x {passes} passes of {part}"),
         ("snapshots", f"at {', '.join(shown)} Mi (Mi = {mi})"),
-        ("sheets", f"{plan.sheet} rows, {plan.sampler}" if plan.sheet else "none"),
+        ("sheets", f"{plan.sheet} rows, {plan.sampler}, at {len(plan.sheets)} snapshots" if plan.sheets else "none"),
         ("parameters", f"{cost.parameters:,}"),
         ("memory", f"about {size(cost.memory(part, averages))} a process: {', '.join(parts)}"),
         ("compute", f"{cost.flops / 1e9:.4g} GFLOP an image, {total:.3g} FLOP in all"),

@@ -312,7 +312,9 @@ class _Session:
         checkpoints.save(folder, network, record, replace=True)
 
     def _draw(self, network: Preconditioned, folder: Path) -> bool:
-        if not self.plan.sheet or (self.plan.data is not None and str(self.plan.data.dtype) != "uint8"):
+        if self.trainer.step not in self.plan.sheets or (
+            self.plan.data is not None and str(self.plan.data.dtype) != "uint8"
+        ):
             return False
         network.compute_dtype = BODIES[self.plan.recipe.precision]
         with torch.random.fork_rng([self.processes.device] if self.processes.device.type == "cuda" else []):

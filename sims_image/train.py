@@ -97,8 +97,9 @@ class Train:
     """Images between states to go on from; default a 50th of the budget."""
     raw: str = "auto"
     """Keep raw weights beside their averages: always, at the end, or auto (always when fine-tuning)."""
-    sheet: int = 8
-    """Rows of a snapshot's sheet of samples; 0 for none."""
+    sheet: int | None = None
+    """Rows of a snapshot's sheet of samples; 0 for none. Default: 8, at the end and wherever it takes less than a tenth
+    of the time since the last one."""
     sampler: str = ""
     """Sampler of the sheets, such as heun:18; default the preset's."""
     microbatch: int = 0
@@ -122,8 +123,8 @@ class Plan:
     """A training run that is known to make sense, before anything is built.
 
     preset: its name, '' for a checkpoint without one. config: arguments of `sims_image.networks.build`. data: None in a
-    dry run without. parent: the checkpoint to start from. settings: what the run folder records. notes: what the user
-    should know.
+    dry run without. parent: the checkpoint to start from. sheets: the steps at which one is drawn. settings: what the
+    run folder records. notes: what the user should know.
     """
 
     preset: str
@@ -137,6 +138,7 @@ class Plan:
     churn: tuple[float, float, float, float] | None
     raw: bool
     sheet: int
+    sheets: frozenset[int]
     settings: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -153,7 +155,7 @@ def plan(train: Train) -> Plan:
 
     choose("--raw", train.raw, RAW)
     for name in ("seed", "sheet", "workers", "microbatch"):
-        if getattr(train, name) < 0:
+        if (getattr(train, name) or 0) < 0:
             raise InputError(f"--{name}", getattr(train, name), "give a whole number of at least 0")
     parent = checkpoints.summary(train.from_, argument="--from") if train.from_ else None
     name, preset = _preset(train, parent)
@@ -171,6 +173,10 @@ def plan(train: Train) -> Plan:
     table = timetable(
         recipe, snapshots=train.snapshots, every=train.snapshot_every, log=train.log_every, state=train.state_every
     )
+    rows, sampler = 8 if train.sheet is None else train.sheet, train.sampler or preset.sampler
+    sheets = frozenset(table.snapshots if rows else ())
+    if train.sheet is None:
+        sheets = _sheets(table, config, sampler, rows)
     settings = {
         "preset": name,
         "data": None if data is None else {"name": data.name, "sha256": data.sha256, "images": len(data)},
@@ -182,8 +188,8 @@ def plan(train: Train) -> Plan:
         "log_every": table.log * recipe.batch,
         "state_every": table.state * recipe.batch,
         "raw": train.raw,
-        "sheet": train.sheet,
-        "sampler": train.sampler or preset.sampler,
+        "sheet": rows,
+        "sampler": sampler,
     }
     return Plan(
         preset=name,
@@ -193,13 +199,32 @@ def plan(train: Train) -> Plan:
         parent=parent,
         table=table,
         seed=train.seed,
-        sampler=train.sampler or preset.sampler,
+        sampler=sampler,
         churn=preset.churn if not train.sampler else None,
         raw=train.raw == "always" or (train.raw == "auto" and parent is not None),
-        sheet=train.sheet,
+        sheet=rows,
+        sheets=sheets,
         settings=json.loads(json.dumps(settings)),  # as a folder's record reads back
         notes=tuple(note for note in (ramp_warning(recipe), _shape_note(preset, name, data)) if note),
     )
+
+
+def _sheets(table: Timetable, config: dict[str, Any], sampler: str, rows: int) -> frozenset[int]:
+    """The steps at which a sheet costs less than a tenth of the training since the last one; the end always."""
+    from sims_core.sampling import Sampler
+    from sims_core.seeds import Seed
+    from sims_image.sheets import sheet_labels
+
+    samples = len(sheet_labels(rows, int(config.get("label_dim") or 0), Seed(0))[1])
+    steps = (
+        10 * samples * Sampler.parse(sampler, argument="--sampler").nfe / 3 / table.batch
+    )  # forward and backward are three evaluations
+    found, last = {table.steps}, 0
+    for step in table.snapshots:
+        if step - last >= steps:
+            found.add(step)
+            last = step
+    return frozenset(found)
 
 
 def _preset(train: Train, parent: Summary | None) -> tuple[str, Preset]:

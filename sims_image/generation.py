@@ -294,7 +294,7 @@ def _whole(request: Request, piece: list[int], path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as held:
+    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as held:
         return {name: held[name] for name in held.files}
 
 

@@ -32,7 +32,7 @@ _TRUSTED = 10**9
 
 def _statistics(path: Path) -> Statistics:
     """The moments of a cell's features."""
-    with np.load(path, allow_pickle=False) as held:
+    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as held:
         return Statistics(held["mu"], held["sigma"])
 
 

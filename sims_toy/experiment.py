@@ -174,7 +174,7 @@ def _save(path: Path, *, piece: Piece, values: Values) -> None:
 
 def _load(experiment: Experiment, path: Path) -> tuple[Piece, Values]:
     """A piece of work that is there. Raises an error of some kind if its file is damaged."""
-    with np.load(path, allow_pickle=False) as shard:
+    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as shard:
         cells, trials = (tuple(int(n) for n in shard[name]) for name in ("cells", "trials"))
         values = {name: np.asarray(shard[name], dtype=np.float64) for name in experiment.quantities}
     within = set(cells) <= set(range(len(experiment.cells))) and set(trials) <= set(range(experiment.trials))

@@ -96,7 +96,7 @@ def plan(options: SamplingCost) -> Study:
     omegas = sorted({0.0, *parse_grid("--omega", options.omega, low=-MOST_OMEGA, high=MOST_OMEGA)})
     if len(omegas) < 3:
         raise InputError("--omega", options.omega, "give at least three strengths, to find the best among them")
-    multiples = parse_grid("--more-steps", options.more_steps, low=1)
+    multiples = parse_grid("--more-steps", options.more_steps, low=1, high=100)
     at_most_cells(samplers, schedules, omegas, multiples)
     mean, covariance = read_gaussian(options.real_mean, options.real_covariance)
     budget, network = _budget(options, learner)

@@ -1,15 +1,18 @@
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sims_core import InputError, RunFolder, Seed, parse_budget, parse_grid
 from sims_core.errors import choose
-from sims_core.runs import differences, write_atomic, write_json
+from sims_core.runs import differences, kept, kept_json, parse_json, write_atomic, write_json
 
 SETTINGS = {"omega": [0.0, 1.0], "trials": 3}
 
@@ -197,3 +200,69 @@ def test_seed_streams():
     assert not np.array_equal(one, seed.child("trial", 4).numpy().standard_normal(4))
     assert seed.child("a").integer() != seed.child("b").integer() and 0 <= seed.integer() < 2**63
     assert seed.child("x").torch().initial_seed() == seed.child("x").integer()
+
+
+# ----------------------------------------------------------------- what is damaged
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("1e999", "not a finite number"),
+        ("-1e999", "not a finite number"),
+        ("NaN", "not a finite number"),
+        ("Infinity", "not a finite number"),
+        ("1" + "0" * 400, "401 digits"),
+        ("[" * 99_999, "recursion"),
+        ('{"a": 1, "a": 2}', "twice"),
+    ],
+)
+def test_json_of_others_is_finite_and_shallow(text, words):
+    with pytest.raises(InputError, match=f"PATH: got 'x.json'; not JSON .*{words}"):
+        parse_json("PATH", "x.json", b'{"x": ' + text.encode() + b"}")
+    assert parse_json("PATH", "x", b'{"x": %d, "y": 1e300}' % 2**128) == {"x": 2**128, "y": 1e300}
+
+
+def test_what_cannot_be_read_again_is_set_aside(tmp_path, capsys):
+    path = tmp_path / "cell.json"
+    assert kept_json(path) is None and not capsys.readouterr().err
+    path.write_text('{"a": 1}')
+    assert kept_json(path) == {"a": 1}
+    path.write_text("{")
+    assert kept_json(path) is None
+    assert "cell.json is damaged (not JSON" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["cell.json.damaged"]
+
+    def unreadable(_):
+        raise PermissionError(13, "Permission denied")
+
+    path.write_text("{")
+    with pytest.raises(PermissionError):
+        kept(path, unreadable)
+    assert path.exists()
+
+
+def test_a_folder_is_this_runs_until_it_is_gone(tmp_path, monkeypatch):
+    """Removed to any point, it is taken up again."""
+    unlink, rmtree = Path.unlink, shutil.rmtree
+    for steps in range(6):
+        done = 0
+
+        def counted(action, *arguments, **options):
+            nonlocal done
+            done += 1
+            if done > steps:  # noqa: B023
+                raise KeyboardInterrupt
+            return action(*arguments, **options)
+
+        with RunFolder.open(tmp_path / "run", SETTINGS) as folder:
+            folder.shard("a.json", lambda path: path.write_text("{}"))
+            folder.finish()
+            with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
+                patched.setattr(Path, "unlink", lambda self, **o: counted(unlink, self, **o))
+                patched.setattr("sims_core.runs.shutil.rmtree", lambda *a, **o: counted(rmtree, *a, **o))
+                folder.remove()
+        with RunFolder.open(tmp_path / "run", SETTINGS) as folder:
+            assert steps == 0 or not folder.finished
+            folder.remove()
+        assert not (tmp_path / "run").exists()

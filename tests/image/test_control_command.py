@@ -108,7 +108,7 @@ def test_bad_input(run):
         "--complement": {"complement": "opposite"},
         "--strength": {"strength": 0.0},
         "--omega: got '0'; give at least one value above 0": {"omega": "0"},
-        "--omega.*at least 0": {"omega": "-1,1"},
+        "--omega.*between 0 and": {"omega": "-1,1"},
     }.items():
         with pytest.raises(InputError, match=argument):
             plan(replace(good, **bad))

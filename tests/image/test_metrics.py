@@ -283,3 +283,18 @@ def test_errors_are_those_of_other_draws():
 def test_statistics_pass_through():
     x = features(50)
     assert statistics_of("reference", found := statistics_of("reference", x)) is found
+
+
+@pytest.mark.parametrize("scale", [1e-140, 1e-60, 1e50, 1e77, 1e140])
+def test_the_frechet_distance_scales_with_the_features(scale):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((50, 4)), rng.standard_normal((60, 4)) + 1
+    wanted = frechet(generated=x, reference=y)
+    assert frechet(generated=x * scale, reference=y * scale) / scale / scale == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize(("metric", "scale"), [(frechet, 1e155), (frechet, 1e300), (kid, 1e60), (kid, 1e200)])
+def test_features_whose_products_overflow_are_named(metric, scale):
+    x = np.random.default_rng(0).standard_normal((50, 4)) * scale
+    with pytest.raises(InputError, match="their products overflow"):
+        metric(generated=x, reference=x)

@@ -124,7 +124,7 @@ def test_bad_input(data):
             {
                 "--pollution": {"pollution": "0"},
                 "--omega.*at least one value above 0": {"omega": "0"},
-                "--omega.*at least 0": {"omega": "-1,1"},
+                "--omega.*between 0 and": {"omega": "-1,1"},
                 "--ideal.*holds 12 images and each draw takes 24": {"ideal": few},
             },
         ),

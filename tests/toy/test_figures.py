@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import sims_toy
 from sims_core import Sampler, Seed, guided
+from sims_core.style import save
 from sims_toy import Gaussian, NetworkLearner, NetworkSettings, score_fields
 
 
@@ -29,3 +31,16 @@ def test_train_one_network_and_see_its_score_field(tmp_path):
     third = picture.shape[1] // 3
     assert all((picture[:, i * third : (i + 1) * third] < 128).mean() > 0.005 for i in range(3))  # ink in every panel
     assert b"<svg" in paths[1].read_bytes()[:600] and not list(tmp_path.glob(".*"))
+
+
+def test_equal_figures_are_equal_files(tmp_path):
+    """Outside the project's style too."""
+    for name in ("one", "two"):
+        figure = Figure()
+        axes = figure.subplots()
+        axes.fill_between([0, 1], [0, 1], [1, 2], label="x")
+        axes.imshow([[0, 1], [2, 3]])
+        axes.legend()
+        save(figure, tmp_path / name)
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()

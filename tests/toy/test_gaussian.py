@@ -213,3 +213,25 @@ def test_empirical_distances():
         wasserstein.sliced(x * np.nan, x)
     with pytest.raises(InputError, match="repeats"):
         wasserstein.measure(x, lambda n, s: x, seed=Seed(0), repeats=1)
+
+
+SCALES = (1e-300, 1e-160, 1e-60, 1e60, 1e100, 1e155, 1e250)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_distances_scale_with_the_data(scale):
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((40, 2)), rng.standard_normal((30, 2)) + 1
+    for distance in (wasserstein.exact, wasserstein.sliced):
+        assert distance(x * scale, y * scale) == pytest.approx(scale * distance(x, y), rel=1e-9)
+    a, b = ([[2.0, 1.0], [1.0, 2.0]], [[3.0, -1.0], [-1.0, 1.0]])
+
+    def squared(factor):
+        factors = torch.tensor([factor, 1.0], dtype=torch.float64)[:, None, None]
+        mean = torch.zeros(2, 2, dtype=torch.float64)
+        pair = (Gaussian(mean, torch.tensor(c, dtype=torch.float64) * factors) for c in ([a, b], [b, a]))
+        return w2_squared(*pair)
+
+    found, wanted = squared(scale), squared(1.0)
+    assert float(found[0]) == pytest.approx(scale * float(wanted[0]), rel=1e-9)
+    assert found[1] == wanted[1]  # a neighbour's bits are its own

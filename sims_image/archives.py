@@ -30,6 +30,9 @@ ALWAYS_FINE = 64 * 2**20
 EXPANSION = 200
 
 _LOCAL_HEADER = 30
+#: what operating systems and network drives put among a user's files
+_SYSTEM = {"__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"}
+_SYSTEM |= {"__pycache__", "thumbs.db", "desktop.ini"}
 #: what lies there in place of a file that was to be fetched: how it begins, what it is
 _IMPOSTORS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: `git lfs pull` fetches it"),
@@ -71,6 +74,13 @@ def check_expansion(argument: str, item: str, claimed: int, stored: int) -> None
         raise InputError(
             argument, item, f"it would expand from {stored} to {claimed} bytes: a decompression bomb, not images"
         )
+
+
+def passed_over(name: str) -> str:
+    """Why a file or folder of this name is not looked at: 'hidden', 'system' or ''."""
+    if name.casefold() in _SYSTEM or name.startswith("._"):
+        return "system"
+    return "hidden" if name.startswith(".") else ""
 
 
 def check_name(argument: str, archive: str, name: str) -> str:

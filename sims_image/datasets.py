@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason, shown
 from sims_core.runs import parse_json
-from sims_image.archives import ZipIndex, checked_members, npy_read, npz_arrays, npz_words, open_zip
+from sims_image.archives import ZipIndex, checked_members, npy_read, npz_arrays, npz_words, open_zip, passed_over
 from sims_image.stores import ArrayStore, Images, Labels, Store, ZipStore, check_labels, edm_labels
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ def _open_zip(path: Path, argument: str) -> Dataset:
             words = npz_words(npz_arrays(argument, archive, members, path))
             expected = "not a data set; `prepare` reads images called arr_0, statistics are called mu and sigma"
             raise InputError(argument, str(path), f"an .npz of arrays ({words}), {expected}")
+        members = {name: info for name, info in members.items() if not any(map(passed_over, name.split("/")))}
         listing = members.pop("dataset.json", None)
         arrays = any(name.endswith(".npy") for name in members)
         for name in members:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sims_toy.experiment import Cell, Experiment
+    from sims_toy.gaussian import Gaussian
 
 #: Methods with a strength.
 GUIDED = [name for name, method in METHODS.items() if "omega" in method.takes]
@@ -359,8 +360,20 @@ def diagnosis(experiment: Experiment) -> str:
     if experiment.quantities != ("w2",):
         return floor(experiment)
     assert isinstance(real, Gaussian)
+    far = off_center(real)
     sigma_data = spread(real)
     sampler, seed = Sampler.parse(cell.sampler, sigma_data=sigma_data), Seed(experiment.seed)
     if experiment.network is not None:
-        return str(diagnose_network(sampler, real, cell.real_size, experiment.network, seed=seed))
-    return str(diagnose(sampler, real, cell.real_size, seed=seed))
+        return str(diagnose_network(sampler, real, cell.real_size, experiment.network, seed=seed)) + far
+    return str(diagnose(sampler, real, cell.real_size, seed=seed)) + far
+
+
+def off_center(real: Gaussian) -> str:
+    """A line where samplers, which start around 0 at a noise level of 80, are far from the data's place and size."""
+    from sims_toy.measuring import spread
+
+    mean, scale = float(real.mean[0].norm()), spread(real)
+    if mean <= 10 * scale and 0.02 <= scale <= 20:
+        return ""
+    place = f"the real Gaussian lies {mean:.3g} from 0 and has a spread of {scale:.3g}"
+    return f"\n{place}: samplers start around 0 at noise level 80, and much of what is measured is their drift"

@@ -87,7 +87,8 @@ def _file_kind(request: Request) -> str:
 
 
 def _folder_kind(path: Path) -> tuple[str, Path]:
-    from sims_image.sources.layout import is_picture, passed_over
+    from sims_image.archives import passed_over
+    from sims_image.sources.layout import is_picture
 
     here = _known_folder(path)
     if here:

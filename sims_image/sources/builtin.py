@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_image.archives import ZipIndex, checked_members, open_zip
+from sims_image.archives import ZipIndex, checked_members, open_zip, passed_over
 from sims_image.datasets import block_length, is_npz, open_dataset
 from sims_image.sources.base import Block, Request, Source, numbered, read_array
 
@@ -70,7 +70,7 @@ def kind_of_zip(request: Request) -> str:
     if is_npz(request.path, names):
         return "arrays"
     listing = names.get("dataset.json")
-    if any(name.endswith(".npy") for name in names):
+    if any(name.endswith(".npy") for name in names if not any(map(passed_over, name.split("/")))):
         return "dataset"
     if listing is None:
         return "zip"

@@ -28,9 +28,6 @@ _SPLITS = {
     "val": r"val(id(ation)?)?|dev",
 }
 _SUFFIX = r"[-_ ]?(sets?|data|images?|imgs?|splits?|\d{4})?"
-#: what operating systems and network drives put among a user's files
-_SYSTEM = {"__macosx", "@eadir", "#recycle", "#snapshot", "$recycle.bin", "system volume information", "lost+found"}
-_SYSTEM |= {"__pycache__", "thumbs.db", "desktop.ini"}
 #: files by which other tools label pictures, which are not read
 _FOREIGN = re.compile(
     r"(metadata|labels?|train|annotations?|_annotations\.\w+)\.(csv|jsonl?|txt|parquet)", re.IGNORECASE
@@ -61,13 +58,6 @@ class Layout:
     labels: Labels | None
     classes: list[str]
     notes: tuple[str, ...]
-
-
-def passed_over(name: str) -> str:
-    """Why a file or folder of this name is not looked at: 'hidden', 'system' or ''."""
-    if name.casefold() in _SYSTEM or name.startswith("._"):
-        return "system"
-    return "hidden" if name.startswith(".") else ""
 
 
 def is_picture(name: str) -> bool:

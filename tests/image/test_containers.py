@@ -15,7 +15,7 @@ from sims_image.datasets import open_dataset
 from sims_image.info import describe
 from sims_image.prepare import Prepare, plan, prepare
 from sims_image.references import read_statistics
-from tests.image.synthetic import idx, pixels, png, python2_batch
+from tests.image.synthetic import edm_zip, idx, pixels, png, python2_batch
 
 IMAGES = pixels(12)
 LABELS = np.arange(12) % 3
@@ -88,6 +88,12 @@ def test_arrays_that_are_no_pictures_are_refused_by_name(tmp_path, case):
     with pytest.raises(InputError, match=match) as caught:
         made(tmp_path, tmp_path / "a.npz")
     assert "\n" not in str(caught.value)
+
+
+def test_the_systems_own_files_in_an_edm_zip(tmp_path):
+    more = [("__MACOSX/00000/._img00000000.png", b"x"), (".DS_Store", b"x"), ("00000/Thumbs.db", b"x")]
+    assert same(open_dataset(edm_zip(tmp_path / "a.zip", IMAGES, LABELS, extra=more)), IMAGES, LABELS)
+    assert same(made(tmp_path, tmp_path / "a.zip"), IMAGES, LABELS)
 
 
 def test_an_npz_is_no_zip_of_latents(tmp_path):

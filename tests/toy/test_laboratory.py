@@ -180,6 +180,15 @@ def test_a_users_points_have_their_own_origin_and_unit(tmp_path):
         np.testing.assert_allclose(other["points:20"], unit * one["points:20"] + origin, atol=3e-2 * unit)
 
 
+@pytest.mark.parametrize(
+    ("mean", "covariance", "said"),
+    [("0,0", "2,1;1,2", False), ("50,8", "2,1;1,2", True), ("0,0", "90000,0;0,90000", True), ("9,0", "2,1;1,2", False)],
+)
+def test_a_gaussian_far_from_where_samplers_start_is_told(mean, covariance, said):
+    found = plan(Sweep(learner="exact", real_mean=mean, real_covariance=covariance, omega="0,1", synthetic_size="100"))
+    assert ("samplers start around 0" in found.note()) == said
+
+
 def test_a_sweep_on_a_file_says_its_units_floor_and_header(tmp_path):
     points = parse_real("moons").draw(1100, Seed(0)) * 20 + 1000
     np.savetxt(tmp_path / "p.csv", points, delimiter=",", header="x,y", comments="")

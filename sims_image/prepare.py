@@ -41,9 +41,10 @@ class Prepare:
     """
 
     source: str = ""
-    """What to read (the first word may stand without --source): cifar-10-python.tar.gz; a folder of downsampled
-    ImageNet's .npz batches; a folder or zip of pictures; MNIST's IDX files or their folder; a parquet file or a folder
-    of them; a data set or EDM zip; or the word digits."""
+    """What to read (the first word may stand without --source): cifar-10-python.tar.gz or cifar-100-python.tar.gz; a
+    folder of downsampled ImageNet's batches; a folder or zip of pictures; MNIST's IDX files or their folder; an .npz of
+    arr_0 (ADM's) or a .npy of pictures; a parquet file, a folder of them or a clone from the Hub; a data set or EDM
+    zip; or the word digits."""
     out: str = ""
     """The folder to make, or with --format edm-zip the .zip file."""
     kind: str = ""
@@ -86,7 +87,7 @@ class Prepare:
     image_column: str = ""
     """Of a parquet file; default: found by type and name."""
     label_column: str = ""
-    """Of a parquet file; default: found by type and name."""
+    """Of a parquet file; default: found by type and name. Of CIFAR-100: fine_label (the default) or coarse_label."""
     class_map: str = ""
     """Downsampled ImageNet's map_clsloc.txt, which renumbers its classes to the order of sorted WordNet numbers;
     default: the one beside the batches."""

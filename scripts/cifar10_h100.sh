@@ -33,8 +33,11 @@ trap 'exit 143' TERM
 
 # the data
 if [[ -f $pictures ]]; then
-  [[ -d $run/pictures ]] || { mkdir -p "$run/unpacking" && tar -xf "$pictures" -C "$run/unpacking" \
-    && mv "$run/unpacking" "$run/pictures"; }
+  if [[ ! -d $run/pictures ]]; then # Python unpacks where tar lacks the compression's program
+    mkdir -p "$run/unpacking"
+    tar -xf "$pictures" -C "$run/unpacking" || "$PYTHON" -m tarfile -e "$pictures" "$run/unpacking"
+    mv "$run/unpacking" "$run/pictures"
+  fi
   pictures=$run/pictures
 fi
 sims_image prepare "$pictures" --split train --out "$run/data"

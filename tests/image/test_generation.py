@@ -390,6 +390,8 @@ def test_a_dry_run_refuses_what_the_run_would(pair, tmp_path, capsys):
     assert capsys.readouterr().out.count(note) == 1
     command([*words, "--omega=-1", "--dry-run"])
     assert note in capsys.readouterr().out
+    command([*words[:-1], str(tmp_path / "far"), "--omega=1e6", "--dry-run"])
+    assert "note: omega 1e+06 is far beyond what is of use" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"--out: .*other settings \(omega: -1.0 there, 1.0 here\)"):
         command([*words, "--omega", "1", "--dry-run"])
     assert note not in capsys.readouterr().out

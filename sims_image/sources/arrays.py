@@ -90,6 +90,10 @@ def _npz(request: Request) -> Source:
         members = checked_members(request.argument, archive, path)
         arrays = npz_arrays(request.argument, archive, members, path)
         split, images, names = _chosen(request, arrays)
+        hidden = next((name for name in members if names == "" and name.lower() == _beside(images)), "")
+        if hidden and request.labelled:
+            words = "labels are one whole number an image, and these are none; --unlabelled goes without"
+            raise InputError(request.argument, f"{path.name}: {hidden.removesuffix('.npy')}", words)
         item = f"{path.name}: {images}"
         with open_member(request, archive, members[f"{images}.npy"], item) as handle:
             shape, dtype = npy_header(request.argument, item, handle, members[f"{images}.npy"].file_size)
@@ -148,6 +152,12 @@ def _chosen(request: Request, arrays: dict[str, Any]) -> tuple[str, str, str]:
     else:
         words = f"it holds {npz_words(arrays)}; images are arr_0, of shape (N, H, W) or (N, H, W, 3), labels arr_1"
     raise InputError(request.argument, str(request.path), words)
+
+
+def _beside(images: str) -> str:
+    """The member that would hold the labels of ``images``, in lower case."""
+    pairs = [(a.format(split), b.format(split)) for a, b in (*_PLAIN, *_SPLIT) for split in _SPLITS]
+    return f"{dict(pairs[::-1])[images.lower()]}.npy"
 
 
 def _labels(request: Request, item: str, found: NDArray[Any], count: int) -> Labels:

@@ -70,6 +70,12 @@ def split_of(folder: str) -> str:
     return next((k for k, words in _SPLITS.items() if re.fullmatch(f"({words}){_SUFFIX}", folder, re.IGNORECASE)), "")
 
 
+def _spoken_of(folder: str) -> list[str]:
+    """The splits that words of a folder's name mean (seg_train, trainA)."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", folder)
+    return [split for split in map(split_of, words) if split]
+
+
 def lay_out(request: Request, tree: Tree, read: Callable[[str], bytes]) -> Layout:
     """Find the pictures of a tree, their split and their classes.
 
@@ -127,15 +133,21 @@ def _place(
 def _choose(request: Request, folders: Sequence[str], notes: list[str]) -> str:
     """The folder of the split that is asked for (default: train, else the first), '' if these are no splits."""
     named = [name for name in folders if split_of(name)]
-    if not named or request.split == NO_SPLIT:
-        return ""
     if request.split in folders:
         return request.split
+    alike = {split: name for name in reversed(folders) for split in _spoken_of(name)}
+    if request.split == NO_SPLIT or not (named or len(alike) > 1):
+        return ""
+    if not named:
+        one, other = list(alike.values())[:2]
+        like = f"'{shown(other)}' and '{shown(one)}' are called like splits"
+        expected = f"{like}; --split NAME takes the folder NAME, --split {NO_SPLIT} makes each folder a class"
+        raise InputError(request.argument, str(request.path), expected)
     others = [name for name in folders if not split_of(name)]
     if others and not request.split:
         like = f"'{shown(named[0])}' is called like a split, '{shown(others[0])}' beside it is not"
         expected = f"{like}; --split {NO_SPLIT} makes each of them a class, --split NAME takes the folder NAME"
-        raise InputError(request.argument, request.path, expected)
+        raise InputError(request.argument, str(request.path), expected)
     there = [split for split in _SPLITS if any(split_of(name) == split for name in named)]
     asked = split_of(request.split) or request.split
     split = choose("--split", asked, [*there, NO_SPLIT]) if asked else there[0]

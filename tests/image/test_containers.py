@@ -74,6 +74,8 @@ REFUSED_ARRAYS = {
     "objects": (dict(arr_0=np.array([{}] * 4, object)), "it holds no arrays of numbers|plain little-endian"),
     "one-hot": (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=np.eye(4)), "one-hot"),
     "halves": (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=np.full(4, 0.5)), "one whole number an image"),
+    "words": (dict(arr_0=np.zeros((2, 8, 8), np.uint8), arr_1=["a", "b"]), "arr_1'; labels are one whole number"),
+    "words of Keras": (dict(x_train=np.zeros((2, 8, 8), np.uint8), y_train=["a", "b"]), "y_train'; labels are one"),
     "negative": (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=[0, 1, -1, 2]), "image 2 is labelled -1"),
     "too few": (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=[0, 1]), "2 labels for 4 images"),
     "other names": (dict(a=np.zeros((4, 8, 8), np.uint8)), r"a \(4, 8, 8\) uint8; images are arr_0"),

@@ -86,6 +86,22 @@ def test_classes_that_are_called_like_splits_wait_for_a_word(tmp_path, kind):
 
 
 @BOTH
+@pytest.mark.parametrize("names", [("seg_train", "seg_test", "seg_pred"), ("trainA", "trainB", "testA", "testB")])
+def test_folders_that_speak_of_splits_wait_for_a_word(tmp_path, kind, names):
+    source = tree(tmp_path, {f"{name}/{k}.png": flat(k) for k, name in enumerate(names)}, kind)
+    with pytest.raises(InputError, match="are called like splits; --split NAME takes the folder NAME"):
+        made(tmp_path, source)
+    assert shades(made(tmp_path, source, split=names[1])) == [(None, 1)]
+    assert made(tmp_path, source, split="none").classes == sorted(names)
+
+
+@BOTH
+def test_a_word_of_a_class_is_no_split(tmp_path, kind):
+    source = tree(tmp_path, {f"{name}/0.png": flat(1) for name in ("steam train", "tube cap", "car")}, kind)
+    assert made(tmp_path, source).classes == ["car", "steam train", "tube cap"]
+
+
+@BOTH
 def test_splits_below_class_folders(tmp_path, kind):
     files = {
         f"{name}/{split}/0.png": flat(SHADES[name] + k) for k, split in enumerate(("train", "test")) for name in SHADES

@@ -12,9 +12,10 @@ rm -f .wheels/*.whl
 "${PYTHON:-python3}" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.12 \
   --implementation cp --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d .wheels \
   tyro typeguard docstring-parser
-[[ $# -eq 0 ]] || { cp "$1" .wheels/ && shift; }
+[[ $# -eq 0 ]] || { cp -f "$1" .wheels/ && shift; }
 for peer in "$@"; do
-  (cd "$peer" && find training torch_utils dnnlib -name '*.py' -print0 | tar -c --null -T -) | tar -x --one-top-level="$PWD/.wheels/$(basename "$peer")"
+  (cd "$peer" && find training torch_utils dnnlib -name '*.py' -print0 | tar -c --null -T -) |
+    tar -x --one-top-level="$PWD/.wheels/$(basename "$peer")"
 done
 git ls-files -z --cached --others --exclude-standard | xargs -0 cat | wc -c | awk -v own="$(du -sb .wheels | cut -f1)" '
   { printf "the tree %.1f MB, .wheels %.1f MB, together %.1f MB of 60\n", $1 / 1e6, own / 1e6, ($1 + own) / 1e6

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the script needs GNU's tools")
 ROOT = Path(__file__).resolve().parents[1]
 #: scripts/cifar10_cpu.sh at a size of seconds
 TOY = {

@@ -61,3 +61,10 @@ def test_every_public_name_resolves(package):
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError):
         module.nothing  # noqa: B018
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_nothing_is_tracked_that_git_ignores():
+    """What was made, downloaded or is another's (`runs/`, `.wheels/`) stays out of the project."""
+    listing = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
+    assert subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout == ""

@@ -13,7 +13,7 @@ from typing import Any
 _HOMES = {
     "control": ("Control", "run_control"),
     "control_theory": ("mixture_denoiser",),
-    "diagnosis": ("Diagnosis", "diagnose", "diagnose_network"),
+    "diagnosis": ("Angle", "Diagnosis", "diagnose", "diagnose_network", "network_angle"),
     "ensemble": ("Ensemble",),
     "exact": ("ExactLearner", "sampler_modes"),
     "figures": ("score_fields",),

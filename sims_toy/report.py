@@ -348,21 +348,28 @@ def floor(experiment: Experiment) -> str:
 
 
 def diagnosis(experiment: Experiment) -> str:
-    """Whether SIMS can help, said before any guidance is looked at: the error budget and the drift-error cosine."""
+    """Whether SIMS can help, said before any guidance is looked at: the error budget and the drift-error cosine.
+
+    Of points rather than moments: the distance's floor and the cosine.
+    """
     from sims_core.sampling import Sampler
     from sims_core.seeds import Seed
-    from sims_toy.diagnosis import diagnose, diagnose_network
+    from sims_toy.diagnosis import diagnose, diagnose_network, network_angle
     from sims_toy.gaussian import Gaussian
     from sims_toy.measuring import spread
 
     cell = experiment.cells[0]
     real = experiment.source(cell)
+    sampler, seed = Sampler.parse(cell.sampler, sigma_data=spread(real)), Seed(experiment.seed)
     if experiment.quantities != ("w2",):
-        return floor(experiment)
+        from sims_toy.network import NetworkLearner
+
+        learner = NetworkLearner(sampler, np.arange(min(16, experiment.trials)), experiment.network)
+        data = learner.draw(real, cell.real_size, seed=seed.child("real"))
+        base = learner.fit(data, seed=seed.child("fit"))
+        return f"{floor(experiment)}; {network_angle(learner, base, real, seed=seed)}"
     assert isinstance(real, Gaussian)
     far = off_center(real)
-    sigma_data = spread(real)
-    sampler, seed = Sampler.parse(cell.sampler, sigma_data=sigma_data), Seed(experiment.seed)
     if experiment.network is not None:
         return str(diagnose_network(sampler, real, cell.real_size, experiment.network, seed=seed)) + far
     return str(diagnose(sampler, real, cell.real_size, seed=seed)) + far

@@ -24,6 +24,16 @@ Pollution hands the base lam of the drift and the noise lam (1 - lam) v/n. Conse
   (1 + lam)^2 beta^2 (v/n_aux) / (beta^2 + v/n_aux), which rises with lam up to 1/2: once omega is tuned, pollution only
   hurts. The benefit is an artefact of a fixed omega.
 
+"Self-improved below a dose" has two readings (`pays_until`). Against SIMS on clean data at the same Omega it pays until
+
+    lam = (2 (Omega - 1) beta^2 - v/n) / (beta^2 - v/n),       2 (Omega - 1) without noise,
+
+twice the best dose. Against the *base*, standard training on clean data, it pays until the larger root of
+
+    lam^2 (beta^2 - v/n) + lam (2 (1 - Omega) beta^2 + v/n) + (1 - Omega)^2 beta^2 - beta^2 + Omega^2 v/n_aux = 0,
+
+which without noise is lam = Omega: a polluted base has (1 + lam) of the drift, of which Omega is taken off.
+
 With the auxiliary trained on D_p itself, and u = Omega (1 - lam) - lam,
 
     output = eps + (1 - u) beta - u xi,        E W2^2 = v/n + (1 - u)^2 beta^2 + u^2 v/n_p:
@@ -42,6 +52,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
 
 from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.errors import InputError, choose
@@ -116,6 +127,26 @@ class Dose:
         found = minimise(lambda r, w: self.w2_sq(r, w), omega, _LEAST, most)
         return np.where(found <= 2 * _LEAST, 0.0, np.where(found >= (1 - 1e-9) * most, np.inf, found))
 
+    def pays_until(self, omega: float, than: str, most: float = 50.0) -> float:
+        """The largest |D_p|/|D_r| at which SIMS at ``omega`` has a lower E[W2^2] than ``than``, without pollution.
+
+        than: 'base' (standard training) or 'clean' (SIMS at the same omega). 0 where no dose does, inf beyond ``most``.
+        """
+        level = float(self.w2_sq(0.0, omega if choose("than", than, ("base", "clean")) == "clean" else 0.0))
+        share = np.linspace(_LEAST, most / (1 + most), 4001)
+
+        def excess(lam: ArrayLike) -> Array:
+            r = np.asarray(lam) / (1 - np.asarray(lam))
+            return np.asarray(self.w2_sq(r, omega) - level)
+
+        below = np.flatnonzero(excess(share) < 0)
+        if not len(below):
+            return 0.0
+        if below[-1] == len(share) - 1:
+            return float("inf")
+        end = brentq(lambda lam: float(excess(lam)), share[below[-1]], share[below[-1] + 1])
+        return float(end / (1 - end))
+
 
 def minimise(function: Callable[[Array, Array], Array], at: ArrayLike, low: float, high: float) -> Array:
     """argmin over x in [low, high] of ``function(x, a)`` for each a, by a grid of 400 values refined three times."""
@@ -134,6 +165,14 @@ def population_omega(ratio: ArrayLike, auxiliary_data: str) -> Array:
     """The best omega*eta without noise: 1 + lam, or 1 + 2 |D_p|/|D_r| where the auxiliary is trained on D_p."""
     r = np.asarray(ratio, dtype=np.float64)
     return np.asarray(1 + 2 * r if auxiliary_data == VARIANT else 1 + r / (1 + r))
+
+
+def population_pays_until(strength: ArrayLike, than: str) -> Array:
+    """`Dose.pays_until` without noise: lam = Omega (base) or 2 (Omega - 1) (clean), as |D_p|/|D_r|; inf from lam = 1."""
+    big = np.asarray(strength, dtype=np.float64)
+    lam = np.maximum(big if choose("than", than, ("base", "clean")) == "base" else 2 * (big - 1), 0)
+    with np.errstate(divide="ignore"):
+        return np.where(lam < 1, lam / (1 - np.minimum(lam, 1)), np.inf)
 
 
 def population_ratio(strength: ArrayLike) -> Array:

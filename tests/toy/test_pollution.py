@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import brentq
 
 from sims_core import InputError
 from sims_core.algorithm import AUXILIARY_DATA, sims
@@ -44,6 +45,20 @@ def test_population_laws(name):
     assert laws.population_ratio(1.2) == pytest.approx(0.25)
 
 
+def test_both_readings_of_self_improved_by_the_exact_learner():
+    """Without noise: better than the base until lam = Omega, better than clean SIMS until lam = 2 (Omega - 1)."""
+    heun = sampler("heun:18")
+
+    def w2(ratio, big):
+        return float(laws.population(REAL, heun, ratio, [big], "synthetic")[0])
+
+    base = w2(0.0, 0.0)
+    for than, big in (("base", 0.375), ("clean", 1.1875)):
+        level = base if than == "base" else w2(0.0, big)
+        found = brentq(lambda r, big=big, level=level: w2(r, big) - level, 0.2, 1.5)
+        assert found == pytest.approx(float(laws.population_pays_until(big, than)), rel=0.25), than
+
+
 def test_algebra_is_the_closed_form():
     """Carrying coefficients gives the docstring's formulas."""
     beta_sq, n, n_aux = 0.0162, 1000.0, 4000.0
@@ -63,6 +78,25 @@ def test_algebra_is_the_closed_form():
         best = laws.best_share(strength, beta_sq, V, n)
         assert full.best_ratio(strength) == pytest.approx(best / (1 - best), abs=1e-4)
     assert list(full.best_ratio([0.5, 3.0])) == [0, np.inf]  # no optimum between
+    for big in (0.4, 0.8, 1.3):  # until which dose it pays: roots of the docstring's quadratics
+        end = full.pays_until(big, "base")
+        line = 2 * (1 - big) * beta_sq + V / n
+        rest = (1 - big) ** 2 * beta_sq - beta_sq + big**2 * V / n_aux
+        roots = np.roots([beta_sq - V / n, line, rest]).real
+        assert (end / (1 + end) if np.isfinite(end) else 1.0) == pytest.approx(min(roots.max(), 1.0), abs=1e-4)
+        last = (2 * (big - 1) * beta_sq - V / n) / (beta_sq - V / n)
+        end = full.pays_until(big, "clean")
+        assert end / (1 + end) == pytest.approx(max(last, 0), abs=1e-4)
+    assert full.pays_until(3.0, "base") == 0 and full.pays_until(1.3, "clean") == pytest.approx(
+        laws.best_share(1.3, beta_sq, V, n) * 2 / (1 - 2 * laws.best_share(1.3, beta_sq, V, n))
+    )
+    quiet = laws.Dose(1e9, 1e9, 1.0, "synthetic", plain_modes(beta_sq, V))
+    for than, big in (("base", 0.375), ("clean", 1.1875)):  # both cross at |D_p| = 0.6 |D_r|
+        assert quiet.pays_until(big, than) == pytest.approx(0.6, rel=1e-3)
+        assert laws.population_pays_until(big, than) == pytest.approx(0.6)
+    assert laws.population_pays_until([1.2, 0.5], "base").tolist() == [np.inf, 1.0]
+    with pytest.raises(InputError, match="than"):
+        full.pays_until(1.0, "it")
     assert laws.best_share(laws.threshold(beta_sq, V, n) - 0.01, beta_sq, V, n) == 0
     assert laws.best_share(laws.threshold(beta_sq, V, n) + 0.01, beta_sq, V, n) > 0
 

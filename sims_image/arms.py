@@ -14,13 +14,13 @@ from sims_core.guidance import FULL
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.learner import ImageData, ImageModel
-from sims_image.search import Cell, Search, cosine, halve, planned, retunings, rounds
+from sims_image.search import Cell, Search, halve, planned, retunings, rounds
 from sims_image.seedlists import Seeds
 
 if TYPE_CHECKING:
     from sims_image.bench import Bench
 
-__all__ = ["Arm", "Search", "confirm", "cosine", "grids", "half_interval"]
+__all__ = ["Arm", "Search", "confirm", "grids", "half_interval"]
 
 
 @dataclass(frozen=True)

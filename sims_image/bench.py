@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,23 @@ def there(path: Path, processes: Processes, read: Callable[[Path], Any] = kept_j
     import torch
 
     return bool(processes.sum(torch.tensor(float(processes.first and read(path) is not None))))
+
+
+def _whole(path: Path) -> Any:
+    """The features at ``path``; None where they are not there, whole."""
+    import numpy as np
+
+    try:
+        return np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _save(path: Path, *, features: Any) -> None:
+    import numpy as np
+
+    with open(path, "wb") as file:
+        np.save(file, features)
 
 
 class Bench:
@@ -100,11 +118,18 @@ class Bench:
         return batches, request.settings
 
     def measure(
-        self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False, sampler: Sampler | None = None
+        self,
+        image_model: ImageModel,
+        seeds: Seeds,
+        *,
+        doubled: bool = False,
+        sampler: Sampler | None = None,
+        features: bool = False,
     ) -> dict[str, Any]:
         """The cell of a model on ``seeds``: its report as JSON, the features' mean, and what decided it.
 
-        doubled: with twice the steps. sampler: in place of the experiment's.
+        doubled: with twice the steps. sampler: in place of the experiment's. features: keep those of the images that
+        KID compares beside it, in a file that the cell names as ``features``.
         """
         from sims_image.metrics import collect, evaluate
         from sims_image.samples import gathered
@@ -114,15 +139,17 @@ class Bench:
         known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
         digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / f"{digest}.json"
-        if not there(path, self.processes):
+        beside = path.with_suffix(".npy")
+        if not there(path, self.processes) or (features and not there(beside, self.processes, _whole)):
             sample = collect(self._told(batches, known, len(seeds)), self.reference.extractor)
             whole = gathered(sample, self.processes)
             self.evaluations += known["nfe"] * len(seeds)
 
             def save() -> None:
-                from sims_core.runs import write_failure, write_json
+                from sims_core.runs import write_atomic, write_failure, write_json
 
                 assert whole is not None
+                kept = whole.kept().features if features else None
                 report = evaluate(
                     whole,
                     self.reference,
@@ -133,14 +160,16 @@ class Bench:
                 statistics = whole.moments.statistics
                 content = {"settings": known, "report": report.as_dict(), "mean": statistics.mu.tolist()}
                 try:
+                    if kept is not None:
+                        write_atomic(beside, partial(_save, features=kept))
                     write_json(path, content)
                 except OSError as error:
-                    kept = "what is measured so far is kept in cells"
-                    raise write_failure("--out", self.folder.parent, error, kept) from None
+                    told = "what is measured so far is kept in cells"
+                    raise write_failure("--out", self.folder.parent, error, told) from None
 
             self.processes.together(save)
         found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        return found | ({"features": str(beside)} if features else {})
 
     def value(self, cell: dict[str, Any]) -> dict[str, float]:
         """The distance that counts: value, se, low, high, n."""

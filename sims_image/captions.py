@@ -13,13 +13,23 @@ if TYPE_CHECKING:
 _TOLD = ("sampler", "budget", "budgets", "lr", "retrain_budget", "retrain_lr", "fit_budget", "fit_lr", "features")
 
 
+def plain_name(path: str) -> str:
+    """A checkpoint's path for people: RUN/snapshots/0000080000/ema is 'RUN after 80,000 images (ema)'.
+
+    Other paths: their last part.
+    """
+    parts = Path(path).parts
+    if len(parts) > 3 and parts[-3] == "snapshots" and parts[-2].isdigit():
+        return f"{parts[-4]} after {int(parts[-2]):,} images ({parts[-1]})"
+    return parts[-1] if parts else ""
+
+
 def settings_line(settings: Sims, *, leave: tuple[str, ...] = (), width: int = 140) -> str:
     """Base, sampler, budgets, learning rates and seed that an experiment was asked for, each where it was given.
 
-    Of a base's path the last four parts: its run, and which of its weights. leave: what the experiment does not use.
-    width: characters a line.
+    leave: what the experiment does not use. width: characters a line.
     """
-    given = [f"base {'/'.join(Path(settings.base).parts[-4:])}"]
+    given = [f"base {plain_name(settings.base)}"]
     for name in _TOLD:
         value = getattr(settings, name, None)
         if name not in leave and value not in (None, ""):

@@ -54,15 +54,15 @@ def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
             panels.append(("ω chosen for each |D_p|", _joined(curves, best)))
         grid = np.atleast_1d(made.subplots(1, len(panels), sharey=True))
         for axes, (title, mine) in zip(grid, panels, strict=True):
-            for scenario, colour in (("ST-P", METHOD["standard"]), ("SIMS-P", METHOD["sims"])):
+            for scenario, colour, dash in (("ST-P", METHOD["standard"], ":"), ("SIMS-P", METHOD["sims"], (0, (6, 3)))):
                 part = mine[mine["scenario"] == scenario]
                 band(axes, part, "pollution", "frechet", color=colour, marker="o", ms=3, label=scenario)
                 clean = mine[mine["scenario"] == scenario.replace("P", "I")]
                 if len(clean) == 1:
-                    axes.axhline(clean["frechet"].iloc[0], color=colour, lw=0.9, ls="--", label=scenario[:-1] + "I")
+                    axes.axhline(clean["frechet"].iloc[0], color=colour, lw=1.5, ls=dash, label=scenario[:-1] + "I")
                 else:
                     axes.plot(
-                        clean["pollution"], clean["frechet"], "--", lw=0.9, color=colour, label=scenario[:-1] + "I"
+                        clean["pollution"], clean["frechet"], ls=dash, lw=1.5, color=colour, label=scenario[:-1] + "I"
                     )
             axes.set_title(title)
             axes.set_xlabel("|D_p|")

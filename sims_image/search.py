@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sims_core.sampling import Sampler
+from sims_image.kernels import drift_error_cosine
 from sims_image.learner import ImageModel
 from sims_image.seedlists import Seeds
 
@@ -47,8 +47,8 @@ class Search:
     omega: the best with omega > 0.
 
     helps: whether it is better than omega = 0 in the last round. naive: cells of the auxiliaries alone, by budget.
-    cosine: of the drift of self-training (auxiliary's mean features minus base's) with the base's error (its minus the
-    real ones'), by budget: above 0, first order says that SIMS can help.
+    cosine: of the drift of self-training (from the base's samples to the auxiliary's) with the base's error (from the
+    real images to its samples), in KID's kernel space, by budget: above 0, first order says that SIMS can help.
     """
 
     rounds: tuple[Round[tuple[int, float]], ...]
@@ -105,13 +105,14 @@ def halve(
 def search(bench: Bench, base: ImageModel, auxiliaries: dict[int, ImageModel]) -> Search:
     """Measure omega x budget on the search seeds."""
     plan = bench.plan
-    zero = bench.measure(base, plan.search)
-    real = (bench.reference.heldout or bench.reference).side.statistics.mu
+    zero = bench.measure(base, plan.search, features=True)
+    real = (bench.reference.heldout or bench.reference).side.kept
+    assert real is not None
     naive, cosines = {}, {}
     for budget, auxiliary in auxiliaries.items():
-        naive[budget] = bench.measure(auxiliary, plan.search)
-        drift = np.asarray(naive[budget]["mean"]) - np.asarray(zero["mean"])
-        cosines[budget] = cosine(drift, np.asarray(zero["mean"]) - real)
+        naive[budget] = bench.measure(auxiliary, plan.search, features=True)
+        own, others = (np.load(cell["features"]) for cell in (zero, naive[budget]))
+        cosines[budget] = drift_error_cosine(base=own, auxiliary=others, real=real)
         if bench.processes.first:
             print(f"budget {budget:,}: drift-error cosine {cosines[budget]:+.3f}")
 
@@ -129,12 +130,6 @@ def search(bench: Bench, base: ImageModel, auxiliaries: dict[int, ImageModel]) -
         whole.append(Round(turn.seeds, held | turn.cells))
     helps = bench.value(whole[-1].cells[best])["value"] < bench.value(zero)["value"]
     return Search(tuple(whole), naive, cosines, *best, helps)
-
-
-def cosine(drift: NDArray[np.float64], error: NDArray[np.float64]) -> float:
-    """Between two vectors; 0 if one is 0."""
-    norms = float(np.linalg.norm(drift) * np.linalg.norm(error))
-    return float(drift @ error) / norms if norms else 0.0
 
 
 def planned(candidates: int, turns: Sequence[Seeds], nfe: int, base: int = 0) -> tuple[int, int]:

@@ -163,8 +163,8 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
                 for axis, first in zip(axes[:, j], axes[:, j - j % len(samplers)], strict=True):
                     axis.sharey(first)
             mine = costs[(costs["measured"] == part) & (costs["sampler"] == sampler)]
-            _against_cost(axes[0, j], mine, looks, "w2")
-            _against_cost(axes[1, j], mine, looks, "against_full")
+            _against_cost(axes[0, j], mine, looks, "w2", mine)
+            _against_cost(axes[1, j], mine, looks, "against_full", costs[costs["measured"] == part])
             there = curves[(curves["measured"] == part) & (curves["sampler"] == sampler)]
             _against_omega(axes[2, j], there, mine, looks)
             axes[0, j].set_title(f"{sampler}, {'first generation' if part == 'first' else 'end of the loop'}")
@@ -176,10 +176,12 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
         return save(figure, folder / "sampling_cost")
 
 
-def _against_cost(axis: Axes, costs: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str) -> None:
-    """value: 'w2', or 'against_full', drawn close to 1."""
+def _against_cost(
+    axis: Axes, costs: pd.DataFrame, looks: dict[str, dict[str, Any]], value: str, whole: pd.DataFrame
+) -> None:
+    """value: 'w2', or 'against_full', drawn close to 1. whole: the rows that share the axis's scale."""
     if value == "against_full":
-        close = costs[np.isfinite(costs[value]) & (costs["method"] != "equal-cost") & (costs[value] < 1.1)]
+        close = whole[np.isfinite(whole[value]) & (whole[value] < 1.1)]  # more steps of the base among them
         if close.empty:
             axis.set_axis_off()
             return

@@ -18,11 +18,11 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_core.style import METHOD, style, subplots
 from sims_toy.exact import ExactLearner, ExactModel
+from sims_toy.figures import ellipse
 from sims_toy.gaussian import Gaussian
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -46,6 +46,10 @@ class OneGaussian:
     def denoisers(self, omega: float) -> Mapping[str, Denoiser]:
         """Base, auxiliary and SIMS denoisers by name, for `sims_toy.figures.score_fields`."""
         return {"base": self.base.denoise, "auxiliary": self.auxiliary.denoise, "sims": self.model(omega).denoise}
+
+    def laws(self, omega: float) -> dict[str, Gaussian]:
+        """The real distribution and those of base and SIMS samples by name, for `sims_toy.figures.score_fields`."""
+        return {"real": self.real, "base": self.base.output, "sims": self.model(omega).output}
 
     def samples(self, omega: float) -> NDArray[np.float64]:
         """The samples (n, 2) that the sampler makes of the starting points."""
@@ -71,8 +75,9 @@ class OneGaussian:
         with style():
             figure, (left, right) = subplots(1, 2, figsize=(7.2, 3.5))
             left.scatter(*self.samples(omega).T, s=4, color=METHOD["sims"], alpha=0.35, lw=0)
-            _ellipses(left, self.real, METHOD["real"], "--")
-            _ellipses(left, model.output, METHOD["sims"], "-")
+            for radius in (1, 2):
+                ellipse(left, self.real, METHOD["real"], "--", radius)
+                ellipse(left, model.output, METHOD["sims"], "-", radius)
             left.set(xlim=(-4.5, 4.5), ylim=(-4.5, 4.5), aspect="equal", title=rf"Samples at $\omega$ = {omega:g}")
             left.annotate("real (dashed)", (0.03, 0.95), xycoords="axes fraction", va="top", fontsize=8)
             left.annotate("SIMS", (0.03, 0.88), xycoords="axes fraction", va="top", fontsize=8, color=METHOD["sims"])
@@ -108,11 +113,3 @@ def one_gaussian(
     assert found.auxiliary is not None
     noise = root.child("points").numpy().standard_normal((points, 2))
     return OneGaussian(real, learner, found.base, found.auxiliary, noise)
-
-
-def _ellipses(axis: Axes, gaussian: Gaussian, colour: str, dash: str) -> None:
-    angle = np.linspace(0, 2 * math.pi, 121)
-    circle = np.stack([np.cos(angle), np.sin(angle)])
-    root, mean = gaussian.root()[0].numpy(), gaussian.mean[0].numpy()
-    for radius in (1, 2):
-        axis.plot(*(mean[:, None] + radius * root @ circle), color=colour, ls=dash, lw=1.3)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
     from sims_core.guidance import Denoiser
+    from sims_toy.gaussian import Gaussian
 
 #: Methods without a strength.
 UNGUIDED = [name for name, method in METHODS.items() if "omega" not in method.takes]
@@ -138,7 +139,10 @@ def _first_generation(
             )
             axis.axhline(value, color=METHOD[name], lw=1.1, ls=dash)
             text = f"standard, {control.loc[control['first'].idxmin(), 'sampler']}"
-            axis.annotate(text, (0.98, value), xytext=(0, -2), ha="right", va="top", fontsize=7, color=METHOD[name],
+            side: dict[str, Any] = {"xytext": (0, -2), "va": "top"}
+            if name == "equal-cost":  # the other one lies below it
+                side = {"xytext": (0, 2), "va": "bottom"}
+            axis.annotate(text, (0.98, value), ha="right", fontsize=7, color=METHOD[name], **side,
                           **place)  # type: ignore[arg-type]  # fmt: skip
     axis.set_title("First generation, by $|D_s|$")
     axis.set_xlabel(r"guidance $\omega$")
@@ -274,44 +278,73 @@ def score_fields(
     samples: Mapping[str, np.ndarray],
     stem: Path,
     *,
+    laws: Mapping[str, Gaussian] | None = None,
     sigma: float = 0.5,
     extent: float = 4.0,
     caption: str = "",
 ) -> list[Path]:
     """The score field of each two-dimensional model as arrows, the first model's in grey and its samples beneath.
 
-    models: name -> denoiser D(x, sigma) on x (1, n, 2). samples: name -> points (n, 2), of any of the names.
-    sigma: the noise level shown. extent: half the side of the square shown. Returns the paths written.
+    A last panel has the difference of the last model's scores from the first's. models: name -> denoiser D(x, sigma) on
+    x (1, n, 2). samples: name -> points (n, 2), of any of the names. laws: name -> Gaussian, drawn as its two-sigma
+    ellipse: of 'real' in every panel, of a model in its own. sigma: the noise level shown. extent: half the side of the
+    square shown. Returns the paths written.
     """
     import torch
 
     ticks = np.linspace(-extent, extent, 15)
     grid = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
     level = torch.tensor(sigma, dtype=torch.float64)
-    first: np.ndarray | None = None
+    points = torch.from_numpy(grid)[None]
+    fields = {name: ((d(points, level) - points) / sigma**2)[0].numpy() for name, d in models.items()}
+    first, last = next(iter(fields)), list(fields)[-1]
+    arrows: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "width": 0.005}
     with style():
-        figure, axes = subplots(1, len(models), figsize=(3.1 * len(models), 3.4), squeeze=False)
-        for axis, (name, denoiser) in zip(axes[0], models.items(), strict=True):
-            points = torch.from_numpy(grid)[None]
-            score = ((denoiser(points, level) - points) / sigma**2)[0].numpy()
-            colour = METHOD.get(name, METHOD["standard"] if first is None else METHOD["sims"])
+        count = len(models) + (first != last)
+        figure, axes = subplots(1, count, figsize=(2.6 * count, 3.2), squeeze=False)
+        for axis, (name, score) in zip(axes[0], fields.items(), strict=False):
+            colour = METHOD.get(name, METHOD["standard"] if name == first else METHOD["sims"])
             if name in samples:
                 axis.scatter(*samples[name].T, s=4, color=colour, alpha=0.35, lw=0)
-            arrows: dict[str, Any] = {"angles": "xy", "scale_units": "xy", "scale": 7, "width": 0.005}
-            if first is not None:
-                axis.quiver(*grid.T, *first.T, color="#bbbbbb", **arrows)
-            axis.quiver(*grid.T, *score.T, color=colour, **arrows)
-            first = score if first is None else first
-            axis.set(title=name, xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
+            if name != first:
+                axis.quiver(*grid.T, *fields[first].T, color="#bbbbbb", scale=7, **arrows)
+            axis.quiver(*grid.T, *score.T, color=colour, scale=7, **arrows)
+            _outline(axis, laws or {}, name, colour)
+            axis.set_title(name, y=1.03)
+        if first != last:
+            axis, change = axes[0, -1], fields[last] - fields[first]
+            axis.quiver(*grid.T, *change.T, color=METHOD.get(last, METHOD["sims"]),
+                        scale=2 * float(np.linalg.norm(change, axis=1).max()), **arrows)  # fmt: skip
+            _outline(axis, laws or {}, "", "")
+            axis.set_title(f"{last} − {first}, enlarged", y=1.03)
+        for axis in axes[0]:
+            axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
         if caption:
-            figure.supxlabel(textwrap.fill(caption, 46 * len(models)), fontsize=7, ha="left", x=0.01)
+            figure.supxlabel(textwrap.fill(caption, 40 * count), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)
+
+
+def _outline(axis: Axes, laws: Mapping[str, Gaussian], name: str, colour: str) -> None:
+    """Two-sigma ellipses: the real law's dashed, a model's in its colour."""
+    if "real" in laws:
+        ellipse(axis, laws["real"], METHOD["real"], "--")
+    if name in laws:
+        ellipse(axis, laws[name], colour, "-")
+
+
+def ellipse(axis: Axes, gaussian: Gaussian, colour: str, dash: str, radius: float = 2) -> None:
+    """The ellipse of a Gaussian in the plane at ``radius`` standard deviations."""
+    angle = np.linspace(0, 2 * np.pi, 121)
+    circle = np.stack([np.cos(angle), np.sin(angle)])
+    root, mean = gaussian.root()[0].numpy(), gaussian.mean[0].numpy()
+    axis.plot(*(mean[:, None] + radius * root @ circle), color=colour, ls=dash, lw=1.3)
 
 
 def loops(sweep: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
     """Standard training alone: the distance over generations, one line a loop, sampler and size."""
     keys = ["loop", "sampler", "real_size", "synthetic_size"]
     cells = list(sweep.groupby(keys, sort=False))
+    several = [sweep[key].nunique() > 1 or key == "loop" for key in ("loop", "sampler", "synthetic_size")]
     with style():
         figure, axis = subplots(figsize=(6.0, 3.8))
         ends: list[tuple[float, float, str, str]] = []
@@ -322,9 +355,16 @@ def loops(sweep: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
             axis.fill_between(curve["generation"], curve["w2_low"], curve["w2_high"], color=colour, alpha=0.3, lw=0)
             axis.plot(curve["generation"], curve["w2_mean"], color=colour)
             end = curve.iloc[-1]
-            ends.append((float(end["generation"]), float(end["w2_mean"]), f"{loop}, {sampler}, {size:g}", colour))
-        low, high = axis.get_ylim()
-        _labels_right(axis, ends, (high - low) * 0.045)
+            ends.append(
+                (
+                    float(end["generation"]),
+                    float(end["w2_mean"]),
+                    ", ".join(str(v) for v, many in zip((loop, sampler, size), several, strict=True) if many),
+                    colour,
+                )
+            )
+        axis.set_ylim(0, None)
+        _labels_right(axis, ends, axis.get_ylim()[1] * 0.045)
         axis.set(title="Standard training", xlabel="generation $t$", ylabel=r"$E[W_2(G^t, p_r)]$")
         figure.supxlabel(textwrap.fill(caption, 104), fontsize=7, ha="left", x=0.01)
         return save(figure, stem)

@@ -28,7 +28,7 @@ def loops(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path)
         _curves(axes[0, 1], part, "variance", geometric=True)
         axes[0, 1].set_yscale("log")
         axes[0, 1].set_title("variance: mean (thick), geometric mean (thin)")
-        axes[0, 1].set_ylabel("variance a dimension")
+        axes[0, 1].set_ylabel("variance per dimension")
         _curves(axes[1, 0], part, "mean_sq", over_first=True)
         axes[1, 0].set_yscale("log")
         axes[1, 0].axhline(np.pi**2 / 6, color="black", lw=0.8, ls=(0, (1, 2)))
@@ -53,10 +53,18 @@ def _fresh(axis: Axes, paths: pd.DataFrame, settings: dict[str, Any]) -> None:
     for heat, colour in zip(heats, sequence(max(2, len(heats)))[::-1], strict=False):
         for n, line in zip(initial, ("-", "--", "-.", ":") * len(initial), strict=False):
             part = paths[(paths["temperature"] == heat) & (paths["initial_size"] == n)]
-            band(axis, part, "generation", "w2", color=colour, ls=line, label=f"λ_s = {heat:g}, n_ini = {n:g}")
+            band(
+                axis,
+                part,
+                "generation",
+                "w2",
+                color=colour,
+                ls=line,
+                label=rf"$\lambda_s$ = {heat:g}, $n_{{ini}}$ = {n:g}",
+            )
             axis.plot(part["generation"], part["w2_theory"], color="black", lw=0.6, ls=(0, (1, 2)))
     axis.set_ylim(0, None)
-    axis.set_title(f"fresh data, n_r = {settings['real_size']}, n_s = {settings['synthetic_size']}")
+    axis.set_title(f"fresh data, $n_r$ = {settings['real_size']}, $n_s$ = {settings['synthetic_size']}")
     axis.set_xlabel("generation")
     axis.set_ylabel(r"$E[W_2]$")
 
@@ -78,7 +86,7 @@ def _curves(axis: Axes, paths: pd.DataFrame, name: str, *, geometric: bool = Fal
         line = ("-", "--", "-.", ":")[heats.index(heat) % 4]
         scale = part[name].iloc[0] if over_first else 1.0
         theory = part[f"{name}_theory"] / (part[f"{name}_theory"].iloc[0] if over_first else 1.0)
-        label = f"{_NAME.get(loop, loop)}, λ_s = {heat:g}"
+        label = rf"{_NAME.get(loop, loop)}, $\lambda_s$ = {heat:g}"
         axis.plot(part["generation"], part[name] / scale, color=_LOOP[loop], ls=line, label=label)
         low, high = part[f"{name}_low"] / scale, part[f"{name}_high"] / scale
         axis.fill_between(part["generation"], low, high, color=_LOOP[loop], alpha=0.2, lw=0)
@@ -102,18 +110,27 @@ def effective(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder:
             part = table[table["real_size"] == n_r]
             for heat, colour in colours.items():
                 row = part[part["temperature"] == heat].sort_values("ratio")
-                y, low, high = (_inside(row[k]) for k in ("effective", "effective_low", "effective_high"))
+                y, low, high = (_inside(row[k]) / n_r for k in ("effective", "effective_low", "effective_high"))
                 bars = np.maximum(np.nan_to_num(np.asarray([y - low, high - y], dtype=float)), 0)
-                axes[0, j].errorbar(row["ratio"], y, bars, color=colour, marker=".", lw=1, label=f"λ_s = {heat:g}")
-                axes[0, j].plot(row["ratio"], _inside(row["effective_theory"]), color="black", lw=0.6, ls=(0, (1, 2)))
-            axes[0, j].axhline(n_r, color=METHOD["standard"], lw=0.8)
-            axes[0, j].set(xscale="log", yscale="log", title=f"n_r = {n_r}", xlabel="n_s / n_r")
+                axes[0, j].errorbar(
+                    row["ratio"], y, bars, color=colour, marker=".", lw=1, label=rf"$\lambda_s$ = {heat:g}"
+                )
+                axes[0, j].plot(
+                    row["ratio"], _inside(row["effective_theory"]) / n_r, color="black", lw=0.6, ls=(0, (1, 2))
+                )
+            axes[0, j].axhline(1, color=METHOD["standard"], lw=0.8)
+            axes[0, j].sharey(axes[0, 0])
+            axes[0, j].set(xscale="log", yscale="log", title=f"$n_r$ = {n_r}", xlabel="$n_s / n_r$")
             drawn = _region(axes[1, j], part, boundary[boundary["real_size"] == n_r], LogNorm(0.25, 4))
-            axes[1, j].set(xlabel="n_s / n_r")
-        axes[0, 0].set_ylabel("effective sample size n_e")
-        axes[1, 0].set_ylabel("sampling bias λ_s")
+            axes[1, j].set(xlabel="$n_s / n_r$")
+        axes[0, 0].set_ylabel("effective sample size, $n_e / n_r$")
+        axes[1, 0].set_ylabel(r"sampling bias $\lambda_s$")
+        ticks = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2]
+        axes[0, 0].set_yticks(ticks, ["1/16", "1/8", "1/4", "1/2", "1", "2"])
+        axes[0, 0].minorticks_off()
+        axes[0, 0].set_ylim(0.9 * float((_inside(table["effective"]) / table["real_size"]).min()), 2.4)
         axes[0, 0].legend(fontsize=6.5)
-        bar = figure.colorbar(drawn, ax=axes[1].tolist(), label="n_e / n_r", extend="both", shrink=0.9)
+        bar = figure.colorbar(drawn, ax=axes[1].tolist(), label="$n_e / n_r$", extend="both", shrink=0.9)
         bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
         bar.ax.minorticks_off()
         figure.supxlabel(textwrap.fill(_effective_caption(settings), 46 * len(sizes)), fontsize=7, ha="left", x=0.01)

@@ -10,6 +10,7 @@ import numpy as np
 
 from sims_core.style import REGIME, save, style, subplots
 from sims_toy.figures import LABEL, UNGUIDED
+from sims_toy.theory import TOLERANCE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,8 @@ _EDGE: dict[str, tuple[Any, float, str]] = {
 }
 #: How much of a row's height its bar fills, and the levels of d_T / d_1(0) that are drawn.
 _FILL = 0.8
+#: The colour of sizes at which standard training drifts by less than the tolerance, so that no regime says anything.
+_IDLE = "#efe9dc"
 _LEVELS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.25, 1.5)
 
 
@@ -43,12 +46,17 @@ def phase_diagram(
     x, y = _edges(omegas), np.exp(_edges(np.log(sizes)))
     with style():
         figure, axis = subplots(figsize=(7.4, 4.9))
+        standard = part[part["omega"] == 0].set_index("synthetic_size")["standard"]
+        idle = {size: bool(standard.get(size, np.inf) <= TOLERANCE) for size in sizes}
         for cell in part.to_dict("records"):
             i, j = np.searchsorted(omegas, cell["omega"]), np.searchsorted(sizes, cell["synthetic_size"])
             low, high = (sizes[j] ** (1 - _FILL) * y[k] ** _FILL for k in (j, j + 1))  # a bar a size, with gaps
             box = {"xy": (x[i], low), "width": x[i + 1] - x[i], "height": high - low, "lw": 0}
             names = str(cell["candidates"]).split(" or ")
             first, last = (REGIME.get(n.split(" ")[0], REGIME["undecided"]) for n in (names[0], names[-1]))
+            if idle[cell["synthetic_size"]]:  # standard training itself does not drift beyond the tolerance
+                axis.add_patch(Rectangle(**box, facecolor=_IDLE))
+                continue
             axis.add_patch(Rectangle(**box, facecolor=last))
             if cell["regime"] == "undecided":
                 axis.add_patch(Rectangle(**box, facecolor="none", edgecolor=first, hatch="////"))
@@ -61,6 +69,8 @@ def phase_diagram(
         edges.append(_measured(axis, part, omegas, sizes))
         handles: list[Any] = [Patch(facecolor=REGIME[n], label=LABEL.get(n, n)) for n in REGIME if n != "undecided"]
         handles.append(Patch(facecolor="white", edgecolor="#888888", hatch="////", label="undecided (both colours)"))
+        if any(idle.values()):
+            handles.append(Patch(facecolor=_IDLE, label="nothing to prevent"))
         handles += edges
         figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=3)
         axis.grid(visible=False)

@@ -168,7 +168,7 @@ def population_omega(ratio: ArrayLike, auxiliary_data: str) -> Array:
 
 
 def population_pays_until(strength: ArrayLike, than: str) -> Array:
-    """`Dose.pays_until` without noise: lam = Omega (base) or 2 (Omega - 1) (clean), as |D_p|/|D_r|; inf from lam = 1."""
+    """`Dose.pays_until` without noise: lam = Omega (base) or 2 (Omega - 1) (clean), as |D_p|/|D_r|; inf from 1 on."""
     big = np.asarray(strength, dtype=np.float64)
     lam = np.maximum(big if choose("than", than, ("base", "clean")) == "base" else 2 * (big - 1), 0)
     with np.errstate(divide="ignore"):

@@ -31,7 +31,8 @@ RESAMPLED = [name for name, method in METHODS.items() if method.resampled]
 MOST_FACETS = 8
 _PHASES = (
     "Black lines: linear response, root mean square. White: levels of d_T / d_1(0), which decides 'strong'; "
-    "'prevention' also compares d_T(omega) with d_1(omega), which too strong a guidance itself raises."
+    "'prevention' also compares d_T(omega) with d_1(omega), which too strong a guidance itself raises. Lines end where "
+    "the law has no such regime."
 )
 BANDS = "Bands: 95 % bootstrap intervals."
 

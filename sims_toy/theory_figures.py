@@ -65,7 +65,7 @@ def eta_collapse(table: pd.DataFrame, stem: Path, *, trials: int) -> list[Path]:
                 axis.plot(part[x], part["exact"], color=colour, lw=0.8, ls="--")
                 axis.plot(part[x], part["moments"], color=colour, lw=0.8, ls=":")
         axes[0].set(title="First generation", xlabel=r"guidance $\omega$", ylabel=r"$E[W_2(G^1, p_r)]$", ylim=(0, None))
-        axes[1].set(title="Against $\\omega\\eta$", xlabel=r"$\omega\,\eta$")
+        axes[1].set(title="Where $\\omega\\eta$ alone fails: short budgets", xlabel=r"$\omega\,\eta$")
         axes[1].legend(loc="upper left")
         caption = (
             f"Trained networks at three auxiliary budgets (points, 95 % intervals, {trials} trials), the exact learner "

@@ -21,7 +21,7 @@ from sims_core import runs
 from sims_core.errors import InputError
 from sims_image import report, search
 from sims_image.__main__ import run as command
-from sims_image.arms import Arm, cosine
+from sims_image.arms import Arm
 from sims_image.datasets import open_dataset
 from sims_image.experiments import Sims, conduct, describe, plan
 from sims_image.presets import PRESETS
@@ -278,7 +278,6 @@ def test_two_processes_measure_the_same(run, tmp_path):
     assert [a["values"] for a in again["arms"]] == [pytest.approx(a["values"], rel=1e-6) for a in found["arms"]]
 
 
-def test_arms_and_cosines():
+def test_arms_against_the_base():
     base, other = (Arm(n, "", 1, v, ()) for n, v in (("base", (2.0, 4.0)), ("other", (1.0, 3.5))))
     assert other.against(base)[0] == -0.75 and other.mean == 2.25
-    assert cosine(np.array([1.0, 0]), np.array([-2.0, 0])) == -1 and cosine(np.zeros(2), np.ones(2)) == 0

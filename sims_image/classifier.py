@@ -219,8 +219,11 @@ def load(folder: Path, data: Dataset | None = None, *, argument: str = "--cache"
         if sha256_file(folder / WEIGHTS) != record["weights_sha256"]:
             raise InputError(argument, str(folder), f"its weights are not those it records; {again}")
         channels, height, width = record["shape"]
-        network = Classifier((channels, height, width), len(record["data"]["classes"]), record["width"])
-        network.load_state_dict(read_weights(folder / WEIGHTS, argument=argument))
+        if any(type(n) is not int or n < 1 for n in (channels, height, width, record["width"] // 2)):
+            raise ValueError("its sizes are not whole numbers above 0")
+        with torch.device("meta"):  # sizes alone, until the weights are known to fit
+            network = Classifier((channels, height, width), len(record["data"]["classes"]), record["width"])
+        network.load_state_dict(read_weights(folder / WEIGHTS, argument=argument), assign=True)
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise

@@ -5,9 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sims_core.errors import InputError
-from sims_image import checkpoints
+from sims_image import checkpoints, classifier
+from sims_image.archives import sha256_file
 from sims_image.datasets import open_dataset
 from sims_image.folders import write_folder
 from sims_image.info import describe
@@ -120,3 +123,24 @@ def test_a_run_folders_records(tmp_path, odd):
         for path in places(content):
             (tmp_path / name).write_text(altered(content, path, odd))
             one_line_or_right(lambda: describe(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"width": 10**9}, {"width": 0}, {"width": "x"}, {"width": None}, {"shape": [10**9, 8, 8]}, {"shape": 5},
+     {"shape": [1, 0, 8]}, {"data": {"sha256": "", "classes": ["a"] * 10**5}}, {"data": 5}, {"format": 99}],
+)  # fmt: skip
+def test_a_classifiers_record(tmp_path, change):
+    torch.manual_seed(0)
+    made = classifier.Classifier((1, 8, 8), 2, width=4)
+    save_file(made.state_dict(), tmp_path / classifier.WEIGHTS)
+    record = {
+        "format": classifier.FORMAT, "data": {"sha256": "", "classes": ["a", "b"]}, "shape": [1, 8, 8], "width": 4,
+        "weights_sha256": sha256_file(tmp_path / classifier.WEIGHTS),
+    }  # fmt: skip
+    (tmp_path / classifier.RECORD).write_text(json.dumps(record))
+    x = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
+    assert torch.equal(classifier.load(tmp_path).logits(x), made.eval().logits(x))
+    (tmp_path / classifier.RECORD).write_text(json.dumps(record | change))
+    with pytest.raises(InputError, match="remove the folder to train another"):
+        classifier.load(tmp_path)

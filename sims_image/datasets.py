@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FORMAT = "sims-dataset 1"
 #: bytes of content up to which opening a data set verifies all of it, when not told: a fraction of a second
 VERIFIED_FOLDER, VERIFIED_ZIP = 256 * 2**20, 16 * 2**20
+#: what whole stacks of images are called in numpy's files, which may be called ``.zip`` too
+_STACKS = ("arr_0", "images", "samples", "data", "x_train", "train_images", "mu")
 _BLOCK_BYTES = 16 * 2**20
 #: dataset.json of 1.28 million images is 50 MB
 _JSON_BYTES = 2**30
@@ -201,7 +203,7 @@ def _check_record(argument: str, item: str, record: dict[str, Any], store: Store
 
 def is_npz(path: Path, members: Container[str]) -> bool:
     """Whether a zip is numpy's: named arrays, and not images one by one."""
-    return path.suffix.lower() == ".npz" or "arr_0.npy" in members
+    return path.suffix.lower() == ".npz" or any(f"{name}.npy" in members for name in _STACKS)
 
 
 def _open_zip(path: Path, argument: str) -> Dataset:

@@ -106,6 +106,9 @@ def test_an_npz_is_no_zip_of_latents(tmp_path):
             InputError, match=r"an .npz of arrays \(arr_0 \(20, 8, 8\) uint8\), not a data set; `prepare`"
         ):
             read(tmp_path / "g.npz")
+    np.savez(tmp_path / "i.npz", images=np.zeros((20, 8, 8), np.uint8))
+    (tmp_path / "i.npz").rename(tmp_path / "i.zip")
+    assert made(tmp_path, tmp_path / "i.zip").shape == (1, 8, 8)
     np.savez(tmp_path / "ms.npz", m=np.zeros(4), s=np.eye(4))
     with pytest.raises(InputError, match=r"m \(4,\) float64, s \(4, 4\) float64.*statistics are called mu and sigma"):
         describe(tmp_path / "ms.npz")

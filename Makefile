@@ -33,7 +33,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
-	$(PIP) -e .[fast]
+	$(PIP) -e .[fast,features]
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

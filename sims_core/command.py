@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import dataclasses
+import difflib
 import io
 import os
 import re
@@ -16,7 +17,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NoReturn, TextIO, TypeVar
 
-from sims_core import STOPPED
+from sims_core import STOPPED, __version__
 from sims_core.errors import InputError, choose, disk_failure, reason, shown, whole
 
 Settings = TypeVar("Settings")
@@ -36,6 +37,9 @@ def parse_command(
     """
     import tyro
 
+    if list(argv) in (["--version"], ["-V"]):
+        print(__version__)
+        raise SystemExit(0)
     default = cls()
     if presets is not None:
         name = _option(argv, "preset")
@@ -55,7 +59,7 @@ def parse_command(
         name = unknown[0].split("=")[0]
         if name in _options(default):  # of the settings, and fixed: `tyro.conf.Fixed`
             raise InputError("option", name, "it does nothing in this command; leave it out")
-        choose("option", name, [option for option in _options(default) if option not in _fixed(cls)])
+        raise _unknown(name, [option for option in _options(default) if option not in _fixed(cls)])
     _bounded(parsed)
     return parsed
 
@@ -193,6 +197,13 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, MemoryError) or re.search(full, str(error)) or "OutOfMemory" in type(error).__name__:
         return f"memory: there is not enough ({reason(error)}); ask for less at a time"
     return str(error) if isinstance(error, InputError) else ""
+
+
+def _unknown(name: str, known: Sequence[str]) -> InputError:
+    """An option that is not there: the one that was meant is near, or holds its initials."""
+    initials = "--" + "".join(part[0] for part in name.strip("-").split("-") if part)
+    near = [*difflib.get_close_matches(name, known, n=1), *(option for option in known if option == initials)]
+    return InputError("option", name, (f"did you mean '{near[-1]}'? " if near else "") + "--help lists what there is")
 
 
 def _fixed(cls: type) -> set[str]:

@@ -207,6 +207,9 @@ class Sampler:
     def parse(cls, text: str, *, argument: str = "sampler", sigma_data: float = 0.5) -> Sampler:
         """Read ``name:steps`` (or ``exact``). Raises `InputError` naming ``argument`` for anything else."""
         name, _, steps = text.partition(":")
+        for known in cls.KNOWN:
+            if name not in cls.KNOWN and name.removeprefix(known).isdecimal():
+                raise InputError(argument, text, f"write {known}:{name.removeprefix(known)}")
         choose(argument, name, [*cls.KNOWN, "exact"])
         if name == "exact":
             if steps:

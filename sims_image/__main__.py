@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     if verb in ("-h", "--help", "help"):
         print(overview())
         return
-    if verb == "--version":
+    if verb in ("--version", "-V"):
         from sims_core import __version__
 
         print(__version__)

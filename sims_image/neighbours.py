@@ -207,7 +207,11 @@ class Memorisation:
             f"a generated image is nearer to the training set than a held-out one with probability {self.nearer:.3f} "
             f"± {self.se:.3f} (0.5 is expected); {self.closest:.1%} are nearer than the nearest 5% of held-out images"
         )
-        return ("repeats training images: " if self.suspected else "no sign of repeated training images: ") + told
+        if self.suspected:
+            return f"repeats training images: {told}"
+        if self.nearer + 3 * self.se < 0.1:  # noise would pass as well
+            return f"too far from the training images to say whether they are repeated: {told}"
+        return f"no sign of repeated training images: {told}"
 
 
 def compare_distances(*, generated: Floats, heldout: Floats) -> Memorisation:

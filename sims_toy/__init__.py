@@ -10,6 +10,8 @@ import sims_core as sims_core  # isort: skip  # first: from then on Ctrl-C ends 
 from importlib import import_module
 from typing import Any
 
+from sims_core import __version__ as __version__
+
 _HOMES = {
     "control": ("Control", "run_control"),
     "control_theory": ("mixture_denoiser",),

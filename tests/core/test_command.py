@@ -1,5 +1,6 @@
 """What every command owes its user: one line for bad input, from a worker too, and output on any terminal."""
 
+import contextlib
 import pickle
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from sims_core.command import main_with_errors
+from sims_core.command import main_with_errors, parse_command
 from sims_core.errors import InputError, extra
+from sims_core.sampling import Sampler
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,3 +101,44 @@ def test_too_little_memory_is_one_line(work, capsys):
 def test_other_failures_are_not_taken_for_it():
     with pytest.raises(RuntimeError, match="shapes"):
         main_with_errors(lambda words: torch.ones(2, 3) @ torch.ones(2, 3), [])
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [("--omga", "--omega"), ("--learning-rate", "--lr"), ("--synthetic-sizes", "--synthetic-size"), ("--qqq", None)],
+)
+def test_an_option_that_is_not_there_names_the_one_that_was_meant_and_not_all(option, meant, capsys):
+    from sims_image.train import Train
+    from sims_toy.settings import Sweep
+
+    cls = Train if meant == "--lr" else Sweep
+
+    def run(argv):
+        parse_command(cls, argv, prog="x", description="")
+
+    assert main_with_errors(run, [option, "1"]) == 2
+    hint = f"did you mean '{meant}'? " if meant else ""
+    assert capsys.readouterr().err == f"error: option: got '{option}'; {hint}--help lists what there is\n"
+
+
+@pytest.mark.parametrize("word", ["--version", "-V"])
+@pytest.mark.parametrize("module", ["sims_image.__main__", "sims_toy.sweep", "sims_toy.mad"])
+def test_every_command_says_its_version(module, word, capsys):
+    from importlib import import_module
+
+    import sims_core
+    import sims_image
+    import sims_toy
+
+    home = import_module(module)
+    run = getattr(home, "run", None) or home.run_command
+    with contextlib.suppress(SystemExit):
+        run([word])
+    assert capsys.readouterr().out == f"{sims_core.__version__}\n"
+    assert sims_core.__version__ == sims_toy.__version__ == sims_image.__version__
+
+
+@pytest.mark.parametrize(("text", "right"), [("heun18", "heun:18"), ("rk44", "rk4:4"), ("ddim20", "ddim:20")])
+def test_a_sampler_without_its_colon(text, right):
+    with pytest.raises(InputError, match=f"write {right}"):
+        Sampler.parse(text)

@@ -27,6 +27,8 @@ _EDGE: dict[str, tuple[Any, float, str]] = {
 }
 #: How much of a row's height its bar fills, and the levels of d_T / d_1(0) that are drawn.
 _FILL = 0.8
+#: More sizes than this have one line of numbers each.
+_DENSE = 5
 #: The colour of sizes at which standard training drifts by less than the tolerance, so that no regime says anything.
 _IDLE = "#efe9dc"
 _LEVELS = (0.85, 0.9, 0.95, 1.0, 1.05, 1.25, 1.5)
@@ -126,11 +128,15 @@ def _beside(axis: Axes, part: pd.DataFrame, regimes: pd.DataFrame, sizes: np.nda
     right.set_yscale("log")
     right.set_ylim(axis.get_ylim())
     share = [rf"$\lambda$ = {size / real[0]:.3g}" if len(real) == 1 else "" for size in sizes]
-    numbers = ["\n".join(f"{name} {rows[size]:.2f}" for name, rows in least.items()) for size in sizes]
-    right.set_yticks(sizes, [f"{a}\n{b}" for a, b in zip(share, numbers, strict=True)], fontsize=7)
+    dense = len(sizes) > _DENSE  # then one line a size, whose order stands at the axis
+    names = [("" if dense else f"{name} ", rows) for name, rows in least.items()]
+    numbers = [(", " if dense else "\n").join(f"{name}{rows[size]:.2f}" for name, rows in names) for size in sizes]
+    told = ": " if dense else "\n"
+    right.set_yticks(sizes, [f"{a}{told}{b}" for a, b in zip(share, numbers, strict=True)], fontsize=7)
     right.minorticks_off()
     right.grid(visible=False)
-    right.set_ylabel(r"$\lambda = |D_s|\,/\,|D_r|$, and $d_T\,/\,d_1(0)$ at its least", fontsize=8)
+    order = f": {', '.join(least)}" if dense else ""
+    right.set_ylabel(rf"$\lambda = |D_s|\,/\,|D_r|$, and $d_T\,/\,d_1(0)$ at its least{order}", fontsize=8)
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:

@@ -176,11 +176,17 @@ def diagnose(
     )
 
 
-def network_angle(learner: NetworkLearner, base: NetworkModel, real: Gaussian | Distribution, *, seed: Seed) -> Angle:
-    """Of trained networks: the base fine-tuned on `REFIT` of its samples, for as long as it was trained itself."""
+def network_angle(
+    learner: NetworkLearner, base: NetworkModel, real: Gaussian | Distribution, real_size: int, *, seed: Seed
+) -> Angle:
+    """Of trained networks: the base fine-tuned on `REFIT` of its samples, for as long as it was trained itself.
+
+    Networks trained on the whole data set at every step see ``real_size`` samples, so that a step costs what it did.
+    """
     settings = learner.settings
-    synthetic = learner.sample(base, REFIT, seed=seed.child("refit"))
-    budget = settings.steps * min(settings.batch or REFIT, REFIT)
+    count = REFIT if settings.batch else real_size
+    synthetic = learner.sample(base, count, seed=seed.child("refit"))
+    budget = settings.steps * min(settings.batch or count, count)
     auxiliary = learner.finetune(base, synthetic, budget, seed=seed.child("finetune"))
     cdf = SlicedCdf(real)
     samples, again = (
@@ -207,6 +213,6 @@ def diagnose_network(
         total=math.sqrt((learner.distance(base, real) ** 2).mean()),
         data=math.sqrt(float(w2_squared(likeliest, real).mean())),
         sampler=diagnose(sampler, real, real_size, trials=1, seed=seed).sampler,
-        angle=network_angle(learner, base, real, seed=seed),
+        angle=network_angle(learner, base, real, real_size, seed=seed),
         optimisation=math.sqrt(float(w2_squared(fair, likeliest).mean())),
     )

@@ -368,11 +368,13 @@ def diagnosis(experiment: Experiment) -> str:
         learner = NetworkLearner(sampler, np.arange(min(16, experiment.trials)), experiment.network)
         data = learner.draw(real, cell.real_size, seed=seed.child("real"))
         base = learner.fit(data, seed=seed.child("fit"))
-        return f"{floor(experiment)}; {network_angle(learner, base, real, seed=seed)}"
+        return f"{floor(experiment)}; {network_angle(learner, base, real, cell.real_size, seed=seed)}"
     assert isinstance(real, Gaussian)
     far = off_center(real)
     if experiment.network is not None:
-        return str(diagnose_network(sampler, real, cell.real_size, experiment.network, seed=seed)) + far
+        trials = min(32, experiment.trials)  # no more networks than the run itself trains for a cell
+        found = diagnose_network(sampler, real, cell.real_size, experiment.network, trials=trials, seed=seed)
+        return str(found) + far
     return str(diagnose(sampler, real, cell.real_size, seed=seed)) + far
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The pipeline of cifar10_h100.sh at the size of two CPU cores: a network of 220,000 parameters, few images, an hour.
+# The pipeline of cifar10_h100.sh at the size of two CPU cores: a network of 220,000 parameters, few images.
 #
 #     scripts/cifar10_cpu.sh PICTURES [RUN] [SECONDS]
 export DEVICE=cpu PRECISION=float32 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} BATCH=${BATCH:-64} COMPUTE=${COMPUTE:-50}

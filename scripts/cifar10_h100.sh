@@ -26,7 +26,7 @@ keep() { # what there is so far
   [[ -z $auxiliary ]] || auxiliary=$(last "${auxiliary%/*}/snapshots/*/raw")
   [[ -z $auxiliary ]] || tar -cf "$KEEP/cifar10-auxiliary.tar" -C "$auxiliary" .
   (cd "$run" && find . \( -path '*/report/*' -o -path '*/cells/*' -o -name log.jsonl -o -name settings.json \
-    -o -name dataset.json -o -name 'sheet.png' \) -type f -print0 | tar -czf "$KEEP/cifar10-tables.tar.gz" --null -T -)
+    -o -name dataset.json -o -name 'sheet.png' \) -type f ! -name '*.npy' -print0 | tar -czf "$KEEP/cifar10-tables.tar.gz" --null -T -)
 }
 trap keep EXIT
 trap 'exit 143' TERM

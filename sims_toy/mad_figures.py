@@ -128,7 +128,8 @@ def effective(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder:
         ticks = [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2]
         axes[0, 0].set_yticks(ticks, ["1/16", "1/8", "1/4", "1/2", "1", "2"])
         axes[0, 0].minorticks_off()
-        axes[0, 0].set_ylim(0.9 * float((_inside(table["effective"]) / table["real_size"]).min()), 2.4)
+        least = float((_inside(table["effective"]) / table["real_size"]).min())
+        axes[0, 0].set_ylim(0.9 * least if least > 0 else 1 / 16, 2.4)  # none of them may be known
         axes[0, 0].legend(fontsize=6.5)
         bar = figure.colorbar(drawn, ax=axes[1].tolist(), label="$n_e / n_r$", extend="both", shrink=0.9)
         bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])

@@ -55,7 +55,7 @@ def test_help_needs_no_torch():
             ("retrain", o)
             for o in ("omega", "auxiliary-data", "auxiliary-size", "budget", "guide-network", "pair", "lr")
         ),
-        *(("retrain", o) for o in ("lr", "lr-rampup", "lr-decay", "train-batch", "auxiliary-weights")),
+        *(("retrain", o) for o in ("lr", "lr-rampup", "lr-decay", "train-batch")),
         *((v, o) for v in ("loop", "pollution", "control") for o in ("budgets", "search", "controls", "interval")),
         ("evaluate", "sheet"),
         ("evaluate", "restart"),

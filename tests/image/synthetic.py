@@ -125,3 +125,16 @@ def idx(path, array):
     data = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
+
+
+def tree(tmp_path, files, kind, compression=zipfile.ZIP_STORED):
+    """A folder or a zip of ``path -> bytes``."""
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "in.zip", "w", compression) as archive:
+            for name, data in files.items():
+                archive.writestr(name, data)
+        return tmp_path / "in.zip"
+    for name, data in files.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(data)
+    return tmp_path / "in"

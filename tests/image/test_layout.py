@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from sims_image.__main__ import run
 from sims_image.datasets import open_dataset
 from sims_image.prepare import Prepare, plan, prepare
 from sims_image.seedlists import Labels
-from tests.image.synthetic import png
+from tests.image.synthetic import png, tree
 
 #: colour of a picture -> what it is, so that a test sees which pictures were taken
 SHADES = {"cat": 10, "dog": 200}
@@ -21,19 +20,6 @@ SHADES = {"cat": 10, "dog": 200}
 
 def flat(value, side=8):
     return png(np.full((3, side, side), value, np.uint8))
-
-
-def tree(tmp_path, files, kind):
-    """A folder or a zip of ``path -> bytes``."""
-    if kind == "zip":
-        with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-        return tmp_path / "in.zip"
-    for name, data in files.items():
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).write_bytes(data)
-    return tmp_path / "in"
 
 
 def made(tmp_path, source, **options):

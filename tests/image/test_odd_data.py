@@ -14,7 +14,7 @@ import pytest
 from sims_core.command import main_with_errors
 from sims_image.__main__ import run
 from sims_image.datasets import open_dataset
-from tests.image.synthetic import idx, png
+from tests.image.synthetic import idx, png, tree
 
 #: names of classes, of which the k-th has the shades 20k + 1 and 20k + 2
 LABELS = {
@@ -71,18 +71,6 @@ def pictures(names, layout):
     return files, sorted(truth)
 
 
-def write(tmp_path, files, container):
-    if container == "zip":
-        with zipfile.ZipFile(tmp_path / "in.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-        return tmp_path / "in.zip"
-    for name, data in files.items():
-        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "in" / name).write_bytes(data)
-    return tmp_path / "in"
-
-
 def prepared(tmp_path, source, capsys, *words):
     """The data set, or the one line by which the command refuses, leaving nothing."""
     out = tmp_path / "out"
@@ -111,7 +99,7 @@ FOLDERS = list(itertools.product(LABELS, LAYOUTS, ("folder", "zip")))
 def test_folders_and_zips(tmp_path, capsys, labels, layout, container):
     names = LABELS[labels]
     files, truth = pictures(names, layout)
-    found = prepared(tmp_path, write(tmp_path, files, container), capsys)
+    found = prepared(tmp_path, tree(tmp_path, files, container, zipfile.ZIP_DEFLATED), capsys)
     within = layout in ("splits", "splits, README", "top, splits, train again")  # then names below mean nothing else
     if labels == "one like a split" and not within:
         assert "--split none makes each of them a class" in found
@@ -183,7 +171,7 @@ def listed(path, labels, kind):
     files = {f"top/{name}": png(image) for name, image in zip(names, STACK, strict=True)}
     content = None if labels is None else [[name, k] for name, k in zip(names, labels, strict=True)]
     files["top/dataset.json"] = json.dumps({"labels": content}).encode()
-    return write(path, files, kind)
+    return tree(path, files, kind, zipfile.ZIP_DEFLATED)
 
 
 CONTAINERS = {

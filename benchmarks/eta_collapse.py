@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 
 from sims_core import Sampler, Seed, sims
-from sims_core.runs import write_atomic
+from sims_core.lab.runs import write_atomic
 from sims_toy import ExactLearner, Gaussian, NetworkLearner, NetworkSettings, measured_eta
 from sims_toy.exact import ExactModel
 from sims_toy.network import UNBIASED, NetworkModel

@@ -37,7 +37,7 @@ import sampling
 import torch
 import training
 
-from sims_core.runs import write_json
+from sims_core.lab.runs import write_json
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.augment import Augmentation

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sims_core.errors import InputError
-from sims_core.gallery import Figure, entry, read
+from sims_core.lab.gallery import Figure, entry, read
 
 
 def words(command: str) -> list[str]:

@@ -31,7 +31,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sims_core.gallery import read  # noqa: E402
+from sims_core.lab.gallery import read  # noqa: E402
 
 FOLDER = ROOT / "notebooks"
 PACKAGES = ("sims_core", "sims_toy", "sims_image")

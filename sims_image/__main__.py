@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import cast
 
-from sims_core.command import main_with_errors
 from sims_core.errors import choose
+from sims_core.lab.command import main_with_errors
 
 #: verb -> (module:function, what it does); the function takes the words after the verb
 VERBS: dict[str, tuple[str, str]] = {

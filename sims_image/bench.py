@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sims_core.runs import kept_json
+from sims_core.lab.runs import kept_json
 
 if TYPE_CHECKING:
     from sims_core.sampling import Sampler
@@ -146,7 +146,7 @@ class Bench:
             self.evaluations += known["nfe"] * len(seeds)
 
             def save() -> None:
-                from sims_core.runs import write_atomic, write_failure, write_json
+                from sims_core.lab.runs import write_atomic, write_failure, write_json
 
                 assert whole is not None
                 kept = whole.kept().features if features else None

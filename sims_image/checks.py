@@ -22,7 +22,7 @@ def omegas_of(text: str, grid: str = "") -> list[float]:
 
     grid: what of ``text`` is the grid; default all. Raises `InputError` for one below 0, or for none above.
     """
-    from sims_core.grids import parse_grid
+    from sims_core.lab.grids import parse_grid
 
     found = [omega for omega in parse_grid("--omega", grid or text, low=0, high=1e6) if omega > 0]
     if not found:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sims_core.draws import Draws
 from sims_core.errors import InputError, shown
-from sims_core.runs import parse_json, write_json
+from sims_core.lab.runs import parse_json, write_json
 from sims_core.seeds import Seed
 from sims_image.archives import sha256_file
 from sims_image.batches import Order

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError, shown
+from sims_core.lab.command import parse_command
 
 if TYPE_CHECKING:
     import torch

@@ -105,7 +105,7 @@ def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
     """Shares of every class at each omega; total variation and Fréchet distances against omega."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import METHOD, band, sequence, style
+    from sims_core.lab.style import METHOD, band, sequence, style
 
     lab, summary, shares = outcome.lab, tables["summary"], tables["shares"]
     metric = lab.bench.reference.extractor.metric

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason, shown
-from sims_core.runs import parse_json
+from sims_core.lab.runs import parse_json
 from sims_image.archives import ZipIndex, checked_members, npy_read, npz_arrays, npz_words, open_zip, passed_over
 from sims_image.stores import ArrayStore, Images, Labels, Store, ZipStore, check_labels, edm_labels
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError
+from sims_core.lab.command import parse_command
 from sims_image.generate import Generate
 from sims_image.presets import by
 

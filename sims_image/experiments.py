@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
+from sims_core.lab.command import parse_command
 from sims_image.bench import Bench
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
 def conduct(settings: Sims, processes: Processes) -> Path | None:
     """The whole experiment. Returns the report's page in the first process. Raises `InputError`."""
     from sims_core.algorithm import AUXILIARY_DATA, sims
-    from sims_core.runs import write_failure, write_json
+    from sims_core.lab.runs import write_failure, write_json
     from sims_core.seeds import Seed
     from sims_image import arms, posthoc, report
     from sims_image.learner import ImageData

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sims_core.errors import InputError
-from sims_core.runs import followed, write_atomic, write_failure, write_json
+from sims_core.lab.runs import followed, write_atomic, write_failure, write_json
 from sims_image.datasets import FORMAT, Dataset, content_sha256, open_dataset
 from sims_image.stores import ArrayStore, Images, Labels
 from sims_image.writing import Growing, check_room

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError
+from sims_core.lab.command import parse_command
 
 if TYPE_CHECKING:
     import torch

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sims_core.devices import moved
 from sims_core.errors import InputError, shown
 from sims_core.guidance import Denoiser
-from sims_core.runs import RunFolder, followed, kept, provenance, write_atomic, write_failure
+from sims_core.lab.runs import RunFolder, followed, kept, provenance, write_atomic, write_failure
 from sims_core.sampling import Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.datasets import Dataset, open_dataset, to_pixels

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError, shown
+from sims_core.lab.command import parse_command
 from sims_image.archives import checked_members, impostor, open_zip, sha256_file
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def _brief(value: Any) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    from sims_core.runs import parse_json
+    from sims_core.lab.runs import parse_json
 
     return parse_json(ARGUMENT, str(path), path.read_bytes())
 

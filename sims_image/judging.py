@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.runs import kept
+from sims_core.lab.runs import kept
 from sims_core.seeds import Seed
 from sims_core.shares import Corrected, corrected_shares
 from sims_image.bench import there
@@ -115,7 +115,7 @@ class Judging:
             wholes = [gathered(sample, lab.processes) for sample in samples]
 
             def save() -> None:
-                from sims_core.runs import write_atomic, write_json
+                from sims_core.lab.runs import write_atomic, write_json
 
                 content, every = self._content([w for w in wholes if w is not None])
                 arrays = {"mu": every.mu, "sigma": every.sigma}

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
+from sims_core.lab.command import parse_command
 from sims_image.bench import Bench
 from sims_image.checks import at_hand, check_inputs
 from sims_image.experiments import Plan, Sims, base_of, make_learner
@@ -257,7 +257,7 @@ class Lab:
         """Write down which folders one generation of an arm consists of."""
 
         def save() -> None:
-            from sims_core.runs import write_json
+            from sims_core.lab.runs import write_json
 
             place = self.folder / "runs" / arm.replace(" ", "-").replace("=", "")
             place.mkdir(parents=True, exist_ok=True)
@@ -294,8 +294,8 @@ class Lab:
 
     def write(self, tables: dict[str, pd.DataFrame], figures: dict[str, Figure], words: Sequence[str]) -> Path:
         """Write tables, figures and ``results.json``; returns the report's folder."""
-        from sims_core.runs import provenance, write_atomic, write_json
-        from sims_core.style import save
+        from sims_core.lab.runs import provenance, write_atomic, write_json
+        from sims_core.lab.style import save
 
         for name, frame in tables.items():
             stem = self.report / name

@@ -62,7 +62,7 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     """What is asked for, checked. Raises `InputError`."""
     from sims_core.algorithm import METHODS
     from sims_core.errors import choose
-    from sims_core.grids import parse_grid
+    from sims_core.lab.grids import parse_grid
     from sims_image.datasets import open_dataset
 
     policy = read_policy(settings.loop)

@@ -28,7 +28,7 @@ def colours(arms: pd.DataFrame) -> dict[str, str]:
     """A colour an arm: its method's, lighter ones for the smaller omegas of a grid."""
     from matplotlib.colors import to_hex, to_rgb
 
-    from sims_core.style import METHOD
+    from sims_core.lab.style import METHOD
 
     found = {}
     for method, part in arms.groupby("method", sort=False):
@@ -43,7 +43,7 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import band, style
+    from sims_core.lab.style import band, style
 
     summary, rows, settings = tables["summary"], tables["generations"], lab.settings
     panels = [panel for panel in PANELS if panel[0] in summary]

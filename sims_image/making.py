@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_core.runs import RunFolder, kept_json, parse_json, write_atomic, write_json
+from sims_core.lab.runs import RunFolder, kept_json, parse_json, write_atomic, write_json
 from sims_image.archives import UnreadableError
 from sims_image.datasets import FORMAT, Dataset, content_sha256
 from sims_image.pictures import DamagedError, Transform, decode, from_array, turned

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_core.runs import write_json
+from sims_core.lab.runs import write_json
 from sims_core.seeds import Seed
 from sims_image.comparison import METRICS, Estimate, compare
 from sims_image.datasets import Dataset

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError, shown
-from sims_core.runs import provenance
+from sims_core.lab.command import parse_command
+from sims_core.lab.runs import provenance
 from sims_image.archives import sha256_file
 from sims_image.pickles import RefusedError
 

@@ -44,7 +44,7 @@ class Pollution(Retraining):
 
 def plan(settings: Pollution) -> tuple[Checked, list[float], list[float]]:
     """What is asked for, checked: options, doses, omegas. Raises `InputError`."""
-    from sims_core.grids import parse_grid
+    from sims_core.lab.grids import parse_grid
     from sims_image.datasets import open_dataset
 
     doses = sorted({0.0, *parse_grid("--pollution", settings.pollution, low=0)})

@@ -42,7 +42,7 @@ def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """Distance against |D_p|: a panel for each fixed omega, and one for the best omega of each |D_p|."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import METHOD, band, style
+    from sims_core.lab.style import METHOD, band, style
 
     curves, best = found["curves"], found["best"]
     metric = lab.bench.reference.extractor.metric

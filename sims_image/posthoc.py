@@ -146,7 +146,7 @@ def search(
 
 def parse_widths(argument: str, text: str) -> tuple[float, ...]:
     """Read a list of relative widths, '' for none. Raises `InputError`."""
-    from sims_core.grids import parse_grid
+    from sims_core.lab.grids import parse_grid
 
     if not text:
         return ()

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError, choose, shown
-from sims_core.runs import RunFolder, followed, write_failure
+from sims_core.lab.command import parse_command
+from sims_core.lab.runs import RunFolder, followed, write_failure
 from sims_image.presets import by
 
 if TYPE_CHECKING:

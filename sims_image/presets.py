@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sims_core.errors import InputError, choose
-from sims_core.grids import parse_budget
+from sims_core.lab.grids import parse_budget
 
 PRECISIONS = ("float32", "bf16", "fp16")
 LR_DECAYS = ("constant", "inverse-sqrt", "cosine")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.runs import provenance, write_atomic, write_json
+from sims_core.lab.runs import provenance, write_atomic, write_json
 from sims_image import checkpoints
 from sims_image.arms import Arm
 from sims_image.captions import plain_name, settings_line
@@ -196,7 +196,7 @@ def panels(bench: Bench, found: Search) -> Figure:
     """Figure 3 of the paper: the distance against omega at each budget, and against the budget at a few omegas."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import sequence, style
+    from sims_core.lab.style import sequence, style
 
     plan, metric = bench.plan, bench.reference.extractor.metric
     whole = found.rounds[0].cells  # the only round that measured every candidate
@@ -248,7 +248,7 @@ def arms_figure(rows: Sequence[dict[str, Any]], metric: str, title: str) -> Figu
     """
     from matplotlib.figure import Figure
 
-    from sims_core.style import METHOD, style
+    from sims_core.lab.style import METHOD, style
 
     shades = {"base": METHOD["standard"], "SIMS": METHOD["sims"], "base, twice the steps": METHOD["equal-cost"],
               "base, sampler retuned": METHOD["retuned"], "base trained further": METHOD["continued"],

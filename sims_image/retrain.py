@@ -51,7 +51,7 @@ class Retrain(Retraining):
 
 def plan(settings: Retrain) -> tuple[Checked, dict[float, Policy]]:
     """What is asked for, checked. Raises `InputError`."""
-    from sims_core.grids import parse_grid
+    from sims_core.lab.grids import parse_grid
     from sims_core.loop import POLICIES
 
     if settings.rounds < 2:

@@ -18,7 +18,7 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
     from matplotlib.figure import Figure
 
-    from sims_core.style import OUTSIDE, band, sequence, style
+    from sims_core.lab.style import OUTSIDE, band, sequence, style
 
     summary, metric = tables["summary"], lab.bench.reference.extractor.metric
     ratios = list(dict.fromkeys(summary["ratio"]))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sims_core.errors import InputError
-from sims_core.grids import parse_budget
+from sims_core.lab.grids import parse_budget
 from sims_image.presets import Recipe
 
 

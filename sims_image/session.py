@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from sims_core.errors import InputError, reason
-from sims_core.runs import RunFolder, write_atomic, write_failure
+from sims_core.lab.runs import RunFolder, write_atomic, write_failure
 from sims_core.seeds import Seed
 from sims_image import checkpoints, sheets, torchfiles
 from sims_image.augment import Augmentation

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sims_core.devices import filled, moved
 from sims_core.guidance import Denoiser
-from sims_core.runs import write_atomic
+from sims_core.lab.runs import write_atomic
 from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.datasets import to_pixels

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason
-from sims_core.runs import kept, parse_json, write_atomic
+from sims_core.lab.runs import kept, parse_json, write_atomic
 from sims_core.seeds import Seed
 from sims_image.archives import checked_members, npy_header, open_zip, sha256_file, zip_array
 from sims_image.comparison import Estimate, Side, compare

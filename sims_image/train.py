@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError, choose
-from sims_core.runs import RunFolder
+from sims_core.lab.command import parse_command
+from sims_core.lab.runs import RunFolder
 from sims_image.presets import PRESETS, Preset, Recipe, by
 from sims_image.schedules import Timetable, images_of, ramp_warning, timetable
 

@@ -70,7 +70,7 @@ def plan(options: Control) -> Study:
     from itertools import product
 
     from sims_core.algorithm import COMPLEMENTS, complement
-    from sims_core.grids import parse_grid
+    from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
     from sims_toy import control_report as report
     from sims_toy.control_measuring import QUANTITIES, SLICED

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sims_core.lab.style import METHOD, band, save, style, subplots
 from sims_core.shares import density_law, transport_law
-from sims_core.style import METHOD, band, save, style, subplots
 from sims_toy.control_report import label, law_errors
 from sims_toy.control_theory import CASES, separatrix_share
 from sims_toy.settings import unusual

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sims_core.algorithm import Trained, distribution_control, sims
 from sims_core.errors import InputError
-from sims_core.grids import parse_budget
+from sims_core.lab.grids import parse_budget
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import wasserstein

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.guidance import GuidanceSchedule
+from sims_core.lab.style import METHOD, save, style, subplots
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_core.style import METHOD, save, style, subplots
 from sims_toy import phase
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, choose, reason
-from sims_core.grids import parse_grid
+from sims_core.lab.grids import parse_grid
 from sims_core.seeds import Seed
 
 Points = NDArray[np.float64]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from sims_core.algorithm import sims
 from sims_core.errors import InputError
 from sims_core.guidance import Denoiser
+from sims_core.lab.style import METHOD, style, subplots
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_core.style import METHOD, style, subplots
 from sims_toy.exact import ExactLearner, ExactModel
 from sims_toy.figures import ellipse
 from sims_toy.gaussian import Gaussian

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError, extra
 
 if TYPE_CHECKING:
-    from sims_core.runs import RunFolder
+    from sims_core.lab.runs import RunFolder
     from sims_toy.control import ControlSettings
     from sims_toy.datasets import Distribution
     from sims_toy.gaussian import Gaussian
@@ -139,7 +139,7 @@ def run(
     thread each. chunk: rows (cells x trials) a piece, 0 for the learner's own. scheduler: the address of a Dask
     cluster that does the work instead. None of them changes a bit of the result.
     """
-    from sims_core.runs import kept
+    from sims_core.lab.runs import kept
 
     shape = (len(experiment.cells), experiment.trials, experiment.generations)
     result: Values = {}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.algorithm import METHODS
-from sims_core.style import METHOD, REGIME, band, save, sequence, spread, style, subplots
+from sims_core.lab.style import METHOD, REGIME, band, save, sequence, spread, style, subplots
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,10 +11,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sims_core.command import parse_command
 from sims_core.errors import InputError
-from sims_core.gallery import Figure, entry
-from sims_core.runs import write_atomic
+from sims_core.lab.command import parse_command
+from sims_core.lab.gallery import Figure, entry
+from sims_core.lab.runs import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd

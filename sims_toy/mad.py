@@ -86,7 +86,7 @@ _SPACING = 1.25
 
 def plan(options: Mad) -> Study:
     """What the options ask for. Raises `InputError` for what cannot be run."""
-    from sims_core.grids import parse_grid
+    from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
     from sims_toy import mad_report
     from sims_toy.experiment import Cell, Experiment

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, SEQUENCE, band, save, sequence, style, subplots
+from sims_core.lab.style import METHOD, SEQUENCE, band, save, sequence, style, subplots
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,8 +16,8 @@ import torch
 
 from sims_core.algorithm import AUXILIARY_DATA, METHODS, Trained
 from sims_core.errors import InputError, choose
-from sims_core.grids import parse_budget
 from sims_core.guidance import GuidanceSchedule
+from sims_core.lab.grids import parse_budget
 from sims_core.loop import Generation, parse_policy, self_consuming_loop
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.algorithm import METHODS
-from sims_core.command import main_with_errors, parse_command
 from sims_core.errors import InputError
-from sims_core.runs import parse_json, write_atomic
-from sims_core.style import METHOD, REGIME, sequence
+from sims_core.lab.command import main_with_errors, parse_command
+from sims_core.lab.runs import parse_json, write_atomic
+from sims_core.lab.style import METHOD, REGIME, sequence
 
 if TYPE_CHECKING:
     import pandas as pd

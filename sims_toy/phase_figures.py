@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import REGIME, save, style, subplots
+from sims_core.lab.style import REGIME, save, style, subplots
 from sims_toy.figures import LABEL, UNGUIDED
 from sims_toy.theory import TOLERANCE
 

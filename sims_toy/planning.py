@@ -11,7 +11,7 @@ from typing import Any
 from sims_core.algorithm import METHODS
 from sims_core.devices import present
 from sims_core.errors import InputError, choose, extra
-from sims_core.grids import parse_budget, parse_grid
+from sims_core.lab.grids import parse_budget, parse_grid
 from sims_core.loop import parse_policy
 from sims_core.sampling import Sampler
 from sims_toy import report

@@ -84,7 +84,7 @@ def plan(options: Pollution) -> Study:
     from dataclasses import asdict
 
     from sims_core.algorithm import AUXILIARY_DATA
-    from sims_core.grids import parse_grid
+    from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
     from sims_toy import pollution_report as report
     from sims_toy.experiment import Experiment

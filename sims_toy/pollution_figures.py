@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, band, save, style, subplots
+from sims_core.lab.style import METHOD, band, save, style, subplots
 from sims_toy.settings import unusual
 
 if TYPE_CHECKING:

@@ -69,8 +69,8 @@ TRIALS = {"exact": 4000, "network": 8}
 
 def plan(options: SamplingCost) -> Study:
     """What the options ask for. Raises `InputError` for what cannot be run."""
-    from sims_core.grids import parse_grid
     from sims_core.guidance import GuidanceSchedule
+    from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
     from sims_toy import cost_report
     from sims_toy.experiment import Cell, Experiment
@@ -159,7 +159,7 @@ def plan(options: SamplingCost) -> Study:
 
 def _budget(options: SamplingCost, learner: str) -> tuple[str, NetworkSettings | None]:
     """The auxiliary's budget as text, and the networks' settings with what 'auto' chose."""
-    from sims_core.grids import parse_budget
+    from sims_core.lab.grids import parse_budget
     from sims_toy.planning import settle
 
     network = None

@@ -68,7 +68,7 @@ PRESETS = {
 
 def plan(options: Stability) -> Study:
     """What a `Stability` would run, without running it. Raises `InputError` for bad input."""
-    from sims_core.grids import parse_grid
+    from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
     from sims_toy import stability_report as report
     from sims_toy.datasets import parse_real

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import METHOD, OUTSIDE, save, sequence, style, subplots
+from sims_core.lab.style import METHOD, OUTSIDE, save, sequence, style, subplots
 from sims_toy import stability_theory as theory
 from sims_toy.settings import unusual
 from sims_toy.theory import TOLERANCE

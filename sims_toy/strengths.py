@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.style import KINDS, METHOD, band, panels, save, style, subplots
+from sims_core.lab.style import KINDS, METHOD, band, panels, save, style, subplots
 from sims_toy.figures import UNGUIDED, label_ends
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from sims_core.command import main_with_errors, parse_command
 from sims_core.errors import InputError
+from sims_core.lab.command import main_with_errors, parse_command
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sims_core.runs import RunFolder
+    from sims_core.lab.runs import RunFolder
     from sims_toy.experiment import Experiment, Values
 
 Frames = dict[str, "pd.DataFrame"]
@@ -97,7 +97,7 @@ class Result:
 
 def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> Result:
     """Run (or resume, or recognise) a study in its folder."""
-    from sims_core.runs import RunFolder, write_failure
+    from sims_core.lab.runs import RunFolder, write_failure
     from sims_toy import experiment as experiments
 
     options.check()
@@ -112,7 +112,7 @@ def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> R
 
 
 def _carried_out(study: Study, options: RunOptions, folder: RunFolder, *, progress: bool) -> Result:
-    from sims_core.runs import write_atomic
+    from sims_core.lab.runs import write_atomic
     from sims_toy import experiment as experiments
 
     out = folder.path
@@ -149,7 +149,7 @@ def _load(folder: RunFolder) -> Frames | None:
     """The tables of a finished run; None where one of them is missing or damaged, so that it is made again."""
     import pandas as pd
 
-    from sims_core.runs import kept
+    from sims_core.lab.runs import kept
 
     names = (folder.facts or {}).get("tables")
     found = {

@@ -35,7 +35,7 @@ def _changes(event: str, arguments: tuple, below: str) -> bool:
 
 
 def _run(words: Sequence[str]) -> None:
-    from sims_core.command import main_with_errors
+    from sims_core.lab.command import main_with_errors
 
     if words[0] == "sweep":
         from sims_toy.sweep import run_command

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sims_core.errors import InputError
-from sims_core.gallery import entry, read
+from sims_core.lab.gallery import entry, read
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "figures"

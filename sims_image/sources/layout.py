@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sims_core.errors import InputError, choose, shown
-from sims_core.runs import parse_json
+from sims_core.lab.runs import parse_json
 from sims_image.pictures import suffixes
 from sims_image.sources.base import Request, numbered, ordered
 from sims_image.sources.foreign import hint

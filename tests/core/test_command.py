@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sims_core.command import main_with_errors, parse_command
 from sims_core.errors import InputError, extra
+from sims_core.lab.command import main_with_errors, parse_command
 from sims_core.sampling import Sampler
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sims_core import STOPPED
-from sims_core.command import main_with_errors, parse_command
 from sims_core.errors import InputError, shown, whole
+from sims_core.lab.command import main_with_errors, parse_command
 
 ROOT = Path(__file__).resolve().parents[2]
 

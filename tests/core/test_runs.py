@@ -12,7 +12,7 @@ import pytest
 
 from sims_core import InputError, RunFolder, Seed, parse_budget, parse_grid
 from sims_core.errors import choose
-from sims_core.runs import differences, kept, kept_json, parse_json, write_atomic, write_json
+from sims_core.lab.runs import differences, kept, kept_json, parse_json, write_atomic, write_json
 
 SETTINGS = {"omega": [0.0, 1.0], "trials": 3}
 
@@ -260,7 +260,7 @@ def test_a_folder_is_this_runs_until_it_is_gone(tmp_path, monkeypatch):
             folder.finish()
             with monkeypatch.context() as patched, contextlib.suppress(KeyboardInterrupt):
                 patched.setattr(Path, "unlink", lambda self, **o: counted(unlink, self, **o))
-                patched.setattr("sims_core.runs.shutil.rmtree", lambda *a, **o: counted(rmtree, *a, **o))
+                patched.setattr("sims_core.lab.runs.shutil.rmtree", lambda *a, **o: counted(rmtree, *a, **o))
                 folder.remove()
         with RunFolder.open(tmp_path / "run", SETTINGS) as folder:
             assert steps == 0 or not folder.finished

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import pytest
 
-from sims_core.command import main_with_errors
+from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import VERBS, main, overview, run
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sims_core.command import main_with_errors
 from sims_core.errors import InputError
+from sims_core.lab.command import main_with_errors
 from sims_image import checkpoints, torchfiles
 from sims_image.__main__ import run
 from sims_image.networks import build

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sims_core.command import main_with_errors
 from sims_core.errors import InputError
+from sims_core.lab.command import main_with_errors
 from sims_core.sampling import Sampler
 from sims_image import checkpoints, targets
 from sims_image.__main__ import run as command

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from sims_core.command import main_with_errors
 from sims_core.errors import InputError
+from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import run
 from sims_image.datasets import open_dataset
 from sims_image.prepare import Prepare, plan, prepare

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from sims_core.command import main_with_errors
 from sims_core.errors import InputError
-from sims_core.runs import RunFolder
+from sims_core.lab.command import main_with_errors
+from sims_core.lab.runs import RunFolder
 from sims_image.__main__ import run
 from sims_image.checkpoints import Data, Ema, Record, load, save
 from sims_image.info import describe

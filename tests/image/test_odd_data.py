@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sims_core.command import main_with_errors
+from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import run
 from sims_image.datasets import open_dataset
 from tests.image.synthetic import idx, png, tree

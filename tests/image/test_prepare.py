@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sims_core.command import main_with_errors
 from sims_core.errors import InputError
+from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import run
 from sims_image.datasets import open_dataset
 from sims_image.prepare import Prepare, plan, prepare

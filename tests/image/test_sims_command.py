@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sims_core import runs
 from sims_core.errors import InputError
+from sims_core.lab import runs
 from sims_image import report, search
 from sims_image.__main__ import run as command
 from sims_image.arms import Arm

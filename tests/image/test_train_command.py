@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sims_core.errors import InputError
-from sims_core.runs import RunFolder
+from sims_core.lab.runs import RunFolder
 from sims_image import checkpoints, estimate, session, training
 from sims_image.__main__ import run as command
 from sims_image.ema import HalfLife, Power, reconstruct

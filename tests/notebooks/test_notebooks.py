@@ -117,7 +117,7 @@ def lines(path: Path, erased: int | None = None, **settings: object) -> np.ndarr
     """A picture of four panels with five curves each, one curve left out, by other settings of the renderer."""
     import matplotlib as mpl
 
-    from sims_core.style import panels, save, sequence, style
+    from sims_core.lab.style import panels, save, sequence, style
 
     with style(), mpl.rc_context(settings):
         figure, axes = panels(4)
@@ -169,7 +169,9 @@ def test_a_notebook_goes_stale_with_its_code_and_its_tables(tmp_path, monkeypatc
     path = ROOT / "notebooks" / "03_figure4.ipynb"
     notebook = nbformat.read(path, 4)
     stamp = tool.digest(notebook)
-    assert {"cells", "sims_toy.gallery.load", "sims_core.notebook.pick", "figures/figure4_regimes.csv"} <= set(stamp)
+    assert {"cells", "sims_toy.gallery.load", "sims_core.lab.notebook.pick", "figures/figure4_regimes.csv"} <= set(
+        stamp
+    )
     monkeypatch.setattr(tool, "_bare", lambda module, name="": "changed")
     assert "sims_toy.gallery.load" in tool.stale(path)
     monkeypatch.undo()
@@ -287,8 +289,8 @@ def test_08_scaling_to_gpus(tmp_path):
 
 
 def test_scale_and_places_are_read_in_one_place(monkeypatch, tmp_path):
-    from sims_core import notebook
     from sims_core.errors import InputError
+    from sims_core.lab import notebook
 
     monkeypatch.chdir(ROOT / "notebooks")
     monkeypatch.delenv("SIMS_NOTEBOOK_FIGURES", raising=False)
@@ -308,5 +310,5 @@ def test_scale_and_places_are_read_in_one_place(monkeypatch, tmp_path):
     ours = [p for part in ("sims_core", "sims_toy", "sims_image", "notebooks") for p in (ROOT / part).rglob("*.py")]
     users = [p for p in ours if "SIMS_NOTEBOOK_SCALE" in p.read_text()]
     users = {str(p.relative_to(ROOT)) for p in users}
-    assert users == {"sims_core/notebook.py", "notebooks/execute.py"}
+    assert users == {"sims_core/lab/notebook.py", "notebooks/execute.py"}
     assert os.environ["SIMS_NOTEBOOK_SCALE"] == "cii"

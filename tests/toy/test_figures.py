@@ -7,7 +7,7 @@ from PIL import Image
 
 import sims_toy
 from sims_core import Sampler, Seed, guided
-from sims_core.style import save
+from sims_core.lab.style import save
 from sims_toy import Gaussian, NetworkLearner, NetworkSettings, score_fields
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sims_core.command import main_with_errors
 from sims_core.errors import InputError
+from sims_core.lab.command import main_with_errors
 from sims_toy import datasets
 from sims_toy.control import run_command as control
 from sims_toy.mad import run_command as mad

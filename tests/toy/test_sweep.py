@@ -615,7 +615,7 @@ BAD = [
 def test_bad_input_is_one_line_and_leaves_nothing(words, says, tmp_path, capsys, monkeypatch):
     import re
 
-    from sims_core.command import main_with_errors
+    from sims_core.lab.command import main_with_errors
     from sims_toy.sweep import run_command
 
     monkeypatch.chdir(tmp_path)

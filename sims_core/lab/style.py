@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sims_core.runs import write_atomic
+from sims_core.lab.runs import write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,7 @@ def subplots(rows: int = 1, columns: int = 1, *, figsize: tuple[float, float], *
 
     A notebook shows the figure as a picture. To be called within `style`.
     """
-    from sims_core.picture import Picture
+    from sims_core.lab.picture import Picture
 
     figure = Picture(figsize=figsize)
     return figure, figure.subplots(rows, columns, **options)

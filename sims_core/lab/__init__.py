@@ -1,0 +1,1 @@
+"""What every study and command needs: options, grids, run folders, figures, notebooks."""

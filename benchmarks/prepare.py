@@ -24,12 +24,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 from PIL import Image
 
-from sims_image.datasets import Dataset, open_dataset
+from sims_image.data.dataset import Dataset, open_dataset
 
 ONE = """
 import re, sys, time
-from sims_image.prepare import Prepare, prepare
-import sims_image.making, sims_image.sources.imagenet, sims_image.sources.folder
+from sims_image.data.prepare import Prepare, prepare
+import sims_image.data.making, sims_image.data.sources.imagenet, sims_image.data.sources.folder
 start, cpu = time.perf_counter(), time.process_time()
 options = dict(word.split("=") for word in sys.argv[3:])
 options = {k: int(v) if v.isdecimal() else v for k, v in options.items()}

@@ -35,7 +35,7 @@ from torch import Tensor
 from sims_core import Seed
 from sims_image.augment import Augmentation
 from sims_image.batches import Feed, Ready
-from sims_image.datasets import Dataset, open_dataset
+from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.estimate import measure
 from sims_image.networks import Preconditioned, build, edm, edm2
 from sims_image.presets import PRECISIONS, PRESETS, Recipe
@@ -193,7 +193,7 @@ def time_reading(feed: Feed, images: int) -> float:
 
 def random_images(folder: Path, shape: tuple[int, int, int], classes: int) -> Dataset:
     """A data-set folder of 1000 random images."""
-    from sims_image.datasets import FORMAT
+    from sims_image.data.dataset import FORMAT
 
     folder.mkdir()
     rng = np.random.default_rng(0)

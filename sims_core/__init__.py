@@ -64,10 +64,10 @@ _HOMES = {
     ),
     "loop": ("POLICIES", "Generation", "Policy", "Turn", "parse_policy", "self_consuming_loop"),
     "shares": ("corrected_shares", "density_law", "total_variation", "transport_law"),
-    "runs": ("RunFolder",),
+    "lab.runs": ("RunFolder",),
     "seeds": ("Seed",),
     "draws": ("Draws", "random_words"),
-    "grids": ("Budget", "parse_budget", "parse_grid"),
+    "lab.grids": ("Budget", "parse_budget", "parse_grid"),
     "errors": ("InputError", "choose"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}

@@ -15,7 +15,7 @@ from sims_core import __version__ as __version__
 _HOMES: dict[str, tuple[str, ...]] = {
     "augment": ("Augmentation",),
     "checkpoints": ("Checkpoint", "Record"),
-    "datasets": ("Dataset", "open_dataset", "to_pixels", "to_unit"),
+    "data.dataset": ("Dataset", "open_dataset", "to_pixels", "to_unit"),
     "ema": ("reconstruct",),
     "generation": ("stream",),
     "guided": ("Model", "load_model"),
@@ -23,7 +23,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "learner": ("ImageLearner",),
     "networks": ("Preconditioned", "build", "parameter_count"),
     "nvidia": ("import_nvidia",),
-    "prepare": ("Prepare",),
+    "data.prepare": ("Prepare",),
     "presets": ("PRESETS", "Preset", "Recipe"),
     "references": ("Statistics", "read_statistics"),
     "train": ("Train",),

@@ -13,7 +13,7 @@ from sims_core.lab.command import main_with_errors
 #: verb -> (module:function, what it does); the function takes the words after the verb
 VERBS: dict[str, tuple[str, str]] = {
     "prepare": (
-        "sims_image.prepare:run",
+        "sims_image.data.prepare:run",
         "make a data set: CIFAR-10, ImageNet-64, folders, IDX, zips, parquet, digits",
     ),
     "train": ("sims_image.train:run", "train a preset, or fine-tune a checkpoint"),

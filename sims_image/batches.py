@@ -22,7 +22,7 @@ from sims_core.devices import moved
 from sims_core.draws import Draws
 from sims_core.seeds import Seed
 from sims_image.augment import Augmentation, Parameters
-from sims_image.datasets import Dataset, to_unit
+from sims_image.data.dataset import Dataset, to_unit
 
 
 class Order:

@@ -50,7 +50,7 @@ class Bench:
     """Measures models: each cell once, kept as ``cells/HASH.json`` by all that decides it."""
 
     def __init__(self, planned: Plan, learner: ImageLearner, processes: Processes) -> None:
-        from sims_image.datasets import open_dataset
+        from sims_image.data.dataset import open_dataset
         from sims_image.features import extractor
         from sims_image.targets import Reference
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError, shown
 from sims_core.lab.runs import followed, parse_json, provenance, write_failure, write_json
-from sims_image.archives import sha256_file
+from sims_image.data.archives import sha256_file
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from sims_image.presets import by
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sims_image.datasets import Dataset
+    from sims_image.data.dataset import Dataset
     from sims_image.experiments import Sims
     from sims_image.presets import Recipe
 
@@ -52,7 +52,7 @@ def check_inputs(
     Raises `InputError` naming the option.
     """
     from sims_core.sampling import Sampler
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
     from sims_image.features import check_features
     from sims_image.presets import PRESETS
     from sims_image.processes import choose_device
@@ -102,7 +102,7 @@ def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:
 
     least: images that each draw from it takes.
     """
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
 
     found = open_dataset(path, argument=argument, verify=False)
     if found.shape != data.shape:

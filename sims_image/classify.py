@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from sims_core.shares import Corrected
-    from sims_image.datasets import Dataset
+    from sims_image.data.dataset import Dataset
 
 Counts = NDArray[np.int64]
 
@@ -152,7 +152,7 @@ def classify(settings: Classify) -> str:
     """The verb in one call: what it has to say. Raises `InputError`."""
     from sims_core.seeds import Seed
     from sims_core.shares import corrected_shares
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
     from sims_image.processes import choose_device
 
     first = settings.data or settings.heldout or settings.images

@@ -118,7 +118,7 @@ def check_target(settings: Control) -> None:
     """Refuse a classifier that cannot be had and a target that does not fit its classes. Raises `InputError`."""
     from sims_image.classifier import check_labelled
     from sims_image.classify import judge
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
 
     data = open_dataset(settings.data, verify=False)
     if settings.classifier:
@@ -133,7 +133,7 @@ def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     from sims_image import control_report
     from sims_image.classify import judge
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
     from sims_image.judging import Judging
 
     checked, omegas = processes.together(lambda: plan(settings)) or plan(settings)

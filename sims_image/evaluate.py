@@ -20,7 +20,7 @@ from sims_image.presets import by
 if TYPE_CHECKING:
     import torch
 
-    from sims_image.datasets import Dataset
+    from sims_image.data.dataset import Dataset
     from sims_image.features import Extractor
     from sims_image.generation import Request
     from sims_image.metrics import Report
@@ -176,8 +176,8 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
 
 def _opened(path: str, argument: str) -> Dataset | None:
     """The data set at ``path``; None for '' and for statistics."""
-    from sims_image.archives import open_zip
-    from sims_image.datasets import open_dataset
+    from sims_image.data.archives import open_zip
+    from sims_image.data.dataset import open_dataset
 
     if not path:
         return None
@@ -234,9 +234,9 @@ def _generated(
 ) -> tuple[Sample, dict[str, Any]]:
     """This process's part of a model's images, measured as they are made; and how they are made."""
     from sims_image import generation
+    from sims_image.data.sources.base import bar
     from sims_image.generate import notes
     from sims_image.metrics import collect
-    from sims_image.sources.base import bar
 
     for note in processes.together(lambda: notes(planned)) or ():
         print(f"note: {note}")
@@ -261,9 +261,9 @@ def _generated(
 
 def _source(settings: Evaluate, reference: Dataset | None) -> tuple[Any, int, tuple[int, int, int], Any]:
     """(a data set, or pieces (numbers, images) of pictures; how many there are, their shape and type)."""
-    from sims_image.datasets import open_dataset
-    from sims_image.sources import kind_of
-    from sims_image.sources.base import Request
+    from sims_image.data.dataset import open_dataset
+    from sims_image.data.sources import kind_of
+    from sims_image.data.sources.base import Request
 
     path, kind = Path(settings.images), "dataset"
     if path.exists():
@@ -297,8 +297,8 @@ def _pictures(settings: Evaluate, kind: str, reference: Dataset | None) -> tuple
     import numpy as np
 
     from sims_core.seeds import Seed
-    from sims_image.making import images
-    from sims_image.prepare import Prepare, plan
+    from sims_image.data.making import images
+    from sims_image.data.prepare import Prepare, plan
 
     n, gray = settings.n, reference is not None and reference.shape[0] == 1
     with _of_images():
@@ -329,8 +329,8 @@ def _report(
 ) -> Report:
     from dataclasses import replace
 
+    from sims_image.data.sources.base import bar
     from sims_image.metrics import evaluate
-    from sims_image.sources.base import bar
     from sims_image.targets import Reference
 
     reference, heldout = ready.reference, ready.heldout

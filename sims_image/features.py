@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sims_core.errors import InputError, choose, extra, shown
-from sims_image.archives import sha256_file
-from sims_image.datasets import Dataset, to_unit
+from sims_image.data.archives import sha256_file
+from sims_image.data.dataset import Dataset, to_unit
 from sims_image.presets import by
 
 #: of torch-fidelity's weights-inception-2015-12-05-6726825d.pth, which are TensorFlow's (Heusel et al. 2017)

@@ -170,7 +170,7 @@ def choose_sampler(
 
 def request(settings: Generate, device: torch.device) -> Request:
     """What ``settings`` ask for, loaded and checked. Raises `InputError` naming the option."""
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
     from sims_image.engines import Engine
     from sims_image.generation import Request
     from sims_image.guided import load_model

@@ -26,15 +26,15 @@ from sims_core.guidance import Denoiser
 from sims_core.lab.runs import RunFolder, followed, kept, provenance, write_atomic, write_failure
 from sims_core.sampling import Sampler, generate
 from sims_core.seeds import Seed
-from sims_image.datasets import Dataset, open_dataset, to_pixels
-from sims_image.folders import write_folder
+from sims_image.data.dataset import Dataset, open_dataset, to_pixels
+from sims_image.data.folders import write_folder
+from sims_image.data.stores import Images
+from sims_image.data.writing import check_room, size
 from sims_image.guided import Model, precision_note
 from sims_image.presets import by
 from sims_image.processes import Processes
 from sims_image.seedlists import Labels, Seeds
 from sims_image.sheets import write_sheet
-from sims_image.stores import Images
-from sims_image.writing import check_room, size
 
 #: images of a shard: the least multiple of the compute batch that reaches this
 SHARD = 256

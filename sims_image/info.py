@@ -13,7 +13,7 @@ import tyro
 
 from sims_core.errors import InputError, shown
 from sims_core.lab.command import parse_command
-from sims_image.archives import checked_members, impostor, open_zip, sha256_file
+from sims_image.data.archives import checked_members, impostor, open_zip, sha256_file
 
 if TYPE_CHECKING:
     from sims_image.checkpoints import Data, Summary
@@ -67,8 +67,8 @@ def _file(path: Path) -> list[str]:
 def _dataset(path: Path) -> list[str]:
     import numpy as np
 
-    from sims_image.datasets import open_dataset
-    from sims_image.prepare import empty_note
+    from sims_image.data.dataset import open_dataset
+    from sims_image.data.prepare import empty_note
 
     data = open_dataset(path, argument=ARGUMENT)
     channels, height, width = data.shape

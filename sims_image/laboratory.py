@@ -140,7 +140,7 @@ def check(settings: Laboratory) -> Checked:
     """Options and, where they are at hand, data, checked; nothing is built. Raises `InputError` naming the option."""
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_image import checkpoints
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
     from sims_image.learner import WEIGHTS
     from sims_image.objectives import OBJECTIVES
     from sims_image.presets import PRESETS

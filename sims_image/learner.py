@@ -19,8 +19,8 @@ import torch
 from sims_core.errors import InputError, choose
 from sims_core.seeds import Seed
 from sims_image import checkpoints
-from sims_image.datasets import Dataset
-from sims_image.derived import Derived, ImageData
+from sims_image.data.dataset import Dataset
+from sims_image.data.derived import Derived, ImageData
 from sims_image.generate import choose_sampler
 from sims_image.generation import Request, write
 from sims_image.guided import Model, guide_with, load_model

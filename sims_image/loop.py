@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sims_core.loop import Policy
     from sims_core.seeds import Seed
-    from sims_image.derived import ImageData
+    from sims_image.data.derived import ImageData
     from sims_image.learner import ImageLearner
     from sims_image.processes import Processes
 
@@ -63,7 +63,7 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     from sims_core.algorithm import METHODS
     from sims_core.errors import choose
     from sims_core.lab.grids import parse_grid
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
 
     policy = read_policy(settings.loop)
     if settings.generations < 1:
@@ -118,7 +118,7 @@ def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] 
     import pandas as pd
 
     from sims_image import loop_report
-    from sims_image.derived import ImageData
+    from sims_image.data.derived import ImageData
 
     found = processes.together(lambda: plan(settings)) or plan(settings)
     checked, policy, arms = found

@@ -18,7 +18,7 @@ from sims_core.errors import InputError
 from sims_core.lab.runs import write_json
 from sims_core.seeds import Seed
 from sims_image.comparison import METRICS, Estimate, compare
-from sims_image.datasets import Dataset
+from sims_image.data.dataset import Dataset
 from sims_image.features import Extractor, extractor
 from sims_image.kernels import kid, kid_subsets
 from sims_image.moments import frechet
@@ -296,7 +296,7 @@ def _target(
     batch: int,
     tick: Callable[[int], object] | None,
 ) -> Reference:
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
 
     if not isinstance(reference, Dataset) and Path(reference).suffix not in (".npz", ".pkl"):
         reference = open_dataset(reference, argument="reference")

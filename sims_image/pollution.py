@@ -20,7 +20,7 @@ from sims_image.laboratory import Checked, Lab, Retraining, check, verb
 from sims_image.loop import Arm, bound, drawn
 
 if TYPE_CHECKING:
-    from sims_image.derived import ImageData
+    from sims_image.data.derived import ImageData
     from sims_image.processes import Processes
 
 
@@ -45,7 +45,7 @@ class Pollution(Retraining):
 def plan(settings: Pollution) -> tuple[Checked, list[float], list[float]]:
     """What is asked for, checked: options, doses, omegas. Raises `InputError`."""
     from sims_core.lab.grids import parse_grid
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
 
     doses = sorted({0.0, *parse_grid("--pollution", settings.pollution, low=0)})
     if len(doses) < 2:
@@ -65,7 +65,7 @@ def conduct(settings: Pollution, processes: Processes) -> tuple[Path, Sequence[s
     import pandas as pd
 
     from sims_image import pollution_report
-    from sims_image.derived import ImageData
+    from sims_image.data.derived import ImageData
 
     checked, doses, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_image.archives import checked_members, impostor, npz_arrays, npz_words, open_zip, zip_array
+from sims_image.data.archives import checked_members, impostor, npz_arrays, npz_words, open_zip, zip_array
 
 #: the feature network of each of EDM2's metrics; EDM's ``.npz`` holds the first
 METRICS = {"fid": "Inception", "fd_dinov2": "DINOv2"}

@@ -18,7 +18,7 @@ from sims_core.errors import InputError, shown
 from sims_core.seeds import Seed
 
 if TYPE_CHECKING:
-    from sims_image.datasets import Dataset
+    from sims_image.data.dataset import Dataset
 
 #: an index of a random stream
 _LARGEST = 2**63 - 1

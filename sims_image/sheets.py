@@ -17,7 +17,7 @@ from sims_core.guidance import Denoiser
 from sims_core.lab.runs import write_atomic
 from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
-from sims_image.datasets import to_pixels
+from sims_image.data.dataset import to_pixels
 from sims_image.networks import Preconditioned
 
 _GAP = 1

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sims_core.errors import InputError
-from sims_image.archives import impostor
+from sims_image.data.archives import impostor
 from sims_image.pickled import AXES, PLAIN, Array
 from sims_image.pickles import REPEATS, Name, RefusedError, Stateful, Table, product, read_pickle
 

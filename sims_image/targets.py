@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError, reason
 from sims_core.lab.runs import kept, parse_json, write_atomic
 from sims_core.seeds import Seed
-from sims_image.archives import checked_members, npy_header, open_zip, sha256_file, zip_array
 from sims_image.comparison import Estimate, Side, compare
-from sims_image.datasets import Dataset, open_dataset
+from sims_image.data.archives import checked_members, npy_header, open_zip, sha256_file, zip_array
+from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.neighbours import Memorisation, Nearest, compare_distances
 from sims_image.references import Statistics, read_statistics
 from sims_image.samples import GROUPS, KEEP, Sample

@@ -19,7 +19,7 @@ from sims_image.schedules import Timetable, images_of, ramp_warning, timetable
 
 if TYPE_CHECKING:
     from sims_image.checkpoints import Summary
-    from sims_image.datasets import Dataset
+    from sims_image.data.dataset import Dataset
     from sims_image.session import Result
 
 RAW = ("auto", "always", "end")
@@ -151,7 +151,7 @@ class Plan:
 def plan(train: Train) -> Plan:
     """What ``train`` asks for, checked. Raises `InputError` naming the argument that is wrong, or missing."""
     from sims_image import checkpoints
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
 
     choose("--raw", train.raw, RAW)
     for name in ("seed", "sheet", "workers", "microbatch"):
@@ -333,7 +333,7 @@ def _shape_note(preset: Preset, name: str, data: Dataset | None) -> str | None:
 
 def _digits() -> Dataset:
     """scikit-learn's digits, made on first use."""
-    from sims_image.prepare import Prepare, prepare
+    from sims_image.data.prepare import Prepare, prepare
 
     return prepare(Prepare(source="digits", out="data/digits"))
 

@@ -21,9 +21,9 @@ import pytest
 from PIL import Image
 
 from sims_core.errors import InputError
-from sims_image import making, writing
-from sims_image.datasets import open_dataset
-from sims_image.prepare import Prepare, prepare
+from sims_image.data import making, writing
+from sims_image.data.dataset import open_dataset
+from sims_image.data.prepare import Prepare, prepare
 from tests.image.synthetic import cifar_members, cifar_tar, edm_zip, folder, idx, imagenet, pixels, png, python2_batch
 
 IMAGES = pixels(12)

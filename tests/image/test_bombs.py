@@ -196,7 +196,7 @@ def test_networks_are_sized_before_they_are_built(tmp_path):
     import torch
     from safetensors.torch import save_file
 
-    from sims_image.archives import sha256_file
+    from sims_image.data.archives import sha256_file
 
     paths = []
     for name, network in NETWORKS.items():

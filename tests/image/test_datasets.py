@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from sims_core.errors import InputError
-from sims_image.datasets import open_dataset, to_pixels, to_unit
-from sims_image.prepare import Prepare, prepare
+from sims_image.data.dataset import open_dataset, to_pixels, to_unit
+from sims_image.data.prepare import Prepare, prepare
 from tests.image.synthetic import edm_zip, folder, pixels
 
 IMAGES, LABELS = pixels(30), np.arange(30) % 3
@@ -218,7 +218,7 @@ def test_verification_is_free_or_asked_for(made, tmp_path, monkeypatch):
     data = open_dataset(path, verify=False)
     with pytest.raises(InputError, match="sha256"):
         data.verify()
-    monkeypatch.setattr("sims_image.datasets.VERIFIED_FOLDER", 100)
+    monkeypatch.setattr("sims_image.data.dataset.VERIFIED_FOLDER", 100)
     assert len(open_dataset(path)) == 30
     with pytest.raises(InputError, match="sha256"):
         open_dataset(path, verify=True)

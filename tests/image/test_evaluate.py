@@ -19,8 +19,8 @@ from sims_core.sampling import Sampler
 from sims_image import checkpoints, targets
 from sims_image.__main__ import run as command
 from sims_image.comparison import METRICS, compare
+from sims_image.data.folders import write_folder
 from sims_image.features import Extractor, cache_folder, extractor
-from sims_image.folders import write_folder
 from sims_image.generation import stream
 from sims_image.guided import load_model
 from sims_image.metrics import collect, evaluate, frechet, kid, table

@@ -18,9 +18,10 @@ from sims_core.errors import InputError
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Churn, SampleNoise, Sampler, edm_sigmas
 from sims_core.seeds import Seed
-from sims_image import checkpoints, generation, writing
+from sims_image import checkpoints, generation
 from sims_image.__main__ import run as command
-from sims_image.datasets import open_dataset, to_pixels
+from sims_image.data import writing
+from sims_image.data.dataset import open_dataset, to_pixels
 from sims_image.engines import Engine
 from sims_image.generate import Generate, choose_sampler, request
 from sims_image.generation import Request, stream, write

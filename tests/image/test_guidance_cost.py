@@ -16,7 +16,7 @@ from sims_core.sampling import Churn, SampleNoise, Sampler
 from sims_core.seeds import Seed
 from sims_image import checkpoints, engines
 from sims_image.__main__ import run as command
-from sims_image.datasets import open_dataset, to_pixels
+from sims_image.data.dataset import open_dataset, to_pixels
 from sims_image.engines import Engine
 from sims_image.generate import parse_schedule
 from sims_image.generation import stream

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from sims_core.errors import InputError
 from sims_image import checkpoints, classifier
-from sims_image.archives import sha256_file
-from sims_image.datasets import open_dataset
-from sims_image.folders import write_folder
+from sims_image.data.archives import sha256_file
+from sims_image.data.dataset import open_dataset
+from sims_image.data.folders import write_folder
 from sims_image.info import describe
 from sims_image.networks import build
 

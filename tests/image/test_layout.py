@@ -9,8 +9,8 @@ import pytest
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import run
-from sims_image.datasets import open_dataset
-from sims_image.prepare import Prepare, plan, prepare
+from sims_image.data.dataset import open_dataset
+from sims_image.data.prepare import Prepare, plan, prepare
 from sims_image.seedlists import Labels
 from tests.image.synthetic import png, tree
 

@@ -411,7 +411,7 @@ def test_info_reads_data_sets(tmp_path):
 
 
 def test_info_reads_data_set_folders(tmp_path):
-    from sims_image.prepare import Prepare, prepare
+    from sims_image.data.prepare import Prepare, prepare
 
     data = prepare(Prepare(source="digits", out=str(tmp_path / "digits"), limit=50))
     for place in ("", "dataset.json", "images.npy"):

@@ -13,7 +13,7 @@ import pytest
 
 from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import run
-from sims_image.datasets import open_dataset
+from sims_image.data.dataset import open_dataset
 from tests.image.synthetic import idx, png, tree
 
 #: names of classes, of which the k-th has the shades 20k + 1 and 20k + 2

@@ -12,7 +12,7 @@ import pytest
 from sims_core.errors import InputError
 from sims_image import checkpoints
 from sims_image.__main__ import run as command
-from sims_image.datasets import open_dataset
+from sims_image.data.dataset import open_dataset
 from sims_image.pollution import Pollution
 from sims_image.pollution import plan as pollution_plan
 from sims_image.presets import PRESETS

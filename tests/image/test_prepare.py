@@ -19,8 +19,8 @@ from sklearn.datasets import load_digits
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import run
-from sims_image.datasets import open_dataset
-from sims_image.prepare import Prepare, plan, prepare
+from sims_image.data.dataset import open_dataset
+from sims_image.data.prepare import Prepare, plan, prepare
 from tests.image.synthetic import (
     CIFAR_NAMES,
     cifar_members,
@@ -379,8 +379,8 @@ def test_killed_anywhere_the_same_command_goes_on(tmp_path, where, count, option
 
 
 def test_resuming_does_not_read_again_what_is_there(tmp_path, monkeypatch):
-    from sims_image import making
-    from sims_image.sources import folder as pictures
+    from sims_image.data import making
+    from sims_image.data.sources import folder as pictures
 
     source = folder(tmp_path / "in", pixels(300, side=12))
     monkeypatch.setattr(making, "COMMIT_BYTES", 10_000)
@@ -481,7 +481,7 @@ def test_command_refuses_in_one_line(words, error, tmp_path, monkeypatch, capsys
 
 MEMORY = """
 import re, sys
-from sims_image.prepare import Prepare, prepare
+from sims_image.data.prepare import Prepare, prepare
 prepare(Prepare(source=sys.argv[1], out=sys.argv[2]))
 print(re.search("VmHWM:[^0-9]*([0-9]+) kB", open("/proc/self/status").read())[1])
 """

@@ -16,7 +16,7 @@ import pytest
 from sims_image import checkpoints, features
 from sims_image.__main__ import VERBS
 from sims_image.__main__ import run as command
-from sims_image.datasets import open_dataset
+from sims_image.data.dataset import open_dataset
 from sims_image.presets import PRESETS
 from tests.image import networks
 from tests.image.nvidia_files import dump, stored_network

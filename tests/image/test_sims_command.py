@@ -22,7 +22,7 @@ from sims_core.lab import runs
 from sims_image import report, search
 from sims_image.__main__ import run as command
 from sims_image.arms import Arm
-from sims_image.datasets import open_dataset
+from sims_image.data.dataset import open_dataset
 from sims_image.experiments import Sims, conduct, describe, plan
 from sims_image.presets import PRESETS
 from tests.image import tiny

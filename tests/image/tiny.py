@@ -15,7 +15,7 @@ from PIL import Image
 from sims_core.seeds import Seed
 from sims_image import checkpoints
 from sims_image.batches import Feed
-from sims_image.datasets import Dataset, open_dataset
+from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.networks import build
 from sims_image.presets import Preset, Recipe
 from sims_image.processes import Processes

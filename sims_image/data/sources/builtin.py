@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_image.archives import ZipIndex, checked_members, open_zip, passed_over
-from sims_image.datasets import block_length, is_npz, open_dataset
-from sims_image.sources.base import Block, Request, Source, numbered, read_array
+from sims_image.data.archives import ZipIndex, checked_members, open_zip, passed_over
+from sims_image.data.dataset import block_length, is_npz, open_dataset
+from sims_image.data.sources.base import Block, Request, Source, numbered, read_array
 
 
 def open_digits(request: Request) -> Source:

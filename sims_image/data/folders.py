@@ -12,9 +12,9 @@ import numpy as np
 
 from sims_core.errors import InputError
 from sims_core.lab.runs import followed, write_atomic, write_failure, write_json
-from sims_image.datasets import FORMAT, Dataset, content_sha256, open_dataset
-from sims_image.stores import ArrayStore, Images, Labels
-from sims_image.writing import Growing, check_room
+from sims_image.data.dataset import FORMAT, Dataset, content_sha256, open_dataset
+from sims_image.data.stores import ArrayStore, Images, Labels
+from sims_image.data.writing import Growing, check_room
 
 
 def write_folder(

@@ -14,10 +14,10 @@ import numpy as np
 
 from sims_core.errors import InputError, choose, shown
 from sims_core.lab.runs import parse_json
-from sims_image.pictures import suffixes
-from sims_image.sources.base import Request, numbered, ordered
-from sims_image.sources.foreign import hint
-from sims_image.stores import Labels, edm_labels
+from sims_image.data.pictures import suffixes
+from sims_image.data.sources.base import Request, numbered, ordered
+from sims_image.data.sources.foreign import hint
+from sims_image.data.stores import Labels, edm_labels
 
 LISTING = "dataset.json"
 #: ``--split`` of folders that are classes in spite of their names

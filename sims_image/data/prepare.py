@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sims_image.datasets import Dataset
-    from sims_image.pictures import Transform
-    from sims_image.sources.base import Source
+    from sims_image.data.dataset import Dataset
+    from sims_image.data.pictures import Transform
+    from sims_image.data.sources.base import Source
 
 FORMATS = ("folder", "edm-zip")
 CROPS = ("center", "adm", "none")
@@ -171,7 +171,7 @@ class Plan:
 
     def lines(self) -> list[str]:
         """For people."""
-        from sims_image.writing import size
+        from sims_image.data.writing import size
 
         held, shape = int(self.held.sum()), by(self.shape)
         kind = f"{self.source.kind}, {self.source.split}" if self.source.split else self.source.kind
@@ -206,11 +206,11 @@ def empty_note(classes: Sequence[str], empty: Sequence[int]) -> list[str]:
 def plan(settings: Prepare, *, progress: bool = False) -> Plan:
     """Read what must be known of the source, and decide everything. Raises `InputError` for bad input."""
     from sims_core.seeds import Seed
-    from sims_image.making import oriented, sound
-    from sims_image.pictures import Transform
-    from sims_image.selection import held_out, limited
-    from sims_image.sources import open_source
-    from sims_image.sources.base import Request
+    from sims_image.data.making import oriented, sound
+    from sims_image.data.pictures import Transform
+    from sims_image.data.selection import held_out, limited
+    from sims_image.data.sources import open_source
+    from sims_image.data.sources.base import Request
 
     _check(settings)
     request = Request(
@@ -275,7 +275,7 @@ def _shape(
 ) -> tuple[Transform | None, tuple[int, int, int]]:
     """What must be done to every image (None: nothing), and the shape that comes of it."""
     if source.shape is None:
-        from sims_image.making import first
+        from sims_image.data.making import first
 
         return wanted, first(source, wanted, chosen)
     channels, height, width = source.shape
@@ -300,10 +300,10 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
     _check(settings)
     if not Path(settings.out).name:
         raise InputError("--out", settings.out, "name the folder (or .zip) to make")
-    from sims_image.archives import UnreadableError
-    from sims_image.datasets import open_dataset
-    from sims_image.making import make
-    from sims_image.writing import check_room
+    from sims_image.data.archives import UnreadableError
+    from sims_image.data.dataset import open_dataset
+    from sims_image.data.making import make
+    from sims_image.data.writing import check_room
 
     planned = plan(settings, progress=progress)
     if progress:
@@ -336,7 +336,7 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
 
 def _recognised(output: Output, planned: Plan) -> bool:
     """Whether the data set is there already. Raises `InputError` if something else is."""
-    from sims_image.datasets import open_dataset
+    from sims_image.data.dataset import open_dataset
 
     out = output.path
     if not out.exists() or (out.is_dir() and planned.settings.format == "folder" and not any(out.iterdir())):

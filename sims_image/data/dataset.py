@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason, shown
 from sims_core.lab.runs import parse_json
-from sims_image.archives import ZipIndex, checked_members, npy_read, npz_arrays, npz_words, open_zip, passed_over
-from sims_image.stores import ArrayStore, Images, Labels, Store, ZipStore, check_labels, edm_labels
+from sims_image.data.archives import ZipIndex, checked_members, npy_read, npz_arrays, npz_words, open_zip, passed_over
+from sims_image.data.stores import ArrayStore, Images, Labels, Store, ZipStore, check_labels, edm_labels
 
 if TYPE_CHECKING:
     import torch

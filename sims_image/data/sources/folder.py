@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason, shown
-from sims_image.archives import UnreadableError, ZipIndex, checked_members, open_zip, passed_over
-from sims_image.sources.base import Block, Encoded, Request, Source, hash_files
-from sims_image.sources.layout import Layout, lay_out, system_note
+from sims_image.data.archives import UnreadableError, ZipIndex, checked_members, open_zip, passed_over
+from sims_image.data.sources.base import Block, Encoded, Request, Source, hash_files
+from sims_image.data.sources.layout import Layout, lay_out, system_note
 
 _BLOCK = 64
 

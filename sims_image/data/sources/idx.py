@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason, shown
-from sims_image.archives import check_expansion
-from sims_image.sources.base import Request, Source, hash_files, numbered, read_array
-from sims_image.stores import check_labels
+from sims_image.data.archives import check_expansion
+from sims_image.data.sources.base import Request, Source, hash_files, numbered, read_array
+from sims_image.data.stores import check_labels
 
 #: how the names of a split's files end before ``-images``
 SPLITS = {"train": ("train",), "test": ("t10k", "test")}

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_image.datasets import Dataset, block_length, open_dataset, to_pixels, to_unit
-from sims_image.folders import write_folder
+from sims_image.data.dataset import Dataset, block_length, open_dataset, to_pixels, to_unit
+from sims_image.data.folders import write_folder
 from sims_image.processes import Processes
 
 

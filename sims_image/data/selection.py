@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError, shown
 from sims_core.seeds import Seed
-from sims_image.stores import Labels
+from sims_image.data.stores import Labels
 
 Indices = NDArray[np.int64]
 

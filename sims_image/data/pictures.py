@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sims_core.errors import InputError, reason
-from sims_image.archives import check_expansion, impostor
+from sims_image.data.archives import check_expansion, impostor
 
 CROPS = ("center", "adm", "none")
 FILTERS = {

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason
-from sims_image.archives import checked_members, npy_header, npy_read, open_zip
+from sims_image.data.archives import checked_members, npy_header, npy_read, open_zip
 from sims_image.pickled import load_plain
-from sims_image.sources.base import Block, Request, Source, hash_files, numbered
-from sims_image.sources.rows import open_member, read_rows
-from sims_image.stores import Labels, check_labels
+from sims_image.data.sources.base import Block, Request, Source, hash_files, numbered
+from sims_image.data.sources.rows import open_member, read_rows
+from sims_image.data.stores import Labels, check_labels
 
 BATCHES, CLASSES = 10, 1000
 CLASS_MAP = "map_clsloc.txt"

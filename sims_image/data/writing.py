@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from sims_core.errors import InputError
-from sims_image.datasets import Dataset, block_length
-from sims_image.stores import Images
+from sims_image.data.dataset import Dataset, block_length
+from sims_image.data.stores import Images
 
 
 class Growing:
@@ -79,7 +79,7 @@ def write_edm_zip(data: Dataset, path: Path, *, tick: Callable[[int], object] | 
     """
     import json
 
-    from sims_image.pictures import to_png
+    from sims_image.data.pictures import to_png
 
     pictures = data.dtype == np.uint8 and data.shape[0] in (1, 3)
     prefix, suffix = ("img", ".png") if pictures else ("img-mean-std-" if data.shape[0] == 8 else "img", ".npy")

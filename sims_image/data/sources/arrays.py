@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason
-from sims_image.archives import checked_members, npy_header, npy_read, npz_arrays, npz_words, open_zip
-from sims_image.sources.base import Block, Request, Source, hash_files, numbered
-from sims_image.sources.rows import open_member, read_rows
-from sims_image.stores import MAX_CLASSES, Labels, check_labels
+from sims_image.data.archives import checked_members, npy_header, npy_read, npz_arrays, npz_words, open_zip
+from sims_image.data.sources.base import Block, Request, Source, hash_files, numbered
+from sims_image.data.sources.rows import open_member, read_rows
+from sims_image.data.stores import MAX_CLASSES, Labels, check_labels
 
 #: names of (images, labels), in lower case, without splits; ADM's first (Dhariwal & Nichol 2021)
 _PLAIN = (("arr_0", "arr_1"), ("images", "labels"), ("samples", "labels"))

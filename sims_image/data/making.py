@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError
 from sims_core.lab.runs import RunFolder, kept_json, parse_json, write_atomic, write_json
-from sims_image.archives import UnreadableError
-from sims_image.datasets import FORMAT, Dataset, content_sha256
-from sims_image.pictures import DamagedError, Transform, decode, from_array, turned
-from sims_image.sources.base import Block, Encoded, Source, bar
-from sims_image.stores import ArrayStore, Images
-from sims_image.writing import Growing, write_edm_zip
+from sims_image.data.archives import UnreadableError
+from sims_image.data.dataset import FORMAT, Dataset, content_sha256
+from sims_image.data.pictures import DamagedError, Transform, decode, from_array, turned
+from sims_image.data.sources.base import Block, Encoded, Source, bar
+from sims_image.data.stores import ArrayStore, Images
+from sims_image.data.writing import Growing, write_edm_zip
 
 if TYPE_CHECKING:
-    from sims_image.prepare import Output, Plan
+    from sims_image.data.prepare import Output, Plan
 
 #: progress is recorded after so many bytes or seconds, whichever comes first
 COMMIT_BYTES, COMMIT_SECONDS = 64 * 2**20, 10.0

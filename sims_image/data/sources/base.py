@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sims_core.errors import InputError, choose, reason
-from sims_image.archives import sha256_file
-from sims_image.stores import Images, Labels
+from sims_image.data.archives import sha256_file
+from sims_image.data.stores import Images, Labels
 
 
 @dataclass(frozen=True)

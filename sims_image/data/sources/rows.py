@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason
-from sims_image.archives import DAMAGE, UnreadableError
-from sims_image.sources.base import Request
+from sims_image.data.archives import DAMAGE, UnreadableError
+from sims_image.data.sources.base import Request
 
 _BLOCK = 2**23
 

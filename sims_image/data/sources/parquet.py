@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason, shown
-from sims_image.archives import check_expansion, impostor_at, passed_over
-from sims_image.sources.base import Block, Encoded, Request, Source, hash_files, numbered, ordered
-from sims_image.sources.layout import split_of
-from sims_image.stores import MAX_CLASSES, Labels
+from sims_image.data.archives import check_expansion, impostor_at, passed_over
+from sims_image.data.sources.base import Block, Encoded, Request, Source, hash_files, numbered, ordered
+from sims_image.data.sources.layout import split_of
+from sims_image.data.stores import MAX_CLASSES, Labels
 
 _IMAGE_COLUMNS = ("image", "img", "png", "jpg", "jpeg")
 _LABEL_COLUMNS = (

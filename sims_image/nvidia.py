@@ -18,7 +18,7 @@ from sims_core.errors import InputError, shown
 from sims_core.lab.command import parse_command
 from sims_core.lab.runs import provenance
 from sims_image.data.archives import sha256_file
-from sims_image.pickles import RefusedError
+from sims_image.pickles.machine import RefusedError
 
 if TYPE_CHECKING:
     from torch import Tensor

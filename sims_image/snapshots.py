@@ -1,4 +1,4 @@
-"""What NVIDIA's EDM and EDM2 pickles hold, read without running any of it (`sims_image.pickles`).
+"""What NVIDIA's EDM and EDM2 pickles hold, read without running any of it (`sims_image.pickles.machine`).
 
 A network there is ``torch_utils.persistence._reconstruct_persistent_obj`` called on a dictionary with the source text
 of its module, its class's name and its attributes; the constructor's arguments are among these. Unpickling the usual
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from sims_core.errors import InputError
 from sims_image.data.archives import impostor
-from sims_image.pickled import AXES, PLAIN, Array
-from sims_image.pickles import REPEATS, Name, RefusedError, Stateful, Table, product, read_pickle
+from sims_image.pickles.machine import REPEATS, Name, RefusedError, Stateful, Table, product, read_pickle
+from sims_image.pickles.numbers import AXES, PLAIN, Array
 
 # ------------------------------------------------------------------ stand-ins
 

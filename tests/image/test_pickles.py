@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from sims_core.errors import InputError
-from sims_image import pickles
-from sims_image.pickled import array, load_plain
-from sims_image.pickles import RefusedError
+from sims_image.pickles.machine import RefusedError
+from sims_image.pickles.machine import machine as pickles
+from sims_image.pickles.numbers import array, load_plain
 from sims_image.snapshots import Stored, plain, read_file, tensors
 from tests.image.nvidia_files import Persistent, binbytes, dump, module_state, stack_global, stream, text
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from sims_core.errors import InputError, choose, reason, shown
 from sims_image.data.archives import check_name
-from sims_image.pickled import load_plain
+from sims_image.pickles.numbers import load_plain
 from sims_image.data.sources.base import Request, Source, hash_files, read_array
 from sims_image.data.stores import check_labels
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import Any
 
-from sims_image.pickles import NUMBER, RefusedError, _Machine
+from sims_image.pickles.machine import NUMBER, RefusedError, _Machine
 
 
 class _Python2(_Machine):
@@ -77,5 +77,5 @@ class _Python2(_Machine):
         self.fill(self.stack[-1], values)
 
 
-#: for `sims_image.pickles.read_pickle`
+#: for `sims_image.pickles.machine.read_pickle`
 PYTHON2 = _Python2

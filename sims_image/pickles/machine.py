@@ -6,7 +6,7 @@ that (extension codes, out-of-band buffers, instances of arbitrary classes, and 
 identifiers) is refused too. What comes out is None, bool, int, float, str, memoryview (for bytes), tuple, list, dict,
 set, and what the table's functions return.
 
-Only the opcodes of protocols 2 to 5 are known, and on request (`sims_image.python2`) those of Python 2; Python's own
+Only the opcodes of protocols 2 to 5 are known, and on request (`sims_image.pickles.python2`) those of Python 2; Python's own
 ``pickletools`` documents them.
 """
 
@@ -66,7 +66,7 @@ def read_pickle(
     """Read one stream of ``data`` from byte ``start``; returns its value and the byte after it.
 
     persistent: what to make of a persistent identifier (default: refuse). machine: one that knows other opcodes too
-    (`sims_image.python2`). limit: opcodes at most. Raises `RefusedError`.
+    (`sims_image.pickles.python2`). limit: opcodes at most. Raises `RefusedError`.
     """
     at_work = (machine or _Machine)(data, table, persistent, start, limit or LIMIT)
     try:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from sims_core.errors import InputError
-from sims_image.pickles import RefusedError, Stateful, Table, product, read_pickle
-from sims_image.python2 import PYTHON2
+from sims_image.pickles.machine import RefusedError, Stateful, Table, product, read_pickle
+from sims_image.pickles.python2 import PYTHON2
 
 #: of the largest array
 AXES = 8

@@ -44,8 +44,8 @@ from sims_image.augment import Augmentation
 from sims_image.batches import Feed
 from sims_image.classifier import Classifier
 from sims_image.estimate import Cost, measure
-from sims_image.networks import build
-from sims_image.presets import PRESETS, Preset
+from sims_image.models.networks import build
+from sims_image.models.presets import PRESETS, Preset
 from sims_image.processes import Processes, choose_device, full_float32, repeatable_kernels, tuned_kernels
 from sims_image.training import Options, Trainer, profiles
 from sims_image.vit import VisionTransformer

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sims_image.networks import Preconditioned, build
-from sims_image.presets import PRESETS
+from sims_image.models.networks import Preconditioned, build
+from sims_image.models.presets import PRESETS
 
 
 class Plain:

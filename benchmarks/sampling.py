@@ -27,11 +27,11 @@ from torch import Tensor
 
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Sampler
-from sims_image.checkpoints import Record, Summary
 from sims_image.engines import Engine
 from sims_image.guided import Model
-from sims_image.networks import build
-from sims_image.presets import PRESETS
+from sims_image.models.checkpoints import Record, Summary
+from sims_image.models.networks import build
+from sims_image.models.presets import PRESETS
 from sims_image.processes import full_float32
 
 #: images drawn at once, for about a second of the base

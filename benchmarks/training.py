@@ -37,8 +37,8 @@ from sims_image.augment import Augmentation
 from sims_image.batches import Feed, Ready
 from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.estimate import measure
-from sims_image.networks import Preconditioned, build, edm, edm2
-from sims_image.presets import PRECISIONS, PRESETS, Recipe
+from sims_image.models.networks import Preconditioned, build, edm, edm2
+from sims_image.models.presets import PRECISIONS, PRESETS, Recipe
 from sims_image.processes import Processes, full_float32
 from sims_image.training import Options, Trainer
 
@@ -250,7 +250,7 @@ class Plain:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v with the matrix of weights in memory; as `sims_image.networks.layers.attend`."""
+    """softmax(q k^T / sqrt(d)) v with the matrix of weights in memory; as `sims_image.models.networks.layers.attend`."""
     weights = torch.einsum("nhqd,nhkd->nhqk", q, k / math.sqrt(q.shape[-1])).softmax(-1)
     return torch.einsum("nhqk,nhkd->nhqd", weights, v).transpose(1, 2).flatten(2)
 

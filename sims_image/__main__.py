@@ -25,7 +25,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "retrain": ("sims_image.retrain:run", "iterative retraining on real and generated images, over their ratio"),
     "control": ("sims_image.control:run", "Algorithm 2: move class shares toward a target"),
     "classify": ("sims_image.classify:run", "train a classifier, see how it errs, judge the classes of images"),
-    "import-nvidia": ("sims_image.nvidia:run", "read NVIDIA's EDM and EDM2 snapshots, without running them"),
+    "import-nvidia": (
+        "sims_image.models.nvidia.convert:run",
+        "read NVIDIA's EDM and EDM2 snapshots, without running them",
+    ),
     "info": ("sims_image.info:run", "say what a data set, checkpoint, run folder or statistics file is"),
 }
 

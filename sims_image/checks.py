@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError
-from sims_image.presets import by
+from sims_image.models.presets import by
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sims_image.data.dataset import Dataset
     from sims_image.experiments import Sims
-    from sims_image.presets import Recipe
+    from sims_image.models.presets import Recipe
 
 
 def omegas_of(text: str, grid: str = "") -> list[float]:
@@ -54,7 +54,7 @@ def check_inputs(
     from sims_core.sampling import Sampler
     from sims_image.data.dataset import open_dataset
     from sims_image.features import check_features
-    from sims_image.presets import PRESETS
+    from sims_image.models.presets import PRESETS
     from sims_image.processes import choose_device
     from sims_image.seedlists import Labels
     from sims_image.targets import check_real

@@ -207,7 +207,7 @@ def _store(
 
 def load(folder: Path, data: Dataset | None = None, *, argument: str = "--cache") -> Classifier:
     """A stored classifier, in eval mode. Raises `InputError` if it is damaged, or of another data set than ``data``."""
-    from sims_image.checkpoints import read_weights
+    from sims_image.models.checkpoints import read_weights
 
     item = str(folder / RECORD)
     again = "remove the folder to train another"

@@ -97,7 +97,7 @@ def plan(settings: Control) -> tuple[Checked, list[float]]:
 
 def _conditional(settings: Control, checked: Checked) -> InputError:
     """Why a conditional base is refused, and what to do: of a conditional network, classes are asked for instead."""
-    from sims_image.presets import PRESETS
+    from sims_image.models.presets import PRESETS
 
     count = checked.config["label_dim"]
     if checked.checkpoint:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sims_image.laboratory import Checked
-    from sims_image.presets import Recipe
+    from sims_image.models.presets import Recipe
 
 
 @dataclass
@@ -78,7 +78,7 @@ def ledger(checked: Checked) -> Ledger:
     from sims_core.sampling import Sampler
     from sims_image.checks import at_hand
     from sims_image.estimate import A100, here
-    from sims_image.presets import PRESETS
+    from sims_image.models.presets import PRESETS
 
     recipe, sizes = checked.recipe, checked.sizes
     sampler = checked.settings.sampler or PRESETS[checked.preset].sampler

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sims_image.networks import Preconditioned, build
+from sims_image.models.networks import Preconditioned, build
+from sims_image.models.presets import Recipe
 from sims_image.objectives import make_objective
-from sims_image.presets import Recipe
 from sims_image.processes import choose_device, full_float32
 from sims_image.schedules import shares
 from sims_image.training import BODIES, profiles
@@ -56,7 +56,7 @@ class Cost:
 
 
 def measure(config: dict[str, Any], recipe: Recipe) -> Cost:
-    """Count a training step. Raises `InputError`, as `sims_image.networks.build` does."""
+    """Count a training step. Raises `InputError`, as `sims_image.models.networks.build` does."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import tyro
 from sims_core.errors import InputError
 from sims_core.lab.command import parse_command
 from sims_image.generate import Generate
-from sims_image.presets import by
+from sims_image.models.presets import by
 
 if TYPE_CHECKING:
     import torch

@@ -205,8 +205,8 @@ def plan(settings: Sims) -> Plan:
 
 def base_of(settings: Sims) -> tuple[str, str, int]:
     """(preset, checkpoint or '' if the preset is to be trained, what one Mi counts). Raises `InputError`."""
-    from sims_image import checkpoints
-    from sims_image.presets import PRESETS
+    from sims_image.models import checkpoints
+    from sims_image.models.presets import PRESETS
 
     if not settings.base:
         raise InputError("--base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
@@ -222,8 +222,9 @@ def base_of(settings: Sims) -> tuple[str, str, int]:
 
 def check_data(planned: Plan) -> dict[str, Any]:
     """The base's network arguments. Raises `InputError` for all that can be refused before anything is made."""
-    from sims_image import checkpoints, train
+    from sims_image import train
     from sims_image.checks import check_inputs
+    from sims_image.models import checkpoints
 
     settings = planned.settings
     if planned.checkpoint:
@@ -238,7 +239,7 @@ def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
     """The learner of the experiment's stages."""
     from sims_image.checks import finetuning_of
     from sims_image.learner import ImageLearner
-    from sims_image.presets import PRESETS
+    from sims_image.models.presets import PRESETS
     from sims_image.train import Train
 
     settings = planned.settings
@@ -316,10 +317,11 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
 def describe(settings: Sims) -> str:
     """The plan and its cost in words. Raises `InputError`, as the run would at once, where the data are at hand."""
     from sims_core.sampling import Sampler
-    from sims_image import checkpoints, search
+    from sims_image import search
     from sims_image.checks import at_hand
     from sims_image.estimate import evaluation_flops, here, measure, on_gpus
-    from sims_image.presets import PRESETS
+    from sims_image.models import checkpoints
+    from sims_image.models.presets import PRESETS
 
     planned = plan(settings)
     preset = PRESETS[planned.preset]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sims_core.errors import InputError, choose, extra, shown
 from sims_image.data.archives import sha256_file
 from sims_image.data.dataset import Dataset, to_unit
-from sims_image.presets import by
+from sims_image.models.presets import by
 
 #: of torch-fidelity's weights-inception-2015-12-05-6726825d.pth, which are TensorFlow's (Heusel et al. 2017)
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -356,10 +356,10 @@ def _hash(path: Path) -> str:
 
 def _state(path: Path) -> dict[str, Tensor]:
     """A state dict from a .safetensors file, or one of torch.save's, without running what is in it."""
-    from sims_image.torchfiles import load
+    from sims_image.models.torchfiles import load
 
     if path.suffix == ".safetensors":
-        from sims_image.checkpoints import read_weights
+        from sims_image.models.checkpoints import read_weights
 
         return read_weights(path, argument="--weights")
     found = load("--weights", path)

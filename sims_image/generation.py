@@ -31,7 +31,7 @@ from sims_image.data.folders import write_folder
 from sims_image.data.stores import Images
 from sims_image.data.writing import check_room, size
 from sims_image.guided import Model, precision_note
-from sims_image.presets import by
+from sims_image.models.presets import by
 from sims_image.processes import Processes
 from sims_image.seedlists import Labels, Seeds
 from sims_image.sheets import write_sheet

@@ -16,8 +16,8 @@ from sims_core.lab.command import parse_command
 from sims_image.data.archives import checked_members, impostor, open_zip, sha256_file
 
 if TYPE_CHECKING:
-    from sims_image.checkpoints import Data, Summary
-    from sims_image.nvidia import Snapshot
+    from sims_image.models.checkpoints import Data, Summary
+    from sims_image.models.nvidia.convert import Snapshot
 
 ARGUMENT = "PATH"
 KNOWN = "a data set, a checkpoint, a run folder, a snapshot of NVIDIA's or reference statistics"
@@ -91,7 +91,7 @@ def _dataset(path: Path) -> list[str]:
 
 
 def _checkpoint(path: Path) -> list[str]:
-    from sims_image.checkpoints import summary
+    from sims_image.models.checkpoints import summary
 
     found: Summary = summary(path, argument=ARGUMENT)
     record = found.record
@@ -123,14 +123,14 @@ def _run(path: Path) -> list[str]:
 
 
 def _pickle(path: Path) -> list[str]:
+    from sims_image.models.nvidia.snapshots import read_file
     from sims_image.references import METRICS
-    from sims_image.snapshots import read_file
 
     content = read_file(path, argument=ARGUMENT)
     if isinstance(content, dict) and "ema" not in content and any(name in content for name in METRICS):
         return _statistics(path)
-    from sims_image.checkpoints import PRECONDITIONING
-    from sims_image.nvidia import read_snapshot
+    from sims_image.models.checkpoints import PRECONDITIONING
+    from sims_image.models.nvidia.convert import read_snapshot
 
     found: Snapshot = read_snapshot(path, argument=ARGUMENT)
     count = sum(value.numel() for value in found.weights.values())

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from sims_core.seeds import Seed
     from sims_image.learner import ImageData, ImageLearner, ImageModel
-    from sims_image.presets import Recipe
+    from sims_image.models.presets import Recipe
     from sims_image.processes import Processes
     from sims_image.train import Train
 
@@ -139,11 +139,11 @@ class Checked:
 def check(settings: Laboratory) -> Checked:
     """Options and, where they are at hand, data, checked; nothing is built. Raises `InputError` naming the option."""
     from sims_core.algorithm import AUXILIARY_DATA
-    from sims_image import checkpoints
     from sims_image.data.dataset import open_dataset
     from sims_image.learner import WEIGHTS
+    from sims_image.models import checkpoints
+    from sims_image.models.presets import PRESETS
     from sims_image.objectives import OBJECTIVES
-    from sims_image.presets import PRESETS
     from sims_image.schedules import images_of
     from sims_image.train import Train
     from sims_image.train import plan as train_plan

@@ -18,12 +18,12 @@ import torch
 
 from sims_core.errors import InputError, choose
 from sims_core.seeds import Seed
-from sims_image import checkpoints
 from sims_image.data.dataset import Dataset
 from sims_image.data.derived import Derived, ImageData
 from sims_image.generate import choose_sampler
 from sims_image.generation import Request, write
 from sims_image.guided import Model, guide_with, load_model
+from sims_image.models import checkpoints
 from sims_image.processes import Processes, start
 from sims_image.schedules import images_of
 from sims_image.seedlists import Labels, Seeds
@@ -159,7 +159,7 @@ class ImageLearner(Derived):
         return ImageModel(place, classes=_shares(data.open()))
 
     def _preset_budget(self) -> str:
-        from sims_image.presets import PRESETS
+        from sims_image.models.presets import PRESETS
 
         return PRESETS[choose("--preset", self.training.preset, PRESETS)].recipe.budget
 

@@ -107,7 +107,7 @@ def bound(arm: Arm, settings: Laboratory, checked: Checked) -> Any:
 def doubled(learner: ImageLearner) -> ImageLearner:
     """The learner with twice the sampler's steps."""
     from sims_core.sampling import Sampler
-    from sims_image.presets import PRESETS
+    from sims_image.models.presets import PRESETS
 
     name = learner.sampler or PRESETS[learner.training.preset].sampler
     return replace(learner, sampler=str(Sampler.parse(name, argument="--sampler").doubled()))

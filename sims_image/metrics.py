@@ -21,9 +21,9 @@ from sims_image.comparison import METRICS, Estimate, compare
 from sims_image.data.dataset import Dataset
 from sims_image.features import Extractor, extractor
 from sims_image.kernels import kid, kid_subsets
+from sims_image.models.presets import by
 from sims_image.moments import frechet
 from sims_image.neighbours import Memorisation, density_coverage, memorisation, precision_recall
-from sims_image.presets import by
 from sims_image.samples import GROUPS, KEEP, Kept, Sample
 from sims_image.targets import Floor, Reference, generated
 

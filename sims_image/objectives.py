@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sims_core.diffusion import EDM, LogNormal, denoising_loss
 from sims_core.errors import InputError, choose
-from sims_image.networks import Preconditioned
-from sims_image.presets import Recipe
+from sims_image.models.networks import Preconditioned
+from sims_image.models.presets import Recipe
 
 Conditions: TypeAlias = Mapping[str, Tensor]
 """What the network is told besides the noisy image: ``class_labels`` (B, K) and ``augment_labels`` (B, 9)."""

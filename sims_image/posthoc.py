@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError
-from sims_image import checkpoints
+from sims_image.models import checkpoints
 
 if TYPE_CHECKING:
     from sims_image.bench import Bench
@@ -50,7 +50,7 @@ def at_width(
     write: whether this process makes it. Raises `InputError`: no stored averages, an impossible width, or one that they
     are too few or too far from to make.
     """
-    from sims_image.ema import gamma_from_width, misfit, reconstruct
+    from sims_image.models.ema import gamma_from_width, misfit, reconstruct
 
     try:
         gamma_from_width(width)
@@ -156,7 +156,7 @@ def parse_widths(argument: str, text: str) -> tuple[float, ...]:
 
 def grids_of(settings: Sims, preset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The grids of both options. Raises `InputError`, also where the preset keeps no power-function averages."""
-    from sims_image.presets import PRESETS
+    from sims_image.models.presets import PRESETS
 
     found = []
     for argument, text in (("--base-ema", settings.base_ema), ("--auxiliary-ema", settings.auxiliary_ema)):

@@ -42,8 +42,8 @@ def read_statistics(path: str | Path, *, argument: str = "--reference") -> dict[
     if begin[:1] != b"\x80":
         what = f" but {impostor(begin)}" if impostor(begin) else "; name an .npz with mu and sigma, or EDM2's .pkl"
         raise InputError(argument, str(path), f"not statistics{what}")
+    from sims_image.models.nvidia.snapshots import read_file
     from sims_image.pickles.numbers import array
-    from sims_image.snapshots import read_file
 
     content = read_file(path, argument=argument)
     if type(content) is not dict or not any(name in content for name in METRICS):

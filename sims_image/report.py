@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.lab.runs import provenance, write_atomic, write_json
-from sims_image import checkpoints
 from sims_image.arms import Arm
 from sims_image.captions import plain_name, settings_line
 from sims_image.learner import ImageData, ImageModel
+from sims_image.models import checkpoints
 from sims_image.search import Search, planned
 
 if TYPE_CHECKING:

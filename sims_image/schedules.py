@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sims_core.errors import InputError
 from sims_core.lab.grids import parse_budget
-from sims_image.presets import Recipe
+from sims_image.models.presets import Recipe
 
 
 def learning_rate(recipe: Recipe, seen: int) -> float:

@@ -26,11 +26,12 @@ import torch
 from sims_core.errors import InputError, reason
 from sims_core.lab.runs import RunFolder, write_atomic, write_failure
 from sims_core.seeds import Seed
-from sims_image import checkpoints, sheets, torchfiles
+from sims_image import sheets
 from sims_image.augment import Augmentation
 from sims_image.batches import Feed
-from sims_image.ema import Profile, Weights
-from sims_image.networks import Preconditioned, build
+from sims_image.models import checkpoints, torchfiles
+from sims_image.models.ema import Profile, Weights
+from sims_image.models.networks import Preconditioned, build
 from sims_image.processes import Processes, repeatable_kernels, tuned_kernels
 from sims_image.schedules import shares
 from sims_image.train import Plan, Train, plan

@@ -18,7 +18,7 @@ from sims_core.lab.runs import write_atomic
 from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.data.dataset import to_pixels
-from sims_image.networks import Preconditioned
+from sims_image.models.networks import Preconditioned
 
 _GAP = 1
 _ABOUT = 720  # pixels of a sheet's width, for small images

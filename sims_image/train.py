@@ -14,12 +14,12 @@ import tyro
 from sims_core.errors import InputError, choose
 from sims_core.lab.command import parse_command
 from sims_core.lab.runs import RunFolder
-from sims_image.presets import PRESETS, Preset, Recipe, by
+from sims_image.models.presets import PRESETS, Preset, Recipe, by
 from sims_image.schedules import Timetable, images_of, ramp_warning, timetable
 
 if TYPE_CHECKING:
-    from sims_image.checkpoints import Summary
     from sims_image.data.dataset import Dataset
+    from sims_image.models.checkpoints import Summary
     from sims_image.session import Result
 
 RAW = ("auto", "always", "end")
@@ -122,7 +122,7 @@ class Train:
 class Plan:
     """A training run that is known to make sense, before anything is built.
 
-    preset: its name, '' for a checkpoint without one. config: arguments of `sims_image.networks.build`. data: None in a
+    preset: its name, '' for a checkpoint without one. config: arguments of `sims_image.models.networks.build`. data: None in a
     dry run without. parent: the checkpoint to start from. sheets: the steps at which one is drawn. settings: what the
     run folder records. notes: what the user should know.
     """
@@ -150,8 +150,8 @@ class Plan:
 
 def plan(train: Train) -> Plan:
     """What ``train`` asks for, checked. Raises `InputError` naming the argument that is wrong, or missing."""
-    from sims_image import checkpoints
     from sims_image.data.dataset import open_dataset
+    from sims_image.models import checkpoints
 
     choose("--raw", train.raw, RAW)
     for name in ("seed", "sheet", "workers", "microbatch"):

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
 from sims_image.batches import Batch, Feed
-from sims_image.ema import Averages, HalfLife, Power, Profile
-from sims_image.networks import Preconditioned
+from sims_image.models.ema import Averages, HalfLife, Power, Profile
+from sims_image.models.networks import Preconditioned
+from sims_image.models.presets import Recipe
 from sims_image.objectives import make_objective
-from sims_image.presets import Recipe
 from sims_image.processes import Processes
 from sims_image.schedules import learning_rate, spread
 

@@ -209,9 +209,9 @@ def commands(place: Path, *, names: Sequence[str] = ("prepare", "zip", "generate
     import torch
 
     import sims_toy.planning  # noqa: F401  (what a child would have to import again and again)
-    from sims_image import checkpoints
     from sims_image.data.prepare import Prepare, prepare
-    from sims_image.networks import build
+    from sims_image.models import checkpoints
+    from sims_image.models.networks import build
 
     torch.set_num_threads(1)
     place.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sims_core.errors import InputError, choose, shown
 from sims_core.lab.command import parse_command
 from sims_core.lab.runs import RunFolder, followed, write_failure
-from sims_image.presets import by
+from sims_image.models.presets import by
 
 if TYPE_CHECKING:
     import numpy as np

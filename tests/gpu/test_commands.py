@@ -10,7 +10,7 @@ from sims_image import search
 from sims_image.__main__ import VERBS
 from sims_image.__main__ import run as command
 from sims_image.data.dataset import open_dataset
-from sims_image.presets import PRESETS
+from sims_image.models.presets import PRESETS
 from tests.image import test_digits_experiments as experiments
 from tests.image import tiny
 from tests.image.test_nvidia import write

@@ -7,8 +7,8 @@ import torch
 
 from sims_core.sampling import Churn, Sampler
 from sims_image.guided import error_over_signal
-from sims_image.networks import build
-from sims_image.presets import PRESETS
+from sims_image.models.networks import build
+from sims_image.models.presets import PRESETS
 from tests.gpu.models import FAMILIES, pair, samples
 from tests.image import networks
 from tests.image.networks import CASES, relative

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sims_image.networks import Preconditioned, build
+from sims_image.models.networks import Preconditioned, build
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "networks.npz"
 

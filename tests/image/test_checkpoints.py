@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sims_core.errors import InputError
-from sims_image import checkpoints
-from sims_image.checkpoints import Data, Ema, Record, load, locate, save, summary
+from sims_image.models import checkpoints
+from sims_image.models.checkpoints import Data, Ema, Record, load, locate, save, summary
 from tests.image import networks
 
 SONG = {"img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_type": "SongUNet", "model_channels": 16}

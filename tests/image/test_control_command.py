@@ -15,7 +15,7 @@ from sims_image.__main__ import run as command
 from sims_image.classify import Judge, confusion, judge
 from sims_image.control import Control, parse_target, plan
 from sims_image.data.dataset import open_dataset
-from sims_image.presets import PRESETS
+from sims_image.models.presets import PRESETS
 from tests.image import tiny
 
 

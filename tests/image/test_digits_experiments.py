@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from sims_image.__main__ import run as command
-from sims_image.presets import PRESETS
+from sims_image.models.presets import PRESETS
 from tests.image import tiny
 
 COMMON = [

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from sims_core.errors import InputError
-from sims_image.networks import build
-from sims_image.networks.edm2 import Block, MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
+from sims_image.models.networks import build
+from sims_image.models.networks.edm2 import Block, MPConv, MPFourier, mp_cat, mp_silu, mp_sum, normalize
 from tests.image.networks import filled, network, relative
 
 SMALL = {

@@ -10,7 +10,7 @@ import torch
 from scipy import integrate
 
 from sims_core.errors import InputError
-from sims_image.ema import (
+from sims_image.models.ema import (
     Averages,
     HalfLife,
     Power,

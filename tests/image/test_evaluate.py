@@ -16,7 +16,7 @@ from PIL import Image
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_core.sampling import Sampler
-from sims_image import checkpoints, targets
+from sims_image import targets
 from sims_image.__main__ import run as command
 from sims_image.comparison import METRICS, compare
 from sims_image.data.folders import write_folder
@@ -24,6 +24,7 @@ from sims_image.features import Extractor, cache_folder, extractor
 from sims_image.generation import stream
 from sims_image.guided import load_model
 from sims_image.metrics import collect, evaluate, frechet, kid, table
+from sims_image.models import checkpoints
 from sims_image.samples import Sample
 from sims_image.targets import DataFeatures, Reference
 from tests.image import tiny

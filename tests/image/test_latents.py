@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from sims_core.errors import InputError
-from sims_image import checkpoints
 from sims_image.__main__ import run as command
 from sims_image.data.dataset import open_dataset
 from sims_image.data.folders import write_folder
-from sims_image.presets import PRESETS
+from sims_image.models import checkpoints
+from sims_image.models.presets import PRESETS
 from sims_image.train import Train, plan
 from tests.image import tiny
 

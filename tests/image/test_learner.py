@@ -15,9 +15,9 @@ from sims_core.errors import InputError
 from sims_core.learner import Learner, Mergeable, Perturbable, Rebuildable, Scalable
 from sims_core.loop import POLICIES, parse_policy, self_consuming_loop
 from sims_core.seeds import Seed
-from sims_image import checkpoints
 from sims_image.learner import ImageData, ImageLearner, ImageModel, budgets_of
-from sims_image.presets import PRESETS
+from sims_image.models import checkpoints
+from sims_image.models.presets import PRESETS
 from sims_image.train import Train
 from tests import contract
 from tests.image import tiny

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from sims_core.errors import InputError
-from sims_image.networks import build, parameter_count
-from sims_image.networks.edm import UNetBlock
-from sims_image.networks.layers import (
+from sims_image.models.networks import build, parameter_count
+from sims_image.models.networks.edm import UNetBlock
+from sims_image.models.networks.layers import (
     Conv2d,
     FourierEmbedding,
     GroupNorm,

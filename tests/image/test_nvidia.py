@@ -14,11 +14,11 @@ from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_core.lab.runs import RunFolder
 from sims_image.__main__ import run
-from sims_image.checkpoints import Data, Ema, Record, load, save
 from sims_image.info import describe
-from sims_image.networks import build
-from sims_image.nvidia import import_nvidia, read_snapshot
-from sims_image.presets import PRESETS
+from sims_image.models.checkpoints import Data, Ema, Record, load, save
+from sims_image.models.networks import build
+from sims_image.models.nvidia.convert import import_nvidia, read_snapshot
+from sims_image.models.presets import PRESETS
 from sims_image.references import read_statistics
 from tests.image import networks
 from tests.image.nvidia_files import Persistent, dump, module_state, stored_network
@@ -135,7 +135,7 @@ def test_what_the_file_records_is_kept(tmp_path):
 
 def test_every_multiple_of_edm2s_count_is_recovered(tmp_path):
     """EDM2 names files by thousands of images, rounded down; its counts are multiples of 1024."""
-    from sims_image.nvidia import Snapshot, _training
+    from sims_image.models.nvidia.convert import Snapshot, _training
 
     snapshot = Snapshot(tmp_path, "Precond", {}, {}, {})
     for images in [*range(1024 * 98_000, 1024 * 98_200, 1024), 2147483648, 939524096]:
@@ -143,7 +143,7 @@ def test_every_multiple_of_edm2s_count_is_recovered(tmp_path):
 
 
 def test_presets_are_recognised_by_their_architecture():
-    from sims_image.nvidia import _preset
+    from sims_image.models.nvidia.convert import _preset
 
     for name, preset in PRESETS.items():
         with torch.device("meta"):

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from sims_core.errors import InputError
+from sims_image.models.nvidia.snapshots import Stored, plain, read_file, tensors
 from sims_image.pickles.machine import RefusedError
 from sims_image.pickles.machine import machine as pickles
 from sims_image.pickles.numbers import array, load_plain
-from sims_image.snapshots import Stored, plain, read_file, tensors
 from tests.image.nvidia_files import Persistent, binbytes, dump, module_state, stack_global, stream, text
 
 
@@ -125,7 +125,7 @@ def test_source_text_is_not_run(tmp_path):
         ("torch", "storage._load_from_bytes"),
         ("torch.storage", "os.system"),
         ("collections", "OrderedDict.__class__"),
-        ("sims_image.snapshots", "_storage"),
+        ("sims_image.models.nvidia.snapshots", "_storage"),
         ("numpy", "load"),
         ("", ""),
         ("numpy\n", "ndarray"),

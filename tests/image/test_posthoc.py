@@ -7,10 +7,10 @@ import json
 import pytest
 
 from sims_core.errors import InputError
-from sims_image import checkpoints
 from sims_image.__main__ import run as command
+from sims_image.models import checkpoints
+from sims_image.models.presets import PRESETS
 from sims_image.posthoc import at_width, stored
-from sims_image.presets import PRESETS
 from sims_image.train import Train, train
 from tests.image import tiny
 

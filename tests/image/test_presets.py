@@ -7,8 +7,8 @@ import torch
 
 from sims_core.errors import InputError
 from sims_core.sampling import Sampler
-from sims_image.networks import build, parameter_count
-from sims_image.presets import PRESETS, Recipe
+from sims_image.models.networks import build, parameter_count
+from sims_image.models.presets import PRESETS, Recipe
 
 PUBLISHED = {
     "cifar10-cond": 55_735_299,

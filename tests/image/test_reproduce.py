@@ -13,11 +13,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from sims_image import checkpoints, features
+from sims_image import features
 from sims_image.__main__ import VERBS
 from sims_image.__main__ import run as command
 from sims_image.data.dataset import open_dataset
-from sims_image.presets import PRESETS
+from sims_image.models import checkpoints
+from sims_image.models.presets import PRESETS
 from tests.image import networks
 from tests.image.nvidia_files import dump, stored_network
 from tests.image.synthetic import cifar_members, cifar_tar, folder, pixels

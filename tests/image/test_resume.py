@@ -24,7 +24,7 @@ from tests.image.ranks import environment, finish, kill
 ROOT = Path(__file__).resolve().parents[2]
 #: the tiny preset, for commands in other processes
 LAUNCH = (
-    "import sys; from tests.image import tiny; from sims_image.presets import PRESETS; "
+    "import sys; from tests.image import tiny; from sims_image.models.presets import PRESETS; "
     "from sims_image.__main__ import main; PRESETS['tiny'] = tiny.preset(tiny.EDM, tiny.recipe(augment=0.3)); main()"
 )
 SETTINGS = ["--network", "dropout=0.2", "--budget", "0.4k", "--log-every", "16", "--state-every", "64"]

@@ -72,7 +72,7 @@ def test_retuned_samplers_cost_no_more(text):
 
 
 def test_auto_reads_its_grid(tmp_path, monkeypatch):
-    from sims_image.presets import PRESETS
+    from sims_image.models.presets import PRESETS
 
     monkeypatch.setitem(PRESETS, "tiny", tiny.preset())
     given = Sims(data=str(tmp_path), base="tiny", omega="auto", budgets="1k,2k", search="1800", n="900")

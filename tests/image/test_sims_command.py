@@ -24,14 +24,14 @@ from sims_image.__main__ import run as command
 from sims_image.arms import Arm
 from sims_image.data.dataset import open_dataset
 from sims_image.experiments import Sims, conduct, describe, plan
-from sims_image.presets import PRESETS
+from sims_image.models.presets import PRESETS
 from tests.image import tiny
 from tests.image.ranks import finish, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 #: the tiny preset, for commands in other processes
 LAUNCH = (
-    "import sys; from tests.image import tiny; from sims_image.presets import PRESETS; "
+    "import sys; from tests.image import tiny; from sims_image.models.presets import PRESETS; "
     "from sims_image.__main__ import main; "
     "from sims_image import search; search.RHOS, search.TOPS = (5.0,), (1.0,); "
     "PRESETS['tiny'] = tiny.preset(tiny.EDM, tiny.recipe(budget='0.08k', lr=1e-2)); main()"

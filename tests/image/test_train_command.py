@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 
 from sims_core.errors import InputError
 from sims_core.lab.runs import RunFolder
-from sims_image import checkpoints, estimate, session, training
+from sims_image import estimate, session, training
 from sims_image.__main__ import run as command
-from sims_image.ema import HalfLife, Power, reconstruct
-from sims_image.presets import PRESETS, Recipe
+from sims_image.models import checkpoints
+from sims_image.models.ema import HalfLife, Power, reconstruct
+from sims_image.models.presets import PRESETS, Recipe
 from sims_image.schedules import learning_rate, ramp_warning, shares, timetable
 from sims_image.train import Train, plan, train
 from sims_image.training import DivergedError

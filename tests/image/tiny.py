@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from sims_core.seeds import Seed
-from sims_image import checkpoints
 from sims_image.batches import Feed
 from sims_image.data.dataset import Dataset, open_dataset
-from sims_image.networks import build
-from sims_image.presets import Preset, Recipe
+from sims_image.models import checkpoints
+from sims_image.models.networks import build
+from sims_image.models.presets import Preset, Recipe
 from sims_image.processes import Processes
 from sims_image.training import Options, Trainer
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sims_core.diffusion import EDM
-from sims_image.networks.layers import (
+from sims_image.models.networks.layers import (
     attend,
     by_role,
     downsample,
@@ -26,7 +26,7 @@ from sims_image.networks.layers import (
     untokens,
     upsample,
 )
-from sims_image.networks.preconditioning import Preconditioned
+from sims_image.models.networks.preconditioning import Preconditioned
 
 
 def normalize(x: Tensor, dim: int | Sequence[int]) -> Tensor:

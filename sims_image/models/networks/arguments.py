@@ -1,4 +1,4 @@
-"""What may be said to `sims_image.networks.build`: the published arguments, their defaults, and values that work."""
+"""What may be said to `sims_image.models.networks.build`: the published arguments, their defaults, and values that work."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sims_core.errors import InputError, choose, whole
-from sims_image.networks.edm2 import Block, Precond, UNet
-from sims_image.networks.preconditioning import (
+from sims_image.models.networks.edm2 import Block, Precond, UNet
+from sims_image.models.networks.preconditioning import (
     MODELS,
     EDMPrecond,
     IDDPMPrecond,

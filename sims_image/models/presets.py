@@ -91,7 +91,7 @@ class Recipe:
 class Preset:
     """A network, the data it expects, its recipe and its sampler.
 
-    network: arguments of `sims_image.networks.build` apart from those the data give (`config`). shape: (C, H, W);
+    network: arguments of `sims_image.models.networks.build` apart from those the data give (`config`). shape: (C, H, W);
     classes: how many, 0 for unconditional. sampler: as `sims_core.sampling.Sampler.parse` reads it; churn: EDM's
     (S_churn, S_min, S_max, S_noise), or None for the deterministic sampler.
     """
@@ -104,7 +104,7 @@ class Preset:
     churn: tuple[float, float, float, float] | None = None
 
     def config(self, shape: Shape | None = None, label_dim: int | None = None) -> dict[str, Any]:
-        """The arguments of `sims_image.networks.build` for images (C, H, W) with ``label_dim`` classes.
+        """The arguments of `sims_image.models.networks.build` for images (C, H, W) with ``label_dim`` classes.
 
         Left out, both are the preset's own. Raises `InputError` for images that are not square.
         """

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sims_core.diffusion import EDM
 from sims_core.errors import InputError
-from sims_image.networks.edm import DhariwalUNet, SongUNet
+from sims_image.models.networks.edm import DhariwalUNet, SongUNet
 
 MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 BODIES = (torch.float32, torch.bfloat16, torch.float16)
@@ -24,7 +24,7 @@ BODIES = (torch.float32, torch.bfloat16, torch.float16)
 class Preconditioned(nn.Module):
     """What all networks share: the call, its checks, and the precision of the body.
 
-    config: the arguments that `sims_image.networks.build` rebuilds the network from. sigma_min, sigma_max: the noise
+    config: the arguments that `sims_image.models.networks.build` rebuilds the network from. sigma_min, sigma_max: the noise
     levels it supports; discrete: of these a table alone (`round_sigma`). sigma_data: standard deviation of the data.
     has_logvar: it can tell its uncertainty (EDM2).
     """

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sims_image.networks.layers import (
+from sims_image.models.networks.layers import (
     Conv2d,
     FourierEmbedding,
     GroupNorm,

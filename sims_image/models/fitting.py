@@ -18,7 +18,7 @@ def build_with(
     """The network of ``config`` with ``weights``, strictly, in eval mode. Raises `InputError` naming what differs."""
     import torch
 
-    from sims_image.networks import build
+    from sims_image.models.networks import build
 
     try:
         with torch.device("meta"):  # shapes only: nothing is drawn, or allocated before it is known to fit

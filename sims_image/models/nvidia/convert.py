@@ -1,6 +1,6 @@
 """NVIDIA's published EDM and EDM2 snapshots as checkpoints: ``sims_image import-nvidia FILE.pkl``.
 
-Nothing in the file is run (`sims_image.snapshots`): the network is built by `sims_image.networks` from the class's name
+Nothing in the file is run (`sims_image.models.nvidia.snapshots`): the network is built by `sims_image.models.networks` from the class's name
 and the constructor's arguments, and takes the file's weights strictly.
 """
 
@@ -23,14 +23,14 @@ from sims_image.pickles.machine import RefusedError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sims_image.checkpoints import Checkpoint, Data, Ema
+    from sims_image.models.checkpoints import Checkpoint, Data, Ema
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A network as a file of NVIDIA's holds it.
 
-    class_name: of its preconditioning. config: arguments of `sims_image.networks.build`. weights: by their published
+    class_name: of its preconditioning. config: arguments of `sims_image.models.networks.build`. weights: by their published
     names, floats as float32. settings: what else the file records (data set, loss, augmentation, encoder), JSON-able.
     """
 
@@ -44,8 +44,8 @@ class Snapshot:
 
 def read_snapshot(path: str | Path, *, argument: str = "FILE") -> Snapshot:
     """The network in a snapshot (its entry ``ema``). Raises `InputError` with the reason if it is refused."""
-    from sims_image.checkpoints import PRECONDITIONING
-    from sims_image.snapshots import Stored, plain, read_file, tensors
+    from sims_image.models.checkpoints import PRECONDITIONING
+    from sims_image.models.nvidia.snapshots import Stored, plain, read_file, tensors
 
     content = read_file(path, argument=argument)
     network = content.get("ema") if isinstance(content, dict) else None
@@ -92,7 +92,7 @@ def _setting_or_none(value: Any, name: str) -> tuple[Any] | None:
 
 def _settings(value: Any, what: str) -> Any:
     """An entry of the file beside its network: an object becomes its class's name and what it was set to."""
-    from sims_image.snapshots import Stored, plain
+    from sims_image.models.nvidia.snapshots import Stored, plain
 
     if isinstance(value, Stored):
         state = {k: v for k, v in value.state.items() if not str(k).startswith("_")}
@@ -105,8 +105,8 @@ def import_nvidia(path: str | Path, out: str | Path | None = None, *, replace: b
 
     Raises `InputError`: refused (it says why), a network that is not known, or ``out`` cannot be written.
     """
-    from sims_image.checkpoints import RECORD, Checkpoint, Record, save
-    from sims_image.fitting import build_with
+    from sims_image.models.checkpoints import RECORD, Checkpoint, Record, save
+    from sims_image.models.fitting import build_with
 
     path = Path(path)
     snapshot = read_snapshot(path)
@@ -143,7 +143,7 @@ def _training(stem: str, snapshot: Snapshot) -> tuple[int | None, int, Ema]:
     EDM writes ``network-snapshot-KIMG.pkl``, thousands of images. EDM2 writes ``NAME-KIMG-WIDTH.pkl`` with the width of
     its power-function average, and its counts are multiples of 1024 images, of which KIMG drops the last digits.
     """
-    from sims_image.checkpoints import Ema
+    from sims_image.models.checkpoints import Ema
 
     match = re.search(r"-(\d{6,})(?:-(0\.\d{3}))?$", stem)
     if snapshot.class_name != "Precond":
@@ -157,7 +157,7 @@ def _training(stem: str, snapshot: Snapshot) -> tuple[int | None, int, Ema]:
 
 def _data(snapshot: Snapshot) -> Data | None:
     """The training data, as far as the file records it: the name of its archive, and the shape of its images."""
-    from sims_image.checkpoints import Data
+    from sims_image.models.checkpoints import Data
 
     recorded = snapshot.settings.get("dataset_kwargs")
     path = recorded.get("path") if isinstance(recorded, dict) else None
@@ -171,8 +171,8 @@ def _preset(config: Any) -> str | None:
     """The preset whose architecture this is, if there is one."""
     import torch
 
-    from sims_image.networks import build
-    from sims_image.presets import PRESETS
+    from sims_image.models.networks import build
+    from sims_image.models.presets import PRESETS
 
     def architecture(settings: Any) -> dict[str, Any]:
         return {k: v for k, v in settings.items() if k != "use_fp16"}

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from sims_image.networks.arguments import resolve
-from sims_image.networks.preconditioning import Preconditioned
+from sims_image.models.networks.arguments import resolve
+from sims_image.models.networks.preconditioning import Preconditioned
 
 __all__ = ["Preconditioned", "build", "parameter_count"]
 

@@ -110,7 +110,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Summary:
-    """A checkpoint without its weights. sha256: of the weights' file. config: `sims_image.networks.build` makes it."""
+    """A checkpoint without its weights. sha256: of the weights' file. config: `sims_image.models.networks.build` makes it."""
 
     path: Path
     config: dict[str, Any]
@@ -141,7 +141,7 @@ PRECONDITIONING = {
 
 
 def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: bool = False) -> Summary:
-    """Write ``net`` (a network of `sims_image.networks.build`) as the checkpoint ``folder``, whole or not at all.
+    """Write ``net`` (a network of `sims_image.models.networks.build`) as the checkpoint ``folder``, whole or not at all.
 
     replace: take the place of a checkpoint that is there. Raises `InputError`: something else is there, it cannot be
     written, or a weight is not finite.
@@ -343,7 +343,7 @@ def load(path: str | Path, *, argument: str = "checkpoint") -> Checkpoint:
         raise InputError(
             argument, str(weights), f"truncated or changed: its SHA-256 is {sha256[:12]}..., not {found.sha256[:12]}..."
         )
-    from sims_image.fitting import build_with
+    from sims_image.models.fitting import build_with
 
     network = build_with(found.config, read_weights(weights, argument=argument), str(weights), argument=argument)
     return Checkpoint(found.path, found.config, found.preconditioning, found.parameters, sha256, found.record, network)

@@ -1,0 +1,1 @@
+"""Networks, their presets, their checkpoints, and those of others."""

@@ -1,0 +1,1 @@
+"""NVIDIA's published EDM and EDM2 snapshots."""

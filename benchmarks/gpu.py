@@ -40,14 +40,14 @@ import training
 from sims_core.lab.runs import write_json
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_image.augment import Augmentation
-from sims_image.batches import Feed
 from sims_image.classifier import Classifier
-from sims_image.estimate import Cost, measure
 from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS, Preset
 from sims_image.processes import Processes, choose_device, full_float32, repeatable_kernels, tuned_kernels
-from sims_image.training import Options, Trainer, profiles
+from sims_image.training.augment import Augmentation
+from sims_image.training.batches import Feed
+from sims_image.training.estimate import Cost, measure
+from sims_image.training.trainer import Options, Trainer, profiles
 from sims_image.vit import VisionTransformer
 from sims_toy.ensemble import Ensemble, numba_available
 from sims_toy.mlp import Mlp

@@ -33,14 +33,14 @@ import torch
 from torch import Tensor
 
 from sims_core import Seed
-from sims_image.augment import Augmentation
-from sims_image.batches import Feed, Ready
 from sims_image.data.dataset import Dataset, open_dataset
-from sims_image.estimate import measure
 from sims_image.models.networks import Preconditioned, build, edm, edm2
 from sims_image.models.presets import PRECISIONS, PRESETS, Recipe
 from sims_image.processes import Processes, full_float32
-from sims_image.training import Options, Trainer
+from sims_image.training.augment import Augmentation
+from sims_image.training.batches import Feed, Ready
+from sims_image.training.estimate import measure
+from sims_image.training.trainer import Options, Trainer
 
 PARTS = ("data", "device", "forward", "backward", "optimiser", "averages")
 

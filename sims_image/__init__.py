@@ -13,7 +13,7 @@ from typing import Any
 from sims_core import __version__ as __version__
 
 _HOMES: dict[str, tuple[str, ...]] = {
-    "augment": ("Augmentation",),
+    "training.augment": ("Augmentation",),
     "models.checkpoints": ("Checkpoint", "Record"),
     "data.dataset": ("Dataset", "open_dataset", "to_pixels", "to_unit"),
     "models.ema": ("reconstruct",),
@@ -26,8 +26,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "data.prepare": ("Prepare",),
     "models.presets": ("PRESETS", "Preset", "Recipe"),
     "references": ("Statistics", "read_statistics"),
-    "train": ("Train",),
-    "training": ("DivergedError", "Trainer"),
+    "training.train": ("Train",),
+    "training.trainer": ("DivergedError", "Trainer"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_WHERE)

@@ -16,7 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
         "sims_image.data.prepare:run",
         "make a data set: CIFAR-10, ImageNet-64, folders, IDX, zips, parquet, digits",
     ),
-    "train": ("sims_image.train:run", "train a preset, or fine-tune a checkpoint"),
+    "train": ("sims_image.training.train:run", "train a preset, or fine-tune a checkpoint"),
     "generate": ("sims_image.generate:run", "draw images from a checkpoint: alone, SIMS, Neon or autoguidance"),
     "evaluate": ("sims_image.evaluate:run", "measure a model or images: FID, KID, precision, recall, and their floor"),
     "sims": ("sims_image.experiments:run", "Algorithm 1 end to end: base, synthetic data, auxiliary, omega, report"),

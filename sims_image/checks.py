@@ -36,7 +36,7 @@ def at_hand(settings: Sims) -> bool:
 
 
 def finetuning_of(settings: Sims) -> dict[str, Any]:
-    """The options of `sims_image.train.Train` that auxiliaries are fine-tuned with, in place of the preset's."""
+    """The options of `sims_image.training.train.Train` that auxiliaries are fine-tuned with, in place of the preset's."""
     given = {"batch": settings.train_batch, "lr": settings.lr, "lr_decay": settings.lr_decay}
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return found | ({"lr_rampup": settings.lr_rampup} if settings.lr_rampup else {})
@@ -58,7 +58,7 @@ def check_inputs(
     from sims_image.processes import choose_device
     from sims_image.seedlists import Labels
     from sims_image.targets import check_real
-    from sims_image.train import Train, recipe_of
+    from sims_image.training.train import Train, recipe_of
 
     data = open_dataset(settings.data, verify=False)
     held = further(settings.heldout, "--heldout", data) if settings.heldout else None

@@ -24,9 +24,9 @@ from sims_core.draws import Draws
 from sims_core.errors import InputError, shown
 from sims_core.lab.runs import parse_json, write_json
 from sims_core.seeds import Seed
-from sims_image.batches import Order
 from sims_image.data.archives import sha256_file
 from sims_image.data.dataset import Dataset, to_unit
+from sims_image.training.batches import Order
 
 WEIGHTS, RECORD, FORMAT = "model.safetensors", "model.json", "sims-classifier 1"
 

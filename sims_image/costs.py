@@ -1,6 +1,6 @@
 """What an experiment will cost: images trained on and drawn, network evaluations, time here and on one GPU.
 
-Operations are counted by tracing the network (`sims_image.estimate`); GPU-hours assume its rate of an A100,
+Operations are counted by tracing the network (`sims_image.training.estimate`); GPU-hours assume its rate of an A100,
 which nobody measured here.
 """
 
@@ -50,7 +50,7 @@ class Ledger:
         self.lines.append((what, f"{times:,} x {images:,} images, {spent:,} evaluations: {self._hours(0, spent)}"))
 
     def _hours(self, trained: int, evaluations: int) -> str:
-        from sims_image.estimate import duration
+        from sims_image.training.estimate import duration
 
         seconds = trained * self.flops / self.rate + evaluations * self.evaluation / self.drawing
         return f"{seconds / 3600:.2g} A100-hours" if seconds >= 3600 else f"{duration(seconds)} of one A100"
@@ -77,8 +77,8 @@ def ledger(checked: Checked) -> Ledger:
     """An empty one for an experiment's network and sampler. Raises `InputError`."""
     from sims_core.sampling import Sampler
     from sims_image.checks import at_hand
-    from sims_image.estimate import A100, here
     from sims_image.models.presets import PRESETS
+    from sims_image.training.estimate import A100, here
 
     recipe, sizes = checked.recipe, checked.sizes
     sampler = checked.settings.sampler or PRESETS[checked.preset].sampler
@@ -95,6 +95,6 @@ def ledger(checked: Checked) -> Ledger:
 
 @lru_cache(maxsize=16)
 def _flops(config: str, recipe: Recipe) -> tuple[float, float]:
-    from sims_image.estimate import evaluation_flops, measure
+    from sims_image.training.estimate import evaluation_flops, measure
 
     return measure(json.loads(config), recipe).flops, evaluation_flops(json.loads(config))

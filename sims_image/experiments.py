@@ -164,8 +164,8 @@ def plan(settings: Sims) -> Plan:
     from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS, budgets_of
     from sims_image.posthoc import grids_of
-    from sims_image.schedules import images_of
     from sims_image.seedlists import Seeds
+    from sims_image.training.schedules import images_of
 
     if not settings.data:
         raise InputError("--data", "", "name the data set that the base is trained on (see `sims_image prepare`)")
@@ -222,9 +222,9 @@ def base_of(settings: Sims) -> tuple[str, str, int]:
 
 def check_data(planned: Plan) -> dict[str, Any]:
     """The base's network arguments. Raises `InputError` for all that can be refused before anything is made."""
-    from sims_image import train
     from sims_image.checks import check_inputs
     from sims_image.models import checkpoints
+    from sims_image.training.trainer import train
 
     settings = planned.settings
     if planned.checkpoint:
@@ -240,7 +240,7 @@ def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
     from sims_image.checks import finetuning_of
     from sims_image.learner import ImageLearner
     from sims_image.models.presets import PRESETS
-    from sims_image.train import Train
+    from sims_image.training.train import Train
 
     settings = planned.settings
     finetuning = finetuning_of(settings)
@@ -319,9 +319,9 @@ def describe(settings: Sims) -> str:
     from sims_core.sampling import Sampler
     from sims_image import search
     from sims_image.checks import at_hand
-    from sims_image.estimate import evaluation_flops, here, measure, on_gpus
     from sims_image.models import checkpoints
     from sims_image.models.presets import PRESETS
+    from sims_image.training.estimate import evaluation_flops, here, measure, on_gpus
 
     planned = plan(settings)
     preset = PRESETS[planned.preset]

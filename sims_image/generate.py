@@ -149,7 +149,7 @@ def choose_sampler(
     Raises `InputError` for one that does not exist.
     """
     from sims_image.guided import default_sampler
-    from sims_image.sheets import make_sampler
+    from sims_image.training.sheets import make_sampler
 
     preset, stochastic = default_sampler(model.base)
     if name or churn == "none":

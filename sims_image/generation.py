@@ -34,7 +34,7 @@ from sims_image.guided import Model, precision_note
 from sims_image.models.presets import by
 from sims_image.processes import Processes
 from sims_image.seedlists import Labels, Seeds
-from sims_image.sheets import write_sheet
+from sims_image.training.sheets import write_sheet
 
 #: images of a shard: the least multiple of the compute batch that reaches this
 SHARD = 256
@@ -300,7 +300,7 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 
 def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[str, str]]:
     """The request and its cost in words; times one evaluation of each network on one compute batch."""
-    from sims_image.estimate import duration, evaluation_flops, on_gpus
+    from sims_image.training.estimate import duration, evaluation_flops, on_gpus
 
     model, n = request.model, len(request.seeds)
     own, other = model.evaluations(request.sampler)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sims_image.learner import ImageData, ImageLearner, ImageModel
     from sims_image.models.presets import Recipe
     from sims_image.processes import Processes
-    from sims_image.train import Train
+    from sims_image.training.train import Train
 
 #: what a row of quality holds of the metrics, each with its standard error
 METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
@@ -97,8 +97,8 @@ class Retraining(Laboratory):
     """Images a step of it; default the preset's."""
 
     def options(self, mi: int) -> dict[str, Any]:
-        """Of `sims_image.train.Train`, for such a training. Raises `InputError`."""
-        from sims_image.schedules import images_of
+        """Of `sims_image.training.train.Train`, for such a training. Raises `InputError`."""
+        from sims_image.training.schedules import images_of
 
         found: dict[str, Any] = {"batch": self.retrain_batch}
         if self.retrain_budget:
@@ -143,10 +143,10 @@ def check(settings: Laboratory) -> Checked:
     from sims_image.learner import WEIGHTS
     from sims_image.models import checkpoints
     from sims_image.models.presets import PRESETS
-    from sims_image.objectives import OBJECTIVES
-    from sims_image.schedules import images_of
-    from sims_image.train import Train
-    from sims_image.train import plan as train_plan
+    from sims_image.training.objectives import OBJECTIVES
+    from sims_image.training.schedules import images_of
+    from sims_image.training.train import Train
+    from sims_image.training.train import plan as train_plan
 
     if not settings.data and not (settings.dry_run and settings.images):
         raise InputError("--data", "", "name the data set of real images (see `sims_image prepare`)")
@@ -271,7 +271,7 @@ class Lab:
         import numpy as np
 
         from sims_image.seedlists import Seeds
-        from sims_image.sheets import write_sheet
+        from sims_image.training.sheets import write_sheet
 
         path = self.report / f"grid-{name}.png"
         data = self.bench.data

@@ -25,10 +25,10 @@ from sims_image.generation import Request, write
 from sims_image.guided import Model, guide_with, load_model
 from sims_image.models import checkpoints
 from sims_image.processes import Processes, start
-from sims_image.schedules import images_of
 from sims_image.seedlists import Labels, Seeds
-from sims_image.session import Result, run_session
-from sims_image.train import Train
+from sims_image.training.schedules import images_of
+from sims_image.training.session import Result, run_session
+from sims_image.training.train import Train
 
 __all__ = ["WEIGHTS", "ImageData", "ImageLearner", "ImageModel", "budgets_of"]
 
@@ -80,7 +80,7 @@ def _load(base: Path, auxiliary: Path | None, kind: str, omega: float, dtype: st
 class ImageLearner(Derived):
     """`sims_core.learner.Learner`, and all that its methods and loops may ask besides, for images below ``root``.
 
-    training: options of `sims_image.train.Train` for `fit` (preset at least), finetuning: more of them, or others, for
+    training: options of `sims_image.training.train.Train` for `fit` (preset at least), finetuning: more of them, or others, for
     `finetune`, retraining: for `fit` from another model, rebuilding: for `rebuild`. sampler: '' for the preset's.
     batch: the compute batch of sampling. weights: which snapshot a model is that was trained from another, 'ema' (the
     recipe's first average) or 'raw'; a short fine-tune's slow average hardly moves. fit_weights: the same of one

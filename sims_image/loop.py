@@ -208,7 +208,7 @@ def describe(settings: Loop) -> str:
     """The plan and its cost in words."""
     from sims_core.algorithm import METHODS
     from sims_image.costs import ledger
-    from sims_image.schedules import images_of
+    from sims_image.training.schedules import images_of
 
     checked, policy, arms = plan(settings)
     sizes, turns = checked.sizes, settings.generations * settings.trials

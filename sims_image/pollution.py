@@ -127,7 +127,7 @@ def run_dose(
 def describe(settings: Pollution) -> str:
     """The plan and its cost in words."""
     from sims_image.costs import ledger
-    from sims_image.schedules import images_of
+    from sims_image.training.schedules import images_of
 
     checked, doses, omegas = plan(settings)
     sizes, trials = checked.sizes, settings.trials

@@ -38,7 +38,7 @@ def write(
     grids: dict[str, Any],
 ) -> Path:
     """Write figures, grids, ``table.csv``, ``results.json`` and ``report.html`` below OUT/report; returns the page."""
-    from sims_image.sheets import write_sheet
+    from sims_image.training.sheets import write_sheet
 
     folder = Path(bench.plan.settings.out) / "report"
     folder.mkdir(parents=True, exist_ok=True)

@@ -105,7 +105,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def describe(settings: Retrain) -> str:
     """The plan and its cost in words."""
     from sims_image.costs import ledger
-    from sims_image.schedules import images_of
+    from sims_image.training.schedules import images_of
 
     checked, policies = plan(settings)
     sizes, trials, again = checked.sizes, settings.trials, settings.rounds - 1

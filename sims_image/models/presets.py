@@ -36,7 +36,7 @@ class Recipe:
     'inverse-sqrt' (lr / sqrt(steps / lr_decay_steps) after lr_decay_steps steps; EDM2) or 'cosine' (to 0 at
     the end of the budget). ema: 'halflife' (ema_halflife images, at most ema_rampup times the images seen; None: no
     ramp; EDM) or 'power' (EDM2's profiles of the relative widths ema_widths). augment: probability of each of EDM's
-    augmentations, 0 for none. objective: a name in `sims_image.objectives.OBJECTIVES`. p_mean, p_std: training noise,
+    augmentations, 0 for none. objective: a name in `sims_image.training.objectives.OBJECTIVES`. p_mean, p_std: training noise,
     ln sigma ~ N(p_mean, p_std^2). precision of the network's body ('float32', 'bf16', 'fp16'; weights, gradients and
     averages stay float32) and the loss_scale used with it.
     """

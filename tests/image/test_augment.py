@@ -14,7 +14,7 @@ from torch import Tensor
 from sims_core.draws import Draws
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
-from sims_image.augment import SYM6, Augmentation, Parameters, resample
+from sims_image.training.augment import SYM6, Augmentation, Parameters, resample
 
 AUGMENT = Augmentation(0.12)
 SIZE = 33

@@ -13,13 +13,12 @@ from sims_core.errors import InputError
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
-from sims_image import augment, sheets
-from sims_image.augment import Augmentation
 from sims_image.classifier import Classifier
 from sims_image.engines import Engine, Runner
 from sims_image.features import Extractor
 from sims_image.processes import Processes, choose_device, repeatable_kernels, start, tuned_kernels
-from sims_image.training import Options, Trainer
+from sims_image.training.augment import Augmentation
+from sims_image.training.trainer import Options, Trainer, augment, sheets
 from tests.image import tiny
 from tests.pretended import CUDA, ForbiddenError, MixedDevicesError, fetched, gpu
 
@@ -104,7 +103,7 @@ def test_a_fault_in_a_step_is_found(data, monkeypatch, fault):
             monkeypatch.setattr(subject._watch, "loss", lambda value, level: value.mean().item())
             machine.syncs.clear()
             subject.run(1, after=lambda: None)
-            assert ("_local_scalar_dense", "sims_image/training.py: _backward") in machine.syncs
+            assert ("_local_scalar_dense", "sims_image/training/trainer.py: _backward") in machine.syncs
 
 
 # --------------------------------------------------------------------------------- sampling

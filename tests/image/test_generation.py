@@ -29,7 +29,7 @@ from sims_image.guided import error_over_signal, load_model
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from sims_image.seedlists import Labels, Seeds
-from sims_image.train import Train, plan
+from sims_image.training.train import Train, plan
 from tests.image import ranks, tiny
 from tests.image.ranks import environment, finish
 

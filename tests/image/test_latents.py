@@ -14,7 +14,7 @@ from sims_image.data.dataset import open_dataset
 from sims_image.data.folders import write_folder
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
-from sims_image.train import Train, plan
+from sims_image.training.train import Train, plan
 from tests.image import tiny
 
 

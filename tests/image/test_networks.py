@@ -25,7 +25,7 @@ from sims_image.models.networks.layers import (
     is_box,
     upsample,
 )
-from sims_image.sheets import make_sampler
+from sims_image.training.sheets import make_sampler
 from tests.image.networks import CASES, filled, network, relative
 
 SONG = {

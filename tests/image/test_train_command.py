@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 
 from sims_core.errors import InputError
 from sims_core.lab.runs import RunFolder
-from sims_image import estimate, session, training
 from sims_image.__main__ import run as command
 from sims_image.models import checkpoints
 from sims_image.models.ema import HalfLife, Power, reconstruct
 from sims_image.models.presets import PRESETS, Recipe
-from sims_image.schedules import learning_rate, ramp_warning, shares, timetable
-from sims_image.train import Train, plan, train
-from sims_image.training import DivergedError
+from sims_image.training.schedules import learning_rate, ramp_warning, shares, timetable
+from sims_image.training.train import Train, plan, train
+from sims_image.training.trainer import DivergedError, estimate, session
+from sims_image.training.trainer import trainer as training
 from tests.image import tiny
 
 
@@ -460,7 +460,7 @@ def test_activations_are_what_training_keeps():
 
 
 def test_profiles_of_the_recipes():
-    from sims_image.training import profiles
+    from sims_image.training.trainer import profiles
 
     assert profiles(PRESETS["cifar10-cond"].recipe) == [HalfLife(500_000, 0.05)]
     assert profiles(PRESETS["imagenet64-edm2-s"].recipe) == [Power(0.05), Power(0.1)]

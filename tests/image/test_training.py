@@ -12,11 +12,11 @@ from torch import Tensor
 
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
-from sims_image.augment import Augmentation
-from sims_image.batches import Order
 from sims_image.models.networks.edm2 import MPConv
-from sims_image.objectives import OBJECTIVES, Loss, make_objective
-from sims_image.training import PATIENCE, DivergedError, Watch
+from sims_image.training.augment import Augmentation
+from sims_image.training.batches import Order
+from sims_image.training.objectives import OBJECTIVES, Loss, make_objective
+from sims_image.training.trainer import PATIENCE, DivergedError, Watch
 from tests.image import tiny
 from tests.image.networks import relative
 

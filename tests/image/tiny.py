@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 
 from sims_core.seeds import Seed
-from sims_image.batches import Feed
 from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.models import checkpoints
 from sims_image.models.networks import build
 from sims_image.models.presets import Preset, Recipe
 from sims_image.processes import Processes
-from sims_image.training import Options, Trainer
+from sims_image.training.batches import Feed
+from sims_image.training.trainer import Options, Trainer
 
 EDM = {
     **{"model_type": "SongUNet", "img_resolution": 8, "img_channels": 3, "label_dim": 3, "augment_dim": 9},

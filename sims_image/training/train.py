@@ -15,12 +15,12 @@ from sims_core.errors import InputError, choose
 from sims_core.lab.command import parse_command
 from sims_core.lab.runs import RunFolder
 from sims_image.models.presets import PRESETS, Preset, Recipe, by
-from sims_image.schedules import Timetable, images_of, ramp_warning, timetable
+from sims_image.training.schedules import Timetable, images_of, ramp_warning, timetable
 
 if TYPE_CHECKING:
     from sims_image.data.dataset import Dataset
     from sims_image.models.checkpoints import Summary
-    from sims_image.session import Result
+    from sims_image.training.session import Result
 
 RAW = ("auto", "always", "end")
 
@@ -213,7 +213,7 @@ def _sheets(table: Timetable, config: dict[str, Any], sampler: str, rows: int) -
     """The steps at which a sheet costs less than a tenth of the training since the last one; the end always."""
     from sims_core.sampling import Sampler
     from sims_core.seeds import Seed
-    from sims_image.sheets import sheet_labels
+    from sims_image.training.sheets import sheet_labels
 
     samples = len(sheet_labels(rows, int(config.get("label_dim") or 0), Seed(0))[1])
     steps = (
@@ -347,10 +347,10 @@ def _digest(settings: dict[str, Any]) -> str:
 def train(settings: Train, *, progress: bool = False) -> Result:
     """Train, or go on, or recognise a run that is finished: the command in one call.
 
-    Raises `InputError` for bad input, and `sims_image.training.DivergedError`.
+    Raises `InputError` for bad input, and `sims_image.training.trainer.DivergedError`.
     """
     from sims_image.processes import start
-    from sims_image.session import run_session
+    from sims_image.training.session import run_session
 
     with start(settings.device) as processes:
         return run_session(settings, processes, progress=progress)
@@ -361,14 +361,14 @@ def run(argv: Sequence[str]) -> None:
     words = list(argv)
     settings = parse_command(Train, words, prog="sims_image train", description=str(Train.__doc__))
     if settings.dry_run:
-        from sims_image.estimate import describe
+        from sims_image.training.estimate import describe
 
         planned = plan(settings)
         if planned.data is not None:
             RunFolder.check(settings.out or planned.folder, planned.settings)
         print(describe(planned, settings))
         return
-    from sims_image.training import DivergedError
+    from sims_image.training.trainer import DivergedError
 
     try:
         result = train(settings, progress=True)

@@ -20,13 +20,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sims_image.models.networks import Preconditioned, build
 from sims_image.models.presets import Recipe
-from sims_image.objectives import make_objective
 from sims_image.processes import choose_device, full_float32
-from sims_image.schedules import shares
-from sims_image.training import BODIES, profiles
+from sims_image.training.objectives import make_objective
+from sims_image.training.schedules import shares
+from sims_image.training.trainer import BODIES, profiles
 
 if TYPE_CHECKING:
-    from sims_image.train import Plan, Train
+    from sims_image.training.train import Plan, Train
 
 #: operations a second that an A100 sustains in training such networks: 40% of its 312 TFLOP/s in bf16 or fp16 (an
 #: assumption, not measured here), 8 times less in float32 without tensor cores

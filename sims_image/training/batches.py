@@ -21,8 +21,8 @@ from torch import Tensor
 from sims_core.devices import moved
 from sims_core.draws import Draws
 from sims_core.seeds import Seed
-from sims_image.augment import Augmentation, Parameters
 from sims_image.data.dataset import Dataset, to_unit
+from sims_image.training.augment import Augmentation, Parameters
 
 
 class Order:
@@ -57,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Ready:
-    """A batch as the objective takes it, on the device: clean, level and noise as `sims_image.objectives.Objective`.
+    """A batch as the objective takes it, on the device: clean, level and noise as `sims_image.training.objectives.Objective`.
 
     conditions: the network's labels by argument name.
     """

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
-from sims_image.batches import Batch, Feed
 from sims_image.models.ema import Averages, HalfLife, Power, Profile
 from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import Recipe
-from sims_image.objectives import make_objective
 from sims_image.processes import Processes
-from sims_image.schedules import learning_rate, spread
+from sims_image.training.batches import Batch, Feed
+from sims_image.training.objectives import make_objective
+from sims_image.training.schedules import learning_rate, spread
 
 BODIES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: fp16 steps in a row whose scaled gradient overflows before the run counts as diverged
@@ -56,7 +56,7 @@ class Options:
     """What changes a run's speed and rounding but not its recipe.
 
     compile: torch.compile the network. channels_last: memory format of images and convolutions. workers, ahead: see
-    `sims_image.batches.Feed`.
+    `sims_image.training.batches.Feed`.
     """
 
     compile: bool = False

@@ -26,16 +26,15 @@ import torch
 from sims_core.errors import InputError, reason
 from sims_core.lab.runs import RunFolder, write_atomic, write_failure
 from sims_core.seeds import Seed
-from sims_image import sheets
-from sims_image.augment import Augmentation
-from sims_image.batches import Feed
 from sims_image.models import checkpoints, torchfiles
 from sims_image.models.ema import Profile, Weights
 from sims_image.models.networks import Preconditioned, build
 from sims_image.processes import Processes, repeatable_kernels, tuned_kernels
-from sims_image.schedules import shares
-from sims_image.train import Plan, Train, plan
-from sims_image.training import BODIES, Options, Report, Trainer
+from sims_image.training.augment import Augmentation
+from sims_image.training.batches import Feed
+from sims_image.training.schedules import shares
+from sims_image.training.train import Plan, Train, plan
+from sims_image.training.trainer import BODIES, Options, Report, Trainer, sheets
 
 FORMAT = 1
 STATE = "state.pt"
@@ -64,7 +63,7 @@ class Result:
 
 
 def run_session(settings: Train, processes: Processes, *, progress: bool = False) -> Result:
-    """`sims_image.train.train` among ``processes``."""
+    """`sims_image.training.train.train` among ``processes``."""
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     out = Path(settings.out) if settings.out else planned.folder
     part, passes = shares("--batch", planned.recipe.batch, processes.world, settings.microbatch)

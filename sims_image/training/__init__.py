@@ -1,0 +1,1 @@
+"""Training: options, objectives, schedules, batches, the loop and its run folder."""

@@ -85,12 +85,12 @@ class Timed:
 def streamed(preset: str, width: int, images: int, n: int) -> dict[str, float]:
     """Images measured as they are made: seconds an image of each part, and evaluating's share."""
     from sims_core.sampling import Sampler
-    from sims_image.generation import stream
-    from sims_image.guided import Model
     from sims_image.metrics import collect
     from sims_image.models.checkpoints import Record, Summary
     from sims_image.models.networks import build
     from sims_image.models.presets import PRESETS
+    from sims_image.sampling.generation import stream
+    from sims_image.sampling.guided import Model
 
     config = PRESETS[preset].config()
     model = Model(Summary(Path(preset), config, "edm", 0, "", Record()), build(**config).eval())

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Sampler
-from sims_image.engines import Engine
-from sims_image.guided import Model
 from sims_image.models.checkpoints import Record, Summary
 from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS
 from sims_image.processes import full_float32
+from sims_image.sampling.engine import Engine
+from sims_image.sampling.guided import Model
 
 #: images drawn at once, for about a second of the base
 BATCHES = {"digits": 32, "fashion16": 8, "cifar10-tiny": 2}

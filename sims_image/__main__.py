@@ -17,7 +17,10 @@ VERBS: dict[str, tuple[str, str]] = {
         "make a data set: CIFAR-10, ImageNet-64, folders, IDX, zips, parquet, digits",
     ),
     "train": ("sims_image.training.train:run", "train a preset, or fine-tune a checkpoint"),
-    "generate": ("sims_image.generate:run", "draw images from a checkpoint: alone, SIMS, Neon or autoguidance"),
+    "generate": (
+        "sims_image.sampling.generate:run",
+        "draw images from a checkpoint: alone, SIMS, Neon or autoguidance",
+    ),
     "evaluate": ("sims_image.evaluate:run", "measure a model or images: FID, KID, precision, recall, and their floor"),
     "sims": ("sims_image.experiments:run", "Algorithm 1 end to end: base, synthetic data, auxiliary, omega, report"),
     "loop": ("sims_image.loop:run", "self-consuming generations: any data policy and method, measured one by one"),

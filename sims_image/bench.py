@@ -15,10 +15,10 @@ from sims_core.lab.runs import kept_json
 if TYPE_CHECKING:
     from sims_core.sampling import Sampler
     from sims_image.experiments import Plan
-    from sims_image.guided import Model
     from sims_image.learner import ImageLearner, ImageModel
     from sims_image.processes import Processes
-    from sims_image.seedlists import Seeds
+    from sims_image.sampling.guided import Model
+    from sims_image.sampling.seeds import Seeds
     from sims_image.targets import Reference
 
 
@@ -77,7 +77,7 @@ class Bench:
 
     def sampler(self, model: Model, *, doubled: bool = False) -> Sampler:
         """The experiment's sampler."""
-        from sims_image.generate import choose_sampler
+        from sims_image.sampling.generate import choose_sampler
 
         found = choose_sampler(model, self.plan.settings.sampler)
         return found.doubled() if doubled else found
@@ -98,8 +98,8 @@ class Bench:
         self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False, sampler: Sampler | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """(batches of this process's part of ``seeds``, all that decides the images). Arguments as `measure`."""
-        from sims_image.generation import stream
-        from sims_image.seedlists import Labels, Seeds
+        from sims_image.sampling.generation import stream
+        from sims_image.sampling.seeds import Labels, Seeds
 
         settings = self.plan.settings
         request = self.learner.request(image_model, seeds, root=settings.seed, device=self.processes.device)

@@ -56,7 +56,7 @@ def check_inputs(
     from sims_image.features import check_features
     from sims_image.models.presets import PRESETS
     from sims_image.processes import choose_device
-    from sims_image.seedlists import Labels
+    from sims_image.sampling.seeds import Labels
     from sims_image.targets import check_real
     from sims_image.training.train import Train, recipe_of
 

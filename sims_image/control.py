@@ -212,7 +212,7 @@ def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: A
     own: the base's shares, from which the number of candidates follows. Raises `InputError` where a class stays short.
     """
     from sims_image.classify import judged
-    from sims_image.seedlists import Seeds
+    from sims_image.sampling.seeds import Seeds
 
     count = lab.sizes.auxiliary
     quota = np.floor(shares * count).astype(int)

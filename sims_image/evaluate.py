@@ -14,18 +14,18 @@ import tyro
 
 from sims_core.errors import InputError
 from sims_core.lab.command import parse_command
-from sims_image.generate import Generate
 from sims_image.models.presets import by
+from sims_image.sampling.generate import Generate
 
 if TYPE_CHECKING:
     import torch
 
     from sims_image.data.dataset import Dataset
     from sims_image.features import Extractor
-    from sims_image.generation import Request
     from sims_image.metrics import Report
     from sims_image.processes import Processes
     from sims_image.samples import Sample
+    from sims_image.sampling.generation import Request
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _planned(settings: Evaluate, device: torch.device) -> Request:
 
     import numpy as np
 
-    from sims_image.generate import request
+    from sims_image.sampling.generate import request
 
     data = settings.data
     if not data and Path(settings.reference).suffix not in (".npz", ".pkl"):
@@ -212,8 +212,8 @@ def _planned(settings: Evaluate, device: torch.device) -> Request:
 
 def describe(settings: Evaluate) -> str:
     """What would be measured, and what it costs, in words. Raises `InputError`."""
-    from sims_image.generation import estimate
     from sims_image.processes import choose_device
+    from sims_image.sampling.generation import estimate
 
     ready = prepared(settings, choose_device(settings.device))
     lines = [("features", settings.features)]
@@ -233,10 +233,10 @@ def _generated(
     settings: Evaluate, planned: Request, features: Extractor, processes: Processes, *, progress: bool
 ) -> tuple[Sample, dict[str, Any]]:
     """This process's part of a model's images, measured as they are made; and how they are made."""
-    from sims_image import generation
     from sims_image.data.sources.base import bar
-    from sims_image.generate import notes
     from sims_image.metrics import collect
+    from sims_image.sampling import generation
+    from sims_image.sampling.generate import notes
 
     for note in processes.together(lambda: notes(planned)) or ():
         print(f"note: {note}")

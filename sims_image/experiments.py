@@ -21,10 +21,10 @@ from sims_image.bench import Bench
 
 if TYPE_CHECKING:
     from sims_core.guidance import GuidanceSchedule
-    from sims_image.engines import Engine
     from sims_image.learner import ImageLearner, ImageModel
     from sims_image.processes import Processes
-    from sims_image.seedlists import Seeds
+    from sims_image.sampling.engine import Engine
+    from sims_image.sampling.seeds import Seeds
 
 
 #: the grid of --omega auto
@@ -152,7 +152,7 @@ class Plan:
     @property
     def engine(self) -> Engine:
         """How networks are evaluated. Raises `InputError` for an unknown way."""
-        from sims_image.engines import Engine
+        from sims_image.sampling.engine import Engine
 
         return Engine(self.settings.pair, self.settings.compile, self.settings.cuda_graph)
 
@@ -161,10 +161,10 @@ def plan(settings: Sims) -> Plan:
     """What ``settings`` ask for. Raises `InputError` naming the option."""
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_image.checks import omegas_of
-    from sims_image.generate import parse_schedule
     from sims_image.learner import WEIGHTS, budgets_of
     from sims_image.posthoc import grids_of
-    from sims_image.seedlists import Seeds
+    from sims_image.sampling.generate import parse_schedule
+    from sims_image.sampling.seeds import Seeds
     from sims_image.training.schedules import images_of
 
     if not settings.data:

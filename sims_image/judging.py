@@ -96,7 +96,7 @@ class Judging:
 
     def measure(self, model: ImageModel, trial: int, *, doubled: bool = False) -> Judged:
         """Measure a model on the trial's images; each cell once, kept in ``cells``."""
-        from sims_image.seedlists import Seeds
+        from sims_image.sampling.seeds import Seeds
 
         lab, bench = self.lab, self.lab.bench
         seeds = Seeds.span(trial * lab.sizes.n, lab.sizes.n)

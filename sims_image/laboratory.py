@@ -196,7 +196,7 @@ class Lab:
     def __init__(self, checked: Checked, processes: Processes) -> None:
         from sims_core.guidance import FULL
         from sims_image.learner import ImageData
-        from sims_image.seedlists import Seeds
+        from sims_image.sampling.seeds import Seeds
 
         settings, sizes = checked.settings, checked.sizes
         self.checked, self.settings, self.sizes, self.processes = checked, settings, sizes, processes
@@ -236,7 +236,7 @@ class Lab:
 
     def quality(self, model: ImageModel, trial: int, *, doubled: bool = False, **identity: Any) -> dict[str, Any]:
         """Measure a model on the trial's images: a row of ``identity``, the metrics, n and NFE."""
-        from sims_image.seedlists import Seeds
+        from sims_image.sampling.seeds import Seeds
 
         cell = self.bench.measure(model, Seeds.span(trial * self.sizes.n, self.sizes.n), doubled=doubled)
         found = cell["report"][self.bench.target]
@@ -270,7 +270,7 @@ class Lab:
         """A contact sheet of a model's first images, ``OUT/report/grid-NAME.png``. Nothing for latents."""
         import numpy as np
 
-        from sims_image.seedlists import Seeds
+        from sims_image.sampling.seeds import Seeds
         from sims_image.training.sheets import write_sheet
 
         path = self.report / f"grid-{name}.png"

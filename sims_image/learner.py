@@ -20,12 +20,12 @@ from sims_core.errors import InputError, choose
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset
 from sims_image.data.derived import Derived, ImageData
-from sims_image.generate import choose_sampler
-from sims_image.generation import Request, write
-from sims_image.guided import Model, guide_with, load_model
 from sims_image.models import checkpoints
 from sims_image.processes import Processes, start
-from sims_image.seedlists import Labels, Seeds
+from sims_image.sampling.generate import choose_sampler
+from sims_image.sampling.generation import Request, write
+from sims_image.sampling.guided import Model, guide_with, load_model
+from sims_image.sampling.seeds import Labels, Seeds
 from sims_image.training.schedules import images_of
 from sims_image.training.session import Result, run_session
 from sims_image.training.train import Train
@@ -37,7 +37,7 @@ WEIGHTS = ("ema", "raw")
 
 @dataclass(frozen=True)
 class ImageModel:
-    """A model as files: a checkpoint, or one guided by another. kind: as `sims_image.guided.KINDS`.
+    """A model as files: a checkpoint, or one guided by another. kind: as `sims_image.sampling.guided.KINDS`.
 
     classes: the class shares that its samples are drawn with, () for uniform.
     """
@@ -61,7 +61,7 @@ class ImageModel:
         }
 
     def load(self, *, dtype: str = "float32", device: Any = "cpu") -> Model:
-        """The networks. Raises `InputError`, as `sims_image.guided.load_model`."""
+        """The networks. Raises `InputError`, as `sims_image.sampling.guided.load_model`."""
         if self.kind in ("none", "neon"):
             return _load(self.base, self.auxiliary, self.kind, self.omega, dtype, str(device))
         return _load(self.base, self.auxiliary, self.kind, 0.0, dtype, str(device)).at(self.omega)

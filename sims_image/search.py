@@ -17,7 +17,7 @@ import numpy as np
 from sims_core.sampling import Sampler
 from sims_image.kernels import drift_error_cosine
 from sims_image.learner import ImageModel
-from sims_image.seedlists import Seeds
+from sims_image.sampling.seeds import Seeds
 
 if TYPE_CHECKING:
     from sims_image.bench import Bench

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sims_core.sampling import Sampler, generate
 from sims_core.seeds import Seed
-from sims_image.engines import PLAIN, Engine
-from sims_image.guided import BODIES, Model
 from sims_image.models.checkpoints import Record, Summary
+from sims_image.sampling.engine import PLAIN, Engine
+from sims_image.sampling.guided import BODIES, Model
 from tests.image import networks
 
 SONG = {

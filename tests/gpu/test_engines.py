@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Sampler
-from sims_image.engines import Engine
+from sims_image.sampling.engine import Engine
 from tests.gpu.models import FAMILIES, pair, samples
 from tests.image.networks import relative
 from tests.image.test_device import SMALL, SMALL2, trainer

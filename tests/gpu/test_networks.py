@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from sims_core.sampling import Churn, Sampler
-from sims_image.guided import error_over_signal
 from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS
+from sims_image.sampling.guided import error_over_signal
 from tests.gpu.models import FAMILIES, pair, samples
 from tests.image import networks
 from tests.image.networks import CASES, relative

@@ -45,7 +45,7 @@ def stopped(model, out, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("sims_image.generation.write_folder", stop)
+        patched.setattr("sims_image.sampling.generation.write_folder", stop)
         assert generate(model, out) == 130
     return sorted((out.parent / f"{out.name}.generating" / "shards").iterdir())
 
@@ -81,7 +81,7 @@ def test_what_a_kill_left_beside_a_finished_data_set_goes(model, tmp_path, monke
 def test_work_of_another_run_is_not_removed(model, tmp_path, monkeypatch):
     assert generate(model, tmp_path / "out") == 0
     with monkeypatch.context() as patched:
-        patched.setattr("sims_image.generation.check_room", lambda *_: None)
+        patched.setattr("sims_image.sampling.generation.check_room", lambda *_: None)
         stopped(model, tmp_path / "other", patched)
     other = tmp_path / "other.generating" / "settings.json"
     content = json.loads(other.read_text())

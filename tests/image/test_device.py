@@ -14,9 +14,9 @@ from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.classifier import Classifier
-from sims_image.engines import Engine, Runner
 from sims_image.features import Extractor
 from sims_image.processes import Processes, choose_device, repeatable_kernels, start, tuned_kernels
+from sims_image.sampling.engine import Engine, Runner
 from sims_image.training.augment import Augmentation
 from sims_image.training.trainer import Options, Trainer, augment, sheets
 from tests.image import tiny

@@ -21,11 +21,11 @@ from sims_image.__main__ import run as command
 from sims_image.comparison import METRICS, compare
 from sims_image.data.folders import write_folder
 from sims_image.features import Extractor, cache_folder, extractor
-from sims_image.generation import stream
-from sims_image.guided import load_model
 from sims_image.metrics import collect, evaluate, frechet, kid, table
 from sims_image.models import checkpoints
 from sims_image.samples import Sample
+from sims_image.sampling.generation import stream
+from sims_image.sampling.guided import load_model
 from sims_image.targets import DataFeatures, Reference
 from tests.image import tiny
 from tests.image.synthetic import png

@@ -14,15 +14,15 @@ from sims_core.errors import InputError
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Churn, SampleNoise, Sampler
 from sims_core.seeds import Seed
-from sims_image import engines
 from sims_image.__main__ import run as command
 from sims_image.data.dataset import open_dataset, to_pixels
-from sims_image.engines import Engine
-from sims_image.generate import parse_schedule
-from sims_image.generation import stream
-from sims_image.guided import load_model
 from sims_image.models import checkpoints
-from sims_image.seedlists import Labels
+from sims_image.sampling import engine as engines
+from sims_image.sampling.engine import Engine
+from sims_image.sampling.generate import parse_schedule
+from sims_image.sampling.generation import stream
+from sims_image.sampling.guided import load_model
+from sims_image.sampling.seeds import Labels
 from tests.image import tiny
 
 SCHEDULES = ["full", "held:2", "predictor", "interval:0.05:20", "held:2+interval:0.05:20"]

@@ -11,7 +11,7 @@ from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import run
 from sims_image.data.dataset import open_dataset
 from sims_image.data.prepare import Prepare, plan, prepare
-from sims_image.seedlists import Labels
+from sims_image.sampling.seeds import Labels
 from tests.image.synthetic import png, tree
 
 #: colour of a picture -> what it is, so that a test sees which pictures were taken

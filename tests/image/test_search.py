@@ -8,7 +8,7 @@ import pytest
 from sims_core.sampling import Sampler
 from sims_image import search
 from sims_image.experiments import AUTO, Sims, plan
-from sims_image.seedlists import Seeds
+from sims_image.sampling.seeds import Seeds
 from tests.image import tiny
 
 

@@ -30,10 +30,10 @@ from sims_image.data.dataset import Dataset, open_dataset, to_pixels
 from sims_image.data.folders import write_folder
 from sims_image.data.stores import Images
 from sims_image.data.writing import check_room, size
-from sims_image.guided import Model, precision_note
 from sims_image.models.presets import by
 from sims_image.processes import Processes
-from sims_image.seedlists import Labels, Seeds
+from sims_image.sampling.guided import Model, precision_note
+from sims_image.sampling.seeds import Labels, Seeds
 from sims_image.training.sheets import write_sheet
 
 #: images of a shard: the least multiple of the compute batch that reaches this

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from sims_core.guidance import GuidanceSchedule
     from sims_core.sampling import Sampler
-    from sims_image.generation import Request
-    from sims_image.guided import Model
+    from sims_image.sampling.generation import Request
+    from sims_image.sampling.guided import Model
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def choose_sampler(
 
     Raises `InputError` for one that does not exist.
     """
-    from sims_image.guided import default_sampler
+    from sims_image.sampling.guided import default_sampler
     from sims_image.training.sheets import make_sampler
 
     preset, stochastic = default_sampler(model.base)
@@ -171,10 +171,10 @@ def choose_sampler(
 def request(settings: Generate, device: torch.device) -> Request:
     """What ``settings`` ask for, loaded and checked. Raises `InputError` naming the option."""
     from sims_image.data.dataset import open_dataset
-    from sims_image.engines import Engine
-    from sims_image.generation import Request
-    from sims_image.guided import load_model
-    from sims_image.seedlists import Labels, Seeds
+    from sims_image.sampling.engine import Engine
+    from sims_image.sampling.generation import Request
+    from sims_image.sampling.guided import load_model
+    from sims_image.sampling.seeds import Labels, Seeds
 
     if not settings.base:
         raise InputError("--base", "", "name a checkpoint to sample from")
@@ -232,7 +232,7 @@ _USUAL = 50
 
 def notes(planned: Request) -> list[str]:
     """What the user should know of a request. Raises `InputError` for a precision that drowns the guidance."""
-    from sims_image import generation
+    from sims_image.sampling import generation
 
     found = [generation.checked(planned)]
     if planned.model.omega < 0:
@@ -266,8 +266,8 @@ def run(argv: Sequence[str]) -> None:
     settings = parse_command(Generate, argv, prog="sims_image generate", description=str(Generate.__doc__))
     import os
 
-    from sims_image import generation
     from sims_image.processes import choose_device, start
+    from sims_image.sampling import generation
 
     if settings.dry_run:
         planned = request(settings, choose_device(settings.device))

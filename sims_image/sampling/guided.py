@@ -26,11 +26,11 @@ from sims_core.errors import InputError, choose
 from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, merge_weights
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_image.engines import PLAIN, Engine, Runner
 from sims_image.models import checkpoints
 from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import PRESETS
 from sims_image.processes import full_float32
+from sims_image.sampling.engine import PLAIN, Engine, Runner
 from sims_image.training.trainer import sheets
 
 BODIES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,0 +1,1 @@
+"""Images out of models: guided or not, streamed or as a data set."""

@@ -40,7 +40,8 @@ import training
 from sims_core.lab.runs import write_json
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_image.classifier import Classifier
+from sims_image.metrics.classifier import Classifier
+from sims_image.metrics.vit import VisionTransformer
 from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS, Preset
 from sims_image.processes import Processes, choose_device, full_float32, repeatable_kernels, tuned_kernels
@@ -48,7 +49,6 @@ from sims_image.training.augment import Augmentation
 from sims_image.training.batches import Feed
 from sims_image.training.estimate import Cost, measure
 from sims_image.training.trainer import Options, Trainer, profiles
-from sims_image.vit import VisionTransformer
 from sims_toy.ensemble import Ensemble, numba_available
 from sims_toy.mlp import Mlp
 from sims_toy.training import Training, train

@@ -22,11 +22,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from sims_image.comparison import Side, compare
-from sims_image.kernels import sums
-from sims_image.moments import Frechet
-from sims_image.neighbours import Nearest, manifolds
-from sims_image.samples import Sample
+from sims_image.metrics.compare import Side, compare
+from sims_image.metrics.kid import sums
+from sims_image.metrics.moments import Frechet
+from sims_image.metrics.neighbours import Nearest, manifolds
+from sims_image.metrics.samples import Sample
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:
@@ -85,7 +85,7 @@ class Timed:
 def streamed(preset: str, width: int, images: int, n: int) -> dict[str, float]:
     """Images measured as they are made: seconds an image of each part, and evaluating's share."""
     from sims_core.sampling import Sampler
-    from sims_image.metrics import collect
+    from sims_image.metrics.report import collect
     from sims_image.models.checkpoints import Record, Summary
     from sims_image.models.networks import build
     from sims_image.models.presets import PRESETS

@@ -25,7 +25,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "models.nvidia.convert": ("import_nvidia",),
     "data.prepare": ("Prepare",),
     "models.presets": ("PRESETS", "Preset", "Recipe"),
-    "references": ("Statistics", "read_statistics"),
+    "metrics.references": ("Statistics", "read_statistics"),
     "training.train": ("Train",),
     "training.trainer": ("DivergedError", "Trainer"),
 }

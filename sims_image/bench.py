@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from sims_core.sampling import Sampler
     from sims_image.experiments import Plan
     from sims_image.learner import ImageLearner, ImageModel
+    from sims_image.metrics.targets import Reference
     from sims_image.processes import Processes
     from sims_image.sampling.guided import Model
     from sims_image.sampling.seeds import Seeds
-    from sims_image.targets import Reference
 
 
 def there(path: Path, processes: Processes, read: Callable[[Path], Any] = kept_json) -> bool:
@@ -51,8 +51,8 @@ class Bench:
 
     def __init__(self, planned: Plan, learner: ImageLearner, processes: Processes) -> None:
         from sims_image.data.dataset import open_dataset
-        from sims_image.features import extractor
-        from sims_image.targets import Reference
+        from sims_image.metrics.features import extractor
+        from sims_image.metrics.targets import Reference
 
         settings = planned.settings
         self.plan, self.learner, self.processes = planned, learner, processes
@@ -131,8 +131,8 @@ class Bench:
         doubled: with twice the steps. sampler: in place of the experiment's. features: keep those of the images that
         KID compares beside it, in a file that the cell names as ``features``.
         """
-        from sims_image.metrics import collect, evaluate
-        from sims_image.samples import gathered
+        from sims_image.metrics.report import collect, evaluate
+        from sims_image.metrics.samples import gathered
 
         batches, known = self.stream(image_model, seeds, doubled=doubled, sampler=sampler)
         held = None if self.reference.heldout is None else self.reference.heldout.sha256

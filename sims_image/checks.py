@@ -53,11 +53,11 @@ def check_inputs(
     """
     from sims_core.sampling import Sampler
     from sims_image.data.dataset import open_dataset
-    from sims_image.features import check_features
+    from sims_image.metrics.features import check_features
+    from sims_image.metrics.targets import check_real
     from sims_image.models.presets import PRESETS
     from sims_image.processes import choose_device
     from sims_image.sampling.seeds import Labels
-    from sims_image.targets import check_real
     from sims_image.training.train import Train, recipe_of
 
     data = open_dataset(settings.data, verify=False)

@@ -21,9 +21,9 @@ from sims_image.laboratory import Checked, Lab, Laboratory, check, verb
 
 if TYPE_CHECKING:
     from sims_core.seeds import Seed
-    from sims_image.classify import Judge
     from sims_image.judging import Judging
     from sims_image.learner import ImageData, ImageModel
+    from sims_image.metrics.classify import Judge
     from sims_image.processes import Processes
 
 Array = NDArray[np.float64]
@@ -116,9 +116,9 @@ def _conditional(settings: Control, checked: Checked) -> InputError:
 
 def check_target(settings: Control) -> None:
     """Refuse a classifier that cannot be had and a target that does not fit its classes. Raises `InputError`."""
-    from sims_image.classifier import check_labelled
-    from sims_image.classify import judge
     from sims_image.data.dataset import open_dataset
+    from sims_image.metrics.classifier import check_labelled
+    from sims_image.metrics.classify import judge
 
     data = open_dataset(settings.data, verify=False)
     if settings.classifier:
@@ -132,9 +132,9 @@ def check_target(settings: Control) -> None:
 def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str]] | None:
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     from sims_image import control_report
-    from sims_image.classify import judge
     from sims_image.data.dataset import open_dataset
     from sims_image.judging import Judging
+    from sims_image.metrics.classify import judge
 
     checked, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
@@ -211,7 +211,7 @@ def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: A
 
     own: the base's shares, from which the number of candidates follows. Raises `InputError` where a class stays short.
     """
-    from sims_image.classify import judged
+    from sims_image.metrics.classify import judged
     from sims_image.sampling.seeds import Seeds
 
     count = lab.sizes.auxiliary

@@ -123,8 +123,8 @@ def _run(path: Path) -> list[str]:
 
 
 def _pickle(path: Path) -> list[str]:
+    from sims_image.metrics.references import METRICS
     from sims_image.models.nvidia.snapshots import read_file
-    from sims_image.references import METRICS
 
     content = read_file(path, argument=ARGUMENT)
     if isinstance(content, dict) and "ema" not in content and any(name in content for name in METRICS):
@@ -145,7 +145,7 @@ def _pickle(path: Path) -> list[str]:
 
 
 def _statistics(path: Path) -> list[str]:
-    from sims_image.references import METRICS, read_statistics
+    from sims_image.metrics.references import METRICS, read_statistics
 
     found = read_statistics(path, argument=ARGUMENT)
     told = [f"reference statistics {path}"]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from sims_core.sampling import Sampler
-from sims_image.kernels import drift_error_cosine
 from sims_image.learner import ImageModel
+from sims_image.metrics.kid import drift_error_cosine
 from sims_image.sampling.seeds import Seeds
 
 if TYPE_CHECKING:

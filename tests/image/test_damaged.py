@@ -11,9 +11,9 @@ from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import run
 from sims_image.data.prepare import Prepare, prepare
+from sims_image.metrics.references import read_statistics
 from sims_image.models import checkpoints, torchfiles
 from sims_image.models.networks import build
-from sims_image.references import read_statistics
 
 DAMAGE = {"empty": b"", "half": None, "a list": b"[]", "text": b"PK\x03\x04 no zip"}
 SMALL = {"model_type": "SongUNet", "img_resolution": 8, "img_channels": 1, "model_channels": 4, "channel_mult": [1]}

@@ -13,8 +13,8 @@ from sims_core.errors import InputError
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
-from sims_image.classifier import Classifier
-from sims_image.features import Extractor
+from sims_image.metrics.classifier import Classifier
+from sims_image.metrics.features import Extractor
 from sims_image.processes import Processes, choose_device, repeatable_kernels, start, tuned_kernels
 from sims_image.sampling.engine import Engine, Runner
 from sims_image.training.augment import Augmentation

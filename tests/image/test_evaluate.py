@@ -16,17 +16,16 @@ from PIL import Image
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_core.sampling import Sampler
-from sims_image import targets
 from sims_image.__main__ import run as command
-from sims_image.comparison import METRICS, compare
 from sims_image.data.folders import write_folder
-from sims_image.features import Extractor, cache_folder, extractor
-from sims_image.metrics import collect, evaluate, frechet, kid, table
+from sims_image.metrics.compare import METRICS, compare
+from sims_image.metrics.features import Extractor, cache_folder, extractor
+from sims_image.metrics.report import collect, evaluate, frechet, kid, table, targets
+from sims_image.metrics.samples import Sample
+from sims_image.metrics.targets import DataFeatures, Reference
 from sims_image.models import checkpoints
-from sims_image.samples import Sample
 from sims_image.sampling.generation import stream
 from sims_image.sampling.guided import load_model
-from sims_image.targets import DataFeatures, Reference
 from tests.image import tiny
 from tests.image.synthetic import png
 
@@ -140,7 +139,7 @@ def test_features_are_kept_and_reused(real, pixels, tmp_path, monkeypatch):
     second = DataFeatures(real, again, cache=tmp_path)
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one[1], other[1])
-    monkeypatch.setattr("sims_image.targets.IN_MEMORY", 100)  # too large for memory: computed at each pass
+    monkeypatch.setattr("sims_image.metrics.targets.IN_MEMORY", 100)  # too large for memory: computed at each pass
     streamed = Reference.of(real, pixels, batch=64)
     assert streamed.features._array is None
     held = Reference.of(real, pixels, cache=tmp_path)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sims_core.errors import InputError
-from sims_image import features
-from sims_image.classifier import Training, accuracy, classifier
-from sims_image.features import cache_folder, extractor
-from sims_image.vit import VisionTransformer
+from sims_image.metrics.classifier import Training, accuracy, classifier
+from sims_image.metrics.features import cache_folder, extractor
+from sims_image.metrics.report import features
+from sims_image.metrics.vit import VisionTransformer
 from tests.image.tiny import write_data
 
 
@@ -55,7 +55,7 @@ def test_classifier_is_trained_once_and_stored(data, tmp_path, monkeypatch):
     record = json.loads((folder / "model.json").read_text())
     assert record["accuracy"] > 0.8 and record["heldout_images"] == 24 and record["data"]["sha256"] == data.sha256
     assert accuracy(first, data, np.arange(240)) > 0.8  # classes differ in brightness; chance is a third
-    monkeypatch.setattr("sims_image.classifier.train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("sims_image.metrics.classifier.train", lambda *a, **k: pytest.fail("trained again"))
     again = extractor("classifier", dataset=data)
     assert again.sha256 == first.sha256 == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     images = data.images(slice(0, 6))

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from sims_core.errors import InputError
-from sims_image import classifier
 from sims_image.data.archives import sha256_file
 from sims_image.data.dataset import open_dataset
 from sims_image.data.folders import write_folder
 from sims_image.info import describe
+from sims_image.metrics.report import classifier
 from sims_image.models import checkpoints
 from sims_image.models.networks import build
 

@@ -7,13 +7,13 @@ from sklearn.neighbors import NearestNeighbors
 
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
-from sims_image.comparison import METRICS, Side, compare
-from sims_image.kernels import drift_error_cosine, kid_subsets, sums
-from sims_image.metrics import density_coverage, frechet, kid, memorisation, precision_recall
-from sims_image.moments import Moments, statistics_of
-from sims_image.neighbours import Nearest, compare_distances, manifolds
-from sims_image.references import Statistics
-from sims_image.samples import Sample, jackknife
+from sims_image.metrics.compare import METRICS, Side, compare
+from sims_image.metrics.kid import drift_error_cosine, kid_subsets, sums
+from sims_image.metrics.moments import Moments, statistics_of
+from sims_image.metrics.neighbours import Nearest, compare_distances, manifolds
+from sims_image.metrics.references import Statistics
+from sims_image.metrics.report import density_coverage, frechet, kid, memorisation, precision_recall
+from sims_image.metrics.samples import Sample, jackknife
 
 
 def features(n, width=12, *, seed=0, scale=1.0, shift=0.0):
@@ -80,7 +80,7 @@ def test_kid_is_the_double_sum(monkeypatch):
     x, y = features(25, seed=1), features(31, seed=2, scale=1.2)
     wanted = brute_kid(x, y)
     assert kid(generated=x, reference=y) == pytest.approx(wanted, rel=1e-10)
-    monkeypatch.setattr("sims_image.kernels._BLOCK", 100)  # many blocks
+    monkeypatch.setattr("sims_image.metrics.kid._BLOCK", 100)  # many blocks
     assert kid(generated=x, reference=y) == pytest.approx(wanted, rel=1e-10)
     groups = np.arange(25) % 4
     found = sums(x, y, groups)
@@ -120,7 +120,7 @@ def brute_neighbours(x, y, k, k_density):
 
 @pytest.mark.parametrize("block", [10**6, 300])
 def test_neighbour_metrics_agree_with_brute_force(block, monkeypatch):
-    monkeypatch.setattr("sims_image.neighbours._BLOCK", block)
+    monkeypatch.setattr("sims_image.metrics.neighbours._BLOCK", block)
     x, y = features(90, 4, seed=1, scale=0.9, shift=0.3), features(80, 4, seed=2)
     wanted = brute_neighbours(x, y, 3, 5)
     assert 0 < wanted[0] < 1 and 0 < wanted[1] < 1

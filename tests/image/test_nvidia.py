@@ -15,11 +15,11 @@ from sims_core.lab.command import main_with_errors
 from sims_core.lab.runs import RunFolder
 from sims_image.__main__ import run
 from sims_image.info import describe
+from sims_image.metrics.references import read_statistics
 from sims_image.models.checkpoints import Data, Ema, Record, load, save
 from sims_image.models.networks import build
 from sims_image.models.nvidia.convert import import_nvidia, read_snapshot
 from sims_image.models.presets import PRESETS
-from sims_image.references import read_statistics
 from tests.image import networks
 from tests.image.nvidia_files import Persistent, dump, module_state, stored_network
 

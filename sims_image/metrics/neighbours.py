@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_image.moments import Features, checked, same_width
+from sims_image.metrics.moments import Features, checked, same_width
 
 Floats = NDArray[np.float64]
 #: distances held at once

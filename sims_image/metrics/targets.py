@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError, reason
 from sims_core.lab.runs import kept, parse_json, write_atomic
 from sims_core.seeds import Seed
-from sims_image.comparison import Estimate, Side, compare
 from sims_image.data.archives import checked_members, npy_header, open_zip, sha256_file, zip_array
 from sims_image.data.dataset import Dataset, open_dataset
-from sims_image.neighbours import Memorisation, Nearest, compare_distances
-from sims_image.references import Statistics, read_statistics
-from sims_image.samples import GROUPS, KEEP, Sample
+from sims_image.metrics.compare import Estimate, Side, compare
+from sims_image.metrics.neighbours import Memorisation, Nearest, compare_distances
+from sims_image.metrics.references import Statistics, read_statistics
+from sims_image.metrics.samples import GROUPS, KEEP, Sample
 
 if TYPE_CHECKING:
-    from sims_image.features import Extractor
+    from sims_image.metrics.features import Extractor
 
 #: features of a data set that stay in memory, or on disk, in bytes; beyond, every pass computes them again
 IN_MEMORY, ON_DISK = 2**30, 2**33

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sims_core.draws import Draws
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
-from sims_image.moments import Features, Moments
+from sims_image.metrics.moments import Features, Moments
 
 if TYPE_CHECKING:
     from sims_image.processes import Processes

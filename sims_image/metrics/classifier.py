@@ -87,7 +87,7 @@ def classifier(
 
     Raises `InputError` for data without labels, too few of them, latents, or a folder that cannot be written.
     """
-    from sims_image.features import cache_folder
+    from sims_image.metrics.features import cache_folder
 
     training = training or Training()
     folder = (cache or cache_folder(data)) / f"classifier-{data.sha256[:12]}-{training.seed}"

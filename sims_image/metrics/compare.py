@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sims_core.errors import InputError
-from sims_image.kernels import own_sum, sums
-from sims_image.moments import Frechet, Moments, same_width
-from sims_image.neighbours import manifolds
-from sims_image.references import Statistics
-from sims_image.samples import Sample, jackknife
+from sims_image.metrics.kid import own_sum, sums
+from sims_image.metrics.moments import Frechet, Moments, same_width
+from sims_image.metrics.neighbours import manifolds
+from sims_image.metrics.references import Statistics
+from sims_image.metrics.samples import Sample, jackknife
 
 #: in the order of tables; the last four compare images with their neighbours
 METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")

@@ -167,7 +167,7 @@ def _dinov2(
     options: dict[str, Any], weights: Path | None, dataset: Dataset | None, cache: Path | None, device: torch.device
 ) -> Extractor:
     """DINOv2's class token (Oquab et al. 2023), images resized as EDM2's evaluation does; ViT-L/14 is the field's."""
-    from sims_image.vit import VisionTransformer
+    from sims_image.metrics.vit import VisionTransformer
 
     assert weights is not None  # or it is refused
     sha256 = _hash(weights)
@@ -190,7 +190,7 @@ def _classifier(
     options: dict[str, Any], weights: Path | None, dataset: Dataset | None, cache: Path | None, device: torch.device
 ) -> Extractor:
     """A small network trained to classify the data set's own images."""
-    from sims_image.classifier import classifier
+    from sims_image.metrics.classifier import classifier
 
     assert dataset is not None  # or it is refused
     found = classifier(dataset, cache=cache, device=device)
@@ -305,7 +305,7 @@ def _check_data(kind: str, name: str, dataset: Dataset | None) -> None:
             raise InputError("--features", name, "the reference must be a data set, whose shape they take")
         return
     if kind == "classifier":
-        from sims_image.classifier import check_labelled
+        from sims_image.metrics.classifier import check_labelled
 
         check_labelled(dataset, "--features", f"classifier ({dataset.name})")
     if kind != "pixels" and dataset.dtype != np.uint8:

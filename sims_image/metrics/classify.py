@@ -57,7 +57,7 @@ def judge(where: str, data: Dataset, *, device: torch.device | str = "cpu", cach
     """
     import torch
 
-    from sims_image.classifier import classifier, load
+    from sims_image.metrics.classifier import classifier, load
 
     module, colon, function = where.partition(":")
     if colon and not Path(where).exists():

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError
 from sims_core.lab.runs import write_json
 from sims_core.seeds import Seed
-from sims_image.comparison import METRICS, Estimate, compare
 from sims_image.data.dataset import Dataset
-from sims_image.features import Extractor, extractor
-from sims_image.kernels import kid, kid_subsets
+from sims_image.metrics.compare import METRICS, Estimate, compare
+from sims_image.metrics.features import Extractor, extractor
+from sims_image.metrics.kid import kid, kid_subsets
+from sims_image.metrics.moments import frechet
+from sims_image.metrics.neighbours import Memorisation, density_coverage, memorisation, precision_recall
+from sims_image.metrics.samples import GROUPS, KEEP, Kept, Sample
+from sims_image.metrics.targets import Floor, Reference, generated
 from sims_image.models.presets import by
-from sims_image.moments import frechet
-from sims_image.neighbours import Memorisation, density_coverage, memorisation, precision_recall
-from sims_image.samples import GROUPS, KEEP, Kept, Sample
-from sims_image.targets import Floor, Reference, generated
 
 __all__ = [
     "METRICS",

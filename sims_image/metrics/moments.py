@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_image.references import Statistics
+from sims_image.metrics.references import Statistics
 
 Features = NDArray[Any]
 #: rows are centred in pieces of so many bytes

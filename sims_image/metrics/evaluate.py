@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import torch
 
     from sims_image.data.dataset import Dataset
-    from sims_image.features import Extractor
-    from sims_image.metrics import Report
+    from sims_image.metrics.features import Extractor
+    from sims_image.metrics.report import Report
+    from sims_image.metrics.samples import Sample
     from sims_image.processes import Processes
-    from sims_image.samples import Sample
     from sims_image.sampling.generation import Request
 
 
@@ -74,8 +74,8 @@ class Evaluate(Generate):
 
 def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False) -> Report | None:
     """The command in one call; the report in the first process, None in the others. Raises `InputError`."""
-    from sims_image.features import cache_folder, extractor
-    from sims_image.samples import gathered
+    from sims_image.metrics.features import cache_folder, extractor
+    from sims_image.metrics.samples import gathered
 
     ready = processes.together(lambda: prepared(settings, processes.device)) or prepared(settings, processes.device)
     reference = ready.reference
@@ -137,9 +137,9 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
     """Everything that can be refused at once, in a dry run as in a real one. Raises `InputError` naming the option."""
     import numpy as np
 
-    from sims_image.comparison import Side
-    from sims_image.features import check_features
-    from sims_image.targets import check_real
+    from sims_image.metrics.compare import Side
+    from sims_image.metrics.features import check_features
+    from sims_image.metrics.targets import check_real
 
     _check(settings)
     reference, heldout = _opened(settings.reference, "--reference"), _opened(settings.heldout, "--heldout")
@@ -234,7 +234,7 @@ def _generated(
 ) -> tuple[Sample, dict[str, Any]]:
     """This process's part of a model's images, measured as they are made; and how they are made."""
     from sims_image.data.sources.base import bar
-    from sims_image.metrics import collect
+    from sims_image.metrics.report import collect
     from sims_image.sampling import generation
     from sims_image.sampling.generate import notes
 
@@ -330,8 +330,8 @@ def _report(
     from dataclasses import replace
 
     from sims_image.data.sources.base import bar
-    from sims_image.metrics import evaluate
-    from sims_image.targets import Reference
+    from sims_image.metrics.report import evaluate
+    from sims_image.metrics.targets import Reference
 
     reference, heldout = ready.reference, ready.heldout
     total = sum(len(data) for data in (reference, heldout) if data is not None)

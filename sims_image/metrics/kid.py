@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
-from sims_image.moments import Features, checked, same_width
+from sims_image.metrics.moments import Features, checked, same_width
 
 #: kernel values held at once
 _BLOCK = 4 * 2**20

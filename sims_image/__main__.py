@@ -25,11 +25,23 @@ VERBS: dict[str, tuple[str, str]] = {
         "sims_image.metrics.evaluate:run",
         "measure a model or images: FID, KID, precision, recall, and their floor",
     ),
-    "sims": ("sims_image.experiments:run", "Algorithm 1 end to end: base, synthetic data, auxiliary, omega, report"),
-    "loop": ("sims_image.loop:run", "self-consuming generations: any data policy and method, measured one by one"),
-    "pollution": ("sims_image.pollution:run", "standard training and SIMS on polluted data, over the pollution's size"),
-    "retrain": ("sims_image.retrain:run", "iterative retraining on real and generated images, over their ratio"),
-    "control": ("sims_image.control:run", "Algorithm 2: move class shares toward a target"),
+    "sims": (
+        "sims_image.experiments.sims:run",
+        "Algorithm 1 end to end: base, synthetic data, auxiliary, omega, report",
+    ),
+    "loop": (
+        "sims_image.experiments.loop:run",
+        "self-consuming generations: any data policy and method, measured one by one",
+    ),
+    "pollution": (
+        "sims_image.experiments.pollution:run",
+        "standard training and SIMS on polluted data, over the pollution's size",
+    ),
+    "retrain": (
+        "sims_image.experiments.retrain:run",
+        "iterative retraining on real and generated images, over their ratio",
+    ),
+    "control": ("sims_image.experiments.control:run", "Algorithm 2: move class shares toward a target"),
     "classify": ("sims_image.metrics.classify:run", "train a classifier, see how it errs, judge the classes of images"),
     "import-nvidia": (
         "sims_image.models.nvidia.convert:run",

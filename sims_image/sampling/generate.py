@@ -247,7 +247,7 @@ def notes(planned: Request) -> list[str]:
 
 def _at_widths(settings: Generate) -> Generate:
     """The settings with checkpoints of the EMA widths asked for in place of those named."""
-    from sims_image.posthoc import at_width
+    from sims_image.experiments.widths import at_width
 
     if settings.base_ema is not None:
         settings = replace(settings, base=str(at_width(settings.base, settings.base_ema)))

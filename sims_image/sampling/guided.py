@@ -31,7 +31,7 @@ from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import PRESETS
 from sims_image.processes import full_float32
 from sims_image.sampling.engine import PLAIN, Engine, Runner
-from sims_image.training.trainer import sheets
+from sims_image.training import sheets
 
 BODIES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("none", "sims", "autoguidance", "neon")

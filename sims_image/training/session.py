@@ -30,11 +30,12 @@ from sims_image.models import checkpoints, torchfiles
 from sims_image.models.ema import Profile, Weights
 from sims_image.models.networks import Preconditioned, build
 from sims_image.processes import Processes, repeatable_kernels, tuned_kernels
+from sims_image.training import sheets
 from sims_image.training.augment import Augmentation
 from sims_image.training.batches import Feed
 from sims_image.training.schedules import shares
 from sims_image.training.train import Plan, Train, plan
-from sims_image.training.trainer import BODIES, Options, Report, Trainer, sheets
+from sims_image.training.trainer import BODIES, Options, Report, Trainer
 
 FORMAT = 1
 STATE = "state.pt"

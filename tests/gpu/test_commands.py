@@ -6,10 +6,10 @@ import re
 import pandas as pd
 import pytest
 
-from sims_image import search
 from sims_image.__main__ import VERBS
 from sims_image.__main__ import run as command
 from sims_image.data.dataset import open_dataset
+from sims_image.experiments.sims import halving as search
 from sims_image.models.presets import PRESETS
 from tests.image import test_digits_experiments as experiments
 from tests.image import tiny
@@ -107,7 +107,7 @@ def test_sims(base, digits, device, tmp_path):
 def test_experiments(digits, device, tmp_path, verb, monkeypatch):
     words, table, rows = experiments.CASES[verb]
     if verb == "control":
-        monkeypatch.setattr("sims_image.control.ROUNDS", 12)
+        monkeypatch.setattr("sims_image.experiments.control.ROUNDS", 12)
         words = [*words, "--classifier", "tests.image.test_digits_experiments:Lots"]
     common = [word if word != "cpu" else device.type for word in experiments.COMMON]
     command([verb, *given(digits), "--out", str(tmp_path / "out"), *common, *words])

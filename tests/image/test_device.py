@@ -17,8 +17,9 @@ from sims_image.metrics.classifier import Classifier
 from sims_image.metrics.features import Extractor
 from sims_image.processes import Processes, choose_device, repeatable_kernels, start, tuned_kernels
 from sims_image.sampling.engine import Engine, Runner
+from sims_image.training import augment, sheets
 from sims_image.training.augment import Augmentation
-from sims_image.training.trainer import Options, Trainer, augment, sheets
+from sims_image.training.trainer import Options, Trainer
 from tests.image import tiny
 from tests.pretended import CUDA, ForbiddenError, MixedDevicesError, fetched, gpu
 

@@ -48,7 +48,7 @@ def digits(tmp_path_factory):
 def test_from_digits_to_a_report(digits, tmp_path, verb, monkeypatch):
     words, table, rows = CASES[verb]
     if verb == "control":  # a network of seconds draws no digits: what class a smudge is of is as good as a draw
-        monkeypatch.setattr("sims_image.control.ROUNDS", 12)
+        monkeypatch.setattr("sims_image.experiments.control.ROUNDS", 12)
         words = [*words, "--classifier", "tests.image.test_digits_experiments:Lots"]
     given = ["--data", str(digits), "--heldout", f"{digits}-heldout", "--out", str(tmp_path / "out"), *COMMON, *words]
     command([verb, *given])

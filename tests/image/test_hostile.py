@@ -13,7 +13,7 @@ from sims_image.data.archives import sha256_file
 from sims_image.data.dataset import open_dataset
 from sims_image.data.folders import write_folder
 from sims_image.info import describe
-from sims_image.metrics.report import classifier
+from sims_image.metrics import classifier
 from sims_image.models import checkpoints
 from sims_image.models.networks import build
 

@@ -12,11 +12,11 @@ import pytest
 
 from sims_core.errors import InputError
 from sims_image.__main__ import run as command
-from sims_image.costs import ledger
-from sims_image.laboratory import check, mean_interval, summarise
-from sims_image.loop import Loop, plan
+from sims_image.experiments.costs import ledger
+from sims_image.experiments.laboratory import check, mean_interval, summarise
+from sims_image.experiments.loop import Loop, plan
 from sims_image.models.presets import PRESETS
-from sims_image.training.trainer import estimate
+from sims_image.training import estimate
 from tests.image import tiny
 
 GIVEN = ["--base", "tiny", "--n", "24", "--features", "pixels", "--sampler", "heun:2", "--auxiliary-weights", "raw"]

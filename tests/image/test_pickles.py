@@ -14,8 +14,8 @@ import torch
 
 from sims_core.errors import InputError
 from sims_image.models.nvidia.snapshots import Stored, plain, read_file, tensors
+from sims_image.pickles import machine as pickles
 from sims_image.pickles.machine import RefusedError
-from sims_image.pickles.machine import machine as pickles
 from sims_image.pickles.numbers import array, load_plain
 from tests.image.nvidia_files import Persistent, binbytes, dump, module_state, stack_global, stream, text
 

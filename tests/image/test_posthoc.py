@@ -8,9 +8,9 @@ import pytest
 
 from sims_core.errors import InputError
 from sims_image.__main__ import run as command
+from sims_image.experiments.widths import at_width, stored
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
-from sims_image.posthoc import at_width, stored
 from sims_image.training.train import Train, train
 from tests.image import tiny
 

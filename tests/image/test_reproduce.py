@@ -16,7 +16,7 @@ import pytest
 from sims_image.__main__ import VERBS
 from sims_image.__main__ import run as command
 from sims_image.data.dataset import open_dataset
-from sims_image.metrics.report import features
+from sims_image.metrics import features
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from tests.image import networks

@@ -15,8 +15,8 @@ from sims_core.errors import InputError
 from sims_image.models import checkpoints
 
 if TYPE_CHECKING:
-    from sims_image.bench import Bench
-    from sims_image.experiments import Sims
+    from sims_image.experiments.bench import Bench
+    from sims_image.experiments.sims import Sims
     from sims_image.learner import ImageModel
 
 #: a profile that misses the wanted one by more (relative L2) is refused: the stored averages cannot make it

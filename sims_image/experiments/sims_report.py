@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.lab.runs import provenance, write_atomic, write_json
-from sims_image.arms import Arm
-from sims_image.captions import plain_name, settings_line
+from sims_image.experiments.arms import Arm
+from sims_image.experiments.captions import plain_name, settings_line
+from sims_image.experiments.halving import Search, planned
 from sims_image.learner import ImageData, ImageModel
 from sims_image.models import checkpoints
-from sims_image.search import Search, planned
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sims_image.bench import Bench
+    from sims_image.experiments.bench import Bench
 
 #: curves of the right panel; of more strengths, so many evenly chosen ones, and its axis says so
 FEW = 6

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, shown
-from sims_image.checks import at_hand, omegas_of
-from sims_image.laboratory import Checked, Lab, Laboratory, check, verb
+from sims_image.experiments.checks import at_hand, omegas_of
+from sims_image.experiments.laboratory import Checked, Lab, Laboratory, check, verb
 
 if TYPE_CHECKING:
     from sims_core.seeds import Seed
-    from sims_image.judging import Judging
+    from sims_image.experiments.judging import Judging
     from sims_image.learner import ImageData, ImageModel
     from sims_image.metrics.classify import Judge
     from sims_image.processes import Processes
@@ -131,9 +131,9 @@ def check_target(settings: Control) -> None:
 
 def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str]] | None:
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
-    from sims_image import control_report
     from sims_image.data.dataset import open_dataset
-    from sims_image.judging import Judging
+    from sims_image.experiments.judging import Judging
+    from sims_image.experiments.sims import control_report
     from sims_image.metrics.classify import judge
 
     checked, omegas = processes.together(lambda: plan(settings)) or plan(settings)
@@ -234,7 +234,7 @@ def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: A
 
 def describe(settings: Control) -> str:
     """The plan and its cost in words."""
-    from sims_image.costs import ledger
+    from sims_image.experiments.costs import ledger
 
     checked, omegas = plan(settings)
     sizes, trials = checked.sizes, settings.trials

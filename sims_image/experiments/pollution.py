@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.errors import InputError
-from sims_image.checks import at_hand, further, omegas_of
-from sims_image.laboratory import Checked, Lab, Retraining, check, verb
-from sims_image.loop import Arm, bound, drawn
+from sims_image.experiments.checks import at_hand, further, omegas_of
+from sims_image.experiments.laboratory import Checked, Lab, Retraining, check, verb
+from sims_image.experiments.loop import Arm, bound, drawn
 
 if TYPE_CHECKING:
     from sims_image.data.derived import ImageData
@@ -64,8 +64,8 @@ def conduct(settings: Pollution, processes: Processes) -> tuple[Path, Sequence[s
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     import pandas as pd
 
-    from sims_image import pollution_report
     from sims_image.data.derived import ImageData
+    from sims_image.experiments.sims import pollution_report
 
     checked, doses, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
@@ -126,7 +126,7 @@ def run_dose(
 
 def describe(settings: Pollution) -> str:
     """The plan and its cost in words."""
-    from sims_image.costs import ledger
+    from sims_image.experiments.costs import ledger
     from sims_image.training.schedules import images_of
 
     checked, doses, omegas = plan(settings)

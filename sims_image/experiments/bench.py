@@ -14,7 +14,7 @@ from sims_core.lab.runs import kept_json
 
 if TYPE_CHECKING:
     from sims_core.sampling import Sampler
-    from sims_image.experiments import Plan
+    from sims_image.experiments.sims import Plan
     from sims_image.learner import ImageLearner, ImageModel
     from sims_image.metrics.targets import Reference
     from sims_image.processes import Processes

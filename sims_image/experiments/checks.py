@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from sims_image.data.dataset import Dataset
-    from sims_image.experiments import Sims
+    from sims_image.experiments.sims import Sims
     from sims_image.models.presets import Recipe
 
 
@@ -47,7 +47,7 @@ def check_inputs(
 ) -> Dataset:
     """Refuse what the run would: data, held-out images, labels, sampler, features, fine-tuning, device.
 
-    preset, checkpoint: of the base (`sims_image.experiments.base_of`). config: its network's. budgets: of auxiliaries,
+    preset, checkpoint: of the base (`sims_image.experiments.sims.base_of`). config: its network's. budgets: of auxiliaries,
     increasing. Returns ``--data``.
     Raises `InputError` naming the option.
     """

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_image.captions import settings_line
-from sims_image.laboratory import said, summarise
+from sims_image.experiments.captions import settings_line
+from sims_image.experiments.laboratory import said, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sims_image.laboratory import Lab
+    from sims_image.experiments.laboratory import Lab
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:

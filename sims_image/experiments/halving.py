@@ -20,7 +20,7 @@ from sims_image.metrics.kid import drift_error_cosine
 from sims_image.sampling.seeds import Seeds
 
 if TYPE_CHECKING:
-    from sims_image.bench import Bench
+    from sims_image.experiments.bench import Bench
 
 Cell = dict[str, Any]
 K = TypeVar("K", bound=Hashable)

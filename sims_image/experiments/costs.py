@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sims_image.laboratory import Checked
+    from sims_image.experiments.laboratory import Checked
     from sims_image.models.presets import Recipe
 
 
@@ -76,7 +76,7 @@ class Ledger:
 def ledger(checked: Checked) -> Ledger:
     """An empty one for an experiment's network and sampler. Raises `InputError`."""
     from sims_core.sampling import Sampler
-    from sims_image.checks import at_hand
+    from sims_image.experiments.checks import at_hand
     from sims_image.models.presets import PRESETS
     from sims_image.training.estimate import A100, here
 

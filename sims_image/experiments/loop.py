@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError
-from sims_image.checks import at_hand, further
-from sims_image.laboratory import Checked, Lab, Laboratory, Retraining, check, summarise, verb
+from sims_image.experiments.checks import at_hand, further
+from sims_image.experiments.laboratory import Checked, Lab, Laboratory, Retraining, check, summarise, verb
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -117,8 +117,8 @@ def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] 
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     import pandas as pd
 
-    from sims_image import loop_report
     from sims_image.data.derived import ImageData
+    from sims_image.experiments.sims import loop_report
 
     found = processes.together(lambda: plan(settings)) or plan(settings)
     checked, policy, arms = found
@@ -207,7 +207,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 def describe(settings: Loop) -> str:
     """The plan and its cost in words."""
     from sims_core.algorithm import METHODS
-    from sims_image.costs import ledger
+    from sims_image.experiments.costs import ledger
     from sims_image.training.schedules import images_of
 
     checked, policy, arms = plan(settings)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sims_core.lab.runs import kept
 from sims_core.seeds import Seed
 from sims_core.shares import Corrected, corrected_shares
-from sims_image.bench import there
+from sims_image.experiments.bench import there
 from sims_image.metrics.classify import Judge, confusion, judged
 from sims_image.metrics.compare import Side, compare
 from sims_image.metrics.moments import Frechet
@@ -23,7 +23,7 @@ from sims_image.metrics.references import Statistics
 from sims_image.metrics.samples import Sample, gathered
 
 if TYPE_CHECKING:
-    from sims_image.laboratory import Lab
+    from sims_image.experiments.laboratory import Lab
     from sims_image.learner import ImageModel
 
 #: a classifier that nobody checked is taken at its word: so many held-out images, all judged rightly

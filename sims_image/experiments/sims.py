@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError, choose
 from sims_core.lab.command import parse_command
-from sims_image.bench import Bench
+from sims_image.experiments.bench import Bench
 
 if TYPE_CHECKING:
     from sims_core.guidance import GuidanceSchedule
@@ -145,7 +145,7 @@ class Plan:
     @property
     def rounds(self) -> tuple[Seeds, ...]:
         """The search seeds of each round of the search; one is a full grid."""
-        from sims_image.search import rounds
+        from sims_image.experiments.halving import rounds
 
         return rounds(len(self.candidates), self.search, halving=self.halving)
 
@@ -160,9 +160,9 @@ class Plan:
 def plan(settings: Sims) -> Plan:
     """What ``settings`` ask for. Raises `InputError` naming the option."""
     from sims_core.algorithm import AUXILIARY_DATA
-    from sims_image.checks import omegas_of
+    from sims_image.experiments.checks import omegas_of
+    from sims_image.experiments.widths import grids_of
     from sims_image.learner import WEIGHTS, budgets_of
-    from sims_image.posthoc import grids_of
     from sims_image.sampling.generate import parse_schedule
     from sims_image.sampling.seeds import Seeds
     from sims_image.training.schedules import images_of
@@ -222,9 +222,9 @@ def base_of(settings: Sims) -> tuple[str, str, int]:
 
 def check_data(planned: Plan) -> dict[str, Any]:
     """The base's network arguments. Raises `InputError` for all that can be refused before anything is made."""
-    from sims_image.checks import check_inputs
+    from sims_image.experiments.checks import check_inputs
     from sims_image.models import checkpoints
-    from sims_image.training.trainer import train
+    from sims_image.training import train
 
     settings = planned.settings
     if planned.checkpoint:
@@ -237,7 +237,7 @@ def check_data(planned: Plan) -> dict[str, Any]:
 
 def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
     """The learner of the experiment's stages."""
-    from sims_image.checks import finetuning_of
+    from sims_image.experiments.checks import finetuning_of
     from sims_image.learner import ImageLearner
     from sims_image.models.presets import PRESETS
     from sims_image.training.train import Train
@@ -266,9 +266,11 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
     from sims_core.algorithm import AUXILIARY_DATA, sims
     from sims_core.lab.runs import write_failure, write_json
     from sims_core.seeds import Seed
-    from sims_image import arms, posthoc, report
+    from sims_image.experiments.halving import search
+    from sims_image.experiments.sims import arms
+    from sims_image.experiments.sims import sims_report as report
+    from sims_image.experiments.sims import widths as posthoc
     from sims_image.learner import ImageData
-    from sims_image.search import search
 
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     processes.together(lambda: check_data(planned))
@@ -317,8 +319,8 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
 def describe(settings: Sims) -> str:
     """The plan and its cost in words. Raises `InputError`, as the run would at once, where the data are at hand."""
     from sims_core.sampling import Sampler
-    from sims_image import search
-    from sims_image.checks import at_hand
+    from sims_image.experiments.checks import at_hand
+    from sims_image.experiments.sims import halving as search
     from sims_image.models import checkpoints
     from sims_image.models.presets import PRESETS
     from sims_image.training.estimate import evaluation_flops, here, measure, on_gpus
@@ -370,14 +372,14 @@ def describe(settings: Sims) -> str:
 
 def turns_of(planned: Plan) -> list[tuple[int, int]]:
     """(models, images of each) of the rounds of the search, the base among them."""
-    from sims_image.search import survivors
+    from sims_image.experiments.halving import survivors
 
     return [(1 + survivors(len(planned.candidates), k), len(seeds)) for k, seeds in enumerate(planned.rounds)]
 
 
 def run(argv: Sequence[str]) -> None:
     """The verb ``sims``."""
-    from sims_image.recipes import recipes
+    from sims_image.experiments.published import recipes
 
     known = recipes("sims")
     settings = parse_command(Sims, argv, prog="sims_image sims", description=str(Sims.__doc__), presets=known)

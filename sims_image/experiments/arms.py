@@ -13,12 +13,12 @@ from scipy import stats
 from sims_core.guidance import FULL
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_image.experiments.halving import Cell, Search, halve, planned, retunings, rounds
 from sims_image.learner import ImageData, ImageModel
 from sims_image.sampling.seeds import Seeds
-from sims_image.search import Cell, Search, halve, planned, retunings, rounds
 
 if TYPE_CHECKING:
-    from sims_image.bench import Bench
+    from sims_image.experiments.bench import Bench
 
 __all__ = ["Arm", "Search", "confirm", "grids", "half_interval"]
 

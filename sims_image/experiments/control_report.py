@@ -9,16 +9,16 @@ import numpy as np
 
 from sims_core.seeds import Seed
 from sims_core.shares import total_variation, transport_law
-from sims_image.captions import settings_line
-from sims_image.control import Control
-from sims_image.laboratory import said, summarise
+from sims_image.experiments.captions import settings_line
+from sims_image.experiments.control import Control
+from sims_image.experiments.laboratory import said, summarise
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sims_image.judging import Judged, Judging
-    from sims_image.laboratory import Lab
+    from sims_image.experiments.judging import Judged, Judging
+    from sims_image.experiments.laboratory import Lab
 
 _LABELS = {
     "base": "base",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sims_image.captions import settings_line
-from sims_image.laboratory import said
+from sims_image.experiments.captions import settings_line
+from sims_image.experiments.laboratory import said
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from sims_image.laboratory import Lab
+    from sims_image.experiments.laboratory import Lab
 
 #: panels of the figure: column, title
 PANELS = (

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from sims_core.errors import InputError
-from sims_image.laboratory import Checked, Lab, Retraining, check, summarise, verb
-from sims_image.loop import Arm, read_policy, run_arm
+from sims_image.experiments.laboratory import Checked, Lab, Retraining, check, summarise, verb
+from sims_image.experiments.loop import Arm, read_policy, run_arm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +70,7 @@ def conduct(settings: Retrain, processes: Processes) -> tuple[Path, Sequence[str
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     import pandas as pd
 
-    from sims_image import retrain_report
+    from sims_image.experiments.sims import retrain_report
 
     checked, policies = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
@@ -104,7 +104,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def describe(settings: Retrain) -> str:
     """The plan and its cost in words."""
-    from sims_image.costs import ledger
+    from sims_image.experiments.costs import ledger
     from sims_image.training.schedules import images_of
 
     checked, policies = plan(settings)

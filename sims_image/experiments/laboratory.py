@@ -21,9 +21,9 @@ import tyro
 
 from sims_core.errors import InputError, choose
 from sims_core.lab.command import parse_command
-from sims_image.bench import Bench
-from sims_image.checks import at_hand, check_inputs
-from sims_image.experiments import Plan, Sims, base_of, make_learner
+from sims_image.experiments.bench import Bench
+from sims_image.experiments.checks import at_hand, check_inputs
+from sims_image.experiments.sims import Plan, Sims, base_of, make_learner
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -335,7 +335,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high): Student's 95% interval over trials; a single trial has none (nan)."""
     import numpy as np
 
-    from sims_image.arms import half_interval
+    from sims_image.experiments.arms import half_interval
 
     mean = float(np.mean(values))
     half = half_interval(values) if len(values) > 1 else float("nan")
@@ -371,7 +371,7 @@ def verb(
     """``argv -> None``: the verb of an experiment."""
 
     def run(argv: Sequence[str]) -> None:
-        from sims_image.recipes import recipes
+        from sims_image.experiments.published import recipes
 
         known = recipes(name)
         settings = parse_command(

@@ -1,10 +1,10 @@
 """Do trained networks follow the theory? d_1(omega) at three auxiliary budgets, against omega x the measured eta.
 
 ``python benchmarks/eta_collapse.py [--trials 128] [--out figures]`` writes eta_collapse.csv, .png and .svg. eta is
-measured by its rule (`sims_toy.network.measured_eta`) before any W2 is looked at; the exact learner is run at that eta.
-The column ``moments`` is exact SIMS on the Gaussians of the networks' own (unbiased) moments, trial by trial: where it
-follows the networks and the exact learner does not, the auxiliary did not move straight toward its data; where it does
-not follow them either, the networks' scores are not those of Gaussians.
+measured by its rule (`sims_toy.networks.learner.measured_eta`) before any W2 is looked at; the exact learner is run at
+that eta. The column ``moments`` is exact SIMS on the Gaussians of the networks' own (unbiased) moments, trial by trial:
+where it follows the networks and the exact learner does not, the auxiliary did not move straight toward its data; where
+it does not follow them either, the networks' scores are not those of Gaussians.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sims_core import Sampler, Seed, sims
 from sims_core.lab.runs import write_atomic
 from sims_toy import ExactLearner, Gaussian, NetworkLearner, NetworkSettings, measured_eta
 from sims_toy.exact import ExactModel
-from sims_toy.network import UNBIASED, NetworkModel
-from sims_toy.theory_figures import eta_collapse
+from sims_toy.networks.learner import UNBIASED, NetworkModel
+from sims_toy.sweep.theory_figures import eta_collapse
 
 REAL = Gaussian.single([0, 0], [[2, 1], [1, 2]])
 SAMPLER = Sampler.parse("ddim:20", sigma_data=math.sqrt(2))

@@ -250,7 +250,7 @@ class Plain:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v with the matrix of weights in memory; as `sims_image.models.networks.layers.attend`."""
+    """softmax(q k^T / sqrt(d)) v with the matrix of weights in memory; as `networks.layers.attend`."""
     weights = torch.einsum("nhqd,nhkd->nhqk", q, k / math.sqrt(q.shape[-1])).softmax(-1)
     return torch.einsum("nhqk,nhkd->nhqd", weights, v).transpose(1, 2).flatten(2)
 

@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 def transport_law(base: ArrayLike, auxiliary: ArrayLike, omega: ArrayLike) -> Array:
     """Class shares p + omega (p - a): (..., K) for omega (...); entries may leave [0, 1], where it cannot hold.
 
-    An approximation of a deterministic sampler, near where shares move toward equality (`sims_toy.control_theory`).
+    An approximation of a deterministic sampler, near where shares move toward equality (`sims_toy.control.theory`).
     """
     p, a = (np.asarray(v, dtype=np.float64) for v in (base, auxiliary))
     return np.asarray(p + np.asarray(omega, dtype=np.float64)[..., None] * (p - a))

@@ -80,11 +80,11 @@ def _load(base: Path, auxiliary: Path | None, kind: str, omega: float, dtype: st
 class ImageLearner(Derived):
     """`sims_core.learner.Learner`, and all that its methods and loops may ask besides, for images below ``root``.
 
-    training: options of `sims_image.training.train.Train` for `fit` (preset at least), finetuning: more of them, or others, for
-    `finetune`, retraining: for `fit` from another model, rebuilding: for `rebuild`. sampler: '' for the preset's.
-    batch: the compute batch of sampling. weights: which snapshot a model is that was trained from another, 'ema' (the
-    recipe's first average) or 'raw'; a short fine-tune's slow average hardly moves. fit_weights: the same of one
-    trained from scratch. budgets: other budgets at which `finetune` keeps snapshots, so
+    training: options of `sims_image.training.train.Train` for `fit` (preset at least), finetuning: more of them, or
+    others, for `finetune`, retraining: for `fit` from another model, rebuilding: for `rebuild`. sampler: '' for the
+    preset's. batch: the compute batch of sampling. weights: which snapshot a model is that was trained from another,
+    'ema' (the recipe's first average) or 'raw'; a short fine-tune's slow average hardly moves. fit_weights: the same of
+    one trained from scratch. budgets: other budgets at which `finetune` keeps snapshots, so
     that asking for them later costs nothing; all belong to one run to the largest. base: a checkpoint that stands for
     `fit` from scratch. mi: what one Mi counts.
     """

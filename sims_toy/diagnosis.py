@@ -28,11 +28,11 @@ from sims_core.seeds import Seed
 from sims_toy.datasets import Distribution
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
-from sims_toy.settings import NetworkSettings
+from sims_toy.networks.settings import NetworkSettings
 from sims_toy.wasserstein import draw_real
 
 if TYPE_CHECKING:
-    from sims_toy.network import NetworkLearner, NetworkModel
+    from sims_toy.networks.learner import NetworkLearner, NetworkModel
 
 Array = NDArray[np.float64]
 #: Directions of the sliced distribution functions, and places on each (over four standard deviations of the real data
@@ -202,7 +202,7 @@ def diagnose_network(
     sampler: Sampler, real: Gaussian, real_size: int, settings: NetworkSettings, *, trials: int = 32, seed: Seed
 ) -> Diagnosis:
     """The same for trained networks: what training adds is measured with a sampler that has no bias."""
-    from sims_toy.network import UNBIASED, NetworkLearner
+    from sims_toy.networks.learner import UNBIASED, NetworkLearner
 
     learner = NetworkLearner(sampler, np.arange(trials), settings)
     data = learner.draw(real, real_size, seed=seed.child("real"))

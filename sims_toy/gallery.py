@@ -19,7 +19,7 @@ from sims_core.lab.runs import write_atomic
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sims_toy.study import Result, Study
+    from sims_toy.grid.study import Result, Study
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _sweep(tables: dict[str, pd.DataFrame], study: Study, name: str) -> dict[str
     """A sweep's tables in full; those of before an axis existed get its one value."""
     import pandas as pd
 
-    from sims_toy.tables import theory_tables
+    from sims_toy.sweep.tables import theory_tables
 
     settings = study.settings
     missing = {"temperature": 1.0, "pollution": 0, "real": settings["real"]}

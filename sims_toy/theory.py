@@ -37,7 +37,7 @@ Omega* = beta^2 / (beta^2 + V_aux) with V_aux = v / n_aux, and through the loop'
 the loop enlarges a repeated drift by 1 / (1 - lam) but independent noise only by 1 / sqrt(1 - lam^2), so more of the
 drift is worth removing. For 'train+synthetic' with n_aux = m this is omega* = (1 + 2r)^2 / (r (1 + 2r) + V_1 / beta^2)
 with r = m / n and V_1 = v / n; without noise it is 2 + n / m. Whether one omega serves all |D_s| is a matter of
-rho = beta^2 / V_1 (`sims_toy.response_table.optima`): between 2 and 3 omega* changes by less than a fifth from
+rho = beta^2 / V_1 (`sims_toy.sweep.response_table.optima`): between 2 and 3 omega* changes by less than a fifth from
 m = n / 8 to n, outside it does not stay. Here rho = 2.4, since we chose n = 1000 and DDIM-20; the paper states neither.
 
 `docs/mathematics.md` has the departure of both orders from Monte-Carlo. The population limit without approximation

@@ -208,7 +208,7 @@ def commands(place: Path, *, names: Sequence[str] = ("prepare", "zip", "generate
     """The campaign's commands, with the data and the model that they need."""
     import torch
 
-    import sims_toy.planning  # noqa: F401  (what a child would have to import again and again)
+    import sims_toy.sweep.planning  # noqa: F401  (what a child would have to import again and again)
     from sims_image.data.prepare import Prepare, prepare
     from sims_image.models import checkpoints
     from sims_image.models.networks import build

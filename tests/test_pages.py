@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from sims_core.errors import InputError
-from sims_toy.page import payload, run_command, write_page
 from sims_toy.sweep import Sweep, run_sweep
+from sims_toy.sweep.page import payload, run_command, write_page
 
 SIZES, OMEGAS = [125, 250, 1000], [0.0, 1.0, 2.0, 3.0]
 
@@ -115,7 +115,7 @@ def test_a_page_is_written_again_from_a_folder(sweep, capsys):
 
 
 def test_settings_cannot_break_out_of_the_script(sweep):
-    from sims_toy.page import render
+    from sims_toy.sweep.page import render
 
     content = payload(sweep.tables, json.loads((sweep.folder / "settings.json").read_text())["settings"])
     assert "<b>" not in render({**content, "title": "</script><b>"})

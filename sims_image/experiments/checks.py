@@ -36,7 +36,7 @@ def at_hand(settings: Sims) -> bool:
 
 
 def finetuning_of(settings: Sims) -> dict[str, Any]:
-    """The options of `sims_image.training.train.Train` that auxiliaries are fine-tuned with, in place of the preset's."""
+    """The options of `Train` that auxiliaries are fine-tuned with, in place of the preset's."""
     given = {"batch": settings.train_batch, "lr": settings.lr, "lr_decay": settings.lr_decay}
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return found | ({"lr_rampup": settings.lr_rampup} if settings.lr_rampup else {})
@@ -47,8 +47,8 @@ def check_inputs(
 ) -> Dataset:
     """Refuse what the run would: data, held-out images, labels, sampler, features, fine-tuning, device.
 
-    preset, checkpoint: of the base (`sims_image.experiments.sims.base_of`). config: its network's. budgets: of auxiliaries,
-    increasing. Returns ``--data``.
+    preset, checkpoint: of the base (`sims_image.experiments.sims.base_of`). config: its network's. budgets: of
+    auxiliaries, increasing. Returns ``--data``.
     Raises `InputError` naming the option.
     """
     from sims_core.sampling import Sampler

@@ -132,8 +132,8 @@ def check_target(settings: Control) -> None:
 def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str]] | None:
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     from sims_image.data.dataset import open_dataset
+    from sims_image.experiments import control_report
     from sims_image.experiments.judging import Judging
-    from sims_image.experiments.sims import control_report
     from sims_image.metrics.classify import judge
 
     checked, omegas = processes.together(lambda: plan(settings)) or plan(settings)

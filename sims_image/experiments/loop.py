@@ -118,7 +118,7 @@ def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] 
     import pandas as pd
 
     from sims_image.data.derived import ImageData
-    from sims_image.experiments.sims import loop_report
+    from sims_image.experiments import loop_report
 
     found = processes.together(lambda: plan(settings)) or plan(settings)
     checked, policy, arms = found

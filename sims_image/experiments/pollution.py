@@ -65,7 +65,7 @@ def conduct(settings: Pollution, processes: Processes) -> tuple[Path, Sequence[s
     import pandas as pd
 
     from sims_image.data.derived import ImageData
-    from sims_image.experiments.sims import pollution_report
+    from sims_image.experiments import pollution_report
 
     checked, doses, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)

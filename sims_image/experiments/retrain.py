@@ -70,7 +70,7 @@ def conduct(settings: Retrain, processes: Processes) -> tuple[Path, Sequence[str
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     import pandas as pd
 
-    from sims_image.experiments.sims import retrain_report
+    from sims_image.experiments import retrain_report
 
     checked, policies = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)

@@ -266,10 +266,10 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
     from sims_core.algorithm import AUXILIARY_DATA, sims
     from sims_core.lab.runs import write_failure, write_json
     from sims_core.seeds import Seed
+    from sims_image.experiments import arms
+    from sims_image.experiments import sims_report as report
+    from sims_image.experiments import widths as posthoc
     from sims_image.experiments.halving import search
-    from sims_image.experiments.sims import arms
-    from sims_image.experiments.sims import sims_report as report
-    from sims_image.experiments.sims import widths as posthoc
     from sims_image.learner import ImageData
 
     planned = processes.together(lambda: plan(settings)) or plan(settings)
@@ -319,8 +319,8 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
 def describe(settings: Sims) -> str:
     """The plan and its cost in words. Raises `InputError`, as the run would at once, where the data are at hand."""
     from sims_core.sampling import Sampler
+    from sims_image.experiments import halving as search
     from sims_image.experiments.checks import at_hand
-    from sims_image.experiments.sims import halving as search
     from sims_image.models import checkpoints
     from sims_image.models.presets import PRESETS
     from sims_image.training.estimate import evaluation_flops, here, measure, on_gpus

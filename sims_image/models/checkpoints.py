@@ -110,7 +110,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Summary:
-    """A checkpoint without its weights. sha256: of the weights' file. config: `sims_image.models.networks.build` makes it."""
+    """A checkpoint without its weights. sha256: of the weights' file. config: `networks.build` makes it."""
 
     path: Path
     config: dict[str, Any]
@@ -141,7 +141,7 @@ PRECONDITIONING = {
 
 
 def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: bool = False) -> Summary:
-    """Write ``net`` (a network of `sims_image.models.networks.build`) as the checkpoint ``folder``, whole or not at all.
+    """Write ``net`` (a network of `networks.build`) as the checkpoint ``folder``, whole or not at all.
 
     replace: take the place of a checkpoint that is there. Raises `InputError`: something else is there, it cannot be
     written, or a weight is not finite.

@@ -36,9 +36,9 @@ class Recipe:
     'inverse-sqrt' (lr / sqrt(steps / lr_decay_steps) after lr_decay_steps steps; EDM2) or 'cosine' (to 0 at
     the end of the budget). ema: 'halflife' (ema_halflife images, at most ema_rampup times the images seen; None: no
     ramp; EDM) or 'power' (EDM2's profiles of the relative widths ema_widths). augment: probability of each of EDM's
-    augmentations, 0 for none. objective: a name in `sims_image.training.objectives.OBJECTIVES`. p_mean, p_std: training noise,
-    ln sigma ~ N(p_mean, p_std^2). precision of the network's body ('float32', 'bf16', 'fp16'; weights, gradients and
-    averages stay float32) and the loss_scale used with it.
+    augmentations, 0 for none. objective: a name in `sims_image.training.objectives.OBJECTIVES`. p_mean, p_std: training
+    noise, ln sigma ~ N(p_mean, p_std^2). precision of the network's body ('float32', 'bf16', 'fp16'; weights, gradients
+    and averages stay float32) and the loss_scale used with it.
     """
 
     batch: int = 512
@@ -91,8 +91,8 @@ class Recipe:
 class Preset:
     """A network, the data it expects, its recipe and its sampler.
 
-    network: arguments of `sims_image.models.networks.build` apart from those the data give (`config`). shape: (C, H, W);
-    classes: how many, 0 for unconditional. sampler: as `sims_core.sampling.Sampler.parse` reads it; churn: EDM's
+    network: arguments of `sims_image.models.networks.build` apart from those the data give (`config`). shape: (C, H,
+    W); classes: how many, 0 for unconditional. sampler: as `sims_core.sampling.Sampler.parse` reads it; churn: EDM's
     (S_churn, S_min, S_max, S_noise), or None for the deterministic sampler.
     """
 

@@ -6,8 +6,8 @@ that (extension codes, out-of-band buffers, instances of arbitrary classes, and 
 identifiers) is refused too. What comes out is None, bool, int, float, str, memoryview (for bytes), tuple, list, dict,
 set, and what the table's functions return.
 
-Only the opcodes of protocols 2 to 5 are known, and on request (`sims_image.pickles.python2`) those of Python 2; Python's own
-``pickletools`` documents them.
+Only the opcodes of protocols 2 to 5 are known, and on request (`sims_image.pickles.python2`) those of Python 2;
+Python's own ``pickletools`` documents them.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Ready:
-    """A batch as the objective takes it, on the device: clean, level and noise as `sims_image.training.objectives.Objective`.
+    """A batch as the objective takes it, on the device: clean, level and noise as `objectives.Objective`.
 
     conditions: the network's labels by argument name.
     """

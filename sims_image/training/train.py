@@ -122,9 +122,9 @@ class Train:
 class Plan:
     """A training run that is known to make sense, before anything is built.
 
-    preset: its name, '' for a checkpoint without one. config: arguments of `sims_image.models.networks.build`. data: None in a
-    dry run without. parent: the checkpoint to start from. sheets: the steps at which one is drawn. settings: what the
-    run folder records. notes: what the user should know.
+    preset: its name, '' for a checkpoint without one. config: arguments of `sims_image.models.networks.build`. data:
+    None in a dry run without. parent: the checkpoint to start from. sheets: the steps at which one is drawn. settings:
+    what the run folder records. notes: what the user should know.
     """
 
     preset: str

@@ -117,7 +117,10 @@ PREPARE = ("-m", "sims_image", "prepare", "digits")
 @pytest.mark.parametrize(
     ("words", "strike"),
     [
-        *((SWEEP, s) for s in ("sims_toy.settings", "torch", "compile*60", "os.rename*1", "matplotlib.figure")),
+        *(
+            (SWEEP, s)
+            for s in ("sims_toy.networks.settings", "torch", "compile*60", "os.rename*1", "matplotlib.figure")
+        ),
         *((PREPARE, s) for s in ("tyro", "numpy", "sims_image.data.making", "os.rename*2")),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 from sims_image.__main__ import VERBS
 from sims_image.__main__ import run as command
 from sims_image.data.dataset import open_dataset
-from sims_image.experiments.sims import halving as search
+from sims_image.experiments import halving as search
 from sims_image.models.presets import PRESETS
 from tests.image import test_digits_experiments as experiments
 from tests.image import tiny

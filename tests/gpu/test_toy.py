@@ -11,9 +11,9 @@ from scipy.stats import ks_2samp, sem
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy.gaussian import Gaussian
-from sims_toy.network import NetworkLearner
-from sims_toy.settings import NetworkSettings
-from sims_toy.training import train
+from sims_toy.networks.learner import NetworkLearner
+from sims_toy.networks.settings import NetworkSettings
+from sims_toy.networks.training import train
 from tests.image.ranks import environment
 
 pytestmark = pytest.mark.gpu

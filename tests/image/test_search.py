@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sims_core.sampling import Sampler
+from sims_image.experiments import halving as search
 from sims_image.experiments.sims import AUTO, Sims, plan
-from sims_image.experiments.sims import halving as search
 from sims_image.sampling.seeds import Seeds
 from tests.image import tiny
 

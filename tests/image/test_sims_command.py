@@ -21,10 +21,10 @@ from sims_core.errors import InputError
 from sims_core.lab import runs
 from sims_image.__main__ import run as command
 from sims_image.data.dataset import open_dataset
+from sims_image.experiments import halving as search
+from sims_image.experiments import sims_report as report
 from sims_image.experiments.arms import Arm
 from sims_image.experiments.sims import Sims, conduct, describe, plan
-from sims_image.experiments.sims import halving as search
-from sims_image.experiments.sims import sims_report as report
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
 from tests.image.ranks import finish, launch

@@ -215,7 +215,7 @@ def test_outputs_are_stripped():
 def test_the_readers_own_plots_are_drawn_after_ours(tmp_path):
     """In one kernel: a figure of ours, the backend before and after it, and a plot of the reader's."""
     cells = [
-        "import matplotlib.pyplot as plt\nfrom sims_toy.demonstration import one_gaussian\nbefore = plt.get_backend()",
+        "import matplotlib.pyplot as plt\nfrom sims_toy.one_gaussian import one_gaussian\nbefore = plt.get_backend()",
         "one_gaussian().draw(1.0)",
         "assert plt.get_backend() == before and not plt.get_fignums()\nplt.plot([1, 2])\nplt.show()",
     ]

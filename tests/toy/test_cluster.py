@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from sims_core import InputError
-from sims_toy import experiment
-from sims_toy.settings import NetworkSettings, Sweep
+from sims_toy.grid import experiment
+from sims_toy.networks.settings import NetworkSettings, Sweep
 from sims_toy.sweep import plan
 
 distributed = pytest.importorskip("distributed", reason="needs the extra 'cluster'")

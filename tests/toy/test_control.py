@@ -10,12 +10,11 @@ from sims_core import InputError, shares
 from sims_core.algorithm import complement, distribution_control, largest_strength
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_toy import control_report
-from sims_toy import control_theory as theory
-from sims_toy.control import Control, plan, run_control
-from sims_toy.control_measuring import counts, labels, selector
+from sims_toy.control import Control, plan, run_control, theory
+from sims_toy.control import tables as control_report
+from sims_toy.control.measure import counts, labels, selector
 from sims_toy.datasets import Mixture, parse_real
-from sims_toy.settings import NetworkSettings
+from sims_toy.networks.settings import NetworkSettings
 
 HEUN = Sampler.parse("heun:30", sigma_data=1.4)
 

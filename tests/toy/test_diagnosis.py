@@ -10,7 +10,7 @@ from sims_toy.datasets import parse_real
 from sims_toy.diagnosis import Angle, SlicedCdf, diagnose, diagnose_network
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
-from sims_toy.settings import NetworkSettings
+from sims_toy.networks.settings import NetworkSettings
 
 REAL = Gaussian.single([0, 0], [[2, 1], [1, 2]])
 

@@ -18,10 +18,10 @@ from sims_core.errors import InputError
 from sims_core.guidance import extrapolate
 from sims_core.sampling import Sampler, cosine_sigmas
 from sims_core.seeds import Seed
-from sims_toy import ensemble as ensemble_module
-from sims_toy.ensemble import Ensemble, numba_available
-from sims_toy.mlp import Mlp, Stacked
-from sims_toy.targets import (
+from sims_toy.networks import ensemble as ensemble_module
+from sims_toy.networks.ensemble import Ensemble, numba_available
+from sims_toy.networks.mlp import Mlp, Stacked
+from sims_toy.networks.targets import (
     CosineSteps,
     CosineTime,
     EdmParametrisation,
@@ -31,7 +31,7 @@ from sims_toy.targets import (
     posterior_mean,
     training_levels,
 )
-from sims_toy.training import Schedule, Trained, Training, train
+from sims_toy.networks.training import Schedule, Trained, Training, train
 
 BACKENDS = ["torch", pytest.param("numba", marks=pytest.mark.skipif(not numba_available(), reason="needs numba"))]
 MEAN = torch.tensor([1.0, -0.5], dtype=torch.float64)

@@ -257,7 +257,7 @@ def test_bad_input(call):
 def test_the_networks_twin_keeps_the_moments_of_the_networks_points():
     """Real points and samples are those of the network learner with the same streams; a loop of the twin follows the
     same law as the exact learner's."""
-    from sims_toy.network import NetworkLearner
+    from sims_toy.networks.learner import NetworkLearner
 
     real = Gaussian.single([1.0, -0.5], [[2.0, 1.0], [1.0, 2.0]])
     streams = [3, 3, 7]

@@ -175,7 +175,7 @@ def finished(tmp_path_factory):
 @pytest.fixture
 def drawn(monkeypatch):
     """Figures take seconds, and are not what is damaged here."""
-    monkeypatch.setattr("sims_toy.report.draw", lambda *_: [])
+    monkeypatch.setattr("sims_toy.sweep.report.draw", lambda *_: [])
 
 
 def test_damaged_pieces_are_made_again(finished, tmp_path, monkeypatch, capsys, drawn):

@@ -10,13 +10,15 @@ import torch
 from sims_core import METHODS, POLICIES, InputError, Sampler, Seed
 from sims_core.algorithm import Method, Trained
 from sims_core.loop import Policy
-from sims_toy import datasets, experiment, measuring, wasserstein
+from sims_toy import datasets, wasserstein
 from sims_toy.datasets import parse_real
 from sims_toy.exact import ExactLearner
-from sims_toy.experiment import Cell, Experiment
 from sims_toy.gaussian import Gaussian
-from sims_toy.network import NetworkLearner
-from sims_toy.settings import NetworkSettings, Sweep
+from sims_toy.grid import experiment
+from sims_toy.grid import measure as measuring
+from sims_toy.grid.experiment import Cell, Experiment
+from sims_toy.networks.learner import NetworkLearner
+from sims_toy.networks.settings import NetworkSettings, Sweep
 from sims_toy.sweep import plan, run_sweep
 
 REAL = ((2.0, 1.0), (1.0, 2.0))

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from sims_core import InputError
-from sims_toy import mad_theory
-from sims_toy.experiment import Cell, Experiment, run
+from sims_toy.grid.experiment import Cell, Experiment, run
 from sims_toy.mad import PRESETS, Mad, plan, run_mad
-from sims_toy.mad_report import Calibration
+from sims_toy.mad import theory as mad_theory
+from sims_toy.mad.tables import Calibration
 from sims_toy.theory import data_noise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -249,7 +249,7 @@ def test_presets_and_help_are_cheap():
 
 
 def test_networks_run_through_the_same_study(tmp_path):
-    from sims_toy.settings import NetworkSettings
+    from sims_toy.networks.settings import NetworkSettings
 
     tiny = dataclasses.replace(
         SMALL, learner="network", initial_size="20", temperature="1", grid_real_size="12", grid_ratio="1",

@@ -11,8 +11,8 @@ import torch
 from sims_core import AUXILIARY_DATA, POLICIES, InputError, Sampler, Seed, neon, self_consuming_loop, sims
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
-from sims_toy.network import NetworkLearner, NetworkModel, measured_eta, push_moments, quadrature
-from sims_toy.settings import PRESETS, NetworkSettings
+from sims_toy.networks.learner import NetworkLearner, NetworkModel, measured_eta, push_moments, quadrature
+from sims_toy.networks.settings import PRESETS, NetworkSettings
 from tests.contract import Case, check
 
 REAL = Gaussian.single([1.0, -0.5], [[2, 1], [1, 2]])
@@ -198,7 +198,7 @@ def test_neons_published_toy_and_its_time_mismatch():
     settings = PRESETS["neon"].network
     assert settings.training(1000).steps == 10_000 and settings.training(1000).batch == 1000
     assert settings.training(1000, 250_000).steps == 250 and settings.training(1000, 250_000).schedule.peak == 1e-5
-    from sims_toy.targets import CosineTime
+    from sims_toy.networks.targets import CosineTime
 
     trained, sampled = CosineTime(1000), CosineTime(20)
 

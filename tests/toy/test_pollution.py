@@ -11,12 +11,13 @@ from sims_core import InputError
 from sims_core.algorithm import AUXILIARY_DATA, sims
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_toy import pollution, pollution_report
-from sims_toy import pollution_theory as laws
+from sims_toy import pollution
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
 from sims_toy.pollution import PRESETS, Pollution, plan, run_pollution
-from sims_toy.pollution_report import vertex
+from sims_toy.pollution import tables as pollution_report
+from sims_toy.pollution import theory as laws
+from sims_toy.pollution.tables import vertex
 from sims_toy.theory import data_noise, plain_modes
 
 COVARIANCE = [[2, 1], [1, 2]]

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 from sims_core import GuidanceSchedule, InputError, Sampler
-from sims_toy import cost_report, phase
-from sims_toy.experiment import Cell, Experiment, run
+from sims_toy import phase
+from sims_toy.grid.experiment import Cell, Experiment, run
 from sims_toy.sampling_cost import PRESETS, SamplingCost, plan, run_sampling_cost
+from sims_toy.sampling_cost import tables as cost_report
 
 TRIALS, THEIRS = 400, 200
 SMALL = SamplingCost(
@@ -141,7 +142,7 @@ def test_schedules_do_not_change_a_bit_with_chunks():
 
 
 def test_networks_take_schedules(tmp_path):
-    from sims_toy.settings import NetworkSettings
+    from sims_toy.networks.settings import NetworkSettings
 
     options = SamplingCost(
         learner="network", sampler="heun:5", guidance="full,held:2", omega="0,1,2", more_steps="2", trials=4,

@@ -14,14 +14,13 @@ import torch
 from sims_core import InputError
 from sims_core.loop import parse_policy
 from sims_core.seeds import Seed
-from sims_toy import stability_report as report
-from sims_toy import stability_theory as theory
 from sims_toy import wasserstein
 from sims_toy.datasets import parse_real
-from sims_toy.experiment import Cell, Experiment, run
-from sims_toy.settings import NetworkSettings
-from sims_toy.stability import PRESETS, Stability, plan, run_stability
-from sims_toy.stability_networks import PointLoss, curvature, w1_excess
+from sims_toy.grid.experiment import Cell, Experiment, run
+from sims_toy.networks.settings import NetworkSettings
+from sims_toy.stability import PRESETS, Stability, plan, run_stability, theory
+from sims_toy.stability import tables as report
+from sims_toy.stability.networks import PointLoss, curvature, w1_excess
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = NetworkSettings(start="warm", width=6, layers=2, steps=20, warm_rate=2e-3, backend="torch")
@@ -151,7 +150,7 @@ def test_hessian_and_directions_against_differences(loss):
 
 def test_the_loss_is_the_mean_over_the_training_noise(loss):
     """The cubature against Monte-Carlo over the noise and the levels, by the ensemble's own denoiser."""
-    from sims_toy.ensemble import Ensemble
+    from sims_toy.networks.ensemble import Ensemble
 
     made, theta, points, _ = loss
     std = torch.tensor([0.9], dtype=torch.float64)

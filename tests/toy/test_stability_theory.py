@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from sims_core import InputError
-from sims_toy import stability_theory as st
+from sims_toy.stability import theory as st
 
 MISSPECIFIED = [st.GaussianCase(st.law(n, s)) for n in ("two-point", "uniform") for s in (0.7, 1.0, 1.6)]
 MISSPECIFIED += [st.LogisticCase(st.law(n, s)) for n, s in (("two-point", 3.0), ("two-point", 1.0), ("uniform", 4.0))]

@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 
 from sims_core import InputError
-from sims_toy import experiment, measuring, report
-from sims_toy.study import describe
-from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, plan, run_sweep
+from sims_toy.grid import experiment
+from sims_toy.grid import measure as measuring
+from sims_toy.grid.study import describe
+from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, plan, report, run_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [

@@ -13,14 +13,7 @@ from torch import Tensor
 from sims_core.diffusion import LogNormal
 from sims_core.sampling import cosine_sigmas
 from sims_core.seeds import Seed
-from sims_toy.targets import (
-    CosineSteps,
-    CosineTime,
-    Layout,
-    UniformAngle,
-    posterior_mean,
-    training_levels,
-)
+from sims_toy.networks.targets import CosineSteps, CosineTime, Layout, UniformAngle, posterior_mean, training_levels
 
 # ------------------------------------------------------------- draws and levels
 

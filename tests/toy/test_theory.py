@@ -10,7 +10,7 @@ from sims_core import AUXILIARY_DATA, POLICIES, InputError, Sampler, Seed, self_
 from sims_toy import theory
 from sims_toy.exact import ExactLearner, sampler_modes
 from sims_toy.gaussian import Gaussian
-from sims_toy.response_table import optima
+from sims_toy.sweep.response_table import optima
 
 COV = [[2.0, 1.0], [1.0, 2.0]]
 REAL = Gaussian.single([0, 0], COV)

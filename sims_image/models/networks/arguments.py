@@ -1,4 +1,4 @@
-"""What may be said to `sims_image.models.networks.build`: the published arguments, their defaults, and values that work."""
+"""What may be said to `networks.build`: the published arguments, their defaults, and values that work."""
 
 from __future__ import annotations
 

@@ -24,9 +24,9 @@ BODIES = (torch.float32, torch.bfloat16, torch.float16)
 class Preconditioned(nn.Module):
     """What all networks share: the call, its checks, and the precision of the body.
 
-    config: the arguments that `sims_image.models.networks.build` rebuilds the network from. sigma_min, sigma_max: the noise
-    levels it supports; discrete: of these a table alone (`round_sigma`). sigma_data: standard deviation of the data.
-    has_logvar: it can tell its uncertainty (EDM2).
+    config: the arguments that `sims_image.models.networks.build` rebuilds the network from. sigma_min, sigma_max: the
+    noise levels it supports; discrete: of these a table alone (`round_sigma`). sigma_data: standard deviation of the
+    data. has_logvar: it can tell its uncertainty (EDM2).
     """
 
     has_logvar: ClassVar[bool] = False

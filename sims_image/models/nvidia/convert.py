@@ -1,7 +1,7 @@
 """NVIDIA's published EDM and EDM2 snapshots as checkpoints: ``sims_image import-nvidia FILE.pkl``.
 
-Nothing in the file is run (`sims_image.models.nvidia.snapshots`): the network is built by `sims_image.models.networks` from the class's name
-and the constructor's arguments, and takes the file's weights strictly.
+Nothing in the file is run (`sims_image.models.nvidia.snapshots`): the network is built by `sims_image.models.networks`
+from the class's name and the constructor's arguments, and takes the file's weights strictly.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 class Snapshot:
     """A network as a file of NVIDIA's holds it.
 
-    class_name: of its preconditioning. config: arguments of `sims_image.models.networks.build`. weights: by their published
-    names, floats as float32. settings: what else the file records (data set, loss, augmentation, encoder), JSON-able.
+    class_name: of its preconditioning. config: arguments of `sims_image.models.networks.build`. weights: by their
+    published names, floats as float32. settings: what else the file records (data set, loss, augmentation, encoder),
+    JSON-able.
     """
 
     path: Path

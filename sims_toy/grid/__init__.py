@@ -1,0 +1,1 @@
+"""Cells in, distances of every trial and generation out."""

@@ -1,0 +1,295 @@
+"""One grid of cells in, the distances of every trial and generation out (`sims_toy.sweep.tables` makes tables of them).
+
+A cell is one setting of every axis. What a cell's trial gives depends on the run's seed, the trial and the cell alone;
+so pieces of work (some cells times some trials) can have any size and be done in any order, by any number of workers,
+and a run that was killed goes on with the pairs that are missing.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sims_core.errors import InputError, extra
+
+if TYPE_CHECKING:
+    from sims_core.lab.runs import RunFolder
+    from sims_toy.control import ControlSettings
+    from sims_toy.datasets import Distribution
+    from sims_toy.gaussian import Gaussian
+    from sims_toy.networks.settings import NetworkSettings
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of every axis.
+
+    reference: the sampler of the standard cell that it is compared with. temperature: the sampling bias lambda_s of
+    the loop's synthetic data. pollution: |D_p|. real: 'gaussian' (the experiment's), or a name of `sims_toy.datasets`.
+    initial_size: the first real data set's size where it is not ``real_size`` (0), which sets the fresh ones'.
+    guidance: a `sims_core.guidance.GuidanceSchedule`, where the sampler evaluates the auxiliary.
+    """
+
+    learner: str
+    method: str
+    loop: str
+    sampler: str
+    real_size: int
+    synthetic_size: int
+    auxiliary_size: int = 0
+    budget: str = "0"
+    omega: float = 0.0
+    auxiliary_data: str = "none"
+    reference: str = ""
+    temperature: float = 1.0
+    pollution: int = 0
+    real: str = "gaussian"
+    initial_size: int = 0
+    guidance: str = "full"
+
+    @property
+    def structure(self) -> tuple[object, ...]:
+        """What cells that run side by side must share; sizes, budgets and omegas may differ."""
+        way = (self.learner, self.method, self.loop, self.sampler, self.guidance)
+        return (*way, self.auxiliary_data, self.temperature, self.real)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of its data sets, which networks side by side must share too."""
+        return (self.real_size, self.synthetic_size, self.auxiliary_size, self.pollution, self.initial_size)
+
+
+#: of an experiment, and of a data set of networks
+_MOST_VALUES, _MOST_POINTS = 200_000_000, 1_000_000
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A grid of cells with what they share. Everything here decides the result; nothing else does.
+
+    quantities: what is measured in every generation (`sims_toy.grid.measure.QUANTITIES`). ddof: of the exact learner's
+    covariance, 0 for maximum likelihood and 1 for the unbiased one. control: of the cells of `sims_toy.control`.
+    """
+
+    cells: tuple[Cell, ...]
+    generations: int
+    trials: int
+    seed: int
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
+    network: NetworkSettings | None = None
+    quantities: tuple[str, ...] = ("w2",)
+    ddof: int = 0
+    control: ControlSettings | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` for more than a run can hold."""
+        values = len(self.cells) * self.trials * self.generations
+        if values > _MOST_VALUES:
+            size = f"{len(self.cells)} cells x {self.trials} trials x {self.generations} generations"
+            raise InputError("grid", size, f"a run holds at most {_MOST_VALUES:,} distances; ask for less")
+        for cell in self.cells:
+            if self.network is not None and max(cell.sizes) > _MOST_POINTS:
+                raise InputError("points", max(cell.sizes), f"networks are trained on at most {_MOST_POINTS:,}")
+
+    def source(self, cell: Cell) -> Gaussian | Distribution:
+        """The real distribution of a cell."""
+        from sims_toy.datasets import parse_real
+        from sims_toy.gaussian import Gaussian
+
+        return Gaussian.single(self.mean, self.covariance) if cell.real == "gaussian" else parse_real(cell.real)
+
+    def settings(self) -> dict[str, Any]:
+        """JSON-able record of the experiment."""
+        return asdict(self)
+
+
+Piece = tuple[tuple[int, ...], tuple[int, ...]]
+"""Cell numbers (of one structure) and trial numbers: a unit of work."""
+
+
+Values = dict[str, Array]
+"""Quantity -> (cells, trials, generations, ...)."""
+
+
+def run(
+    experiment: Experiment,
+    *,
+    folder: RunFolder | None = None,
+    workers: int = 1,
+    chunk: int = 0,
+    progress: bool = False,
+    label: str = "cells",
+    scheduler: str = "",
+) -> Values:
+    """Every quantity of every generation, each (cells, trials, generations, ...); inf where diverged.
+
+    folder: keeps finished pieces (under ``label``), and has those of an earlier, killed run. workers: processes, one
+    thread each. chunk: rows (cells x trials) a piece, 0 for the learner's own. scheduler: the address of a Dask
+    cluster that does the work instead. None of them changes a bit of the result.
+    """
+    from sims_core.lab.runs import kept
+
+    shape = (len(experiment.cells), experiment.trials, experiment.generations)
+    result: Values = {}
+    done = np.zeros(shape[:2], dtype=bool)
+
+    def add(piece: Piece, values: Values) -> None:
+        where = np.ix_(*piece)
+        for name in experiment.quantities:
+            full = result.setdefault(name, np.full(shape + values[name].shape[3:], np.nan))
+            full[where] = values[name]
+        done[where] = True
+
+    if folder is not None:
+        for path in list(folder.shards(".npz", label + "-")):
+            found = kept(path, partial(_load, experiment))
+            if found is not None:
+                add(*found)
+    pieces = list(_pieces(experiment, ~done, chunk))
+    for piece, values in _work(experiment, pieces, workers, progress, int(done.sum()), scheduler):
+        if folder is not None:
+            name = f"{label}-{piece[0][0]:06d}-trials-{piece[1][0]:06d}-{len(piece[0])}x{len(piece[1])}.npz"
+            folder.shard(name, partial(_save, piece=piece, values=values))
+        add(piece, values)
+    for full in result.values():
+        full[np.maximum.accumulate(np.isinf(full), axis=2)] = np.inf  # what has diverged does not come back
+    return result
+
+
+def _save(path: Path, *, piece: Piece, values: Values) -> None:
+    np.savez(path, cells=np.array(piece[0]), trials=np.array(piece[1]), **values)  # type: ignore[arg-type]
+
+
+def _load(experiment: Experiment, path: Path) -> tuple[Piece, Values]:
+    """A piece of work that is there. Raises an error of some kind if its file is damaged."""
+    with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as shard:
+        cells, trials = (tuple(int(n) for n in shard[name]) for name in ("cells", "trials"))
+        values = {name: np.asarray(shard[name], dtype=np.float64) for name in experiment.quantities}
+    within = set(cells) <= set(range(len(experiment.cells))) and set(trials) <= set(range(experiment.trials))
+    shape = (len(cells), len(trials), experiment.generations)
+    if not within or any(array.shape[:3] != shape for array in values.values()):
+        raise ValueError("not a piece of this run")
+    return (cells, trials), values
+
+
+def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> Iterator[Piece]:
+    """Split what is missing into units of work: cells of one structure with the same missing trials.
+
+    Cells of one size share their random draws (and networks of one size their batches), so they are kept together.
+    """
+    if chunk < 0:
+        raise InputError("--chunk", chunk, "give a positive number of rows, or 0 for the learner's own")
+    from sims_toy.grid.measure import LEARNERS
+
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for number, cell in enumerate(experiment.cells):
+        trials = tuple(np.flatnonzero(missing[number]).tolist())
+        if trials:
+            groups.setdefault((cell.structure, trials, cell.sizes), []).append(number)
+    merged: dict[tuple[Any, ...], list[int]] = {}
+    for (structure, trials, sizes), numbers in groups.items():
+        mixed = () if LEARNERS[structure[0]].mixes_sizes else sizes
+        merged.setdefault((structure, trials, mixed), []).extend(numbers)
+    for (structure, trials, _), numbers in merged.items():
+        learner = LEARNERS[structure[0]]
+        rows = chunk or learner.chunk
+        together = min(len(trials), rows, max(learner.least_trials, rows // len(numbers)))
+        per_piece = max(1, rows // together)
+        for first in range(0, len(numbers), per_piece):
+            for trial in range(0, len(trials), together):
+                yield tuple(numbers[first : first + per_piece]), tuple(trials[trial : trial + together])
+
+
+def _work(
+    experiment: Experiment, pieces: Sequence[Piece], workers: int, progress: bool, already: int, scheduler: str
+) -> Iterator[tuple[Piece, Values]]:
+    """Measure the pieces, in whatever order they finish."""
+    from tqdm import tqdm
+
+    total = sum(len(c) * len(t) for c, t in pieces)
+    name = experiment.cells[0].learner if experiment.cells else "sweep"
+    bar = tqdm(total=total + already, initial=already, unit="loop", desc=name, disable=not progress, smoothing=0.1)
+    with bar:
+        if scheduler:
+            finished = _on_cluster(experiment, pieces, scheduler)
+        elif workers <= 1 or len(pieces) <= 1:
+            finished = (_measure(experiment, piece) for piece in pieces)
+        else:
+            import joblib
+
+            parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2*n_jobs")
+            finished = parallel(joblib.delayed(_worker)(os.getpid(), experiment, piece) for piece in pieces)
+        for piece, values in finished:
+            yield piece, values
+            bar.update(len(piece[0]) * len(piece[1]))
+
+
+def connect(address: str) -> Any:
+    """A Dask client with at least one worker. Raises `InputError` naming --scheduler where there is none."""
+    try:
+        from distributed import Client
+    except ImportError:
+        expected = f"Dask is not installed: {extra('cluster')}"
+        raise InputError("--scheduler", address, expected) from None
+    try:
+        client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, TimeoutError) as error:
+        expected = f"no Dask scheduler answers there ({type(error).__name__})"
+        raise InputError("--scheduler", address, expected) from None
+    try:
+        client.wait_for_workers(1, timeout=10)
+    except TimeoutError:
+        client.close()  # type: ignore[no-untyped-call]
+        raise InputError("--scheduler", address, "the scheduler has no workers") from None
+    return client
+
+
+def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -> Iterator[tuple[Piece, Values]]:
+    """The same pieces on a Dask cluster, by joblib's Dask backend; a worker that dies is replaced by another."""
+    import joblib
+
+    with connect(address), joblib.parallel_config("dask", wait_for_workers_timeout=30):
+        parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all")
+        yield from parallel(joblib.delayed(_measure)(experiment, piece) for piece in pieces)
+
+
+def _worker(parent: int, experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
+    """`_measure` in a process that ends with its parent: a run that was killed leaves no workers behind."""
+    name = "ends with its parent"
+    if os.getppid() == parent and not any(thread.name == name for thread in threading.enumerate()):
+        threading.Thread(target=_end_with, args=(parent,), name=name, daemon=True).start()
+    return _measure(experiment, piece)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
+    """Run one piece with its learner, on one thread."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    import torch
+
+    from sims_toy.grid.measure import LEARNERS
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        cells = [experiment.cells[i] for i in piece[0]]
+        return piece, LEARNERS[cells[0].learner].measure(experiment, cells, piece[1])
+    finally:
+        torch.set_num_threads(threads)

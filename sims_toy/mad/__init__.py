@@ -1,0 +1,219 @@
+"""``python -m sims_toy.mad``: the loops of MAD: fresh data's limit and effective size, collapse, accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from sims_core.errors import InputError, choose
+from sims_toy.grid.study import Result, RunOptions, Study, carry_out, command
+from sims_toy.networks.settings import NetworkSettings
+
+if TYPE_CHECKING:
+    from sims_toy.grid.experiment import Cell, Experiment
+
+__all__ = ["PRESETS", "Mad", "plan", "run_mad"]
+
+
+@dataclass(frozen=True)
+class Mad(RunOptions):
+    """The self-consuming loops of MAD (arXiv 2307.01850) on N(0, I): four experiments and their closed forms.
+
+    1. fresh data: the limit does not depend on the first data set's size. 2. its effective sample size n_e (real points
+    that alone would do as well) over |D_s|, |D_r| and the sampling bias, and where n_e >= |D_r|. 3. fully synthetic:
+    the variance collapses. 4. accumulating instead of replacing (Gerstgrasser et al., arXiv 2404.01413). The published
+    dimension is 100 (--preset paper); the default, 10, takes minutes.
+    """
+
+    preset: str = ""
+    """Change the defaults: 'paper' is dimension 100 and a finer grid."""
+    dimension: int = 0
+    """Dimension of the real Gaussian N(0, I); default 10 for the exact learner, 2 for networks."""
+    sampler: str = ""
+    """exact (default of the exact learner: no sampler bias), ddim:N, euler:N, heun:N, rk4:N (networks: rk4:8)."""
+    real_size: int = 100
+    """Fresh real points a generation, n_r, of experiment 1."""
+    synthetic_size: int = 900
+    """Synthetic points a generation, n_s, of experiment 1."""
+    initial_size: str = "100,1000"
+    """Sizes of the first data set, n_ini, of experiment 1."""
+    temperature: str = "1,0.8"
+    """Sampling biases lambda_s of experiments 1, 3 and 4."""
+    grid_real_size: str = "100,250,1000"
+    """n_r of experiment 2."""
+    grid_ratio: str = "0.1,0.2,0.5,1,2,5,10"
+    """n_s / n_r of experiment 2."""
+    grid_temperature: str = "0.7,0.775,0.85,0.925,1"
+    """lambda_s of experiment 2."""
+    loop_size: int = 0
+    """Points of every data set of experiments 3 and 4; 0 is 10 a dimension, at least 100."""
+    loop_generations: int = 100
+    """Generations of experiments 3 and 4."""
+    generations: int = 60
+    """Generations of experiments 1 and 2; the limit is the mean over the second half."""
+    trials: int = 0
+    """Repetitions of experiments 1, 3 and 4; default 200 for the exact learner, 6 for networks."""
+    grid_trials: int = 0
+    """Repetitions of each cell of experiment 2; default 40 for the exact learner, 4 for networks."""
+    calibration_trials: int = 0
+    """Repetitions of each size of the calibration E dist(G(n)); default 400 for the exact learner, 8 for networks."""
+    learner: str = "exact"
+    """exact (unbiased covariance, divided by n - 1), or network."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    """Architecture and training of the networks."""
+
+
+PRESETS = {
+    "paper": replace(
+        Mad(),
+        preset="paper",
+        dimension=100,
+        grid_ratio="0.1,0.2,0.5,1,2,5,10",
+        grid_temperature="0.7,0.75,0.8,0.85,0.9,0.95,1",
+        trials=60,
+        grid_trials=12,
+        calibration_trials=100,
+    )
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "exact": {"dimension": 10, "sampler": "exact", "trials": 200, "grid_trials": 40, "calibration_trials": 400},
+    "network": {"dimension": 2, "sampler": "rk4:8", "trials": 6, "grid_trials": 4, "calibration_trials": 8},
+}
+#: The calibration's sizes grow by this factor: the distance falls by a tenth from one to the next.
+_SPACING = 1.25
+
+
+def plan(options: Mad) -> Study:
+    """What the options ask for. Raises `InputError` for what cannot be run."""
+    from sims_core.lab.grids import parse_grid
+    from sims_core.sampling import Sampler
+    from sims_toy.grid.experiment import Cell, Experiment
+    from sims_toy.mad import tables as mad_report
+    from sims_toy.sweep.planning import at_most_cells, sizes
+
+    options.check()
+    learner = choose("--learner", options.learner, _DEFAULTS)
+    options = replace(options, **{k: v for k, v in _DEFAULTS[learner].items() if not getattr(options, k)})
+    d = options.dimension
+    options = replace(options, loop_size=options.loop_size or max(100, 10 * d))
+    sampler = Sampler.parse(options.sampler, argument="--sampler")
+    if learner == "network" and not sampler.steps:
+        raise InputError("--sampler", "exact", "networks need a numerical sampler, such as rk4:8")
+    for name, value, least in (
+        ("--dimension", d, 1),
+        ("--real-size", options.real_size, 2),
+        ("--synthetic-size", options.synthetic_size, 1),
+        ("--generations", options.generations, 4),
+        ("--loop-generations", options.loop_generations, 2),
+        ("--trials", options.trials, 4),
+        ("--grid-trials", options.grid_trials, 4),
+        ("--calibration-trials", options.calibration_trials, 4),
+        ("--loop-size", options.loop_size, d + 2),
+    ):
+        if value < least:
+            raise InputError(name, value, f"give a whole number of at least {least}")
+    initial = sizes("--initial-size", options.initial_size)
+    if min(initial) < 2:
+        raise InputError("--initial-size", options.initial_size, "give at least 2 points")
+    grid_real = sizes("--grid-real-size", options.grid_real_size)
+    ratios = parse_grid("--grid-ratio", options.grid_ratio, low=1e-6)
+    heats = parse_grid("--temperature", options.temperature, low=1e-6, high=1)
+    grid_heats = parse_grid("--grid-temperature", options.grid_temperature, low=1e-6, high=1)
+    if min(grid_real) < 2:
+        raise InputError("--grid-real-size", options.grid_real_size, "give at least 2 points")
+    at_most_cells(grid_real, grid_heats, ratios)
+    at_most_cells(heats, initial)
+    network = _network(options, learner)
+
+    base = Cell(learner, "standard", "fresh", str(sampler), 1, 1, reference=str(sampler))
+    limit = [
+        replace(base, real_size=options.real_size, synthetic_size=options.synthetic_size, initial_size=i, temperature=z)
+        for z in heats
+        for i in initial
+    ]
+    grid = [
+        replace(base, real_size=n, synthetic_size=max(1, round(ratio * n)), temperature=z)
+        for n in grid_real
+        for z in grid_heats
+        for ratio in ratios
+    ]
+    both = {"real_size": options.loop_size, "synthetic_size": options.loop_size}
+    loops = [
+        replace(base, loop=loop, temperature=z, **both)  # type: ignore[arg-type]
+        for loop in ("fully-synthetic", "accumulate")
+        for z in heats
+    ]
+    calibration = [replace(base, real_size=n) for n in _calibration_sizes([*grid_real, options.real_size])]
+
+    def experiment(cells: list[Cell], generations: int, trials: int, *quantities: str) -> Experiment:
+        identity = tuple(tuple(float(i == j) for j in range(d)) for i in range(d))
+        unbiased = int(learner == "exact")
+        cells = list(dict.fromkeys(cells))
+        return Experiment(
+            tuple(cells), generations, trials, options.seed, (0.0,) * d, identity, network, quantities, unbiased
+        )
+
+    parts = {
+        "fresh": experiment(limit, options.generations, options.trials, "w2", "variance", "mean_sq"),
+        "grid": experiment(grid, options.generations, options.grid_trials, "w2"),
+        "loops": experiment(loops, options.loop_generations, options.trials, "w2", "variance", "mean_sq", "log_volume"),
+        "calibration": experiment(calibration, 1, options.calibration_trials, "w2"),
+    }
+    settings: dict[str, Any] = {
+        "command": "sims_toy.mad",
+        "learner": learner,
+        "dimension": d,
+        "sampler": str(sampler),
+        "real_size": options.real_size,
+        "synthetic_size": options.synthetic_size,
+        "initial_size": initial,
+        "temperature": heats,
+        "grid_real_size": grid_real,
+        "grid_ratio": ratios,
+        "grid_temperature": grid_heats,
+        "loop_size": options.loop_size,
+        "loop_generations": options.loop_generations,
+        "generations": options.generations,
+        "trials": options.trials,
+        "grid_trials": options.grid_trials,
+        "calibration_trials": options.calibration_trials,
+        "ddof": int(learner == "exact"),
+        "seed": options.seed,
+    }
+    if network is not None:
+        settings["network"] = asdict(network)
+    return Study(
+        "mad",
+        parts,
+        settings,
+        make=lambda values: mad_report.make(parts, values, settings),
+        draw=mad_report.draw,
+        words=mad_report.words,
+    )
+
+
+def _calibration_sizes(real_sizes: list[int]) -> list[int]:
+    """Sizes from 2 to four times the largest n_r: with fresh data n_e stays below about 2 n_r."""
+    found = [2]
+    while found[-1] < 4 * max(real_sizes):
+        found.append(max(found[-1] + 1, round(found[-1] * _SPACING)))
+    return found
+
+
+def _network(options: Mad, learner: str) -> NetworkSettings | None:
+    if learner != "network":
+        return None
+    from sims_toy.sweep.planning import settle
+
+    return settle(options.network)
+
+
+def run_mad(options: Mad, *, progress: bool = False) -> Result:
+    """Run (or resume, or recognise) the study; returns its tables and where they are. The command in one call."""
+    return carry_out(plan(options), options, progress=progress)
+
+
+def run_command(argv: Sequence[str]) -> None:
+    """The command itself."""
+    command(Mad, plan, module="sims_toy.mad", presets=PRESETS)(argv)

@@ -1,0 +1,7 @@
+"""``python -m sims_toy.mad``."""
+
+from sims_toy.grid.study import main
+from sims_toy.mad import run_command
+
+if __name__ == "__main__":
+    main(run_command)

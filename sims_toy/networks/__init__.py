@@ -1,0 +1,1 @@
+"""Thousands of small score networks: layout, training, backends, and the learner over them."""

@@ -1,0 +1,365 @@
+"""The compiled backend: one network at a time, whole training runs inside the processor's cache (needs numba).
+
+The same draws, targets, gradients and Adam steps as the torch backend, to float32 rounding, which comes from other
+orders of summation and from the elementary functions below (relative error about 2e-7). Every process compiles once,
+for about ten seconds: numba's cache on disk is not used, because code that was loaded from it has been seen to round
+differently from code that was just compiled, and results must not depend on which worker did the work.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numba import njit
+from numpy.polynomial import Chebyshev, Polynomial
+from torch import Tensor
+
+from sims_toy.networks import tiles
+
+if TYPE_CHECKING:
+    from sims_toy.networks.mlp import Mlp
+    from sims_toy.networks.training import Training
+
+BLOCK = 256  # columns of activations held at a time: with widths up to 64 they fit a second-level cache
+
+# ------------------------------------------------------------ elementary functions
+
+
+def _fit(function: Any, degree: int, low: float, high: float) -> tuple[np.float32, ...]:
+    """Coefficients of the interpolating polynomial at Chebyshev's points, lowest first."""
+    fit = Chebyshev.interpolate(function, degree, [low, high]).convert(kind=Polynomial)
+    return tuple(np.float32(c) for c in fit.coef)
+
+
+_E0, _E1, _E2, _E3, _E4, _E5 = _fit(np.exp2, 5, -0.5, 0.5)
+_S0, _S1, _S2, _S3, _S4 = _fit(lambda z: np.pi * np.sinc(np.sqrt(np.abs(z))), 4, 0, 0.25)
+_C0, _C1, _C2, _C3, _C4, _C5 = _fit(lambda z: np.cos(np.pi * np.sqrt(np.abs(z))), 5, 0, 0.25)
+_A0, _A1, _A2, _A3, _A4 = (np.float32(2 / (2 * i + 1)) for i in range(5))  # 2 artanh(s) / s
+_HALF, _ONE, _TWO, _ZERO = np.float32(0.5), np.float32(1), np.float32(2), np.float32(0)
+_LOG2E, _LN2, _ROOT2 = np.float32(math.log2(math.e)), np.float32(math.log(2)), np.float32(math.sqrt(2))
+_TOP, _SCALE, _TINY = np.float32(86), np.float32(2.0**-32), np.float32(1e-12)
+
+_fast = {"contract", "nsz", "arcp"}  # NaN stays NaN: divergence must show
+_sums = {*_fast, "reassoc"}
+
+
+@njit(fastmath=_fast, inline="always")
+def _exp(x):  # type: ignore[no-untyped-def]
+    x = -_TOP if x < -_TOP else x
+    x = _TOP if x > _TOP else x
+    t = x * _LOG2E
+    n = np.floor(t + _HALF)
+    f = t - n
+    p = _E0 + f * (_E1 + f * (_E2 + f * (_E3 + f * (_E4 + f * _E5))))
+    return tiles.as_float(tiles.as_bits(p) + (np.int32(n) << np.int32(23)))
+
+
+@njit(fastmath=_fast, inline="always")
+def _normals(word):  # type: ignore[no-untyped-def]
+    """Two standard normal draws of a word, as in `targets.normals`; sine and cosine by the double angle."""
+    u = (np.float32(np.uint32(word >> np.uint64(32))) + _HALF) * _SCALE
+    bits = tiles.as_bits(u)
+    e = np.float32((bits >> np.int32(23)) - np.int32(127))
+    m = tiles.as_float((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000))
+    large = m > _ROOT2
+    m = m * _HALF if large else m
+    e = e + _ONE if large else e
+    s = (m - _ONE) / (m + _ONE)
+    z = s * s
+    log = e * _LN2 + s * (_A0 + z * (_A1 + z * (_A2 + z * (_A3 + z * _A4))))
+    r = np.float32(math.sqrt(max(-_TWO * log, _ZERO)))
+    v = np.float32(np.int32(np.uint32(word & np.uint64(0xFFFFFFFF)))) * _SCALE
+    z = v * v
+    sin = v * (_S0 + z * (_S1 + z * (_S2 + z * (_S3 + z * _S4))))
+    cos = _C0 + z * (_C1 + z * (_C2 + z * (_C3 + z * (_C4 + z * _C5))))
+    return r * (_ONE - _TWO * sin * sin), r * (_TWO * sin * cos)
+
+
+@njit(inline="always")
+def _word(key, counter):  # type: ignore[no-untyped-def]
+    """`sims_core.draws.random_words` of one counter."""
+    z = key + (np.uint64(counter) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+# ----------------------------------------------------------------------- products
+
+
+@njit(error_model="numpy")
+def _product(w, sr, si, rows, n, a, sa, out, so, columns):  # type: ignore[no-untyped-def]
+    """out[r, b] = sum_i w[r, i] a[i, b]; columns a multiple of 32."""
+    for b in range(0, columns, 2 * tiles.LANES):
+        r = 0
+        while r + tiles.ROWS <= rows:
+            tiles.product(w + 4 * r * sr, sr, si, n, a + 4 * b, sa, out + 4 * (r * so + b), so)
+            r += tiles.ROWS
+        for rest in range(r, rows):
+            tiles.product_one(w + 4 * rest * sr, sr, si, n, a + 4 * b, sa, out + 4 * (rest * so + b), so)
+
+
+@njit(error_model="numpy")
+def _outer(x, sx, rows, y, sy, columns, n, g, sg):  # type: ignore[no-untyped-def]
+    """g[r, c] += sum_b x[r, b] y[c, b] over n vectors."""
+    tall, broad = tiles.TALL, tiles.BROAD
+    whole_rows, whole_columns = rows // tall * tall, columns // broad * broad
+    for r in range(0, whole_rows, tall):
+        for c in range(0, whole_columns, broad):
+            tiles.dots(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
+        for c in range(whole_columns, columns):
+            tiles.dots_column(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
+    for r in range(whole_rows, rows):
+        for c in range(0, whole_columns, broad):
+            tiles.dots_row(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
+        for c in range(whole_columns, columns):
+            tiles.dots_one(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
+
+
+@njit(fastmath=_fast, error_model="numpy")
+def _layer(layers, silu, i, p, inputs, slopes, columns):  # type: ignore[no-untyped-def]
+    """inputs[i] -> inputs[i + 1], through the activation whose slopes are kept."""
+    offset, rows, n, active = layers[i]
+    stride, above, slope = inputs.shape[2], inputs[i + 1], slopes[i]
+    _product(p + 4 * offset, n, 1, rows, n, inputs[i].ctypes.data, stride, above.ctypes.data, stride, columns)
+    if active:
+        for r in range(rows):
+            out, turn = above[r], slope[r]
+            if silu:
+                for b in range(columns):
+                    h = out[b]
+                    s = _ONE / (_ONE + _exp(-h))
+                    out[b] = h * s
+                    turn[b] = s * (_ONE + h * (_ONE - s))
+            else:
+                for b in range(columns):
+                    h = out[b]
+                    turn[b] = _ZERO if h <= _ZERO else _ONE
+                    out[b] = _ZERO if h <= _ZERO else h
+    if i + 1 < len(layers):
+        above[rows, :columns] = _ONE
+
+
+@njit(nogil=True, error_model="numpy")
+def _apply(layers, silu, params, rows, out, work):  # type: ignore[no-untyped-def]
+    inputs, slopes = work[0], work[1]
+    for k in range(params.shape[0]):
+        for first in range(0, rows.shape[2], BLOCK):
+            size = min(BLOCK, rows.shape[2] - first)
+            columns = -(-size // 32) * 32
+            inputs[0, : rows.shape[1], :size] = rows[k, :, first : first + size]
+            inputs[0, rows.shape[1], :columns] = _ONE
+            for i in range(len(layers)):
+                _layer(layers, silu, i, params[k].ctypes.data, inputs, slopes, columns)
+            out[k, :, first : first + size] = inputs[len(layers), : out.shape[1], :size]
+
+
+# ----------------------------------------------------------------------- training
+
+
+@njit(fastmath=_sums, error_model="numpy")
+def _posterior(x, at, sigma, points, dim, near, mean):  # type: ignore[no-untyped-def]
+    """mean[:, at] = E[y | x[:, at]] over ``points``; a first pass finds the nearest, whose weight is then 1."""
+    count, least = points.shape[1], np.int32(0x7FFFFFFF)
+    for c in range(0, dim, 2):
+        x0, x1, y0, y1 = x[c, at], x[c + 1, at], points[c], points[c + 1]
+        for j in range(count):
+            d = (x0 - y0[j]) * (x0 - y0[j]) + (x1 - y1[j]) * (x1 - y1[j])
+            near[j] = d if c == 0 else near[j] + d
+    for j in range(count):
+        least = min(least, tiles.as_bits(near[j]))  # positive floats are in the order of their bits
+    nearest, scale = tiles.as_float(least), -_HALF / max(sigma, _TINY) ** np.int32(2)
+    y0, y1, total, sum0, sum1 = points[0], points[1], _ZERO, _ZERO, _ZERO
+    for j in range(count):
+        w = _exp((near[j] - nearest) * scale)
+        near[j] = w
+        total += w
+        sum0 += w * y0[j]
+        sum1 += w * y1[j]
+    mean[0, at] = sum0 / total
+    if dim > 1:
+        mean[1, at] = sum1 / total
+    for c in range(2, dim):
+        y, more = points[c], _ZERO
+        for j in range(count):
+            more += near[j] * y[j]
+        mean[c, at] = more / total
+
+
+@njit(fastmath=_fast, error_model="numpy")
+def _draw(t, first, size, key, points, table, numbers, stratified, where, rows5, clean, noise, subset):  # type: ignore[no-untyped-def]
+    """Rows first, ..., first + size of step t: table entries, clean points, noise (`targets.Layout.draw`)."""
+    rows, padded, pairs, levels, reference, words = numbers
+    start, count, mask, half = t * words, points.shape[1], np.uint64(0xFFFFFFFF), np.uint64(32)
+    stratum, turn = np.uint64(2**32 // rows), _word(key, start + words - 1) >> half
+    level, at = where[0], where[1]
+    for b in range(size):
+        word = _word(key, start + first + b)
+        low = word & mask
+        if stratified:
+            low = (np.uint64(first + b) * stratum + ((low * stratum) >> half) + turn) & mask
+        level[b] = np.int64((low * np.uint64(levels)) >> half)
+        at[b] = np.int64(((word >> half) * np.uint64(count)) >> half)
+    if reference:
+        if first == 0:
+            for j in range(reference):
+                word = _word(key, start + padded * (1 + pairs) + j)
+                subset[:, j] = points[:, np.int64(((word >> half) * np.uint64(count)) >> half)]
+        for b in range(size):
+            at[b] = (first + b) % reference
+    elif rows >= count:
+        for b in range(size):
+            at[b] = (first + b) % count
+    source = subset if reference else points
+    for b in range(size):
+        for c in range(5):
+            rows5[c, b] = table[level[b], c]
+        for c in range(2 * pairs):
+            clean[c, b] = source[c, at[b]]
+    for c in range(pairs):
+        one, two, begin = noise[2 * c], noise[2 * c + 1], start + padded * (1 + c) + first
+        for b in range(size):
+            one[b], two[b] = _normals(_word(key, begin + b))
+
+
+@njit(fastmath=_fast, error_model="numpy")
+def _batch(size, real, dim, posterior, source, rows5, clean, noise, x, near, into, target):  # type: ignore[no-untyped-def]
+    """The network's inputs and regression targets for drawn rows."""
+    sigma, c_in, time, p, q = rows5[0], rows5[1], rows5[2], rows5[3], rows5[4]
+    for c in range(len(clean)):
+        for b in range(size):
+            x[c, b] = clean[c, b] + sigma[b] * noise[c, b] if c < dim else _ZERO
+    if posterior:
+        for b in range(real):
+            _posterior(x, b, sigma[b], source, dim, near, target)
+        for c in range(dim):
+            for b in range(real):
+                noise[c, b] += (clean[c, b] - target[c, b]) / max(sigma[b], _TINY)
+                clean[c, b] = target[c, b]
+    for c in range(dim):
+        for b in range(size):
+            into[c, b] = c_in[b] * x[c, b]
+            target[c, b] = p[b] * clean[c, b] + q[b] * noise[c, b]
+    into[dim, :size] = time[:size]
+    into[dim + 1, :size] = _ONE
+
+
+@njit(nogil=True, fastmath=_sums, error_model="numpy")
+def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, adam, loss, work):  # type: ignore[no-untyped-def]
+    rows, padded, pairs, _, reference, _ = numbers
+    stratified, posterior = flags
+    dim, depth = layers[-1, 1], len(layers)
+    inputs, slopes, deltas, stride = work[0], work[1], work[2], work.shape[3]
+    scratch = np.zeros((5, max(2 * pairs, 5), stride), np.float32)
+    target, x, clean, noise, rows5 = scratch[0], scratch[1], scratch[2], scratch[3], scratch[4]
+    where, near = np.empty((2, stride), np.int64), np.empty(points.shape[1], np.float32)
+    subset = np.zeros((2 * pairs, reference), np.float32)
+    source = subset if reference else points
+    gradient, first, second = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    beta1, beta2, eps = adam
+    share = np.float32(1 / (rows * dim))
+    for t in range(len(loss)):
+        gradient[:] = _ZERO
+        total = _ZERO
+        for begin in range(0, padded, BLOCK):
+            size = min(BLOCK, padded - begin)
+            real = min(size, rows - begin)
+            _draw(t, begin, size, key, points, table, numbers, stratified, where, rows5, clean, noise, subset)
+            _batch(size, real, dim, posterior, source, rows5, clean, noise, x, near, inputs[0], target)
+            for i in range(depth):
+                _layer(layers, silu, i, p.ctypes.data, inputs, slopes, size)
+            for c in range(dim):
+                f, y, delta = inputs[depth, c], target[c], deltas[depth % 2, c]
+                for b in range(real):
+                    error = f[b] - y[b]
+                    total += error * error * share
+                    delta[b] = _TWO * share * error
+                delta[real:size] = _ZERO
+            for i in range(depth - 1, -1, -1):
+                offset, out, n, _ = layers[i]
+                delta, below = deltas[(i + 1) % 2], deltas[i % 2]
+                _outer(
+                    delta.ctypes.data, stride, out, inputs[i].ctypes.data, stride, n, size // tiles.LANES,
+                    gradient.ctypes.data + 4 * offset, n,
+                )  # fmt: skip
+                if i > 0:
+                    w = p.ctypes.data + 4 * offset
+                    _product(w, 1, n, n - 1, out, delta.ctypes.data, stride, below.ctypes.data, stride, size)
+                    if layers[i - 1, 3]:
+                        for r in range(n - 1):
+                            back, slope = below[r], slopes[i - 1, r]
+                            for b in range(size):
+                                back[b] *= slope[b]
+        loss[t] = total
+        check = total
+        for j in range(len(p)):
+            check += gradient[j]
+        if not np.isfinite(check):
+            p[:] = np.nan
+            ema[:] = np.nan
+            loss[t + 1 :] = np.nan
+            return
+        rate, correction, fresh = scalars[t, 0], scalars[t, 1], scalars[t, 2]
+        for j in range(len(p)):
+            g = gradient[j]
+            first[j] += (_ONE - beta1) * (g - first[j])
+            second[j] = beta2 * second[j] + (_ONE - beta2) * g * g
+            p[j] -= rate * first[j] / (np.float32(math.sqrt(second[j] * correction)) + eps)
+        for j in range(len(ema)):
+            ema[j] += fresh * (p[j] - ema[j])
+
+
+def train(
+    mlp: Mlp,
+    params: Tensor,
+    ema: Tensor | None,
+    data: Tensor,
+    counts: Tensor,
+    keys: Tensor,
+    table: Tensor,
+    settings: Training,
+    loss: Tensor,
+) -> None:
+    """Train the networks of ``params`` [K, P] in place, and ``ema``; fills ``loss`` [K, steps]. Float32, on the CPU.
+
+    data: [K, N, d]; counts, keys: [K]; table: [K, T, 5] (`sims_toy.networks.targets.level_table`). Diverged rows become
+    NaN.
+    """
+    layers = _layers(mlp)
+    columns = min(settings.layout(mlp.dim, int(counts.max())).padded, BLOCK)
+    work = _work(mlp, 3, columns)
+    adam = tuple(np.float32(v) for v in (settings.beta1, settings.beta2, settings.eps))
+    scalars = {
+        rows: settings.scalars(rows).numpy().astype(np.float32) for rows in counts.clamp(max=settings.batch).tolist()
+    }
+    for k in range(len(params)):
+        plan = settings.layout(mlp.dim, int(counts[k]))
+        points = np.zeros((2 * plan.pairs, plan.count), np.float32)
+        points[: mlp.dim] = data[k, : plan.count].numpy().T
+        numbers = (plan.rows, plan.padded, plan.pairs, plan.levels, plan.reference, plan.words)
+        average = np.empty(0, np.float32) if ema is None else ema[k].numpy()
+        flags = (plan.stratified, settings.target == "posterior")
+        key, entries, silu = np.uint64(int(keys[k]) % 2**64), table[k].numpy(), mlp.activation == "silu"
+        _train(
+            layers, silu, params[k].numpy(), average, points, key, entries, numbers, flags, scalars[plan.rows], adam,
+            loss[k].numpy(), work,
+        )  # fmt: skip
+
+
+def forward(mlp: Mlp, params: Tensor, rows: Tensor) -> Tensor:
+    """F [K, d, n] for the networks' inputs ``rows`` [K, d + 1, n], float32 on the CPU."""
+    out = rows.new_empty(rows.shape[0], mlp.dim, rows.shape[2])
+    silu, work = mlp.activation == "silu", _work(mlp, 2, BLOCK)
+    _apply(_layers(mlp), silu, params.contiguous().numpy(), rows.contiguous().numpy(), out.numpy(), work)
+    return out
+
+
+def _layers(mlp: Mlp) -> Any:
+    return np.array([(*layer, mlp.active(i)) for i, layer in enumerate(mlp.layers)], np.int64)
+
+
+def _work(mlp: Mlp, parts: int, columns: int) -> Any:
+    """Activations, slopes, deltas. Rows are not a power of 2 apart, or they would fight for the same cache sets."""
+    return np.zeros((parts, len(mlp.layers) + 1, max(*mlp.widths, mlp.dim + 1) + 1, columns + 16), np.float32)

@@ -1,0 +1,185 @@
+"""``python -m sims_toy.pollution``: the paper's Figure 5 in two dimensions, and why a little pollution helps SIMS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from sims_core.errors import InputError, choose
+from sims_toy.grid.study import Result, RunOptions, Study, carry_out, command
+from sims_toy.networks.settings import NetworkSettings
+
+
+@dataclass(frozen=True)
+class Pollution(RunOptions):
+    """Train on real data polluted with a previous generation's samples: standard training and SIMS, ideal and polluted.
+
+    The curves of the paper's Figure 5 against |D_p|/|D_r|: ST-I, ST-P (standard training), SIMS-I, SIMS-P, and beside
+    them SIMS whose auxiliary is trained on D_p itself; at one fixed omega, and at the best omega of each |D_p|. D_p is
+    drawn from a model of the real data alone. Standard training with
+    twice the sampler steps (equal cost) is run beside.
+    """
+
+    preset: str = ""
+    """Change the defaults: 'paper' is the full grid."""
+    learner: str = "exact"
+    """exact: models are Gaussians, training is maximum likelihood. network: trained score networks."""
+    pollution: str = "0,0.05,0.1,0.2,0.3,0.5,0.75,1"
+    """|D_p| / |D_r|; 0 is always run."""
+    omega: str = "0:3.6:0.1"
+    """Guidance strengths; 0 is the base."""
+    fixed: float = 1.3
+    """The one omega of the figure's first panel (the tables have them all); our reading, the paper's is not known."""
+    ideal: str = "unpolluted"
+    """What ST-I and SIMS-I are trained on: unpolluted (D_r alone), or same-size (as many real points as D_r, D_p)."""
+    real_size: str = ""
+    """Real points, |D_r|; default 1000,10000 for the exact learner and 1000 for networks."""
+    auxiliary_size: int = 0
+    """The base's samples that the auxiliary sees; default 10000 (networks 4000)."""
+    auxiliary_data: str = "synthetic"
+    """What Algorithm 1's auxiliary is trained on: synthetic, train+synthetic or real+synthetic."""
+    budget: str = ""
+    """Auxiliary's training, as of the sweep: eta (default 1), or samples seen (default the base's)."""
+    sampler: str = "ddim:20"
+    """ddim:N, euler:N, heun:N, rk4:N."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    """Architecture and training of the networks."""
+    trials: int = 0
+    """Independent repetitions, paired across cells; default 400 for the exact learner and 16 for networks."""
+    real_mean: str = "0,0"
+    """Mean of the real Gaussian."""
+    real_covariance: str = "2,1;1,2"
+    """Covariance of the real Gaussian, rows separated by ';'."""
+
+
+PRESETS = {
+    "paper": replace(
+        Pollution(),
+        preset="paper",
+        pollution="0,0.025,0.05,0.1,0.15,0.2,0.3,0.4,0.5,0.75,1,1.5,2",
+        omega="0:5.6:0.1",
+        real_size="1000,10000,100000",
+        trials=2000,
+    ),
+    "networks": replace(
+        Pollution(),
+        preset="networks",
+        learner="network",
+        pollution="0,0.1,0.2,0.5,1",
+        omega="0:3.5:0.25",
+        trials=24,
+    ),
+}
+
+#: Trials of the exact learner's curves beneath the networks'.
+OVERLAY_TRIALS = 400
+_DEFAULTS = {
+    "exact": {"real_size": "1000,10000", "auxiliary_size": 10_000, "trials": 400, "budget": "1"},
+    "network": {"real_size": "1000", "auxiliary_size": 4000, "trials": 16, "budget": ""},
+}
+
+
+def plan(options: Pollution) -> Study:
+    """What a `Pollution` would run, without running it. Raises `InputError` for bad input."""
+    from dataclasses import asdict
+
+    from sims_core.algorithm import AUXILIARY_DATA
+    from sims_core.lab.grids import parse_grid
+    from sims_core.sampling import Sampler
+    from sims_toy.grid.experiment import Experiment
+    from sims_toy.pollution import tables as report
+    from sims_toy.sweep.planning import at_most_cells, budgets_of, read_gaussian, settle, sizes
+
+    options.check()
+    learner = choose("--learner", options.learner, _DEFAULTS)
+    filled = {k: v for k, v in _DEFAULTS[learner].items() if not getattr(options, k)}
+    options = replace(options, network=settle(options.network), **filled)  # type: ignore[arg-type]
+    converged = not options.budget
+    if converged:
+        options = replace(options, budget=_as_long_as_the_base(options.network))
+    choose("--auxiliary-data", options.auxiliary_data, AUXILIARY_DATA)
+    choose("--ideal", options.ideal, ("unpolluted", "same-size"))
+    ratios = sorted({0.0, *parse_grid("--pollution", options.pollution, low=0, high=10)})
+    omegas = sorted({0.0, options.fixed, *parse_grid("--omega", options.omega, low=0, high=20)})
+    if len(ratios) < 3 or len(omegas) < 3:
+        argument, text = ("--pollution", options.pollution) if len(ratios) < 3 else ("--omega", options.omega)
+        raise InputError(argument, text, "give at least two values besides 0: the best of them is sought")
+    for name, value, least in (("--trials", options.trials, 2), ("--auxiliary-size", options.auxiliary_size, 2)):
+        if value < least:
+            raise InputError(name, value, f"give a whole number of at least {least}")
+    at_most_cells(ratios, omegas, sizes("--real-size", options.real_size))
+    sampler = str(Sampler.parse(options.sampler, argument="--sampler"))
+    if sampler == "exact":
+        raise InputError("--sampler", sampler, "it has no drift, so SIMS has nothing to correct; write name:steps")
+    reals = sizes("--real-size", options.real_size)
+    for n in reals:
+        if min(r * n for r in ratios if r) < 3:
+            raise InputError("--pollution", options.pollution, f"beside |D_r| = {n} the least dose is under 3 points")
+    budgets = budgets_of(options.budget, learner)
+    if len(budgets) > 1:
+        raise InputError("--budget", options.budget, "give one budget")
+    mean, covariance = read_gaussian(options.real_mean, options.real_covariance)
+    rows = report.rows(
+        learner,
+        reals,
+        ratios,
+        omegas,
+        sampler,
+        options.auxiliary_size,
+        budgets[0],
+        options.auxiliary_data,
+        options.ideal,
+    )
+    experiment = Experiment(
+        tuple(r.cell for r in rows), 1, options.trials, options.seed, tuple(mean), tuple(map(tuple, covariance)),
+        options.network if learner == "network" else None,
+    )  # fmt: skip
+    parts = {"cells": experiment}
+    if learner == "network" and converged:  # the exact learner's auxiliary at eta = 1
+        exact = tuple(replace(r.cell, learner="exact", budget="0" if r.cell.budget == "0" else "1") for r in rows)
+        parts["overlay"] = replace(experiment, cells=exact, trials=OVERLAY_TRIALS, network=None)
+    settings = {
+        "command": "sims_toy.pollution",
+        "learner": learner,
+        "pollution": ratios,
+        "omega": omegas,
+        "fixed": options.fixed,
+        "ideal": options.ideal,
+        "real_size": reals,
+        "auxiliary_size": options.auxiliary_size,
+        "auxiliary_data": options.auxiliary_data,
+        "budget": budgets[0],
+        "sampler": sampler,
+        "trials": options.trials,
+        "real_mean": mean,
+        "real_covariance": covariance,
+        "seed": options.seed,
+    }
+    if learner == "network":
+        settings["network"] = asdict(options.network)
+        settings["overlay_trials"] = OVERLAY_TRIALS if "overlay" in parts else 0
+    return Study(
+        "pollution",
+        parts,
+        settings,
+        make=lambda values: report.make(parts, rows, {k: v["w2"] for k, v in values.items()}, settings),
+        draw=report.draw,
+        words=report.words,
+        local=("overlay",),
+    )
+
+
+def _as_long_as_the_base(network: NetworkSettings) -> str:
+    if not network.batch:
+        raise InputError("--budget", "", "with --network.batch 0 say how many samples an auxiliary sees, such as 50k")
+    return f"{network.steps * network.batch / 1000:g}k"
+
+
+def run_pollution(options: Pollution, *, progress: bool = False) -> Result:
+    """Run (or resume, or recognise) the study; returns its tables and where they are. The command in one call."""
+    return carry_out(plan(options), options, progress=progress)
+
+
+def run_command(argv: Sequence[str]) -> None:
+    """The command itself."""
+    command(Pollution, plan, module="sims_toy.pollution", presets=PRESETS)(argv)

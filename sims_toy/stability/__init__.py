@@ -1,0 +1,199 @@
+"""``python -m sims_toy.stability``: iterative retraining and the theorem about it (Bertrand et al., 2310.00429)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+from sims_core.errors import InputError, choose
+from sims_toy.grid.study import Result, RunOptions, Study, carry_out, command
+from sims_toy.networks.settings import NetworkSettings
+
+__all__ = ["PRESETS", "Stability", "plan", "run_stability"]
+
+#: Samples of every model that are kept, for the pictures, the rates and eps.
+KEPT = 400
+
+
+@dataclass(frozen=True)
+class Stability(RunOptions):
+    """Retrain networks on real data and lambda times as many of their own samples, and hold it against the theorem.
+
+    Every round starts from the last round's network. Ratios lambda and the fully synthetic loop, on each data set: the
+    samples and their distance to the data round by round; alpha, L and eps of the theorem's condition
+    lambda (1 + L eps / alpha) < 1/2 estimated for the networks at hand; the contraction rate measured, beside the
+    theorem's; the same where all of it is known in closed form; and the collapse c_4(n)^t of a Gaussian.
+    """
+
+    preset: str = ""
+    """'paper' is the full grid: more trials, and the constants of several networks."""
+    real: str = "gaussians:8,moons"
+    """Data sets, with commas: gaussians:K, moons, pinwheel, swissroll, checkerboard, mixture:P,Q,..., or a file."""
+    ratio: str = "0,0.001,0.01,0.1,0.5,1,2"
+    """Synthetic-to-real ratios lambda, a grid; 0 (training goes on with real data alone) is always run."""
+    real_size: int = 1000
+    """Real points, |D_r|; the fully synthetic loop trains on as many samples."""
+    generations: int = 20
+    """Rounds; the first trains on real data."""
+    trials: int = 8
+    """Independent repetitions, paired across ratios."""
+    sampler: str = "rk4:8"
+    """As of the sweep; rk4:8 has next to no bias of its own."""
+    distance: str = "sliced"
+    """sliced or emd: W2 between 1,000 samples and as many real points, beside its floor."""
+    network: NetworkSettings = field(
+        default_factory=lambda: NetworkSettings(width=40, steps=3000, start="warm", warm_steps=400, warm_rate=2e-3)
+    )
+    """Architecture and training, chosen by the first round's samples alone: large and long enough to part the eight
+    modes. Every other round is fine-tuning, at a tenth of the first round's rate."""
+    kick: float = 0.8
+    """The rate is measured by a loop whose first round sees the data scaled by this factor."""
+    probes: int = 1
+    """Networks of each data set whose Hessian is computed."""
+    probe_points: int = 64
+    """Real points that the Hessian is averaged over."""
+    collapse_size: int = 100
+    """Points a generation, n, of the Gaussian that collapses."""
+    collapse_generations: int = 100
+    """Its generations."""
+    collapse_trials: int = 1000
+    """Its repetitions."""
+
+
+PRESETS = {
+    "paper": replace(Stability(), preset="paper", trials=32, probes=4, probe_points=128, collapse_trials=10_000),
+}
+
+
+def plan(options: Stability) -> Study:
+    """What a `Stability` would run, without running it. Raises `InputError` for bad input."""
+    from sims_core.lab.grids import parse_grid
+    from sims_core.sampling import Sampler
+    from sims_toy.datasets import parse_real
+    from sims_toy.grid.experiment import Cell, Experiment
+    from sims_toy.grid.measure import POINTS
+    from sims_toy.stability import tables as report
+    from sims_toy.sweep.planning import settle
+
+    options.check()
+    _check(options)
+    sampler = Sampler.parse(options.sampler, argument="--sampler")
+    if not sampler.steps:
+        raise InputError("--sampler", options.sampler, "networks need a numerical sampler, such as rk4:8")
+    distance = choose("--distance", options.distance, ("sliced", "emd"))
+    ratios = sorted({0.0, *parse_grid("--ratio", options.ratio, low=0)})
+    for ratio in ratios:
+        if ratio and round(ratio * options.real_size) == 0:
+            expected = f"with {options.real_size} real points it leaves no synthetic one: raise it, or --real-size"
+            raise InputError("--ratio", f"{ratio:g}", expected)
+    reals = list(dict.fromkeys(part.strip() for part in re.split(r",(?=\s*[A-Za-z./])", options.real)))
+    digests = {}
+    for name in reals:
+        if name == "gaussian":
+            raise InputError("--real", name, "give one of the plane's data sets, such as gaussians:8 or moons")
+        real = parse_real(name)
+        if real.limit is not None and real.limit < max(POINTS, options.real_size):
+            least = max(POINTS, options.real_size)
+            raise InputError("--real", name, f"the file holds {real.limit} points; give at least {least}")
+        if real.digest:
+            digests[name] = real.digest
+    network = settle(options.network)
+
+    n = options.real_size
+    loops = [(f"mixed:{ratio!r}", round(ratio * n)) for ratio in ratios] + [("fully-synthetic", n)]
+    cells = [
+        Cell("network", "standard", loop, str(sampler), n, size, reference=str(sampler), real=real)
+        for real in reals
+        for loop, size in loops
+    ]
+    kicked = [replace(cell, loop=f"scaled:{options.kick!r}:{cell.loop}") for cell in cells]
+    plane = ((0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)))
+    main_part = Experiment(
+        tuple(cells),
+        options.generations,
+        options.trials,
+        options.seed,
+        *plane,
+        network,
+        (distance, f"points:{KEPT}", "weights"),
+    )
+    collapse = Experiment(
+        (Cell("exact", "standard", "fully-synthetic", "exact", options.collapse_size, options.collapse_size),),
+        options.collapse_generations,
+        options.collapse_trials,
+        options.seed,
+        (0.0,),
+        ((1.0,),),
+        None,
+        ("variance",),
+        ddof=1,
+    )
+    parts = {
+        "loops": main_part,
+        "kicked": replace(main_part, cells=tuple(kicked), generations=min(3, options.generations)),
+        "collapse1": collapse,
+        "collapse0": replace(collapse, ddof=0),
+    }
+    parts["kicked"] = replace(parts["kicked"], quantities=(f"points:{KEPT}",))
+    settings = {
+        "command": "sims_toy.stability",
+        "real": reals,
+        "ratio": ratios,
+        "real_size": n,
+        "generations": options.generations,
+        "trials": options.trials,
+        "sampler": str(sampler),
+        "distance": distance,
+        "kick": options.kick,
+        "probes": options.probes,
+        "probe_points": options.probe_points,
+        "collapse_size": options.collapse_size,
+        "collapse_generations": options.collapse_generations,
+        "collapse_trials": options.collapse_trials,
+        "seed": options.seed,
+        "network": asdict(network),
+    }
+    if digests:
+        settings["real_sha256"] = digests
+    return Study(
+        "stability",
+        parts,
+        settings,
+        make=lambda values: report.make(parts, values, settings),
+        draw=report.draw,
+        words=report.words,
+        local=("collapse1", "collapse0"),
+    )
+
+
+def _check(options: Stability) -> None:
+    for name, least in (
+        ("real_size", 10),
+        ("generations", 2),
+        ("trials", 2),
+        ("probes", 1),
+        ("probe_points", 2),
+        ("collapse_size", 2),
+        ("collapse_generations", 1),
+        ("collapse_trials", 2),
+    ):
+        if getattr(options, name) < least:
+            argument = f"--{name.replace('_', '-')}"
+            raise InputError(argument, getattr(options, name), f"give a whole number of at least {least}")
+    if options.probes > options.trials:
+        raise InputError("--probes", options.probes, f"there are {options.trials} trials")
+    if not 0 < options.kick < 1:
+        raise InputError("--kick", options.kick, "give a factor in (0, 1), such as 0.8")
+    if options.network.start != "warm":
+        raise InputError("--network.start", options.network.start, "retraining starts from the last round: say warm")
+
+
+def run_stability(options: Stability, *, progress: bool = False) -> Result:
+    """Run (or resume, or recognise) the study; returns its tables and where they are. The command in one call."""
+    return carry_out(plan(options), options, progress=progress)
+
+
+def run_command(argv: Sequence[str]) -> None:
+    """The command itself."""
+    command(Stability, plan, module="sims_toy.stability", presets=PRESETS)(argv)

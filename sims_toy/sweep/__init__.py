@@ -1,0 +1,27 @@
+"""``python -m sims_toy.sweep``: sweep the guidance omega (and any other axis) through the self-consuming loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sims_toy.grid.study import Result, Study, carry_out, command
+from sims_toy.networks.settings import PRESETS, NetworkSettings, Sweep
+
+__all__ = ["PRESETS", "NetworkSettings", "Result", "Sweep", "plan", "run_sweep"]
+
+
+def plan(sweep: Sweep) -> Study:
+    """What a `Sweep` would run (`sims_toy.sweep.planning`), without running it. Raises `InputError` for bad input."""
+    from sims_toy.sweep.planning import make_plan
+
+    return make_plan(sweep)
+
+
+def run_sweep(sweep: Sweep, *, progress: bool = False) -> Result:
+    """Run (or resume, or recognise) a sweep; returns its tables and where they are. The command in one call."""
+    return carry_out(plan(sweep), sweep, progress=progress)
+
+
+def run_command(argv: Sequence[str]) -> None:
+    """The command itself."""
+    command(Sweep, plan, module="sims_toy.sweep", presets=PRESETS)(argv)

@@ -1,0 +1,303 @@
+"""From what was asked for to the cells that are run; what cannot be run is refused here, before anything is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sized
+from dataclasses import asdict, replace
+from itertools import product
+from typing import Any
+
+from sims_core.algorithm import METHODS
+from sims_core.devices import present
+from sims_core.errors import InputError, choose, extra
+from sims_core.lab.grids import parse_budget, parse_grid
+from sims_core.loop import parse_policy
+from sims_core.sampling import Sampler
+from sims_toy.datasets import parse_real
+from sims_toy.gaussian import Gaussian
+from sims_toy.grid.experiment import Cell, Experiment
+from sims_toy.grid.measure import POINTS, parse_reading
+from sims_toy.grid.study import Study
+from sims_toy.networks.ensemble import numba_available
+from sims_toy.networks.settings import BY_LEARNER, NetworkSettings, Sweep
+from sims_toy.sweep import report
+from sims_toy.sweep.page import save_page
+
+#: beyond it every model has long diverged, and figures overflow
+MOST_OMEGA = 1e6
+
+
+def make_plan(sweep: Sweep) -> Study:
+    """What a `Sweep` asks for. Raises `InputError` for anything that cannot be run."""
+    sweep.check()
+    learner = choose("--learner", sweep.learner, BY_LEARNER)
+    if learner == "network":
+        sweep = replace(sweep, network=settle(sweep.network))
+    converged = not sweep.budget  # auxiliaries trained as long as their bases: eta = 1 of the exact learner
+    sweep = _with_defaults(sweep, learner)
+    methods = names("--method", sweep.method, METHODS)
+    readings = items("--auxiliary-data", sweep.auxiliary_data)
+    for reading in readings:
+        parse_reading("--auxiliary-data", reading)
+    samplers = [Sampler.parse(s, argument="--sampler") for s in items("--sampler", sweep.sampler)]
+    policies = [parse_policy(p, argument="--loop") for p in items("--loop", sweep.loop)]
+    omegas = parse_grid("--omega", sweep.omega, low=-MOST_OMEGA, high=MOST_OMEGA)
+    temperatures = parse_grid("--temperature", sweep.temperature, low=0, high=1)
+    if 0.0 in temperatures:
+        raise InputError("--temperature", sweep.temperature, "give lambda_s in (0, 1]")
+    real_sizes = sizes("--real-size", sweep.real_size)
+    synthetic_sizes = sizes("--synthetic-size", sweep.synthetic_size)
+    auxiliary_sizes = None if sweep.auxiliary_size == "same" else sizes("--auxiliary-size", sweep.auxiliary_size)
+    budgets = budgets_of(sweep.budget, learner)
+    distance, digest = _distance(sweep, learner, max(real_sizes))
+    if learner == "network":
+        _refuse_for_networks(sweep, samplers)
+    for name, value, least in (
+        ("--generations", sweep.generations, 1),
+        ("--trials", sweep.trials, 2),
+        ("--beside-trials", sweep.beside_trials or 2, 2),
+        ("--overlay-trials", sweep.overlay_trials, 2),
+    ):
+        if value < least:
+            raise InputError(name, value, f"give a whole number of at least {least}")
+    mean, covariance = read_gaussian(sweep.real_mean, sweep.real_covariance)
+
+    if any("omega" in METHODS[m].takes for m in methods) and 0.0 not in omegas:
+        omegas = sorted([0.0, *omegas])  # omega = 0 is what every other omega is compared with
+    at_most_cells(
+        *(methods, policies, samplers, readings, omegas, temperatures, budgets),
+        *(real_sizes, synthetic_sizes, auxiliary_sizes or [0]),
+    )
+    cells: list[Cell] = []
+    retuned: list[Cell] = []  # after all others: pieces of a run that was made without them keep their numbers
+    for policy, sampler, n, m, heat in product(policies, samplers, real_sizes, synthetic_sizes, temperatures):
+        if policy.ratio is not None:
+            m = round(policy.ratio * n)  # the loop fixes |D_s|
+            if m == 0 and auxiliary_sizes is None and any("n_synthetic" in METHODS[x].takes for x in methods):
+                expected = f"it leaves |D_s| = 0 beside {n}: say --auxiliary-size, or --method standard"
+                raise InputError("--loop", policy.name, expected)
+        for foreign in sizes("--pollution", sweep.pollution) if policy.name == "polluted" else [0]:
+            base = Cell(
+                learner, "standard", policy.name, str(sampler), n, m,
+                reference=str(sampler), temperature=heat, pollution=foreign, real=sweep.real,
+            )  # fmt: skip
+            cells.append(base)
+            if sampler.steps and any(METHODS[x].networks > 1 or METHODS[x].resampled for x in methods):
+                # two networks a step: standard training may take twice the steps, or better ones
+                cells.append(replace(base, method="equal-cost", sampler=str(sampler.doubled())))
+                retuned += [replace(base, method="retuned", sampler=s) for s in _retuned(sweep, sampler)]
+            for method in methods:
+                takes = METHODS[method].takes
+                if takes:
+                    cells += [
+                        replace(base, method=method, auxiliary_size=a, budget=b, auxiliary_data=r, omega=w)
+                        for a in ((auxiliary_sizes or [m]) if "n_synthetic" in takes else [0])
+                        for b in (budgets if "budget" in takes else ["0"])
+                        for r in (readings if "auxiliary_data" in takes else ["none"])
+                        for w in (omegas if "omega" in takes else [0.0])
+                    ]
+    cells = list(dict.fromkeys([*cells, *retuned]))
+    fewer = bool(sweep.beside_trials) and sweep.beside_trials != sweep.trials
+    beside = [c for c in cells if fewer and c.auxiliary_data not in ("none", readings[0])]
+    experiment = Experiment(
+        tuple(c for c in cells if c not in beside),
+        sweep.generations,
+        sweep.trials,
+        sweep.seed,
+        tuple(mean),
+        tuple(map(tuple, covariance)),
+        sweep.network if learner == "network" else None,
+        (distance,),
+    )
+    parts = {"cells": experiment}
+    if beside:  # with the standard cells that their ratios need, and then the controls that they are compared with
+        needed = [c for c in cells if c.method == "standard" or c in beside]
+        needed += [c for c in cells if METHODS[c.method].resampled]
+        parts["beside"] = replace(experiment, cells=tuple(needed), trials=sweep.beside_trials)
+    if learner == "network" and converged and distance == "w2":
+        exact, twins = (tuple(dict.fromkeys(report.beneath(c, name) for c in cells)) for name in ("exact", "twin"))
+        parts["overlay"] = replace(experiment, cells=exact, trials=sweep.overlay_trials, network=None)
+        parts["twin"] = replace(experiment, cells=twins, network=None)
+    settings = {
+        "command": "sims_toy.sweep",
+        "learner": learner,
+        "method": methods,
+        "loop": [p.name for p in policies],
+        "sampler": [str(s) for s in samplers],
+        "auxiliary_data": readings,
+        "omega": omegas,
+        "real_size": real_sizes,
+        "synthetic_size": synthetic_sizes,
+        "auxiliary_size": auxiliary_sizes or "same",
+        "budget": budgets,
+        "temperature": temperatures,
+        "generations": sweep.generations,
+        "trials": sweep.trials,
+        "real": sweep.real,
+        "real_mean": mean,
+        "real_covariance": covariance,
+        "distance": distance,
+        "seed": sweep.seed,
+    }
+    if retuned:
+        settings["retuned"] = list(dict.fromkeys(c.sampler for c in retuned))
+    if digest:
+        settings["real_sha256"] = digest
+    if any(p.name == "polluted" for p in policies):
+        settings["pollution"] = sizes("--pollution", sweep.pollution)
+    if learner == "network":
+        settings["network"] = asdict(sweep.network)
+        settings["overlay_trials"] = sweep.overlay_trials if "overlay" in parts else 0
+    if beside:
+        settings["beside_trials"] = sweep.beside_trials
+    exact_part = experiment if learner == "exact" else parts.get("overlay")
+    return Study(
+        "sweep",
+        parts,
+        settings,
+        make=lambda values: report.make(parts, {name: v[distance] for name, v in values.items()}, exact_part, settings),
+        draw=report.draw,
+        words=report.words,
+        note=lambda: report.diagnosis(experiment),
+        local=("overlay", "twin"),
+        page=save_page,
+        bulky=("trials",),
+    )
+
+
+def _retuned(sweep: Sweep, sampler: Sampler) -> list[str]:
+    """The samplers of the control 'retuned' beside ``sampler``.
+
+    Raises `InputError` for one that takes more evaluations than SIMS does.
+    """
+    most = 2 * sampler.nfe
+    if sweep.retuned == "none" or (not sweep.retuned and sweep.network.time == "sampler"):
+        return []
+    if not sweep.retuned:
+        own = Sampler("rk4", min(4, (most + 1) // 4))
+        return [str(own)] if own.steps and sampler.name != "rk4" else []
+    found = [Sampler.parse(text, argument="--retuned") for text in items("--retuned", sweep.retuned)]
+    for other in found:
+        if not other.steps or other.nfe > most:
+            expected = f"SIMS takes {most} evaluations with {sampler}; give a numerical sampler of no more"
+            raise InputError("--retuned", str(other), expected)
+    if sweep.learner == "network":
+        _refuse_for_networks(sweep, found)
+    return [str(other) for other in found if str(other) != str(sampler)]
+
+
+def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
+    """The quantity that is measured, and the digest of a user's file."""
+    gaussian = sweep.real == "gaussian"
+    known = {"moments": "w2", "emd": "emd", "sliced": "sliced"}
+    name = choose("--distance", sweep.distance or ("moments" if gaussian else "sliced"), known)
+    if learner == "exact" and (not gaussian or name != "moments"):
+        argument, value = ("--distance", name) if gaussian else ("--real", sweep.real)
+        raise InputError(argument, value, "the exact learner knows Gaussians and their moments; use --learner network")
+    if gaussian:
+        return known[name], ""
+    if name == "moments":
+        raise InputError("--distance", name, f"moments are no distance to '{sweep.real}'; use emd or sliced")
+    real = parse_real(sweep.real)
+    if real.limit is not None and real.limit < POINTS:
+        expected = f"the file holds {real.limit} points; give at least {max(POINTS, real_size)}: {POINTS} are compared"
+        raise InputError("--real", sweep.real, expected)
+    if real.limit is not None and real.limit < real_size:
+        raise InputError("--real-size", real_size, f"the file of --real holds {real.limit} points")
+    return known[name], real.digest
+
+
+def settle(network: NetworkSettings) -> NetworkSettings:
+    """The settings with the backend that 'auto' stands for here, since it is recorded.
+
+    Raises `InputError` for a device, or compiled networks, that are not to be had.
+    """
+    on_cpu = present("--network.device", network.device).type == "cpu"
+    if network.backend == "numba" and not on_cpu:
+        raise InputError("--network.backend", "numba", "compiled networks run on the CPU; use torch, or auto")
+    if network.backend == "numba" and not numba_available():
+        raise InputError("--network.backend", "numba", f"numba is not installed, or not for here: {extra('fast')}")
+    if network.backend != "auto":
+        return network
+    return replace(network, backend="numba" if on_cpu and numba_available() else "torch")
+
+
+def read_gaussian(real_mean: str, real_covariance: str) -> tuple[list[float], list[list[float]]]:
+    """The real Gaussian's mean and covariance, as --real-mean and --real-covariance write them."""
+    mean = _numbers("--real-mean", real_mean)
+    covariance = [_numbers("--real-covariance", row) for row in real_covariance.split(";")]
+    try:
+        Gaussian.single(mean, covariance)
+    except InputError as error:
+        name, text = ("--real-mean", real_mean) if error.argument == "mean" else ("--real-covariance", real_covariance)
+        raise InputError(name, text, error.expected) from None
+    except ValueError:
+        raise InputError("--real-covariance", real_covariance, "every row needs the same number of entries") from None
+    return mean, covariance
+
+
+def _with_defaults(sweep: Sweep, learner: str) -> Sweep:
+    """Fill in what was left to the learner."""
+    defaults = BY_LEARNER[learner]
+    filled = {name: value for name, value in defaults.items() if not getattr(sweep, name)}
+    sweep = replace(sweep, **filled)  # type: ignore[arg-type]
+    if sweep.budget:
+        return sweep
+    if not sweep.network.batch:
+        raise InputError("--budget", "", "with --network.batch 0 say how many samples an auxiliary sees, such as 50k")
+    return replace(sweep, budget=f"{sweep.network.steps * sweep.network.batch / 1000:g}k")  # as many as the base
+
+
+def _refuse_for_networks(sweep: Sweep, samplers: list[Sampler]) -> None:
+    if any(s.name == "exact" for s in samplers):
+        raise InputError("--sampler", "exact", "networks need a numerical sampler, such as ddim:20 or rk4:8")
+    if sweep.network.time == "sampler" and any(s.name != "ddim" for s in samplers):
+        raise InputError("--network.time", "sampler", "that time input is of the cosine grid: use --sampler ddim:N")
+
+
+def at_most_cells(*axes: Sized) -> None:
+    """Raise `InputError` for axes whose product is more cells than a run can have, before they are made."""
+    lengths = [len(axis) for axis in axes if len(axis) > 1]
+    if math.prod(lengths) > 1_000_000:
+        size = " x ".join(map(str, lengths))
+        raise InputError("grid", f"{size} cells", "a run has at most 1,000,000; use larger steps")
+
+
+def items(argument: str, text: str) -> list[str]:
+    """The distinct parts of a list with commas, at least one."""
+    parts = [p.strip() for p in text.split(",") if p.strip()]
+    if not parts:
+        raise InputError(argument, text, "give at least one")
+    return list(dict.fromkeys(parts))
+
+
+def names(argument: str, text: str, known: Any) -> list[str]:
+    """The parts of a list with commas, each of them known."""
+    return [choose(argument, p, known) for p in items(argument, text)]
+
+
+def sizes(argument: str, text: str) -> list[int]:
+    """Sizes of data sets: a grid of whole numbers from 1 up."""
+    return [int(v) for v in parse_grid(argument, text, low=1, high=1e12, integer=True)]
+
+
+def _numbers(argument: str, text: str) -> list[float]:
+    return [v for part in text.split(",") for v in parse_grid(argument, part)]
+
+
+def budgets_of(text: str, learner: str) -> list[str]:
+    """Budgets as text, since '0.3' and '50k' are of different kinds; the learner takes one kind only."""
+    if ":" in text and learner == "exact":
+        return [f"{v:g}" for v in parse_grid("--budget", text, low=0, high=1)]
+    words = {
+        "exact": "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data",
+        "network": "networks take samples seen, with a unit (25.6k); eta in [0, 1] is for --learner exact",
+    }.get(learner, "")
+    budgets = [parse_budget("--budget", part, expected=words) for part in items("--budget", text)]
+    for budget in budgets:
+        if learner == "exact" and budget.unit != "eta":
+            raise InputError("--budget", budget.text, words)
+        if learner == "network" and (budget.unit != "samples" or not budget.value):
+            raise InputError("--budget", budget.text, words)
+    return [b.text for b in budgets]

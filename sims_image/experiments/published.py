@@ -80,7 +80,7 @@ _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 #: verb -> module and class of its settings
 _WHERE = {
-    "sims": ("experiments", "Sims"),
+    "sims": ("sims", "Sims"),
     "loop": ("loop", "Loop"),
     "pollution": ("pollution", "Pollution"),
     "retrain": ("retrain", "Retrain"),
@@ -91,5 +91,5 @@ _WHERE = {
 def recipes(verb: str) -> dict[str, Any]:
     """The published settings of a verb, by name, as its settings."""
     module, name = _WHERE[verb]
-    cls = getattr(import_module(f"sims_image.{module}"), name)
+    cls = getattr(import_module(f"sims_image.experiments.{module}"), name)
     return {preset: cls(preset=preset, **options) for preset, options in _RECIPES[verb].items()}

@@ -1,4 +1,4 @@
-"""Algorithm 1 of SIMS (arXiv 2408.16333), its alternatives under one signature, and Algorithm 2.
+"""Algorithm 1 of SIMS (arXiv 2408.16333), and its rivals and controls under one signature.
 
 A method is a function ``(learner, train, *, real, seed, start) -> Trained``: what one generation does with its
 training set. What else it takes (budget, omega, ...) and what a sample then costs stand in `METHODS`; `Method.bind`
@@ -13,9 +13,7 @@ from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from sims_core.errors import InputError, choose
 from sims_core.learner import Data, Learner, Model
 from sims_core.seeds import Seed
 
@@ -64,6 +62,7 @@ def sims(
     omega: Any,
     auxiliary_data: AuxiliaryData[Model, Data] = AUXILIARY_DATA["synthetic"],
     negatives: Negatives[Model, Data] | None = None,
+    combine: Callable[[Model, Model, Any], Model] | None = None,
     real: Data | None = None,
     seed: Seed,
     start: Model | None = None,
@@ -72,32 +71,19 @@ def sims(
 
     train: the base's training set. real: the real data alone, where a loop's training set holds more (default:
     ``train``). n_synthetic, budget, omega: numbers or one a row, as the learner takes them. negatives: how the
-    auxiliary's synthetic items are drawn (default: ``learner.sample``). start: a model to train the base from.
+    auxiliary's synthetic items are drawn (default: ``learner.sample``). combine: makes one model of base, auxiliary
+    and omega (default: ``learner.extrapolate``). start: a model to train the base from.
     """
-    base, auxiliary, synthetic = _self_train(
-        learner, train, n_synthetic, budget, auxiliary_data, negatives, real, seed, start
-    )
-    return Trained(learner.extrapolate(base, auxiliary, omega), base, auxiliary, synthetic)
+    base = learner.fit(train, seed=seed.child("fit"), start=start)
+    synthetic = (negatives or learner.sample)(base, n_synthetic, seed=seed.child("auxiliary-data"))
+    data = auxiliary_data(learner, train if real is None else real, train, synthetic)
+    auxiliary = learner.finetune(base, data, budget, seed=seed.child("finetune"))
+    return Trained((combine or learner.extrapolate)(base, auxiliary, omega), base, auxiliary, synthetic)
 
 
-def neon(
-    learner: Any,
-    train: Data,
-    *,
-    n_synthetic: Any,
-    budget: Any,
-    omega: Any,
-    auxiliary_data: AuxiliaryData[Any, Data] = AUXILIARY_DATA["synthetic"],
-    negatives: Negatives[Any, Data] | None = None,
-    real: Data | None = None,
-    seed: Seed,
-    start: Any = None,
-) -> Trained[Any, Data]:
+def neon(learner: Any, train: Data, **settings: Any) -> Trained[Any, Data]:
     """Neon (arXiv 2510.03597): the same, but parameters are extrapolated, so a sample costs one evaluation a step."""
-    base, auxiliary, synthetic = _self_train(
-        learner, train, n_synthetic, budget, auxiliary_data, negatives, real, seed, start
-    )
-    return Trained(learner.merge(base, auxiliary, omega), base, auxiliary, synthetic)
+    return sims(learner, train, combine=learner.merge, **settings)
 
 
 def standard(
@@ -111,25 +97,6 @@ def standard(
     """Standard training: the base itself (SIMS at omega = 0, with the same seeds)."""
     base = learner.fit(train, seed=seed.child("fit"), start=start)
     return Trained(base, base)
-
-
-def _self_train(
-    learner: Learner[Model, Data],
-    train: Data,
-    n_synthetic: Any,
-    budget: Any,
-    auxiliary_data: AuxiliaryData[Model, Data],
-    negatives: Negatives[Model, Data] | None,
-    real: Data | None,
-    seed: Seed,
-    start: Model | None,
-) -> tuple[Model, Model, Data]:
-    """Steps 1 to 3 of Algorithm 1: one round of self-training."""
-    base = learner.fit(train, seed=seed.child("fit"), start=start)
-    synthetic = (negatives or learner.sample)(base, n_synthetic, seed=seed.child("auxiliary-data"))
-    data = auxiliary_data(learner, train if real is None else real, train, synthetic)
-    auxiliary = learner.finetune(base, data, budget, seed=seed.child("finetune"))
-    return base, auxiliary, synthetic
 
 
 # --------------------------------------------------------------- rivals and controls
@@ -236,82 +203,3 @@ METHODS: dict[str, Method] = {
     "equal-cost": Method(standard, takes=(), networks=1, resampled="doubled"),
     "retuned": Method(standard, takes=(), networks=1, resampled="retuned"),
 }
-
-
-def _linear(p: NDArray[np.float64], q: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
-    """p - a (q - p), shares below 0 cut off."""
-    return np.maximum(p - strength * (q - p), 0)
-
-
-def _geometric(p: NDArray[np.float64], q: NDArray[np.float64], strength: float) -> NDArray[np.float64]:
-    """p (p / q)^a; classes that the base does not have stay away."""
-    if bool(((q == 0) & (p > 0)).any()):
-        raise InputError("target", q.tolist(), "a share of 0 has no geometric complement; use the linear one")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(p > 0, p * (p / q) ** strength, 0.0)
-
-
-#: Two readings of Algorithm 2's "complement", which the paper does not spell out. Each is exact at omega * eta * a = 1
-#: for one law of what extrapolation does to class shares: 'linear' for p + omega (p - p_aux), near which a
-#: deterministic sampler stays when it moves shares toward equality; 'geometric' for the weights
-#: p^(1 + omega) / p_aux^omega of the extrapolated densities, near which it stays when it moves them apart or the
-#: classes lie unevenly. 'linear' has no negative shares to give: beyond `largest_strength` it cuts classes out of the
-#: auxiliary's data, 'geometric' never.
-COMPLEMENTS: dict[str, Callable[..., NDArray[np.float64]]] = {"linear": _linear, "geometric": _geometric}
-
-
-def complement(
-    base: ArrayLike, target: ArrayLike, strength: float = 1.0, *, reading: str = "linear"
-) -> NDArray[np.float64]:
-    """Class shares of the auxiliary's data that move the output from ``base`` toward ``target``.
-
-    reading: of `COMPLEMENTS`; both are our readings of Algorithm 2. With base shares p, target q and strength a,
-    'linear' is p_aux proportional to max(p - a (q - p), 0) and 'geometric' to p (p / q)^a. base: (K,) or (R, K), one
-    row a model; target: (K,); non-negative, summing to 1. Returns the shape of ``base``. Raises `InputError` otherwise.
-    """
-    p, q = (np.asarray(v, dtype=np.float64) for v in (base, target))
-    make = COMPLEMENTS[choose("complement", reading, COMPLEMENTS)]
-    for name, shares, most in (("base", p, 2), ("target", q, 1)):
-        if not 1 <= shares.ndim <= most or (shares < 0).any() or not np.allclose(shares.sum(-1), 1):
-            raise InputError(name, np.asarray(shares).tolist(), "give one non-negative share a class, summing to 1")
-    if p.shape[-1] != q.size:
-        raise InputError("target", q.tolist(), f"the base has {p.shape[-1]} classes")
-    if not strength > 0:
-        raise InputError("strength", strength, "give a positive number")
-    made = make(p, q, strength)
-    return np.asarray(made / made.sum(-1, keepdims=True), dtype=np.float64)
-
-
-def largest_strength(base: ArrayLike, target: ArrayLike) -> float:
-    """The largest strength whose linear complement cuts no class off: min p / (q - p) over classes with q > p."""
-    p, q = (np.asarray(v, dtype=np.float64) for v in (base, target))
-    wanted = q > p
-    return float((p[wanted] / (q - p)[wanted]).min()) if wanted.any() else float("inf")
-
-
-def distribution_control(
-    learner: Learner[Model, Data],
-    train: Data,
-    *,
-    draw: Callable[[Model, NDArray[np.float64], Seed], Data],
-    base_shares: ArrayLike | Callable[[Model, Seed], ArrayLike],
-    target_shares: ArrayLike,
-    strength: float = 1.0,
-    reading: str = "linear",
-    budget: Any,
-    omega: Any,
-    seed: Seed,
-    start: Model | None = None,
-) -> Trained[Model, Data]:
-    """Algorithm 2: SIMS whose auxiliary is trained on samples with the complement of the target distribution.
-
-    draw: ``(base, shares, seed) -> Data``, synthetic items of the base in the given class shares (by conditional
-    sampling, or by drawing and selecting with a classifier). base_shares: (K,), one row a model where the learner holds
-    several, or a function ``(base, seed)`` that measures them. reading: of `complement`.
-    """
-    base = learner.fit(train, seed=seed.child("fit"), start=start)
-    own = base_shares(base, seed.child("shares")) if callable(base_shares) else base_shares
-    shares = complement(own, target_shares, strength, reading=reading)
-    synthetic = draw(base, shares, seed.child("auxiliary-data"))
-    auxiliary = learner.finetune(base, synthetic, budget, seed=seed.child("finetune"))
-    return Trained(learner.extrapolate(base, auxiliary, omega), base, auxiliary, synthetic)

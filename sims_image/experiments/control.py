@@ -1,7 +1,7 @@
 """``sims_image control``: Algorithm 2 of SIMS on image classes (`docs/images-control.md`).
 
 The base is unconditional. Its own samples, judged by a classifier and selected in the shares of the target's complement
-(`sims_core.algorithm.complement`), are what the auxiliary is fine-tuned on; guidance away from it moves the output's
+(`sims_core.control.complement`), are what the auxiliary is fine-tuned on; guidance away from it moves the output's
 class shares toward the target.
 """
 
@@ -80,7 +80,7 @@ def parse_target(text: str, classes: Sequence[str], base: Array) -> Array:
 
 def plan(settings: Control) -> tuple[Checked, list[float]]:
     """What is asked for, checked. Raises `InputError`."""
-    from sims_core.algorithm import COMPLEMENTS
+    from sims_core.control import COMPLEMENTS
     from sims_core.errors import choose
 
     choose("--complement", settings.complement, COMPLEMENTS)
@@ -156,7 +156,7 @@ def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str
 
 def run_trial(lab: Lab, judging: Judging, outcome: Any, omegas: Sequence[float], trial: int) -> None:
     """Algorithm 2 once, with its controls, every model measured."""
-    from sims_core.algorithm import complement, distribution_control
+    from sims_core.control import complement, distribution_control
 
     settings, learner, seed = lab.settings, lab.learner, lab.trial(trial)
     assert isinstance(settings, Control)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sims_core.control import total_variation, transport_law
 from sims_core.seeds import Seed
-from sims_core.shares import total_variation, transport_law
 from sims_image.experiments.captions import settings_line
 from sims_image.experiments.control import Control
 from sims_image.experiments.laboratory import said, summarise

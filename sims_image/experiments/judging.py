@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from sims_core.lab.runs import kept
 from sims_core.seeds import Seed
-from sims_core.shares import Corrected, corrected_shares
 from sims_image.experiments.bench import there
 from sims_image.metrics.classify import Judge, confusion, judged
 from sims_image.metrics.compare import Side, compare
 from sims_image.metrics.moments import Frechet
 from sims_image.metrics.references import Statistics
 from sims_image.metrics.samples import Sample, gathered
+from sims_image.metrics.shares import Corrected, corrected_shares
 
 if TYPE_CHECKING:
     from sims_image.experiments.laboratory import Lab

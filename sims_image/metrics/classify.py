@@ -17,8 +17,8 @@ from sims_core.lab.command import parse_command
 if TYPE_CHECKING:
     import torch
 
-    from sims_core.shares import Corrected
     from sims_image.data.dataset import Dataset
+    from sims_image.metrics.shares import Corrected
 
 Counts = NDArray[np.int64]
 
@@ -151,8 +151,8 @@ def describe(judge: Judge, errors: Counts | None, seen: Counts | None, found: Co
 def classify(settings: Classify) -> str:
     """The verb in one call: what it has to say. Raises `InputError`."""
     from sims_core.seeds import Seed
-    from sims_core.shares import corrected_shares
     from sims_image.data.dataset import open_dataset
+    from sims_image.metrics.shares import corrected_shares
     from sims_image.processes import choose_device
 
     first = settings.data or settings.heldout or settings.images

@@ -69,7 +69,7 @@ def plan(options: Control) -> Study:
     from dataclasses import asdict
     from itertools import product
 
-    from sims_core.algorithm import COMPLEMENTS, complement
+    from sims_core.control import COMPLEMENTS, complement
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
     from sims_toy.control import tables as report

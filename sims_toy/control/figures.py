@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sims_core.control import density_law, transport_law
 from sims_core.lab.style import METHOD, band, save, style, subplots
-from sims_core.shares import density_law, transport_law
 from sims_toy.control.tables import label, law_errors
 from sims_toy.control.theory import CASES, separatrix_share
 from sims_toy.networks.settings import unusual

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sims_core.algorithm import Trained, distribution_control, sims
+from sims_core.algorithm import Trained, sims
+from sims_core.control import distribution_control
 from sims_core.errors import InputError
 from sims_core.lab.grids import parse_budget
 from sims_core.sampling import Sampler

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.algorithm import complement, largest_strength
+from sims_core.control import complement, density_law, largest_strength, total_variation, transport_law
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_core.shares import density_law, total_variation, transport_law
 from sims_toy import phase
 from sims_toy.control.theory import CASES, best_omega, langevin, separatrix_share, transport
 from sims_toy.datasets import Mixture, parse_real

@@ -41,11 +41,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from sims_core.control import total_variation
 from sims_core.errors import InputError
 from sims_core.guidance import Denoiser, guided
 from sims_core.sampling import Sampler, edm_sigmas
 from sims_core.seeds import Seed
-from sims_core.shares import total_variation
 from sims_toy.datasets import Mixture
 
 Array = NDArray[np.float64]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sims_core.algorithm import complement
+from sims_core.control import complement
 from sims_core.errors import InputError
 from sims_image.__main__ import run as command
 from sims_image.data.dataset import open_dataset

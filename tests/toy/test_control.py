@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from sims_core import InputError, shares
-from sims_core.algorithm import complement, distribution_control, largest_strength
+from sims_core import InputError
+from sims_core.control import (
+    complement,
+    density_law,
+    distribution_control,
+    largest_strength,
+    total_variation,
+    transport_law,
+)
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy.control import Control, plan, run_control, theory
@@ -22,11 +29,12 @@ HEUN = Sampler.parse("heun:30", sigma_data=1.4)
 def test_geometric_complement():
     p, q = np.array([0.5, 0.3, 0.2]), np.array([1, 1, 1]) / 3
     a = complement(p, q, 0.5, reading="geometric")
-    np.testing.assert_allclose(shares.density_law(p, a, 2.0), q)  # the density law's target at omega = 1 / strength
+    np.testing.assert_allclose(density_law(p, a, 2.0), q)  # the density law's target at omega = 1 / strength
     b = complement(p, q, 0.5)
-    np.testing.assert_allclose(shares.transport_law(p, b, 2.0), q)  # the transport law's
+    np.testing.assert_allclose(transport_law(p, b, 2.0), q)  # the transport law's
     rows = complement(np.stack([p, q]), q, reading="geometric")
     np.testing.assert_allclose(rows, [complement(p, q, reading="geometric"), q])
+    assert total_variation([0.5, 0.5], [0.2, 0.8]) == pytest.approx(0.3)
     small = complement(p, p + 1e-5 * (q - p), reading="geometric") - complement(p, p + 1e-5 * (q - p))
     assert np.abs(small).max() < 1e-9  # the same to first order
     assert largest_strength(p, q) == pytest.approx(0.2 / (1 / 3 - 0.2))
@@ -54,14 +62,14 @@ def test_two_classes_meet_at_one_half_exactly():
         omega = (0.5 - p) / (p - a)
         made = theory.transport(mixture, (p, 1 - p), (a, 1 - a), omega, HEUN)
         assert made.shares[0] == pytest.approx(0.5, abs=2e-3)
-        assert abs(shares.density_law((p, 1 - p), (a, 1 - a), omega)[0] - 0.5) > 0.1
+        assert abs(density_law((p, 1 - p), (a, 1 - a), omega)[0] - 0.5) > 0.1
 
 
 def errors(case):
     """What the ODE's shares are off by each law, and the shares."""
     found = theory.transport(case.mixture, case.base, case.auxiliary, case.omega, HEUN).shares
-    linear = np.maximum(shares.transport_law(case.base, case.auxiliary, case.omega), 0)
-    density = shares.density_law(case.base, case.auxiliary, case.omega)
+    linear = np.maximum(transport_law(case.base, case.auxiliary, case.omega), 0)
+    density = density_law(case.base, case.auxiliary, case.omega)
     return np.abs(found - linear / linear.sum()).mean(), np.abs(found - density).mean(), found
 
 
@@ -76,7 +84,7 @@ def test_three_on_a_line_keep_the_class_that_the_transport_law_empties():
     case = next(c for c in theory.CASES if c.name == "three on a line")
     linear, density, found = errors(case)
     np.testing.assert_allclose(found, [0.457, 0.087, 0.457], atol=0.005)
-    assert shares.transport_law(case.base, case.auxiliary, 1.0)[1] == pytest.approx(0) and density < 0.1 * linear
+    assert transport_law(case.base, case.auxiliary, 1.0)[1] == pytest.approx(0) and density < 0.1 * linear
 
 
 def test_the_separatrix_is_the_odes_share():
@@ -95,12 +103,12 @@ def test_which_law_each_sampler_follows_toward_balance():
     """There the ODE lies near the transport law, annealed Langevin dynamics near the density law."""
     mixture = parse_real("mixture:0.7,0.3").mixture
     p, a, omega = np.array([0.7, 0.3]), np.array([0.845, 0.155]), 2.0
-    linear, geometric = shares.transport_law(p, a, omega), shares.density_law(p, a, omega)
-    far = shares.total_variation(linear, geometric)
+    linear, geometric = transport_law(p, a, omega), density_law(p, a, omega)
+    far = total_variation(linear, geometric)
     ode = theory.transport(mixture, p, a, omega, HEUN).shares
     jumps = theory.langevin(mixture, p, a, omega, seed=Seed(0), points=1000).shares
-    assert shares.total_variation(ode, linear) < 0.35 * far
-    assert shares.total_variation(jumps, geometric) < 0.6 * far < shares.total_variation(jumps, linear)
+    assert total_variation(ode, linear) < 0.35 * far
+    assert total_variation(jumps, geometric) < 0.6 * far < total_variation(jumps, linear)
 
 
 def test_small_shifts_agree():
@@ -108,8 +116,8 @@ def test_small_shifts_agree():
     mixture = parse_real("mixture:0.5,0.5").mixture
     p, a = np.array([0.5, 0.5]), np.array([0.51, 0.49])
     made = theory.transport(mixture, p, a, 1.0, HEUN, 2**14).shares
-    np.testing.assert_allclose(made, shares.transport_law(p, a, 1.0), atol=2e-3)
-    np.testing.assert_allclose(shares.density_law(p, a, 1.0), shares.transport_law(p, a, 1.0), atol=1e-4)
+    np.testing.assert_allclose(made, transport_law(p, a, 1.0), atol=2e-3)
+    np.testing.assert_allclose(density_law(p, a, 1.0), transport_law(p, a, 1.0), atol=1e-4)
 
 
 def test_a_class_cut_off_ruins_it():

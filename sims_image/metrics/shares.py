@@ -1,4 +1,4 @@
-"""Class shares: what extrapolation does to them, their distance to a target, and a classifier's errors."""
+"""Class shares behind a classifier's verdicts, its own errors taken out."""
 
 from __future__ import annotations
 
@@ -11,35 +11,6 @@ from sims_core.errors import InputError
 from sims_core.seeds import Seed
 
 Array = NDArray[np.float64]
-
-
-def transport_law(base: ArrayLike, auxiliary: ArrayLike, omega: ArrayLike) -> Array:
-    """Class shares p + omega (p - a): (..., K) for omega (...); entries may leave [0, 1], where it cannot hold.
-
-    An approximation of a deterministic sampler, near where shares move toward equality (`sims_toy.control.theory`).
-    """
-    p, a = (np.asarray(v, dtype=np.float64) for v in (base, auxiliary))
-    return np.asarray(p + np.asarray(omega, dtype=np.float64)[..., None] * (p - a))
-
-
-def density_law(base: ArrayLike, auxiliary: ArrayLike, omega: ArrayLike) -> Array:
-    """Class shares p^(1+omega) / a^omega, normalised: (..., K) for omega (...); a class that ``auxiliary`` lacks takes
-    everything.
-
-    Exact for sampling that equilibrates at every noise level; of a deterministic sampler an approximation, near where
-    shares move apart or the classes lie unevenly.
-    """
-    p, a = (np.asarray(v, dtype=np.float64) for v in (base, auxiliary))
-    w = np.asarray(omega, dtype=np.float64)[..., None]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logits = np.where(w == 0, np.log(p), (1 + w) * np.log(p) - w * np.log(np.maximum(a, 1e-300)))
-    logits = logits - logits.max(-1, keepdims=True)
-    return np.asarray(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
-
-
-def total_variation(shares: ArrayLike, target: ArrayLike) -> Array:
-    """Half the sum of absolute differences over the last axis."""
-    return np.asarray(np.abs(np.asarray(shares) - np.asarray(target)).sum(-1) / 2)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import pytest
 
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
-from sims_core.shares import corrected_shares, total_variation
+from sims_image.metrics.shares import corrected_shares
 
 RATES = np.array([[0.9, 0.08, 0.02], [0.2, 0.7, 0.1], [0.0, 0.15, 0.85]])
 TRUE = np.array([0.6, 0.3, 0.1])
@@ -44,4 +44,3 @@ def test_bad_counts():
     ):
         with pytest.raises(InputError, match="confusion"):
             corrected_shares(judged, errors, seed=Seed(0))
-    assert total_variation([0.5, 0.5], [0.2, 0.8]) == pytest.approx(0.3)

@@ -16,9 +16,9 @@ import numpy as np
 
 from sims_core.errors import InputError, choose, reason, shown
 from sims_image.data.archives import check_name
-from sims_image.pickles.numbers import load_plain
 from sims_image.data.sources.base import Request, Source, hash_files, read_array
 from sims_image.data.stores import check_labels
+from sims_image.pickles.numbers import load_plain
 
 #: the official archives hold 186 MB, CIFAR-100's in members of 155 MB
 _MEMBER_BYTES, _TOTAL_BYTES, _MEMBERS = 2**28, 2**28, 1000

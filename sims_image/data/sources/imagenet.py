@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason
 from sims_image.data.archives import checked_members, npy_header, npy_read, open_zip
-from sims_image.pickles.numbers import load_plain
 from sims_image.data.sources.base import Block, Request, Source, hash_files, numbered
 from sims_image.data.sources.rows import open_member, read_rows
 from sims_image.data.stores import Labels, check_labels
+from sims_image.pickles.numbers import load_plain
 
 BATCHES, CLASSES = 10, 1000
 CLASS_MAP = "map_clsloc.txt"

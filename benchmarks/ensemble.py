@@ -32,7 +32,8 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy.networks.ensemble import Ensemble, numba_available
 from sims_toy.networks.mlp import Mlp
-from sims_toy.networks.training import Training, train
+from sims_toy.networks.schedule import Training
+from sims_toy.networks.training import train
 
 MEAN = torch.tensor([1.0, -0.5], dtype=torch.float64)
 COVARIANCE = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)

@@ -51,7 +51,8 @@ from sims_image.training.estimate import Cost, measure
 from sims_image.training.trainer import Options, Trainer, profiles
 from sims_toy.networks.ensemble import Ensemble, numba_available
 from sims_toy.networks.mlp import Mlp
-from sims_toy.networks.training import Training, train
+from sims_toy.networks.schedule import Training
+from sims_toy.networks.training import train
 
 RESULTS = Path(__file__).parent / "results"
 #: images of a training step, where they fit the card

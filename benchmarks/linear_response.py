@@ -19,7 +19,7 @@ from sims_core.sampling import Sampler
 from sims_toy import theory
 from sims_toy.exact import ExactLearner, sampler_modes
 from sims_toy.gaussian import Gaussian
-from sims_toy.grid import experiment as experiments
+from sims_toy.grid import run as experiments
 from sims_toy.sweep import Sweep, plan
 
 

@@ -27,7 +27,7 @@ def full_grid(quick: bool):
 
 def timed(experiment, **options) -> tuple[float, float]:
     """Wall and CPU seconds (this process's and its children's) of one run."""
-    from sims_toy.grid import experiment as experiments
+    from sims_toy.grid import run as experiments
 
     before = os.times()
     start = time.perf_counter()

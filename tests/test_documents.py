@@ -17,9 +17,9 @@ import pytest
 from scipy import stats
 
 from sims_toy.control.tables import law_errors
-from sims_toy.networks.settings import PRESETS
 from sims_toy.phase import TOLERANCE
 from sims_toy.sweep import plan
+from sims_toy.sweep.options import PRESETS
 from sims_toy.sweep.response_table import optima
 from sims_toy.sweep.tables import theory_tables
 

@@ -6,16 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from sims_core.errors import InputError
-from sims_toy.grid.study import Result, RunOptions, Study, carry_out, command
+from sims_toy.grid.options import RunOptions
+from sims_toy.grid.study import Result, Study, carry_out, command
 from sims_toy.networks.settings import NetworkSettings
-
-
-@dataclass(frozen=True)
-class ControlSettings:
-    """What the cells of a control study share: the target's class shares, and points to measure each by."""
-
-    target: tuple[float, ...]
-    points: int
 
 
 @dataclass(frozen=True)
@@ -72,11 +65,12 @@ def plan(options: Control) -> Study:
     from sims_core.control import COMPLEMENTS, complement
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
+    from sims_toy.control import figures
     from sims_toy.control import tables as report
-    from sims_toy.control.measure import QUANTITIES, SLICED
+    from sims_toy.control.measure import QUANTITIES, SLICED, measurer
     from sims_toy.datasets import parse_real
-    from sims_toy.grid.experiment import Cell, Experiment
-    from sims_toy.sweep.planning import at_most_cells, budgets_of, names, settle
+    from sims_toy.grid.cells import Cell, Experiment
+    from sims_toy.grid.parse import at_most_cells, budgets_of, names, settle
 
     options.check()
     network = settle(options.network)
@@ -119,7 +113,7 @@ def plan(options: Control) -> Study:
     cells += [replace(guided, method=m, auxiliary_data=d, omega=w) for m, d in kinds for w in omegas]
     experiment = Experiment(
         tuple(cells), 1, options.trials, options.seed, (), (), network, QUANTITIES,
-        control=ControlSettings(target, options.points),
+        measurer=measurer(target, options.points),
     )  # fmt: skip
     settings = {
         "command": "sims_toy.control",
@@ -143,7 +137,7 @@ def plan(options: Control) -> Study:
         {"cells": experiment},
         settings,
         make=lambda values: report.make(experiment, values["cells"], settings),
-        draw=report.draw,
+        draw=figures.draw,
         words=report.words,
     )
 

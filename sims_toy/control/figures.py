@@ -202,3 +202,8 @@ def _caption(settings: dict[str, Any]) -> str:
         "share, dashes and dots the laws as above. The reading of 'complement', its strength, data, sizes and sampler "
         "are ours; the paper does not state them."
     )
+
+
+def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
+    """The figure of a run, in its folder."""
+    return control_figure(frames, settings, folder / "control")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +22,9 @@ from sims_toy import wasserstein
 from sims_toy.control.theory import FAR
 from sims_toy.datasets import Mixture
 from sims_toy.gaussian import Gaussian, Statistics, w2_squared
-from sims_toy.grid.experiment import Array, Cell, Experiment, Values
-from sims_toy.grid.measure import spread
-
-if TYPE_CHECKING:
-    from sims_toy.networks.learner import NetworkLearner, NetworkModel
+from sims_toy.grid.cells import Array, Cell, Experiment, Measurer, Values
+from sims_toy.grid.measure import LEARNERS, spread
+from sims_toy.networks.learner import NetworkLearner, NetworkModel
 
 #: Measured in every cell, each (rows, ...): class shares of the output and of the auxiliary's own samples; sliced W2 to
 #: the mixture in the target's weights and in its own, with their real-against-real floors; the share of points outside
@@ -40,29 +40,35 @@ ROUNDS = 40
 SLICED = (2000, 64)
 
 
-def measure(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Values:
-    """Train, control and measure every (cell, trial): each quantity (cells, trials, 1, ...)."""
-    from sims_toy.networks.learner import NetworkLearner
+def measurer(target: Sequence[float], points: int) -> Measurer:
+    """How the study's cells are run. target: class shares (K,). points: a model's, that it is measured by."""
+    run = partial(measure, target=tuple(target), count=points)
+    return replace(LEARNERS["network"], chunk=36, measure=run)
 
-    first, settings = cells[0], experiment.control
+
+def measure(
+    experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int], *, target: tuple[float, ...], count: int
+) -> Values:
+    """Train, control and measure every (cell, trial): each quantity (cells, trials, 1, ...)."""
+    first = cells[0]
     real = experiment.source(first)
     mixture = getattr(real, "mixture", None)
-    if settings is None or mixture is None:
+    if mixture is None:
         raise InputError("--real", first.real, "control needs classes: mixture:P,Q,... or gaussians:K")
     sampler = Sampler.parse(first.sampler, sigma_data=spread(real))
     learner = NetworkLearner(sampler, np.tile(trials, len(cells)), experiment.network)
     seed = Seed(experiment.seed)
     data = learner.draw(real, first.real_size, seed=seed.child("real"))
     omega = np.repeat([c.omega for c in cells], len(trials))
-    made = control(learner, data, first, mixture, settings.target, omega, seed.child("generation", 1))
+    made = control(learner, data, first, mixture, target, omega, seed.child("generation", 1))
     evaluation = seed.child("evaluation")
-    points = learner.points(made.model, settings.points, seed=evaluation.child("generated")).double().numpy()
+    points = learner.points(made.model, count, seed=evaluation.child("generated")).double().numpy()
     found = {"shares": shares(mixture, points)}
     own = found["shares"]
     if made.auxiliary is not None:
-        drawn = learner.points(made.auxiliary, settings.points, seed=evaluation.child("generated"))
+        drawn = learner.points(made.auxiliary, count, seed=evaluation.child("generated"))
         own = shares(mixture, drawn.double().numpy())
-    found |= {"auxiliary_shares": own, **_distances(learner, mixture, settings.target, points, evaluation)}
+    found |= {"auxiliary_shares": own, **_distances(learner, mixture, target, points, evaluation)}
     found |= _within(mixture, points)
     shape = (len(cells), len(trials), 1)
     return {name: found[name].reshape(*shape, *found[name].shape[1:]) for name in QUANTITIES}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from sims_core.seeds import Seed
 from sims_toy import phase
 from sims_toy.control.theory import CASES, best_omega, langevin, separatrix_share, transport
 from sims_toy.datasets import Mixture, parse_real
-from sims_toy.grid.experiment import Array, Experiment
+from sims_toy.grid.cells import Array, Experiment
 from sims_toy.theory import data_noise
 
 if TYPE_CHECKING:
@@ -342,10 +341,3 @@ def law_errors(cases: pd.DataFrame) -> pd.DataFrame:
 
 def _list(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{v:.3g}" for v in values) + ")"
-
-
-def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
-    """The figure."""
-    from sims_toy.control.figures import control_figure
-
-    return control_figure(frames, settings, folder / "control")

@@ -22,7 +22,7 @@ from sims_core.loop import Generation, parse_policy, self_consuming_loop
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import wasserstein
-from sims_toy.grid.experiment import Array, Cell, Experiment, Values
+from sims_toy.grid.cells import Array, Cell, Experiment, Measurer, Values
 
 if TYPE_CHECKING:
     from sims_toy.datasets import Distribution
@@ -255,26 +255,13 @@ def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Arra
     return NetworkLearner(sampler, streams, experiment.network, temperature=cell.temperature, guidance=schedule)
 
 
-def _control(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]) -> Values:
-    from sims_toy.control.measure import measure as measure_control
-
-    return measure_control(experiment, cells, trials)
-
-
-@dataclass(frozen=True)
-class Measurer:
-    """How a learner is made and run: rows a piece of work, whether sizes may differ in it, least trials to share."""
-
-    make: Callable[[Experiment, Cell, Sampler, Any], Any]
-    chunk: int
-    mixes_sizes: bool
-    least_trials: int
-    measure: Callable[[Experiment, Sequence[Cell], Sequence[int]], Values] = measure
-
-
 LEARNERS: dict[str, Measurer] = {
-    "exact": Measurer(_exact, 2048, True, 25),
-    "twin": Measurer(_twin, 2048, True, 1),  # the exact learner on the networks' own points
-    "network": Measurer(_network, 24, False, 1),
-    "control": Measurer(_network, 36, False, 1, _control),  # Algorithm 2: `sims_toy.control`
+    "exact": Measurer(_exact, 2048, True, 25, measure),
+    "twin": Measurer(_twin, 2048, True, 1, measure),  # the exact learner on the networks' own points
+    "network": Measurer(_network, 24, False, 1, measure),
 }
+
+
+def measurer(experiment: Experiment, learner: str) -> Measurer:
+    """How the cells of ``learner`` in ``experiment`` are run."""
+    return experiment.measurer or LEARNERS[learner]

@@ -11,43 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors, parse_command
+from sims_toy.grid.options import RunOptions
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sims_core.lab.runs import RunFolder
-    from sims_toy.grid.experiment import Experiment, Values
+    from sims_toy.grid.cells import Experiment, Values
 
 Frames = dict[str, "pd.DataFrame"]
 Settings = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What every command takes besides its own options."""
-
-    seed: int = 0
-    """Every random draw follows from it."""
-    workers: int = 0
-    """Processes, one thread each; 0 is one a core. Does not change the result."""
-    chunk: int = 0
-    """Loops a piece of work; 0 is the learner's own. Does not change the result."""
-    scheduler: str = ""
-    """Address of a Dask cluster that does the work (extra 'cluster'). Does not change the result."""
-    out: str = ""
-    """Run folder; default runs/<command>-<hash of the settings>. The same command resumes a run that was stopped."""
-    dry_run: Annotated[bool, "flag"] = False
-    """Print the plan and what it will cost, and stop."""
-
-    def check(self) -> None:
-        """Raise `InputError` for numbers that cannot be."""
-        for name in ("seed", "workers", "chunk"):
-            if getattr(self, name) < 0:
-                raise InputError(f"--{name}", getattr(self, name), "give a whole number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -98,7 +74,7 @@ class Result:
 def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> Result:
     """Run (or resume, or recognise) a study in its folder."""
     from sims_core.lab.runs import RunFolder, write_failure
-    from sims_toy.grid import experiment as experiments
+    from sims_toy.grid import run as experiments
 
     options.check()
     out = Path(options.out or default_folder(study))
@@ -113,7 +89,7 @@ def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> R
 
 def _carried_out(study: Study, options: RunOptions, folder: RunFolder, *, progress: bool) -> Result:
     from sims_core.lab.runs import write_atomic
-    from sims_toy.grid import experiment as experiments
+    from sims_toy.grid import run as experiments
 
     out = folder.path
     frames = _load(folder)
@@ -189,19 +165,18 @@ def describe(study: Study, *, estimate: bool) -> str:
 
 def _estimate(experiment: Experiment) -> float:
     """CPU-seconds: each structure of cells timed on a small piece, twice, because the first also warms up."""
-    from sims_toy.grid import experiment as experiments
-    from sims_toy.grid.measure import LEARNERS
+    from sims_toy.grid import run as experiments
+    from sims_toy.grid.measure import measurer
 
     counts: dict[tuple[object, ...], list[Any]] = {}
     for cell in experiment.cells:
-        sizes = () if LEARNERS[cell.learner].mixes_sizes else cell.sizes
+        sizes = () if measurer(experiment, cell.learner).mixes_sizes else cell.sizes
         counts.setdefault((cell.structure, sizes), []).append(cell)
     total = 0.0
     for cells in counts.values():
         few = tuple(cells[-8:])  # the largest omegas: no work shared with omega = 0
-        probe = replace(
-            experiment, cells=few, trials=min(25 if LEARNERS[few[0].learner].mixes_sizes else 2, experiment.trials)
-        )
+        enough = 25 if measurer(experiment, few[0].learner).mixes_sizes else 2
+        probe = replace(experiment, cells=few, trials=min(enough, experiment.trials))
         spent = []
         short = min(3, experiment.generations)
         for generations in (1, short):

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sims_core.errors import InputError, choose
-from sims_toy.grid.study import Result, RunOptions, Study, carry_out, command
+from sims_toy.grid.options import RunOptions
+from sims_toy.grid.study import Result, Study, carry_out, command
 from sims_toy.networks.settings import NetworkSettings
 
 if TYPE_CHECKING:
-    from sims_toy.grid.experiment import Cell, Experiment
+    from sims_toy.grid.cells import Cell, Experiment
 
 __all__ = ["PRESETS", "Mad", "plan", "run_mad"]
 
@@ -88,9 +89,9 @@ def plan(options: Mad) -> Study:
     """What the options ask for. Raises `InputError` for what cannot be run."""
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
-    from sims_toy.grid.experiment import Cell, Experiment
+    from sims_toy.grid.cells import Cell, Experiment
+    from sims_toy.grid.parse import at_most_cells, sizes
     from sims_toy.mad import tables as mad_report
-    from sims_toy.sweep.planning import at_most_cells, sizes
 
     options.check()
     learner = choose("--learner", options.learner, _DEFAULTS)
@@ -204,7 +205,7 @@ def _calibration_sizes(real_sizes: list[int]) -> list[int]:
 def _network(options: Mad, learner: str) -> NetworkSettings | None:
     if learner != "network":
         return None
-    from sims_toy.sweep.planning import settle
+    from sims_toy.grid.parse import settle
 
     return settle(options.network)
 

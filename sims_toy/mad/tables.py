@@ -16,7 +16,7 @@ from sims_toy.mad import theory as mad_theory
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sims_toy.grid.experiment import Array, Cell, Experiment, Values
+    from sims_toy.grid.cells import Array, Cell, Experiment, Values
 
 
 def make(

@@ -20,7 +20,7 @@ from sims_toy.networks import tiles
 
 if TYPE_CHECKING:
     from sims_toy.networks.mlp import Mlp
-    from sims_toy.networks.training import Training
+    from sims_toy.networks.schedule import Training
 
 BLOCK = 256  # columns of activations held at a time: with widths up to 64 they fit a second-level cache
 

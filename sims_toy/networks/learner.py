@@ -28,9 +28,10 @@ from sims_toy.gaussian import Gaussian, Statistics
 from sims_toy.gaussian import fit as moments_fit
 from sims_toy.networks.ensemble import Ensemble
 from sims_toy.networks.mlp import Mlp
+from sims_toy.networks.schedule import Training
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.networks.targets import CosineTime, EpsilonParametrisation
-from sims_toy.networks.training import Training, train
+from sims_toy.networks.training import train
 from sims_toy.wasserstein import draw_real
 
 #: The sampler for measurements that must have no sampler bias (relative error in the spread below 0.02 %).

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from sims_core.errors import InputError, choose
-from sims_toy.grid.study import Result, RunOptions, Study, carry_out, command
+from sims_toy.grid.options import RunOptions
+from sims_toy.grid.study import Result, Study, carry_out, command
 from sims_toy.networks.settings import NetworkSettings
 
 
@@ -86,9 +87,9 @@ def plan(options: Pollution) -> Study:
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
-    from sims_toy.grid.experiment import Experiment
+    from sims_toy.grid.cells import Experiment
+    from sims_toy.grid.parse import at_most_cells, budgets_of, read_gaussian, settle, sizes
     from sims_toy.pollution import tables as report
-    from sims_toy.sweep.planning import at_most_cells, budgets_of, read_gaussian, settle, sizes
 
     options.check()
     learner = choose("--learner", options.learner, _DEFAULTS)

@@ -13,7 +13,7 @@ import numpy as np
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import phase
-from sims_toy.grid.experiment import Array, Cell, Experiment
+from sims_toy.grid.cells import Array, Cell, Experiment
 from sims_toy.grid.measure import spread
 from sims_toy.pollution import theory as pollution_theory
 from sims_toy.pollution.theory import VARIANT, Dose

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sims_core.errors import InputError, choose
-from sims_toy.grid.study import Result, RunOptions, Study, carry_out, command
+from sims_toy.grid.options import RunOptions
+from sims_toy.grid.study import Result, Study, carry_out, command
 from sims_toy.networks.settings import NetworkSettings
 
 __all__ = ["PRESETS", "SamplingCost", "plan", "run_sampling_cost"]
@@ -72,9 +73,9 @@ def plan(options: SamplingCost) -> Study:
     from sims_core.guidance import GuidanceSchedule
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
-    from sims_toy.grid.experiment import Cell, Experiment
+    from sims_toy.grid.cells import Cell, Experiment
+    from sims_toy.grid.parse import MOST_OMEGA, at_most_cells, items, read_gaussian
     from sims_toy.sampling_cost import tables as cost_report
-    from sims_toy.sweep.planning import MOST_OMEGA, at_most_cells, items, read_gaussian
 
     options.check()
     learner = choose("--learner", options.learner, TRIALS)
@@ -160,7 +161,7 @@ def plan(options: SamplingCost) -> Study:
 def _budget(options: SamplingCost, learner: str) -> tuple[str, NetworkSettings | None]:
     """The auxiliary's budget as text, and the networks' settings with what 'auto' chose."""
     from sims_core.lab.grids import parse_budget
-    from sims_toy.sweep.planning import settle
+    from sims_toy.grid.parse import settle
 
     network = None
     if learner == "network":

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from sims_toy.grid.experiment import Array, Cell, Experiment, Values
+    from sims_toy.grid.cells import Array, Cell, Experiment, Values
 
 #: What the words call the ways that have no schedule.
 BASE, MERGE = "base alone", "weight merge"

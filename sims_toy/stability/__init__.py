@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from sims_core.errors import InputError, choose
-from sims_toy.grid.study import Result, RunOptions, Study, carry_out, command
+from sims_toy.grid.options import RunOptions
+from sims_toy.grid.study import Result, Study, carry_out, command
 from sims_toy.networks.settings import NetworkSettings
 
 __all__ = ["PRESETS", "Stability", "plan", "run_stability"]
@@ -71,10 +72,10 @@ def plan(options: Stability) -> Study:
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
     from sims_toy.datasets import parse_real
-    from sims_toy.grid.experiment import Cell, Experiment
+    from sims_toy.grid.cells import Cell, Experiment
     from sims_toy.grid.measure import POINTS
+    from sims_toy.grid.parse import settle
     from sims_toy.stability import tables as report
-    from sims_toy.sweep.planning import settle
 
     options.check()
     _check(options)

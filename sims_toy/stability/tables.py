@@ -19,7 +19,7 @@ from sims_toy.theory import TOLERANCE
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sims_toy.grid.experiment import Array, Cell, Experiment, Values
+    from sims_toy.grid.cells import Array, Cell, Experiment, Values
 
 Frames = dict[str, "pd.DataFrame"]
 #: Rounds that the pictures show at most.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sims_toy.grid.study import Result, Study, carry_out, command
-from sims_toy.networks.settings import PRESETS, NetworkSettings, Sweep
+from sims_toy.networks.settings import NetworkSettings
+from sims_toy.sweep.options import PRESETS, Sweep
 
 __all__ = ["PRESETS", "NetworkSettings", "Result", "Sweep", "plan", "run_sweep"]
 

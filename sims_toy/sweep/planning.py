@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sized
 from dataclasses import asdict, replace
 from itertools import product
-from typing import Any
 
 from sims_core.algorithm import METHODS
-from sims_core.devices import present
-from sims_core.errors import InputError, choose, extra
-from sims_core.lab.grids import parse_budget, parse_grid
+from sims_core.errors import InputError, choose
+from sims_core.lab.grids import parse_grid
 from sims_core.loop import parse_policy
 from sims_core.sampling import Sampler
 from sims_toy.datasets import parse_real
-from sims_toy.gaussian import Gaussian
-from sims_toy.grid.experiment import Cell, Experiment
+from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.measure import POINTS, parse_reading
+from sims_toy.grid.parse import MOST_OMEGA, at_most_cells, budgets_of, items, names, read_gaussian, settle, sizes
 from sims_toy.grid.study import Study
-from sims_toy.networks.ensemble import numba_available
-from sims_toy.networks.settings import BY_LEARNER, NetworkSettings, Sweep
 from sims_toy.sweep import report
+from sims_toy.sweep.options import BY_LEARNER, Sweep
 from sims_toy.sweep.page import save_page
-
-#: beyond it every model has long diverged, and figures overflow
-MOST_OMEGA = 1e6
+from sims_toy.sweep.tables import beneath
 
 
 def make_plan(sweep: Sweep) -> Study:
@@ -116,7 +109,7 @@ def make_plan(sweep: Sweep) -> Study:
         needed += [c for c in cells if METHODS[c.method].resampled]
         parts["beside"] = replace(experiment, cells=tuple(needed), trials=sweep.beside_trials)
     if learner == "network" and converged and distance == "w2":
-        exact, twins = (tuple(dict.fromkeys(report.beneath(c, name) for c in cells)) for name in ("exact", "twin"))
+        exact, twins = (tuple(dict.fromkeys(beneath(c, name) for c in cells)) for name in ("exact", "twin"))
         parts["overlay"] = replace(experiment, cells=exact, trials=sweep.overlay_trials, network=None)
         parts["twin"] = replace(experiment, cells=twins, network=None)
     settings = {
@@ -208,35 +201,6 @@ def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
     return known[name], real.digest
 
 
-def settle(network: NetworkSettings) -> NetworkSettings:
-    """The settings with the backend that 'auto' stands for here, since it is recorded.
-
-    Raises `InputError` for a device, or compiled networks, that are not to be had.
-    """
-    on_cpu = present("--network.device", network.device).type == "cpu"
-    if network.backend == "numba" and not on_cpu:
-        raise InputError("--network.backend", "numba", "compiled networks run on the CPU; use torch, or auto")
-    if network.backend == "numba" and not numba_available():
-        raise InputError("--network.backend", "numba", f"numba is not installed, or not for here: {extra('fast')}")
-    if network.backend != "auto":
-        return network
-    return replace(network, backend="numba" if on_cpu and numba_available() else "torch")
-
-
-def read_gaussian(real_mean: str, real_covariance: str) -> tuple[list[float], list[list[float]]]:
-    """The real Gaussian's mean and covariance, as --real-mean and --real-covariance write them."""
-    mean = _numbers("--real-mean", real_mean)
-    covariance = [_numbers("--real-covariance", row) for row in real_covariance.split(";")]
-    try:
-        Gaussian.single(mean, covariance)
-    except InputError as error:
-        name, text = ("--real-mean", real_mean) if error.argument == "mean" else ("--real-covariance", real_covariance)
-        raise InputError(name, text, error.expected) from None
-    except ValueError:
-        raise InputError("--real-covariance", real_covariance, "every row needs the same number of entries") from None
-    return mean, covariance
-
-
 def _with_defaults(sweep: Sweep, learner: str) -> Sweep:
     """Fill in what was left to the learner."""
     defaults = BY_LEARNER[learner]
@@ -254,50 +218,3 @@ def _refuse_for_networks(sweep: Sweep, samplers: list[Sampler]) -> None:
         raise InputError("--sampler", "exact", "networks need a numerical sampler, such as ddim:20 or rk4:8")
     if sweep.network.time == "sampler" and any(s.name != "ddim" for s in samplers):
         raise InputError("--network.time", "sampler", "that time input is of the cosine grid: use --sampler ddim:N")
-
-
-def at_most_cells(*axes: Sized) -> None:
-    """Raise `InputError` for axes whose product is more cells than a run can have, before they are made."""
-    lengths = [len(axis) for axis in axes if len(axis) > 1]
-    if math.prod(lengths) > 1_000_000:
-        size = " x ".join(map(str, lengths))
-        raise InputError("grid", f"{size} cells", "a run has at most 1,000,000; use larger steps")
-
-
-def items(argument: str, text: str) -> list[str]:
-    """The distinct parts of a list with commas, at least one."""
-    parts = [p.strip() for p in text.split(",") if p.strip()]
-    if not parts:
-        raise InputError(argument, text, "give at least one")
-    return list(dict.fromkeys(parts))
-
-
-def names(argument: str, text: str, known: Any) -> list[str]:
-    """The parts of a list with commas, each of them known."""
-    return [choose(argument, p, known) for p in items(argument, text)]
-
-
-def sizes(argument: str, text: str) -> list[int]:
-    """Sizes of data sets: a grid of whole numbers from 1 up."""
-    return [int(v) for v in parse_grid(argument, text, low=1, high=1e12, integer=True)]
-
-
-def _numbers(argument: str, text: str) -> list[float]:
-    return [v for part in text.split(",") for v in parse_grid(argument, part)]
-
-
-def budgets_of(text: str, learner: str) -> list[str]:
-    """Budgets as text, since '0.3' and '50k' are of different kinds; the learner takes one kind only."""
-    if ":" in text and learner == "exact":
-        return [f"{v:g}" for v in parse_grid("--budget", text, low=0, high=1)]
-    words = {
-        "exact": "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data",
-        "network": "networks take samples seen, with a unit (25.6k); eta in [0, 1] is for --learner exact",
-    }.get(learner, "")
-    budgets = [parse_budget("--budget", part, expected=words) for part in items("--budget", text)]
-    for budget in budgets:
-        if learner == "exact" and budget.unit != "eta":
-            raise InputError("--budget", budget.text, words)
-        if learner == "network" and (budget.unit != "samples" or not budget.value):
-            raise InputError("--budget", budget.text, words)
-    return [b.text for b in budgets]

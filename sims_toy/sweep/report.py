@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,13 @@ from sims_toy.networks.settings import unusual
 from sims_toy.sweep import figures
 from sims_toy.sweep.phase_figures import phase_diagram
 from sims_toy.sweep.strengths import comparison, strengths
-from sims_toy.sweep.tables import FACET, Twins, tables, theory_tables, trial_table
+from sims_toy.sweep.tables import FACET, Twins, beneath, tables, theory_tables, trial_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from sims_toy.gaussian import Gaussian
-    from sims_toy.grid.experiment import Cell, Experiment
+    from sims_toy.grid.cells import Experiment
 
 #: Methods with a strength.
 GUIDED = [name for name, method in METHODS.items() if "omega" in method.takes]
@@ -62,12 +61,6 @@ def make(
     curves, edges = theory_tables(exact, settings)
     each = pd.concat(trials, ignore_index=True)
     return {"sweep": sweep, "regimes": regimes, "theory": curves, "boundaries": edges, "trials": each}
-
-
-def beneath(cell: Cell, learner: str) -> Cell:
-    """The exact cell that stands beneath a network's: its auxiliary moves the whole way, eta = 1."""
-    takes = METHODS[cell.method].takes
-    return replace(cell, learner=learner, budget="1" if "budget" in takes else "0")
 
 
 def _twins(part: Experiment, parts: dict[str, Experiment], w2: dict[str, np.ndarray]) -> Twins:

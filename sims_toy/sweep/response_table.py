@@ -11,7 +11,7 @@ from sims_core.errors import InputError
 from sims_core.sampling import Sampler
 from sims_toy import theory
 from sims_toy.grid.measure import spread
-from sims_toy.networks.settings import Sweep
+from sims_toy.sweep.options import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,7 @@ def error_parts(sweep: Sweep) -> pd.DataFrame:
 
     from sims_toy.exact import sampler_modes
     from sims_toy.gaussian import Gaussian
-    from sims_toy.grid import experiment as experiments
+    from sims_toy.grid import run as experiments
     from sims_toy.sweep import plan
 
     if sweep.learner != "exact":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sims_core.algorithm import AUXILIARY_DATA, METHODS
 from sims_core.seeds import Seed
 from sims_toy import phase, theory
-from sims_toy.grid.experiment import Array, Cell, Experiment
+from sims_toy.grid.cells import Array, Cell, Experiment
 from sims_toy.grid.measure import spread
 
 if TYPE_CHECKING:
@@ -339,3 +339,9 @@ def theory_tables(experiment: Experiment | None, settings: dict[str, Any]) -> tu
         pd.concat(curves, ignore_index=True)[_CURVE] if curves else pd.DataFrame(columns=_CURVE),
         pd.DataFrame(edges, columns=_EDGE),
     )
+
+
+def beneath(cell: Cell, learner: str) -> Cell:
+    """The exact cell that stands beneath a network's: its auxiliary moves the whole way, eta = 1."""
+    takes = METHODS[cell.method].takes
+    return replace(cell, learner=learner, budget="1" if "budget" in takes else "0")

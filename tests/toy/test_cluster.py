@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from sims_core import InputError
-from sims_toy.grid import experiment
-from sims_toy.networks.settings import NetworkSettings, Sweep
+from sims_toy.grid import run as experiment
+from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep import plan
+from sims_toy.sweep.options import Sweep
 
 distributed = pytest.importorskip("distributed", reason="needs the extra 'cluster'")
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own warnings are not ours

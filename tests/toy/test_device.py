@@ -8,13 +8,14 @@ from sims_core.guidance import guided
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy.gaussian import Gaussian
+from sims_toy.grid.parse import settle
 from sims_toy.networks.ensemble import Ensemble, chunks
 from sims_toy.networks.learner import NetworkLearner
 from sims_toy.networks.mlp import Mlp
+from sims_toy.networks.schedule import Training
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.networks.targets import CosineSteps, EpsilonParametrisation
-from sims_toy.networks.training import Training, train
-from sims_toy.sweep.planning import settle
+from sims_toy.networks.training import train
 from tests.pretended import CUDA, fetched, gpu
 
 SEEDS = [Seed(k) for k in range(3)]

@@ -21,6 +21,7 @@ from sims_core.seeds import Seed
 from sims_toy.networks import ensemble as ensemble_module
 from sims_toy.networks.ensemble import Ensemble, numba_available
 from sims_toy.networks.mlp import Mlp, Stacked
+from sims_toy.networks.schedule import Schedule, Training
 from sims_toy.networks.targets import (
     CosineSteps,
     CosineTime,
@@ -31,7 +32,7 @@ from sims_toy.networks.targets import (
     posterior_mean,
     training_levels,
 )
-from sims_toy.networks.training import Schedule, Trained, Training, train
+from sims_toy.networks.training import Trained, train
 
 BACKENDS = ["torch", pytest.param("numba", marks=pytest.mark.skipif(not numba_available(), reason="needs numba"))]
 MEAN = torch.tensor([1.0, -0.5], dtype=torch.float64)

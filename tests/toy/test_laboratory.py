@@ -14,12 +14,13 @@ from sims_toy import datasets, wasserstein
 from sims_toy.datasets import parse_real
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
-from sims_toy.grid import experiment
 from sims_toy.grid import measure as measuring
-from sims_toy.grid.experiment import Cell, Experiment
+from sims_toy.grid import run as experiment
+from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.networks.learner import NetworkLearner
-from sims_toy.networks.settings import NetworkSettings, Sweep
+from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep import plan, run_sweep
+from sims_toy.sweep.options import Sweep
 
 REAL = ((2.0, 1.0), (1.0, 2.0))
 TINY = NetworkSettings(steps=20, batch=16, width=8)

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from sims_core import InputError
-from sims_toy.grid.experiment import Cell, Experiment, run
+from sims_toy.grid.cells import Cell, Experiment
+from sims_toy.grid.run import run
 from sims_toy.mad import PRESETS, Mad, plan, run_mad
 from sims_toy.mad import theory as mad_theory
 from sims_toy.mad.tables import Calibration

@@ -12,7 +12,8 @@ from sims_core import AUXILIARY_DATA, POLICIES, InputError, Sampler, Seed, neon,
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
 from sims_toy.networks.learner import NetworkLearner, NetworkModel, measured_eta, push_moments, quadrature
-from sims_toy.networks.settings import PRESETS, NetworkSettings
+from sims_toy.networks.settings import NetworkSettings
+from sims_toy.sweep.options import PRESETS
 from tests.contract import Case, check
 
 REAL = Gaussian.single([1.0, -0.5], [[2, 1], [1, 2]])

@@ -9,7 +9,8 @@ import pytest
 
 from sims_core import GuidanceSchedule, InputError, Sampler
 from sims_toy import phase
-from sims_toy.grid.experiment import Cell, Experiment, run
+from sims_toy.grid.cells import Cell, Experiment
+from sims_toy.grid.run import run
 from sims_toy.sampling_cost import PRESETS, SamplingCost, plan, run_sampling_cost
 from sims_toy.sampling_cost import tables as cost_report
 

@@ -16,7 +16,8 @@ from sims_core.loop import parse_policy
 from sims_core.seeds import Seed
 from sims_toy import wasserstein
 from sims_toy.datasets import parse_real
-from sims_toy.grid.experiment import Cell, Experiment, run
+from sims_toy.grid.cells import Cell, Experiment
+from sims_toy.grid.run import run
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.stability import PRESETS, Stability, plan, run_stability, theory
 from sims_toy.stability import tables as report

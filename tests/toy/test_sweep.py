@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 
 from sims_core import InputError
-from sims_toy.grid import experiment
 from sims_toy.grid import measure as measuring
+from sims_toy.grid import run as experiment
 from sims_toy.grid.study import describe
 from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, plan, report, run_sweep
 

@@ -1,8 +1,7 @@
-"""One grid of cells in, the distances of every trial and generation out (`sims_toy.sweep.tables` makes tables of them).
+"""An experiment in, the distances of every trial and generation out (`sims_toy.sweep.tables` makes tables of them).
 
-A cell is one setting of every axis. What a cell's trial gives depends on the run's seed, the trial and the cell alone;
-so pieces of work (some cells times some trials) can have any size and be done in any order, by any number of workers,
-and a run that was killed goes on with the pairs that are missing.
+Pieces of work (some cells times some trials) can have any size and be done in any order, by any number of workers, and
+a run that was killed resumes with the pairs that are missing.
 """
 
 from __future__ import annotations
@@ -11,116 +10,21 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from sims_core.errors import InputError, extra
-
-if TYPE_CHECKING:
-    from sims_core.lab.runs import RunFolder
-    from sims_toy.control import ControlSettings
-    from sims_toy.datasets import Distribution
-    from sims_toy.gaussian import Gaussian
-    from sims_toy.networks.settings import NetworkSettings
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One setting of every axis.
-
-    reference: the sampler of the standard cell that it is compared with. temperature: the sampling bias lambda_s of
-    the loop's synthetic data. pollution: |D_p|. real: 'gaussian' (the experiment's), or a name of `sims_toy.datasets`.
-    initial_size: the first real data set's size where it is not ``real_size`` (0), which sets the fresh ones'.
-    guidance: a `sims_core.guidance.GuidanceSchedule`, where the sampler evaluates the auxiliary.
-    """
-
-    learner: str
-    method: str
-    loop: str
-    sampler: str
-    real_size: int
-    synthetic_size: int
-    auxiliary_size: int = 0
-    budget: str = "0"
-    omega: float = 0.0
-    auxiliary_data: str = "none"
-    reference: str = ""
-    temperature: float = 1.0
-    pollution: int = 0
-    real: str = "gaussian"
-    initial_size: int = 0
-    guidance: str = "full"
-
-    @property
-    def structure(self) -> tuple[object, ...]:
-        """What cells that run side by side must share; sizes, budgets and omegas may differ."""
-        way = (self.learner, self.method, self.loop, self.sampler, self.guidance)
-        return (*way, self.auxiliary_data, self.temperature, self.real)
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """The sizes of its data sets, which networks side by side must share too."""
-        return (self.real_size, self.synthetic_size, self.auxiliary_size, self.pollution, self.initial_size)
-
-
-#: of an experiment, and of a data set of networks
-_MOST_VALUES, _MOST_POINTS = 200_000_000, 1_000_000
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A grid of cells with what they share. Everything here decides the result; nothing else does.
-
-    quantities: what is measured in every generation (`sims_toy.grid.measure.QUANTITIES`). ddof: of the exact learner's
-    covariance, 0 for maximum likelihood and 1 for the unbiased one. control: of the cells of `sims_toy.control`.
-    """
-
-    cells: tuple[Cell, ...]
-    generations: int
-    trials: int
-    seed: int
-    mean: tuple[float, ...]
-    covariance: tuple[tuple[float, ...], ...]
-    network: NetworkSettings | None = None
-    quantities: tuple[str, ...] = ("w2",)
-    ddof: int = 0
-    control: ControlSettings | None = None
-
-    def __post_init__(self) -> None:
-        """Raise `InputError` for more than a run can hold."""
-        values = len(self.cells) * self.trials * self.generations
-        if values > _MOST_VALUES:
-            size = f"{len(self.cells)} cells x {self.trials} trials x {self.generations} generations"
-            raise InputError("grid", size, f"a run holds at most {_MOST_VALUES:,} distances; ask for less")
-        for cell in self.cells:
-            if self.network is not None and max(cell.sizes) > _MOST_POINTS:
-                raise InputError("points", max(cell.sizes), f"networks are trained on at most {_MOST_POINTS:,}")
-
-    def source(self, cell: Cell) -> Gaussian | Distribution:
-        """The real distribution of a cell."""
-        from sims_toy.datasets import parse_real
-        from sims_toy.gaussian import Gaussian
-
-        return Gaussian.single(self.mean, self.covariance) if cell.real == "gaussian" else parse_real(cell.real)
-
-    def settings(self) -> dict[str, Any]:
-        """JSON-able record of the experiment."""
-        return asdict(self)
-
+from sims_core.lab.runs import RunFolder, kept
+from sims_toy.grid.cells import Experiment, Values
+from sims_toy.grid.measure import measurer
 
 Piece = tuple[tuple[int, ...], tuple[int, ...]]
 """Cell numbers (of one structure) and trial numbers: a unit of work."""
-
-
-Values = dict[str, Array]
-"""Quantity -> (cells, trials, generations, ...)."""
 
 
 def run(
@@ -139,8 +43,6 @@ def run(
     thread each. chunk: rows (cells x trials) a piece, 0 for the learner's own. scheduler: the address of a Dask
     cluster that does the work instead. None of them changes a bit of the result.
     """
-    from sims_core.lab.runs import kept
-
     shape = (len(experiment.cells), experiment.trials, experiment.generations)
     result: Values = {}
     done = np.zeros(shape[:2], dtype=bool)
@@ -191,8 +93,6 @@ def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> I
     """
     if chunk < 0:
         raise InputError("--chunk", chunk, "give a positive number of rows, or 0 for the learner's own")
-    from sims_toy.grid.measure import LEARNERS
-
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, cell in enumerate(experiment.cells):
         trials = tuple(np.flatnonzero(missing[number]).tolist())
@@ -200,10 +100,10 @@ def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> I
             groups.setdefault((cell.structure, trials, cell.sizes), []).append(number)
     merged: dict[tuple[Any, ...], list[int]] = {}
     for (structure, trials, sizes), numbers in groups.items():
-        mixed = () if LEARNERS[structure[0]].mixes_sizes else sizes
+        mixed = () if measurer(experiment, structure[0]).mixes_sizes else sizes
         merged.setdefault((structure, trials, mixed), []).extend(numbers)
     for (structure, trials, _), numbers in merged.items():
-        learner = LEARNERS[structure[0]]
+        learner = measurer(experiment, structure[0])
         rows = chunk or learner.chunk
         together = min(len(trials), rows, max(learner.least_trials, rows // len(numbers)))
         per_piece = max(1, rows // together)
@@ -216,8 +116,6 @@ def _work(
     experiment: Experiment, pieces: Sequence[Piece], workers: int, progress: bool, already: int, scheduler: str
 ) -> Iterator[tuple[Piece, Values]]:
     """Measure the pieces, in whatever order they finish."""
-    from tqdm import tqdm
-
     total = sum(len(c) * len(t) for c, t in pieces)
     name = experiment.cells[0].learner if experiment.cells else "sweep"
     bar = tqdm(total=total + already, initial=already, unit="loop", desc=name, disable=not progress, smoothing=0.1)
@@ -284,12 +182,10 @@ def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
-    from sims_toy.grid.measure import LEARNERS
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         cells = [experiment.cells[i] for i in piece[0]]
-        return piece, LEARNERS[cells[0].learner].measure(experiment, cells, piece[1])
+        return piece, measurer(experiment, cells[0].learner).measure(experiment, cells, piece[1])
     finally:
         torch.set_num_threads(threads)

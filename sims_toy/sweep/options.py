@@ -1,0 +1,129 @@
+"""What a sweep can be asked for, and its presets. No heavy imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from sims_toy.grid.options import RunOptions
+from sims_toy.networks.settings import NetworkSettings
+
+
+@dataclass(frozen=True)
+class Sweep(RunOptions):
+    """Sweep the guidance omega through the self-consuming loop on a Gaussian, and say what it prevents.
+
+    The defaults are the paper's Figure 4 in our reading: N(0, [[2,1],[1,2]]), 1000 real points, DDIM-20, auxiliaries
+    trained to convergence on the base's training set plus |D_s| of its samples, synthetic augmentation. Axes take a
+    grid: a:b (eleven values, both ends included), a:b:step, or a,b,c. Standard training and its controls of no more
+    evaluations (twice the sampler's steps; other samplers) are always run beside, and the exact learner's curve beneath
+    the networks'.
+    """
+
+    preset: str = ""
+    """Change the defaults: 'figure4' is the full reproduction (100 generations, four |D_s|, all three readings of what
+    the auxiliary is trained on); 'neon' is the published toy of Neon's appendix."""
+    omega: str = "0:5"
+    """Guidance strengths; 0 is the base. Negative values are allowed (write --omega=-1:1)."""
+    synthetic_size: str = ""
+    """Synthetic points a generation, |D_s|; default 250,1000 for networks, 125,250,500,1000 for the exact learner."""
+    real_size: str = "1000"
+    """Real points, |D_r|."""
+    auxiliary_size: str = "same"
+    """Synthetic points the auxiliary sees; 'same' is |D_s|."""
+    auxiliary_data: str = "train+synthetic"
+    """What the auxiliary is trained on: synthetic, train+synthetic, real+synthetic (several with commas); NAME@Z draws
+    its synthetic points with the score scaled by Z."""
+    budget: str = ""
+    """Auxiliary's training. Networks: samples seen (steps x batch) with a unit, such as 25.6k; default the base's
+    steps x batch. Exact learner: eta in [0, 1], how far it moves from the base to its data; default 1."""
+    method: str = "standard,sims"
+    """standard, sims, neon, autoguidance, and the controls continued (the base trained further for the auxiliary's
+    budget), random (a random direction of the same length), rebuilt (the auxiliary trained from scratch)."""
+    loop: str = "augmentation"
+    """augmentation, fully-synthetic, fresh, accumulate, mixed:R, polluted (several with commas)."""
+    temperature: str = "1"
+    """Sampling bias lambda_s in (0, 1] of the loop's synthetic data: 1 is none."""
+    pollution: str = "1000"
+    """Foreign synthetic points |D_p| of the polluted loop, from a model of the real data alone."""
+    sampler: str = "ddim:20"
+    """ddim:N, euler:N, heun:N, rk4:N, and exact for the exact learner (several with commas)."""
+    retuned: str = ""
+    """Samplers of standard training's second control, of no more evaluations than SIMS takes (several with commas), or
+    none; default rk4:4, with fewer steps where SIMS takes fewer evaluations."""
+    learner: str = "network"
+    """network: trained score networks. exact: models are Gaussians, training is maximum likelihood, sampling runs the
+    real sampler."""
+    network: NetworkSettings = field(default_factory=NetworkSettings)
+    """Architecture and training of the networks."""
+    generations: int = 0
+    """Generations of the loop; default 20 for networks and 100 for the exact learner."""
+    trials: int = 0
+    """Independent repetitions, paired across cells; default 8 for networks and 1000 for the exact learner."""
+    beside_trials: int = 0
+    """Repetitions of the readings of --auxiliary-data after the first; 0 is as many."""
+    overlay_trials: int = 400
+    """Repetitions of the exact learner beneath the networks, from whose mean chance is taken out of theirs."""
+    real: str = "gaussian"
+    """Real data: gaussian, gaussians:K, mixture:P,Q,..., moons, pinwheel, swissroll, checkerboard, or a .npy or .csv
+    file of at least 1,000 points in the plane, in any unit. All but 'gaussian' need the network learner."""
+    real_mean: str = "0,0"
+    """Mean of the real Gaussian, any dimension."""
+    real_covariance: str = "2,1;1,2"
+    """Covariance of the real Gaussian, rows separated by ';'."""
+    distance: str = ""
+    """moments (closed form, for 'gaussian'), emd or sliced (between 1,000 generated and real points, with their floor);
+    default moments for 'gaussian', sliced for the rest."""
+
+
+#: Defaults that depend on the learner: what an empty option or a 0 stands for.
+BY_LEARNER = {
+    "exact": {"synthetic_size": "125,250,500,1000", "budget": "1", "generations": 100, "trials": 1000},
+    "network": {"synthetic_size": "250,1000", "budget": "", "generations": 20, "trials": 8},
+}
+
+_NEON = NetworkSettings(
+    width=32,
+    layers=5,
+    activation="relu",
+    linear_first=True,
+    parametrisation="epsilon",
+    target="plain",
+    steps=10_000,
+    batch=0,
+    rate=1e-4,
+    auxiliary_rate=1e-5,
+    decay="constant",
+    ema=0,
+    time="sampler",
+)
+
+PRESETS = {
+    # Figure 4 in full: 100 generations, four |D_s|, and the other readings of the auxiliary's data beside ours
+    "figure4": replace(
+        Sweep(),
+        preset="figure4",
+        omega="0:5:0.5",
+        synthetic_size="125,250,500,1000",
+        auxiliary_data="train+synthetic,synthetic,real+synthetic",
+        generations=100,
+        trials=48,
+        beside_trials=8,
+        overlay_trials=2000,
+    ),
+    # Neon's published toy (arXiv 2510.03597, appendix), with the quirks of its notebook: the time input of a 20-step
+    # grid when sampling (--network.time matched mends it), and a deterministic sampler under the name eta = 1
+    "neon": replace(
+        Sweep(),
+        preset="neon",
+        omega="-2:2:0.04",
+        method="standard,neon",
+        synthetic_size="1000",
+        auxiliary_data="synthetic@0.9,synthetic@1.1",
+        budget="50k,250k",
+        generations=1,
+        trials=8,
+        seed=42,
+        chunk=256,  # all strengths of a trial share its training
+        network=_NEON,
+    ),
+}

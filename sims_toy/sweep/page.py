@@ -73,7 +73,7 @@ def save_page(frames: dict[str, pd.DataFrame], settings: dict[str, Any], path: P
 
 def render(content: dict[str, Any]) -> str:
     """The page as HTML; content: what `payload` returns."""
-    template = resources.files("sims_toy").joinpath("page.html").read_text(encoding="utf-8")
+    template = resources.files("sims_toy.sweep").joinpath("page.html").read_text(encoding="utf-8")
     # '<' as an escape, so that no text of the settings can close the script element
     data = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return template.replace("/*DATA*/null", data)

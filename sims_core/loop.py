@@ -30,14 +30,42 @@ class Turn(Generic[Data]):
     pollution: Data | None = None  # foreign synthetic data D_p
 
 
+#: What a policy may need besides real data and samples, with what `self_consuming_loop` takes for it.
+NEEDS = {"fresh": "a function that draws new real data", "pollution": "foreign synthetic data D_p"}
+
+
+def _bound(policy: Policy, value: Any) -> Policy:
+    """The policy whose ``train`` takes ``value`` as a third argument."""
+    return replace(policy, train=partial(policy.train, value=value))
+
+
 @dataclass(frozen=True)
 class Policy:
-    """A data policy: which data generation t trains on, and whether its model starts from the previous one."""
+    """A data policy: which data generation t trains on, and whether its model starts from the previous one.
+
+    train: ``(learner, turn) -> data``. needs: of `NEEDS`; the loop refuses to begin without them. ratio: |D_s| / |D_r|,
+    where the policy fixes it. parameter: what reads VALUE of ``name:VALUE``, such as float; it raises ValueError for
+    what it does not take. syntax: how to write it, with an example. settle: ``(policy, value) -> Policy`` at that
+    value; by default ``train`` is called as ``(learner, turn, value=value)``.
+    """
 
     name: str
-    train: Callable[[Learner[Any, Any], Turn[Any]], Any]
+    train: Callable[..., Any]
     warm: bool = False
-    ratio: float | None = None  # |D_s| / |D_r|, where the policy fixes it
+    ratio: float | None = None
+    needs: tuple[str, ...] = ()
+    parameter: Callable[[str], Any] | None = None
+    syntax: str = ""
+    settle: Callable[[Policy, Any], Policy] = _bound
+
+    def __post_init__(self) -> None:
+        for need in self.needs:
+            choose("needs", need, NEEDS)
+
+    @property
+    def form(self) -> str:
+        """How it is written on a command line."""
+        return self.syntax.split()[0] if self.syntax else f"{self.name}:VALUE" if self.parameter else self.name
 
 
 @dataclass(frozen=True)
@@ -68,8 +96,7 @@ def _fresh(learner: Learner[Any, Any], turn: Turn[Any]) -> Any:
     """New real data every generation, with the previous generation's samples."""
     if turn.generation == 1:
         return turn.real
-    if turn.fresh is None:
-        raise InputError("fresh", None, "the fresh-data loop needs a function that draws new real data")
+    assert turn.fresh is not None  # it is needed
     return learner.union(turn.fresh(), turn.previous_synthetic)
 
 
@@ -82,9 +109,14 @@ def _polluted(learner: Learner[Any, Any], turn: Turn[Any]) -> Any:
     """One dose of foreign synthetic data, in the first generation; afterwards as synthetic augmentation."""
     if turn.generation > 1:
         return learner.union(turn.real, turn.previous_synthetic)
-    if turn.pollution is None:
-        raise InputError("pollution", None, "the polluted loop needs the foreign synthetic data D_p")
     return learner.union(turn.real, turn.pollution)
+
+
+def _positive(text: str, least: float = 0.0) -> float:
+    value = float(text)
+    if not least <= value < float("inf"):
+        raise ValueError(text)
+    return value
 
 
 def _scaled(learner: Any, turn: Turn[Any], factor: float, then: Callable[..., Any]) -> Any:
@@ -92,41 +124,66 @@ def _scaled(learner: Any, turn: Turn[Any], factor: float, then: Callable[..., An
     return learner.scale(turn.real, factor) if turn.generation == 1 else then(learner, turn)
 
 
+def _factor_and_policy(text: str) -> tuple[float, Policy]:
+    number, _, rest = text.partition(":")
+    if rest.startswith("scaled:"):  # a second factor would not be used
+        raise ValueError(text)
+    return _positive(number, 1e-300), parse_policy(rest)
+
+
+def _after(policy: Policy, value: tuple[float, Policy]) -> Policy:
+    """The policy that is scaled, but for its first generation."""
+    factor, then = value
+    return replace(then, train=partial(policy.train, factor=factor, then=then.train))
+
+
+#: Policies by name. One from outside is a function and a line: ``POLICIES["mine"] = Policy("mine", mine)``.
 POLICIES: dict[str, Policy] = {
     "augmentation": Policy("augmentation", _augmentation),
     "fully-synthetic": Policy("fully-synthetic", _fully_synthetic),
-    "fresh": Policy("fresh", _fresh),
+    "fresh": Policy("fresh", _fresh, needs=("fresh",)),
     "accumulate": Policy("accumulate", _accumulate),
-    "polluted": Policy("polluted", _polluted),
+    "polluted": Policy("polluted", _polluted, needs=("pollution",)),
+    "mixed": Policy(
+        "mixed",
+        _augmentation,
+        warm=True,
+        parameter=_positive,
+        syntax="mixed:R with a synthetic-to-real ratio R >= 0, such as mixed:0.5",
+        settle=lambda policy, ratio: replace(policy, ratio=ratio),
+    ),
+    "scaled": Policy(
+        "scaled",
+        _scaled,
+        parameter=_factor_and_policy,
+        syntax="scaled:C:NAME with a factor C > 0, such as scaled:0.8:mixed:0.5",
+        settle=_after,
+    ),
 }
 
 
-def parse_policy(text: str, *, argument: str = "loop") -> Policy:
-    """A policy by its name, or ``mixed:R``: D_r with R |D_r| samples, each model fine-tuned from the previous one.
+def forms() -> list[str]:
+    """The policies of `POLICIES` as they are written on a command line."""
+    return [name if policy.parameter is None else policy.form for name, policy in POLICIES.items()]
 
-    ``scaled:C:NAME`` is the policy NAME after a first generation on C D_r: how the loop returns from there measures its
-    contraction. Raises `InputError` naming ``argument`` for anything else.
+
+def parse_policy(text: str, *, argument: str = "loop") -> Policy:
+    """A policy of `POLICIES` by its name, or ``name:VALUE`` where it takes a parameter.
+
+    ``mixed:R``: D_r with R |D_r| samples, each model fine-tuned from the previous one. ``scaled:C:NAME`` is the policy
+    NAME after a first generation on C D_r: how the loop returns from there measures its contraction. Raises
+    `InputError` naming ``argument`` for anything else.
     """
-    name, colon, value = text.partition(":")
-    if name == "scaled" and colon:
-        number, _, rest = value.partition(":")
-        try:
-            factor = float(number)
-        except ValueError:
-            factor = -1.0
-        if not 0 < factor < float("inf") or rest.startswith("scaled:"):  # a second factor would not be used
-            raise InputError(argument, text, "write scaled:C:NAME with a factor C > 0, such as scaled:0.8:mixed:0.5")
-        then = parse_policy(rest, argument=argument)
-        return replace(then, name=text, train=partial(_scaled, factor=factor, then=then.train))
-    if name == "mixed" and colon:
-        try:
-            ratio = float(value)
-        except ValueError:
-            ratio = -1.0
-        if not 0 <= ratio < float("inf"):
-            raise InputError(argument, text, "write mixed:R with a synthetic-to-real ratio R >= 0, such as mixed:0.5")
-        return Policy(text, _augmentation, warm=True, ratio=ratio)
-    return POLICIES[choose(argument, text, [*POLICIES, "mixed:R", "scaled:C:NAME"])]
+    name, _, value = text.partition(":")
+    policy = POLICIES.get(name)
+    if policy is None or policy.parameter is None:
+        return POLICIES[choose(argument, text, forms())]
+    try:
+        return replace(policy.settle(policy, policy.parameter(value)), name=text, parameter=None)
+    except InputError as error:
+        raise InputError(argument, error.value, error.expected) from None
+    except ValueError:
+        raise InputError(argument, text, f"write {policy.syntax or policy.form}") from None
 
 
 def self_consuming_loop(
@@ -145,11 +202,16 @@ def self_consuming_loop(
     """Yield generations 1, 2, ..., ``generations``; the caller owns logging, stopping and checkpoints.
 
     method: a function of `sims_core.algorithm`, its settings bound. n_synthetic: |D_s|, as the learner takes it.
-    fresh: draws new real data from a seed (the 'fresh' policy). pollution: D_p (the 'polluted' policy).
+    fresh: draws new real data from a seed. pollution: D_p. Both are for policies that need them.
     after: a finished generation to go on from: the result is the same as in one go, since every draw of generation t
     comes from ``seed.child("generation", t)``. A generation's samples are drawn only when the next one is asked for.
     Raises `InputError` where the policy lacks what it needs.
     """
+    if policy.parameter is not None:
+        raise InputError("policy", policy.name, f"it takes a parameter: parse_policy('{policy.form}')")
+    for need, given in (("fresh", fresh), ("pollution", pollution)):
+        if need in policy.needs and given is None:
+            raise InputError(need, None, f"the loop '{policy.name}' needs {NEEDS[need]}")
     previous = after
     for index in range(1 if previous is None else previous.index + 1, generations + 1):
         here = seed.child("generation", index)

@@ -15,7 +15,8 @@ import threading
 import typing
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NoReturn, TextIO, TypeVar
+from importlib import import_module
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from sims_core import STOPPED, __version__
 from sims_core.errors import InputError, choose, disk_failure, reason, shown, whole
@@ -90,6 +91,18 @@ def _bounded(settings: object, prefix: str = "--") -> None:
         elif isinstance(value, int) and value > 0:
             most = _MOST.get(name.rpartition("_")[2], _MOST[""])
             whole(prefix + name.replace("_", "-"), value, most=most)
+
+
+def listed(table: str, text: str) -> Any:
+    """The help of an option that takes names from a table: ``text`` with its {} filled in when help is asked for.
+
+    table: 'module:function' that returns the names, so that those from outside are told too. For a field's type:
+    ``Annotated[str, listed("sims_core.loop:forms", "One of {}.")]``.
+    """
+    import tyro
+
+    module, function = table.split(":")
+    return tyro.conf.arg(help=text.format(", ".join(getattr(import_module(module), function)())))
 
 
 class _Stopped(KeyboardInterrupt):

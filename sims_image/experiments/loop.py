@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from sims_core.errors import InputError
+from sims_core.lab.command import listed
 from sims_image.experiments.checks import at_hand, further
 from sims_image.experiments.laboratory import Checked, Lab, Laboratory, Retraining, check, summarise, verb
 
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
     from sims_image.processes import Processes
 
 
+def loops() -> list[str]:
+    """The data policies as --loop takes them, and which of them need --more."""
+    from sims_core.loop import POLICIES
+
+    return [policy.form + " (needs --more)" * bool(policy.needs) for policy in POLICIES.values()]
+
+
 @dataclass(frozen=True)
 class Loop(Retraining):
     """Train generation after generation on data that hold the models' own samples, and measure each.
@@ -33,9 +41,8 @@ class Loop(Retraining):
     only what is new. Several processes: torchrun --nproc_per_node N -m sims_image loop ...
     """
 
-    loop: str = "augmentation"
-    """augmentation, fully-synthetic, accumulate, fresh (needs --more), polluted (needs --more, D_p), mixed:R, or
-    scaled:C:NAME."""
+    loop: Annotated[str, listed("sims_image.experiments.loop:loops", "{}.")] = "augmentation"
+    """A data policy of `sims_core.loop.POLICIES`."""
     method: str = "standard,sims,equal-cost"
     """standard, sims, neon, autoguidance, continued, random, rebuilt; equal-cost is standard training with twice the
     sampler's steps."""
@@ -68,9 +75,8 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     policy = read_policy(settings.loop)
     if settings.generations < 1:
         raise InputError("--generations", settings.generations, "give a whole number of at least 1")
-    for name in ("fresh", "polluted"):
-        if name in settings.loop and not settings.more:
-            raise InputError("--more", "", f"the loop '{settings.loop}' needs further images: name a data set")
+    if policy.needs and not settings.more:
+        raise InputError("--more", "", f"the loop '{settings.loop}' needs further images: name a data set")
     if policy.ratio is not None:
         if settings.synthetic:
             raise InputError("--synthetic", settings.synthetic, f"the loop '{settings.loop}' fixes it; leave it out")
@@ -78,7 +84,7 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
         settings = replace(settings, synthetic=str(max(1, round(policy.ratio * real))))
     checked = check(settings)
     if settings.more and at_hand(settings):
-        least = checked.sizes.real if "fresh" in settings.loop else 0
+        least = checked.sizes.real if "fresh" in policy.needs else 0
         further(settings.more, "--more", open_dataset(settings.data, verify=False), least)
     omegas = parse_grid("--omega", settings.omega, low=0, high=1e6)
     arms: list[Arm] = []

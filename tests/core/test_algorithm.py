@@ -15,6 +15,7 @@ from sims_core import (
     Learner,
     Mergeable,
     Perturbable,
+    Policy,
     Rebuildable,
     Seed,
     autoguidance,
@@ -29,6 +30,7 @@ from sims_core import (
     sims,
     standard,
 )
+from sims_core.loop import forms
 
 
 @dataclass
@@ -248,3 +250,24 @@ def test_sims_cancels_the_drift_in_the_loop():
             Biased(), REAL, method=method, policy=POLICIES[policy], n_synthetic=2, generations=6, seed=SEED
         )
         assert all(t.model == pytest.approx(1.0) for t in loop)
+
+
+def test_a_policy_says_what_it_needs_and_takes(monkeypatch):
+    """From outside: a function and a line; the loop refuses to begin without what is needed."""
+
+    def older(learner, turn, value):
+        return turn.fresh() * value if turn.generation > 1 else turn.real
+
+    monkeypatch.setitem(POLICIES, "older", Policy("older", older, needs=("fresh",), parameter=int))
+    policy = parse_policy("older:3")
+    turns, _ = run(policy, fresh=lambda seed: (7.0,))
+    assert policy.name == "older:3" and turns[1].train == (7.0,) * 3 and "older:VALUE" in forms()
+    for bad in ("older", "older:x", "augmentation:3"):
+        with pytest.raises(InputError, match="--loop"):
+            parse_policy(bad, argument="--loop")
+    with pytest.raises(InputError, match=r"fresh: .*'older:3' needs a function"):
+        run(policy)
+    with pytest.raises(InputError, match="policy: got 'mixed'"):
+        run(POLICIES["mixed"])
+    with pytest.raises(InputError, match="needs: got 'pollen'"):
+        Policy("p", older, needs=("pollen",))

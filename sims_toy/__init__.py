@@ -27,12 +27,13 @@ _HOMES = {
     "pollution": ("Pollution", "run_pollution"),
     "pollution.theory": ("Dose",),
     "sampling_cost": ("SamplingCost", "run_sampling_cost"),
-    "networks.settings": ("NetworkSettings", "Sweep"),
+    "networks.settings": ("NetworkSettings",),
     "stability": ("Stability", "run_stability"),
     "stability.networks": ("PointLoss", "curvature", "w1_excess"),
     "stability.theory": ("Constants", "GaussianCase", "LogisticCase", "c4", "collapse_rate", "retrain"),
-    "sweep": ("plan", "run_sweep"),
-    "networks.training": ("Schedule", "Training", "train"),
+    "sweep": ("Sweep", "plan", "run_sweep"),
+    "networks.schedule": ("Schedule", "Training"),
+    "networks.training": ("train",),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_WHERE)

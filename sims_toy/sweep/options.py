@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
+from sims_core.lab.command import listed
 from sims_toy.grid.options import RunOptions
 from sims_toy.networks.settings import NetworkSettings
 
@@ -39,8 +41,8 @@ class Sweep(RunOptions):
     method: str = "standard,sims"
     """standard, sims, neon, autoguidance, and the controls continued (the base trained further for the auxiliary's
     budget), random (a random direction of the same length), rebuilt (the auxiliary trained from scratch)."""
-    loop: str = "augmentation"
-    """augmentation, fully-synthetic, fresh, accumulate, mixed:R, polluted (several with commas)."""
+    loop: Annotated[str, listed("sims_core.loop:forms", "{} (several with commas).")] = "augmentation"
+    """Data policies of `sims_core.loop.POLICIES`."""
     temperature: str = "1"
     """Sampling bias lambda_s in (0, 1] of the loop's synthetic data: 1 is none."""
     pollution: str = "1000"

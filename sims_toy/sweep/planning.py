@@ -70,7 +70,7 @@ def make_plan(sweep: Sweep) -> Study:
             if m == 0 and auxiliary_sizes is None and any("n_synthetic" in METHODS[x].takes for x in methods):
                 expected = f"it leaves |D_s| = 0 beside {n}: say --auxiliary-size, or --method standard"
                 raise InputError("--loop", policy.name, expected)
-        for foreign in sizes("--pollution", sweep.pollution) if policy.name == "polluted" else [0]:
+        for foreign in sizes("--pollution", sweep.pollution) if "pollution" in policy.needs else [0]:
             base = Cell(
                 learner, "standard", policy.name, str(sampler), n, m,
                 reference=str(sampler), temperature=heat, pollution=foreign, real=sweep.real,
@@ -137,7 +137,7 @@ def make_plan(sweep: Sweep) -> Study:
         settings["retuned"] = list(dict.fromkeys(c.sampler for c in retuned))
     if digest:
         settings["real_sha256"] = digest
-    if any(p.name == "polluted" for p in policies):
+    if any("pollution" in p.needs for p in policies):
         settings["pollution"] = sizes("--pollution", sweep.pollution)
     if learner == "network":
         settings["network"] = asdict(sweep.network)

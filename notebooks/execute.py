@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
-import importlib
 import os
 import re
 import resource
@@ -31,6 +30,7 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from sims_core.front import homes  # noqa: E402
 from sims_core.lab.gallery import read  # noqa: E402
 
 FOLDER = ROOT / "notebooks"
@@ -142,10 +142,8 @@ def imports(code: list[str]) -> list[str]:
             if isinstance(node, ast.Import):
                 found |= {a.name for a in node.names if a.name.split(".")[0] in PACKAGES}
             elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:
-                homes = getattr(importlib.import_module(node.module), "_WHERE", {})
-                for alias in node.names:
-                    home = f"{node.module}.{homes[alias.name]}" if alias.name in homes else node.module
-                    found.add(f"{home}.{alias.name}")
+                known = homes(node.module)
+                found |= {f"{known.get(alias.name, node.module)}.{alias.name}" for alias in node.names}
     return sorted(found)
 
 

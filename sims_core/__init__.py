@@ -1,6 +1,7 @@
 """SIMS, written once: guidance, diffusion, sampling, Algorithm 1 and the self-consuming loop.
 
-Names are imported on first use, so that ``import sims_core`` and ``--help`` stay cheap (no torch).
+The names below are imported on first use, so that ``import sims_core`` and ``--help`` stay cheap (no torch). Everything
+else is imported from its own module.
 """
 
 from __future__ import annotations
@@ -29,54 +30,34 @@ def _is_command(words: list[str]) -> bool:
 if _is_command(sys.orig_argv) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _stop)  # before anything else is loaded
 
-from importlib import import_module  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "guidance": (
-        "GuidanceSchedule",
-        "Stepped",
-        "extrapolate",
-        "guided",
-        "merge_weights",
-        "omega_from_autoguidance",
-        "scaled",
-    ),
-    "diffusion": ("EDM", "LogNormal", "denoising_loss", "from_angle", "to_angle"),
-    "sampling": ("Churn", "Sampler", "angle_sigmas", "cosine_sigmas", "edm_sigmas", "generate", "sample", "trajectory"),
-    "learner": ("Learner", "Mergeable", "Perturbable", "Rebuildable"),
-    "algorithm": (
-        "AUXILIARY_DATA",
-        "METHODS",
-        "Method",
-        "Trained",
-        "autoguidance",
-        "continued",
-        "neon",
-        "random_direction",
-        "rebuilt",
-        "sims",
-        "standard",
-    ),
-    "loop": ("POLICIES", "Generation", "Policy", "Turn", "parse_policy", "self_consuming_loop"),
-    "control": ("complement", "density_law", "distribution_control", "total_variation", "transport_law"),
-    "lab.runs": ("RunFolder",),
-    "seeds": ("Seed",),
-    "draws": ("Draws", "random_words"),
-    "lab.grids": ("Budget", "parse_budget", "parse_grid"),
-    "errors": ("InputError", "choose"),
-}
-_WHERE = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = ["__version__", *sorted(_WHERE)]
+if TYPE_CHECKING:
+    from sims_core.algorithm import AUXILIARY_DATA as AUXILIARY_DATA
+    from sims_core.algorithm import METHODS as METHODS
+    from sims_core.algorithm import Method as Method
+    from sims_core.algorithm import Trained as Trained
+    from sims_core.algorithm import neon as neon
+    from sims_core.algorithm import sims as sims
+    from sims_core.control import distribution_control as distribution_control
+    from sims_core.diffusion import EDM as EDM
+    from sims_core.diffusion import LogNormal as LogNormal
+    from sims_core.diffusion import denoising_loss as denoising_loss
+    from sims_core.errors import InputError as InputError
+    from sims_core.guidance import GuidanceSchedule as GuidanceSchedule
+    from sims_core.guidance import guided as guided
+    from sims_core.learner import Learner as Learner
+    from sims_core.loop import POLICIES as POLICIES
+    from sims_core.loop import Policy as Policy
+    from sims_core.loop import parse_policy as parse_policy
+    from sims_core.loop import self_consuming_loop as self_consuming_loop
+    from sims_core.sampling import Sampler as Sampler
+    from sims_core.sampling import generate as generate
+    from sims_core.sampling import sample as sample
+    from sims_core.seeds import Seed as Seed
+else:
+    from sims_core.front import lazy
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'sims_core' has no attribute {name!r}")
-    return getattr(import_module(f"sims_core.{_WHERE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    __getattr__, __dir__, __all__ = lazy(__name__)

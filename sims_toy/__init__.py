@@ -1,49 +1,33 @@
 """SIMS at toy scale: exact Gaussian theory, trained score networks, and the sweeps over them.
 
-Names are imported on first use, so that ``import sims_toy`` stays cheap.
+The names below are imported on first use, so that ``import sims_toy`` stays cheap. Everything else is imported from its
+own module.
 """
 
 from __future__ import annotations
 
 import sims_core as sims_core  # isort: skip  # first: from then on Ctrl-C ends a command in one line
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sims_core import __version__ as __version__
 
-_HOMES = {
-    "control": ("Control", "run_control"),
-    "control.theory": ("mixture_denoiser",),
-    "diagnosis": ("Angle", "Diagnosis", "diagnose", "diagnose_network", "network_angle"),
-    "networks.ensemble": ("Ensemble",),
-    "exact": ("ExactLearner", "sampler_modes"),
-    "sweep.figures": ("score_fields",),
-    "gaussian": ("Gaussian",),
-    "mad": ("Mad", "run_mad"),
-    "networks.mlp": ("Mlp",),
-    "networks.learner": ("NetworkLearner", "measured_eta"),
-    "sweep.page": ("write_page",),
-    "pollution": ("Pollution", "run_pollution"),
-    "pollution.theory": ("Dose",),
-    "sampling_cost": ("SamplingCost", "run_sampling_cost"),
-    "networks.settings": ("NetworkSettings",),
-    "stability": ("Stability", "run_stability"),
-    "stability.networks": ("PointLoss", "curvature", "w1_excess"),
-    "stability.theory": ("Constants", "GaussianCase", "LogisticCase", "c4", "collapse_rate", "retrain"),
-    "sweep": ("Sweep", "plan", "run_sweep"),
-    "networks.schedule": ("Schedule", "Training"),
-    "networks.training": ("train",),
-}
-_WHERE = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_WHERE)
+if TYPE_CHECKING:
+    from sims_toy.control import Control as Control
+    from sims_toy.diagnosis import diagnose as diagnose
+    from sims_toy.exact import ExactLearner as ExactLearner
+    from sims_toy.gaussian import Gaussian as Gaussian
+    from sims_toy.mad import Mad as Mad
+    from sims_toy.networks.learner import NetworkLearner as NetworkLearner
+    from sims_toy.networks.learner import measured_eta as measured_eta
+    from sims_toy.networks.settings import NetworkSettings as NetworkSettings
+    from sims_toy.pollution import Pollution as Pollution
+    from sims_toy.sampling_cost import SamplingCost as SamplingCost
+    from sims_toy.stability import Stability as Stability
+    from sims_toy.studies import run as run
+    from sims_toy.sweep.figures import score_fields as score_fields
+    from sims_toy.sweep.options import Sweep as Sweep
+else:
+    from sims_core.front import lazy
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'sims_toy' has no attribute {name!r}")
-    return getattr(import_module(f"sims_toy.{_WHERE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    __getattr__, __dir__, __all__ = lazy(__name__)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sims_core import Learner, Perturbable, Rebuildable, Seed
+from sims_core import Learner, Seed
+from sims_core.learner import Perturbable, Rebuildable
 
 
 @dataclass

@@ -13,23 +13,17 @@ from sims_core import (
     POLICIES,
     InputError,
     Learner,
-    Mergeable,
-    Perturbable,
     Policy,
-    Rebuildable,
     Seed,
-    autoguidance,
-    complement,
-    continued,
     distribution_control,
     neon,
     parse_policy,
-    random_direction,
-    rebuilt,
     self_consuming_loop,
     sims,
-    standard,
 )
+from sims_core.algorithm import autoguidance, continued, random_direction, rebuilt, standard
+from sims_core.control import complement
+from sims_core.learner import Mergeable, Perturbable, Rebuildable
 from sims_core.loop import forms
 
 

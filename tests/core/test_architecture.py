@@ -68,3 +68,16 @@ def test_nothing_is_tracked_that_git_ignores():
     """What was made, downloaded or is another's (`runs/`, `.wheels/`) stays out of the project."""
     listing = ["git", "ls-files", "--cached", "--ignored", "--exclude-standard"]
     assert subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_front_pages_are_short_and_their_checkers_see_what_runs():
+    """The names that type checkers read are those that run; `sims_core` has about two dozen."""
+    import sims_core
+    from sims_core.front import homes
+    from sims_core.guidance import guided
+
+    assert sims_core.guided is guided and homes("sims_core")["guided"] == "sims_core.guidance"
+    for package in ("sims_core", "sims_toy"):
+        module = importlib.import_module(package)
+        assert set(module.__all__) == {*homes(package), "__version__"}
+    assert len(sims_core.__all__) <= 26

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sims_core import EDM, InputError, LogNormal, denoising_loss, from_angle, to_angle
+from sims_core import EDM, InputError, LogNormal, denoising_loss
+from sims_core.diffusion import from_angle, to_angle
 
 sigmas = st.floats(1e-3, 1e3).map(lambda s: torch.tensor(s, dtype=torch.float64))
 

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sims_core import GuidanceSchedule, InputError, Stepped, extrapolate, guided, merge_weights, omega_from_autoguidance
+from sims_core import GuidanceSchedule, InputError, guided
+from sims_core.guidance import Stepped, extrapolate, merge_weights, omega_from_autoguidance
 
 X = torch.linspace(-2, 3, 24, dtype=torch.float64).reshape(4, 3, 2)
 SIGMA = torch.tensor(1.5, dtype=torch.float64)

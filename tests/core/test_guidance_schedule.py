@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from sims_core import GuidanceSchedule, InputError, Sampler, Stepped, guided, scaled
+from sims_core import GuidanceSchedule, InputError, Sampler, guided
+from sims_core.guidance import Stepped, scaled
 
 SHAPES = [(5, 2), (3, 4, 2), (2, 3, 8, 8)]
 

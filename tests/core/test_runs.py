@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sims_core import InputError, RunFolder, Seed, parse_budget, parse_grid
+from sims_core import InputError, Seed
 from sims_core.errors import choose
-from sims_core.lab.runs import differences, kept, kept_json, parse_json, write_atomic, write_json
+from sims_core.lab.grids import parse_budget, parse_grid
+from sims_core.lab.runs import RunFolder, differences, kept, kept_json, parse_json, write_atomic, write_json
 
 SETTINGS = {"omega": [0.0, 1.0], "trials": 3}
 
@@ -122,7 +123,7 @@ def test_stale_parts_of_a_killed_run_are_swept_away(tmp_path):
 def test_two_processes_do_not_share_a_folder(tmp_path):
     path = tmp_path / "run"
     code = (
-        f"import time; from sims_core import RunFolder; f = RunFolder.open({str(path)!r}, {SETTINGS!r});"
+        f"import time; from sims_core.lab.runs import RunFolder; f = RunFolder.open({str(path)!r}, {SETTINGS!r});"
         "print('in', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

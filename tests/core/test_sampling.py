@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sims_core import Churn, InputError, Sampler, Seed, cosine_sigmas, edm_sigmas, generate, guided, sample, trajectory
-from sims_core.sampling import SampleNoise, angle_sigmas
+from sims_core import InputError, Sampler, Seed, generate, guided, sample
+from sims_core.sampling import Churn, SampleNoise, angle_sigmas, cosine_sigmas, edm_sigmas, trajectory
 
 COV = torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
 MEAN = torch.tensor([1.0, -0.5], dtype=torch.float64)

@@ -9,18 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sims_core import (
-    AUXILIARY_DATA,
-    POLICIES,
-    InputError,
-    Sampler,
-    Seed,
-    guided,
-    neon,
-    self_consuming_loop,
-    sims,
-    standard,
-)
+from sims_core import AUXILIARY_DATA, POLICIES, InputError, Sampler, Seed, guided, neon, self_consuming_loop, sims
+from sims_core.algorithm import standard
 from sims_toy.exact import ExactLearner, ExactModel
 from sims_toy.gaussian import Gaussian, Statistics, cosine, tangent, w2_squared
 from tests.contract import Case, check

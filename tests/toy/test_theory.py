@@ -6,7 +6,8 @@ from functools import partial
 import numpy as np
 import pytest
 
-from sims_core import AUXILIARY_DATA, POLICIES, InputError, Sampler, Seed, self_consuming_loop, sims, standard
+from sims_core import AUXILIARY_DATA, POLICIES, InputError, Sampler, Seed, self_consuming_loop, sims
+from sims_core.algorithm import standard
 from sims_toy import theory
 from sims_toy.exact import ExactLearner, sampler_modes
 from sims_toy.gaussian import Gaussian

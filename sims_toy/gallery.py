@@ -19,7 +19,8 @@ from sims_core.lab.runs import write_atomic
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sims_toy.grid.study import Result, Study
+    from sims_core.lab.study import Result
+    from sims_toy.grid.study import GridStudy
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Committed:
     """A study's committed tables by their name in a run folder, with the study and settings that made them."""
 
     entry: Figure
-    study: Study
+    study: GridStudy
     tables: dict[str, pd.DataFrame]
 
     @property
@@ -90,18 +91,18 @@ def load(name: str, folder: Path | str = "figures") -> Committed:
     return Committed(found, study, tables)
 
 
-def _study(found: Figure) -> Study:
+def _study(found: Figure) -> GridStudy:
     words = shlex.split(found.command)
     if words[:2] != ["python", "-m"] or not words[2].startswith("sims_toy."):
         raise InputError("figure", found.name, "it is not made by a command of sims_toy")
     module = import_module(words[2])
     cls = next(iter(typing.get_type_hints(module.plan).values()))
     options = parse_command(cls, words[3:], prog=words[2], description="", presets=module.PRESETS)
-    study: Study = module.plan(options)
+    study: GridStudy = module.plan(options)
     return replace(study, settings={**study.settings, **found.settings})
 
 
-def _sweep(tables: dict[str, pd.DataFrame], study: Study, name: str) -> dict[str, pd.DataFrame]:
+def _sweep(tables: dict[str, pd.DataFrame], study: GridStudy, name: str) -> dict[str, pd.DataFrame]:
     """A sweep's tables in full; those of before an axis existed get its one value."""
     import pandas as pd
 

@@ -19,7 +19,8 @@ from importlib import import_module
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from sims_core import STOPPED, __version__
-from sims_core.errors import InputError, choose, disk_failure, reason, shown, whole
+from sims_core.errors import InputError, choose, disk_failure, reason, shown
+from sims_core.lab.bounds import check_bounds
 
 Settings = TypeVar("Settings")
 
@@ -61,36 +62,8 @@ def parse_command(
         if name in _options(default):  # of the settings, and fixed: `tyro.conf.Fixed`
             raise InputError("option", name, "it does nothing in this command; leave it out")
         raise _unknown(name, [option for option in _options(default) if option not in _fixed(cls)])
-    _bounded(parsed)
+    check_bounds(parsed)
     return parsed
-
-
-#: the largest values of whole numbers, by the last word of their names; for the others the one under ''
-_MOST = {
-    "seed": 2**128 - 1,
-    "workers": 1024,
-    "batch": 16_384,
-    "microbatch": 16_384,
-    "width": 4096,
-    "layers": 64,
-    "dimension": 1000,
-    "sheet": 1000,
-    "every": 1_000_000,
-    "limit": 10**9,
-    "images": 10**9,
-    "": 10_000_000,
-}
-
-
-def _bounded(settings: object, prefix: str = "--") -> None:
-    """Raise `InputError` for a whole number that no run can have, before memory is taken for it."""
-    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
-        name, value = field.name.rstrip("_"), getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            _bounded(value, f"{prefix}{name.replace('_', '-')}.")
-        elif isinstance(value, int) and value > 0:
-            most = _MOST.get(name.rpartition("_")[2], _MOST[""])
-            whole(prefix + name.replace("_", "-"), value, most=most)
 
 
 def listed(table: str, text: str) -> Any:

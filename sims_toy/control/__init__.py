@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
-from sims_core.errors import InputError
-from sims_toy.grid.options import RunOptions
-from sims_toy.grid.study import Result, Study, carry_out, command
+from sims_core.errors import InputError, whole
+from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.options import RunOptions
+from sims_core.lab.study import Result, carry_out, command
+from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
 
@@ -33,9 +36,9 @@ class Control(RunOptions):
     """Strengths a of the complement; the linear one is exact at omega * eta * a = 1."""
     omega: str = "0:2:0.25"
     """Guidance strengths; 0 is the base."""
-    real_size: int = 2000
+    real_size: Annotated[int, at_least(10)] = 2000
     """Real points, |D_r|."""
-    auxiliary_size: int = 2000
+    auxiliary_size: Annotated[int, at_least(10)] = 2000
     """Selected samples of the base that the auxiliary sees."""
     budget: str = ""
     """Auxiliary's training: samples seen (steps x batch) with a unit, such as 25.6k; default the base's."""
@@ -43,7 +46,7 @@ class Control(RunOptions):
     """ddim:N, euler:N, heun:N, rk4:N."""
     network: NetworkSettings = field(default_factory=lambda: NetworkSettings(width=64, layers=3, steps=1500))
     """Architecture and training of the networks; larger than a Gaussian's."""
-    trials: int = 8
+    trials: Annotated[int, at_least(2)] = 8
     """Independent repetitions, paired across cells."""
     points: int = 4000
     """Generated points that a model's proportions and classes are measured by."""
@@ -57,7 +60,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-def plan(options: Control) -> Study:
+def plan(options: Control) -> GridStudy:
     """What a `Control` would run, without running it. Raises `InputError` for bad input."""
     from dataclasses import asdict
     from itertools import product
@@ -72,7 +75,7 @@ def plan(options: Control) -> Study:
     from sims_toy.grid.cells import Cell, Experiment
     from sims_toy.grid.parse import at_most_cells, budgets_of, names, settle
 
-    options.check()
+    check_bounds(options)
     network = settle(options.network)
     real = parse_real(options.real) if options.real != "gaussian" else None
     if real is None or real.mixture is None:
@@ -89,12 +92,7 @@ def plan(options: Control) -> Study:
     omegas = sorted({0.0, *parse_grid("--omega", options.omega, low=0, high=20)})
     if len(omegas) < 3:
         raise InputError("--omega", options.omega, "give at least two values besides 0: the best of them is sought")
-    for name, value, least in (
-        ("--trials", options.trials, 2), ("--real-size", options.real_size, 10),
-        ("--auxiliary-size", options.auxiliary_size, 10), ("--points", options.points, SLICED[0]),
-    ):  # fmt: skip
-        if value < least:
-            raise InputError(name, value, f"give a whole number of at least {least}")
+    whole("--points", options.points, SLICED[0])
     at_most_cells(omegas, strengths, readings)
     sampler = Sampler.parse(options.sampler, argument="--sampler")
     if sampler.name == "exact":
@@ -132,10 +130,10 @@ def plan(options: Control) -> Study:
         "seed": options.seed,
         "network": asdict(network),
     }
-    return Study(
+    return GridStudy(
         "control",
-        {"cells": experiment},
         settings,
+        parts={"cells": experiment},
         make=lambda values: report.make(experiment, values["cells"], settings),
         draw=figures.draw,
         words=report.words,
@@ -161,4 +159,4 @@ def run_control(options: Control, *, progress: bool = False) -> Result:
 
 def run_command(argv: Sequence[str]) -> None:
     """The command itself."""
-    command(Control, plan, module="sims_toy.control", presets=PRESETS)(argv)
+    command(Control, plan, prog="python -m sims_toy.control", presets=PRESETS)(argv)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from sims_core.errors import InputError, choose
-from sims_toy.grid.options import RunOptions
-from sims_toy.grid.study import Result, Study, carry_out, command
+from sims_core.errors import InputError, choose, whole
+from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.options import RunOptions
+from sims_core.lab.study import Result, carry_out, command
+from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
 if TYPE_CHECKING:
@@ -29,13 +31,13 @@ class Mad(RunOptions):
 
     preset: str = ""
     """Change the defaults: 'paper' is dimension 100 and a finer grid."""
-    dimension: int = 0
+    dimension: Annotated[int, at_least(1)] = 0
     """Dimension of the real Gaussian N(0, I); default 10 for the exact learner, 2 for networks."""
     sampler: str = ""
     """exact (default of the exact learner: no sampler bias), ddim:N, euler:N, heun:N, rk4:N (networks: rk4:8)."""
-    real_size: int = 100
+    real_size: Annotated[int, at_least(2)] = 100
     """Fresh real points a generation, n_r, of experiment 1."""
-    synthetic_size: int = 900
+    synthetic_size: Annotated[int, at_least(1)] = 900
     """Synthetic points a generation, n_s, of experiment 1."""
     initial_size: str = "100,1000"
     """Sizes of the first data set, n_ini, of experiment 1."""
@@ -49,15 +51,15 @@ class Mad(RunOptions):
     """lambda_s of experiment 2."""
     loop_size: int = 0
     """Points of every data set of experiments 3 and 4; 0 is 10 a dimension, at least 100."""
-    loop_generations: int = 100
+    loop_generations: Annotated[int, at_least(2)] = 100
     """Generations of experiments 3 and 4."""
-    generations: int = 60
+    generations: Annotated[int, at_least(4)] = 60
     """Generations of experiments 1 and 2; the limit is the mean over the second half."""
-    trials: int = 0
+    trials: Annotated[int, at_least(4)] = 0
     """Repetitions of experiments 1, 3 and 4; default 200 for the exact learner, 6 for networks."""
-    grid_trials: int = 0
+    grid_trials: Annotated[int, at_least(4)] = 0
     """Repetitions of each cell of experiment 2; default 40 for the exact learner, 4 for networks."""
-    calibration_trials: int = 0
+    calibration_trials: Annotated[int, at_least(4)] = 0
     """Repetitions of each size of the calibration E dist(G(n)); default 400 for the exact learner, 8 for networks."""
     learner: str = "exact"
     """exact (unbiased covariance, divided by n - 1), or network."""
@@ -85,7 +87,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _SPACING = 1.25
 
 
-def plan(options: Mad) -> Study:
+def plan(options: Mad) -> GridStudy:
     """What the options ask for. Raises `InputError` for what cannot be run."""
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
@@ -93,27 +95,16 @@ def plan(options: Mad) -> Study:
     from sims_toy.grid.parse import at_most_cells, sizes
     from sims_toy.mad import tables as mad_report
 
-    options.check()
+    check_bounds(options)
     learner = choose("--learner", options.learner, _DEFAULTS)
     options = replace(options, **{k: v for k, v in _DEFAULTS[learner].items() if not getattr(options, k)})
     d = options.dimension
     options = replace(options, loop_size=options.loop_size or max(100, 10 * d))
+    check_bounds(options)
+    whole("--loop-size", options.loop_size, d + 2)
     sampler = Sampler.parse(options.sampler, argument="--sampler")
     if learner == "network" and not sampler.steps:
         raise InputError("--sampler", "exact", "networks need a numerical sampler, such as rk4:8")
-    for name, value, least in (
-        ("--dimension", d, 1),
-        ("--real-size", options.real_size, 2),
-        ("--synthetic-size", options.synthetic_size, 1),
-        ("--generations", options.generations, 4),
-        ("--loop-generations", options.loop_generations, 2),
-        ("--trials", options.trials, 4),
-        ("--grid-trials", options.grid_trials, 4),
-        ("--calibration-trials", options.calibration_trials, 4),
-        ("--loop-size", options.loop_size, d + 2),
-    ):
-        if value < least:
-            raise InputError(name, value, f"give a whole number of at least {least}")
     initial = sizes("--initial-size", options.initial_size)
     if min(initial) < 2:
         raise InputError("--initial-size", options.initial_size, "give at least 2 points")
@@ -184,10 +175,10 @@ def plan(options: Mad) -> Study:
     }
     if network is not None:
         settings["network"] = asdict(network)
-    return Study(
+    return GridStudy(
         "mad",
-        parts,
         settings,
+        parts=parts,
         make=lambda values: mad_report.make(parts, values, settings),
         draw=mad_report.draw,
         words=mad_report.words,
@@ -217,4 +208,4 @@ def run_mad(options: Mad, *, progress: bool = False) -> Result:
 
 def run_command(argv: Sequence[str]) -> None:
     """The command itself."""
-    command(Mad, plan, module="sims_toy.mad", presets=PRESETS)(argv)
+    command(Mad, plan, prog="python -m sims_toy.mad", presets=PRESETS)(argv)

@@ -1,6 +1,6 @@
 """``python -m sims_toy.mad``."""
 
-from sims_toy.grid.study import main
+from sims_core.lab.study import main
 from sims_toy.mad import run_command
 
 if __name__ == "__main__":

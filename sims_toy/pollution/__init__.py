@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 from sims_core.errors import InputError, choose
-from sims_toy.grid.options import RunOptions
-from sims_toy.grid.study import Result, Study, carry_out, command
+from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.options import RunOptions
+from sims_core.lab.study import Result, carry_out, command
+from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
 
@@ -35,7 +38,7 @@ class Pollution(RunOptions):
     """What ST-I and SIMS-I are trained on: unpolluted (D_r alone), or same-size (as many real points as D_r, D_p)."""
     real_size: str = ""
     """Real points, |D_r|; default 1000,10000 for the exact learner and 1000 for networks."""
-    auxiliary_size: int = 0
+    auxiliary_size: Annotated[int, at_least(2)] = 0
     """The base's samples that the auxiliary sees; default 10000 (networks 4000)."""
     auxiliary_data: str = "synthetic"
     """What Algorithm 1's auxiliary is trained on: synthetic, train+synthetic or real+synthetic."""
@@ -45,7 +48,7 @@ class Pollution(RunOptions):
     """ddim:N, euler:N, heun:N, rk4:N."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     """Architecture and training of the networks."""
-    trials: int = 0
+    trials: Annotated[int, at_least(2)] = 0
     """Independent repetitions, paired across cells; default 400 for the exact learner and 16 for networks."""
     real_mean: str = "0,0"
     """Mean of the real Gaussian."""
@@ -80,7 +83,7 @@ _DEFAULTS = {
 }
 
 
-def plan(options: Pollution) -> Study:
+def plan(options: Pollution) -> GridStudy:
     """What a `Pollution` would run, without running it. Raises `InputError` for bad input."""
     from dataclasses import asdict
 
@@ -91,7 +94,7 @@ def plan(options: Pollution) -> Study:
     from sims_toy.grid.parse import at_most_cells, budgets_of, read_gaussian, settle, sizes
     from sims_toy.pollution import tables as report
 
-    options.check()
+    check_bounds(options)
     learner = choose("--learner", options.learner, _DEFAULTS)
     filled = {k: v for k, v in _DEFAULTS[learner].items() if not getattr(options, k)}
     options = replace(options, network=settle(options.network), **filled)  # type: ignore[arg-type]
@@ -105,9 +108,6 @@ def plan(options: Pollution) -> Study:
     if len(ratios) < 3 or len(omegas) < 3:
         argument, text = ("--pollution", options.pollution) if len(ratios) < 3 else ("--omega", options.omega)
         raise InputError(argument, text, "give at least two values besides 0: the best of them is sought")
-    for name, value, least in (("--trials", options.trials, 2), ("--auxiliary-size", options.auxiliary_size, 2)):
-        if value < least:
-            raise InputError(name, value, f"give a whole number of at least {least}")
     at_most_cells(ratios, omegas, sizes("--real-size", options.real_size))
     sampler = str(Sampler.parse(options.sampler, argument="--sampler"))
     if sampler == "exact":
@@ -159,10 +159,10 @@ def plan(options: Pollution) -> Study:
     if learner == "network":
         settings["network"] = asdict(options.network)
         settings["overlay_trials"] = OVERLAY_TRIALS if "overlay" in parts else 0
-    return Study(
+    return GridStudy(
         "pollution",
-        parts,
         settings,
+        parts=parts,
         make=lambda values: report.make(parts, rows, {k: v["w2"] for k, v in values.items()}, settings),
         draw=report.draw,
         words=report.words,
@@ -183,4 +183,4 @@ def run_pollution(options: Pollution, *, progress: bool = False) -> Result:
 
 def run_command(argv: Sequence[str]) -> None:
     """The command itself."""
-    command(Pollution, plan, module="sims_toy.pollution", presets=PRESETS)(argv)
+    command(Pollution, plan, prog="python -m sims_toy.pollution", presets=PRESETS)(argv)

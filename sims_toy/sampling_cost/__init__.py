@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 from sims_core.errors import InputError, choose
-from sims_toy.grid.options import RunOptions
-from sims_toy.grid.study import Result, Study, carry_out, command
+from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.options import RunOptions
+from sims_core.lab.study import Result, carry_out, command
+from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
 __all__ = ["PRESETS", "SamplingCost", "plan", "run_sampling_cost"]
@@ -36,20 +38,20 @@ class SamplingCost(RunOptions):
     """Guidance strengths among which each finds its best."""
     more_steps: str = "1.25,1.5,2"
     """The base alone with this many times the sampler's steps."""
-    real_size: int = 1000
+    real_size: Annotated[int, at_least(3)] = 1000
     """Real points, |D_r|."""
-    auxiliary_size: int = 10_000
+    auxiliary_size: Annotated[int, at_least(3)] = 10_000
     """Synthetic points the auxiliary sees."""
     budget: str = ""
     """Auxiliary's training: eta in [0, 1] for the exact learner (default 1), samples seen with a unit for networks
     (default the base's steps x batch)."""
-    trials: int = 0
+    trials: Annotated[int, at_least(4)] = 0
     """Independent repetitions, paired across everything; default 4000 for the exact learner, 8 for networks."""
-    loop_generations: int = 0
+    loop_generations: Annotated[int, at_least(0)] = 0
     """Generations of the augmentation loop; 0 is none. Quality is then also the mean of its last ten."""
-    loop_trials: int = 100
+    loop_trials: Annotated[int, at_least(4)] = 100
     """Repetitions of the loop."""
-    synthetic_size: int = 1000
+    synthetic_size: Annotated[int, at_least(1)] = 1000
     """Synthetic points a generation of the loop, |D_s|."""
     learner: str = "exact"
     """exact or network."""
@@ -68,7 +70,7 @@ PRESETS = {
 TRIALS = {"exact": 4000, "network": 8}
 
 
-def plan(options: SamplingCost) -> Study:
+def plan(options: SamplingCost) -> GridStudy:
     """What the options ask for. Raises `InputError` for what cannot be run."""
     from sims_core.guidance import GuidanceSchedule
     from sims_core.lab.grids import parse_grid
@@ -77,19 +79,9 @@ def plan(options: SamplingCost) -> Study:
     from sims_toy.grid.parse import MOST_OMEGA, at_most_cells, items, read_gaussian
     from sims_toy.sampling_cost import tables as cost_report
 
-    options.check()
+    check_bounds(options)
     learner = choose("--learner", options.learner, TRIALS)
     trials = options.trials or TRIALS[learner]
-    for name, value, least in (
-        ("--trials", trials, 4),
-        ("--loop-trials", options.loop_trials, 4),
-        ("--loop-generations", options.loop_generations, 0),
-        ("--real-size", options.real_size, 3),
-        ("--auxiliary-size", options.auxiliary_size, 3),
-        ("--synthetic-size", options.synthetic_size, 1),
-    ):
-        if value < least:
-            raise InputError(name, value, f"give a whole number of at least {least}")
     samplers = [Sampler.parse(s, argument="--sampler") for s in items("--sampler", options.sampler)]
     if any(not s.steps for s in samplers):
         raise InputError("--sampler", "exact", "an exact sampler evaluates nothing; write name:steps")
@@ -148,10 +140,10 @@ def plan(options: SamplingCost) -> Study:
         }
     if network is not None:
         settings["network"] = asdict(network)
-    return Study(
+    return GridStudy(
         "sampling_cost",
-        parts,
         settings,
+        parts=parts,
         make=lambda values: cost_report.make(parts, values),
         draw=cost_report.draw,
         words=cost_report.words,
@@ -183,4 +175,4 @@ def run_sampling_cost(options: SamplingCost, *, progress: bool = False) -> Resul
 
 def run_command(argv: Sequence[str]) -> None:
     """The command itself."""
-    command(SamplingCost, plan, module="sims_toy.sampling_cost", presets=PRESETS)(argv)
+    command(SamplingCost, plan, prog="python -m sims_toy.sampling_cost", presets=PRESETS)(argv)

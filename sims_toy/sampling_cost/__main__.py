@@ -1,6 +1,6 @@
 """``python -m sims_toy.sampling_cost``."""
 
-from sims_toy.grid.study import main
+from sims_core.lab.study import main
 from sims_toy.sampling_cost import run_command
 
 if __name__ == "__main__":

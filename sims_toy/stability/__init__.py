@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated
 
 from sims_core.errors import InputError, choose
-from sims_toy.grid.options import RunOptions
-from sims_toy.grid.study import Result, Study, carry_out, command
+from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.options import RunOptions
+from sims_core.lab.study import Result, carry_out, command
+from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
 __all__ = ["PRESETS", "Stability", "plan", "run_stability"]
@@ -33,11 +36,11 @@ class Stability(RunOptions):
     """Data sets, with commas: gaussians:K, moons, pinwheel, swissroll, checkerboard, mixture:P,Q,..., or a file."""
     ratio: str = "0,0.001,0.01,0.1,0.5,1,2"
     """Synthetic-to-real ratios lambda, a grid; 0 (training goes on with real data alone) is always run."""
-    real_size: int = 1000
+    real_size: Annotated[int, at_least(10)] = 1000
     """Real points, |D_r|; the fully synthetic loop trains on as many samples."""
-    generations: int = 20
+    generations: Annotated[int, at_least(2)] = 20
     """Rounds; the first trains on real data."""
-    trials: int = 8
+    trials: Annotated[int, at_least(2)] = 8
     """Independent repetitions, paired across ratios."""
     sampler: str = "rk4:8"
     """As of the sweep; rk4:8 has next to no bias of its own."""
@@ -50,15 +53,15 @@ class Stability(RunOptions):
     modes. Every other round is fine-tuning, at a tenth of the first round's rate."""
     kick: float = 0.8
     """The rate is measured by a loop whose first round sees the data scaled by this factor."""
-    probes: int = 1
+    probes: Annotated[int, at_least(1)] = 1
     """Networks of each data set whose Hessian is computed."""
-    probe_points: int = 64
+    probe_points: Annotated[int, at_least(2)] = 64
     """Real points that the Hessian is averaged over."""
-    collapse_size: int = 100
+    collapse_size: Annotated[int, at_least(2)] = 100
     """Points a generation, n, of the Gaussian that collapses."""
-    collapse_generations: int = 100
+    collapse_generations: Annotated[int, at_least(1)] = 100
     """Its generations."""
-    collapse_trials: int = 1000
+    collapse_trials: Annotated[int, at_least(2)] = 1000
     """Its repetitions."""
 
 
@@ -67,7 +70,7 @@ PRESETS = {
 }
 
 
-def plan(options: Stability) -> Study:
+def plan(options: Stability) -> GridStudy:
     """What a `Stability` would run, without running it. Raises `InputError` for bad input."""
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
@@ -77,7 +80,7 @@ def plan(options: Stability) -> Study:
     from sims_toy.grid.parse import settle
     from sims_toy.stability import tables as report
 
-    options.check()
+    check_bounds(options)
     _check(options)
     sampler = Sampler.parse(options.sampler, argument="--sampler")
     if not sampler.steps:
@@ -157,10 +160,10 @@ def plan(options: Stability) -> Study:
     }
     if digests:
         settings["real_sha256"] = digests
-    return Study(
+    return GridStudy(
         "stability",
-        parts,
         settings,
+        parts=parts,
         make=lambda values: report.make(parts, values, settings),
         draw=report.draw,
         words=report.words,
@@ -169,19 +172,6 @@ def plan(options: Stability) -> Study:
 
 
 def _check(options: Stability) -> None:
-    for name, least in (
-        ("real_size", 10),
-        ("generations", 2),
-        ("trials", 2),
-        ("probes", 1),
-        ("probe_points", 2),
-        ("collapse_size", 2),
-        ("collapse_generations", 1),
-        ("collapse_trials", 2),
-    ):
-        if getattr(options, name) < least:
-            argument = f"--{name.replace('_', '-')}"
-            raise InputError(argument, getattr(options, name), f"give a whole number of at least {least}")
     if options.probes > options.trials:
         raise InputError("--probes", options.probes, f"there are {options.trials} trials")
     if not 0 < options.kick < 1:
@@ -197,4 +187,4 @@ def run_stability(options: Stability, *, progress: bool = False) -> Result:
 
 def run_command(argv: Sequence[str]) -> None:
     """The command itself."""
-    command(Stability, plan, module="sims_toy.stability", presets=PRESETS)(argv)
+    command(Stability, plan, prog="python -m sims_toy.stability", presets=PRESETS)(argv)

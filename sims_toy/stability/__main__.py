@@ -1,6 +1,6 @@
 """``python -m sims_toy.stability``."""
 
-from sims_toy.grid.study import main
+from sims_core.lab.study import main
 from sims_toy.stability import run_command
 
 if __name__ == "__main__":

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sims_toy.grid.study import Result, Study, carry_out, command
+from sims_core.lab.study import Result, carry_out, command
+from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep.options import PRESETS, Sweep
 
 __all__ = ["PRESETS", "NetworkSettings", "Result", "Sweep", "plan", "run_sweep"]
 
 
-def plan(sweep: Sweep) -> Study:
+def plan(sweep: Sweep) -> GridStudy:
     """What a `Sweep` would run (`sims_toy.sweep.planning`), without running it. Raises `InputError` for bad input."""
     from sims_toy.sweep.planning import make_plan
 
@@ -25,4 +26,4 @@ def run_sweep(sweep: Sweep, *, progress: bool = False) -> Result:
 
 def run_command(argv: Sequence[str]) -> None:
     """The command itself."""
-    command(Sweep, plan, module="sims_toy.sweep", presets=PRESETS)(argv)
+    command(Sweep, plan, prog="python -m sims_toy.sweep", presets=PRESETS)(argv)

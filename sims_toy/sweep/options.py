@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
+from sims_core.lab.bounds import at_least
 from sims_core.lab.command import listed
-from sims_toy.grid.options import RunOptions
+from sims_core.lab.options import RunOptions
 from sims_toy.networks.settings import NetworkSettings
 
 
@@ -57,13 +58,13 @@ class Sweep(RunOptions):
     real sampler."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     """Architecture and training of the networks."""
-    generations: int = 0
+    generations: Annotated[int, at_least(1)] = 0
     """Generations of the loop; default 20 for networks and 100 for the exact learner."""
-    trials: int = 0
+    trials: Annotated[int, at_least(2)] = 0
     """Independent repetitions, paired across cells; default 8 for networks and 1000 for the exact learner."""
-    beside_trials: int = 0
+    beside_trials: Annotated[int, at_least(2)] = 0
     """Repetitions of the readings of --auxiliary-data after the first; 0 is as many."""
-    overlay_trials: int = 400
+    overlay_trials: Annotated[int, at_least(2)] = 400
     """Repetitions of the exact learner beneath the networks, from whose mean chance is taken out of theirs."""
     real: str = "gaussian"
     """Real data: gaussian, gaussians:K, mixture:P,Q,..., moons, pinwheel, swissroll, checkerboard, or a .npy or .csv

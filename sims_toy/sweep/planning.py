@@ -7,6 +7,7 @@ from itertools import product
 
 from sims_core.algorithm import METHODS
 from sims_core.errors import InputError, choose
+from sims_core.lab.bounds import check_bounds
 from sims_core.lab.grids import parse_grid
 from sims_core.loop import parse_policy
 from sims_core.sampling import Sampler
@@ -14,16 +15,16 @@ from sims_toy.datasets import parse_real
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.measure import POINTS, parse_reading
 from sims_toy.grid.parse import MOST_OMEGA, at_most_cells, budgets_of, items, names, read_gaussian, settle, sizes
-from sims_toy.grid.study import Study
+from sims_toy.grid.study import GridStudy
 from sims_toy.sweep import report
 from sims_toy.sweep.options import BY_LEARNER, Sweep
 from sims_toy.sweep.page import save_page
 from sims_toy.sweep.tables import beneath
 
 
-def make_plan(sweep: Sweep) -> Study:
+def make_plan(sweep: Sweep) -> GridStudy:
     """What a `Sweep` asks for. Raises `InputError` for anything that cannot be run."""
-    sweep.check()
+    check_bounds(sweep)
     learner = choose("--learner", sweep.learner, BY_LEARNER)
     if learner == "network":
         sweep = replace(sweep, network=settle(sweep.network))
@@ -46,14 +47,6 @@ def make_plan(sweep: Sweep) -> Study:
     distance, digest = _distance(sweep, learner, max(real_sizes))
     if learner == "network":
         _refuse_for_networks(sweep, samplers)
-    for name, value, least in (
-        ("--generations", sweep.generations, 1),
-        ("--trials", sweep.trials, 2),
-        ("--beside-trials", sweep.beside_trials or 2, 2),
-        ("--overlay-trials", sweep.overlay_trials, 2),
-    ):
-        if value < least:
-            raise InputError(name, value, f"give a whole number of at least {least}")
     mean, covariance = read_gaussian(sweep.real_mean, sweep.real_covariance)
 
     if any("omega" in METHODS[m].takes for m in methods) and 0.0 not in omegas:
@@ -145,10 +138,10 @@ def make_plan(sweep: Sweep) -> Study:
     if beside:
         settings["beside_trials"] = sweep.beside_trials
     exact_part = experiment if learner == "exact" else parts.get("overlay")
-    return Study(
+    return GridStudy(
         "sweep",
-        parts,
         settings,
+        parts=parts,
         make=lambda values: report.make(parts, {name: v[distance] for name, v in values.items()}, exact_part, settings),
         draw=report.draw,
         words=report.words,

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from sims_core import InputError
+from sims_core.lab.study import describe
 from sims_toy.grid import measure as measuring
 from sims_toy.grid import run as experiment
-from sims_toy.grid.study import describe
 from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, plan, report, run_sweep
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from sims_toy.grid.options import RunOptions
-    from sims_toy.grid.study import Result, Study
+    from sims_core.lab.options import RunOptions
+    from sims_core.lab.study import Result, Study
 
 #: room -> (its dataclass of options, what it asks); a room has ``plan(options) -> Study`` and ``run_command(argv)``
 STUDIES = {
@@ -27,7 +27,7 @@ def run(options: RunOptions, *, progress: bool = False) -> Result:
     for options that are no study's.
     """
     from sims_core.errors import InputError
-    from sims_toy.grid.study import carry_out
+    from sims_core.lab.study import carry_out
 
     for room, (name, _) in STUDIES.items():
         module = import_module(f"sims_toy.{room}")

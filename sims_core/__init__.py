@@ -20,11 +20,10 @@ def _stop(*_: object) -> None:
 
 
 def _is_command(words: list[str]) -> bool:
-    """Whether the interpreter runs a command of this project: ``python -m sims_...``, or the script ``sims_image``."""
+    """Whether the interpreter runs a command of this project: ``python -m sims_...``, or a script of its."""
     module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-    return any(word.startswith("sims_") for word in module) or (
-        len(words) > 1 and os.path.basename(words[1]) in ("sims_image", "sims_image.exe")
-    )
+    script = os.path.basename(words[1]).removesuffix(".exe") if len(words) > 1 else ""
+    return any(word.startswith("sims_") for word in module) or script in ("sims", "sims_image")
 
 
 if _is_command(sys.orig_argv) and signal.getsignal(signal.SIGINT) is signal.default_int_handler:

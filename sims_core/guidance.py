@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,6 +33,24 @@ Both: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 Omega: TypeAlias = float | Tensor | Callable[[Tensor], float | Tensor]
 """A number, a tensor of one value a sample, or a function of sigma that returns either."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a base is moved by its correction D_base - D_aux.
+
+    run: ``(base, correction, omega) -> D``, tensors of one shape (B, ...) in one precision, float32 or better; omega a
+    number or a tensor that broadcasts. It is not asked where omega is 0. affine: whether D is affine in the two, so
+    that exact Gaussians stay Gaussians.
+    """
+
+    run: Callable[[Tensor, Tensor, float | Tensor], Tensor]
+    affine: bool = False
+
+
+#: Rules by name, as a schedule's text gives them; 'linear' is SIMS. One from outside is a function and a line:
+#: ``RULES["projected"] = Rule(projected)``, and then ``--guidance projected`` or ``projected+held:2`` at every scale.
+RULES: dict[str, Rule] = {"linear": Rule(lambda base, correction, omega: base + omega * correction, affine=True)}
 
 
 def extrapolate(base: Tensor, auxiliary: Tensor, omega: float | Tensor) -> Tensor:
@@ -51,15 +69,15 @@ def _correction(base: Tensor, auxiliary: Tensor) -> Tensor:
     return base.to(dtype) - auxiliary.to(dtype)
 
 
-def _corrected(base: Tensor, correction: Tensor, omega: float | Tensor) -> Tensor:
-    """``base + omega correction`` in the correction's precision or better, given back in the base's dtype."""
+def _corrected(base: Tensor, correction: Tensor, omega: float | Tensor, rule: str = "linear") -> Tensor:
+    """``base`` moved by the rule in the correction's precision or better, given back in the base's dtype."""
     dtype = torch.promote_types(base.dtype, correction.dtype)
-    wide, correction = base.to(dtype), correction.to(dtype)
+    wide, correction, run = base.to(dtype), correction.to(dtype), RULES[rule].run
     if isinstance(omega, Tensor):
         omega = moved(_per_sample(omega, base), base.device, dtype)
         # 0 x nan is not 0: a row at omega = 0 stays the base even where its auxiliary has diverged
-        return torch.where(omega == 0, wide, wide + omega * correction).to(base.dtype)
-    return base if omega == 0 else (wide + omega * correction).to(base.dtype)
+        return torch.where(omega == 0, wide, run(wide, correction, omega)).to(base.dtype)
+    return base if omega == 0 else run(wide, correction, omega).to(base.dtype)
 
 
 def guided(
@@ -68,6 +86,7 @@ def guided(
     omega: Omega,
     interval: tuple[float, float] | None = None,
     *,
+    rule: str = "linear",
     both: Both | None = None,
 ) -> Denoiser:
     """The SIMS denoiser of two denoisers.
@@ -75,18 +94,20 @@ def guided(
     omega: a number, a per-sample tensor, or a function of sigma returning either.
     interval: (low, high) in units of sigma, both ends included; outside it only the base is evaluated
     (guidance intervals: Kynkaanniemi et al. 2024, arXiv 2404.07724). It needs one sigma a call.
-    A number omega = 0 also evaluates the base alone, so that it is the base bit for bit.
+    rule: of `RULES`. A number omega = 0 also evaluates the base alone, so that it is the base bit for bit.
     both: evaluates the two together, in place of ``base`` and ``auxiliary`` in turn.
-    Raises `InputError` for a non-finite omega or an interval whose ends are reversed or negative.
+    Raises `InputError` for a non-finite omega, an interval whose ends are reversed or negative, or no rule.
     """
     _check(omega, interval)
+    choose("rule", rule, RULES)
     joint = _in_turn(base, auxiliary) if both is None else both
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
         strength = _strength(omega, sigma) if _inside(interval, sigma) else None
         if strength is None:
             return base(x, sigma)
-        return extrapolate(*joint(x, sigma), strength)
+        first, second = joint(x, sigma)
+        return _corrected(first, _correction(first, second), strength, rule)
 
     return denoiser
 
@@ -134,33 +155,38 @@ class Stepped(Protocol):
 
 @dataclass(frozen=True)
 class GuidanceSchedule:
-    """Where a sampler evaluates the auxiliary. On a command line: full, interval:LOW:HIGH, held:K, predictor.
+    """Where a sampler evaluates the auxiliary, and by which rule. As text: full, interval:LOW:HIGH, held:K, predictor.
 
     every: 0 evaluates it wherever the base is evaluated; k > 0 only at the first evaluation of every k-th step.
     hold: whether the correction D_base - D_aux is kept for the evaluations in between (held:K), or they are the base
     alone (predictor: for Heun, the auxiliary is seen by the predictor and not by the corrector). interval: (low, high)
-    in sigma, both ends included; outside it the base alone, and steps are counted from the first one inside. Parts
-    are joined by '+': held:2+interval:0.8:3.
+    in sigma, both ends included; outside it the base alone, and steps are counted from the first one inside. rule: a
+    name of `RULES`, which stands in the text as it is ('linear' need not). Parts are joined by '+', such as
+    held:2+interval:0.8:3.
     """
 
     every: int = 0
     hold: bool = True
     interval: tuple[float, float] | None = None
+    rule: str = "linear"
 
     def __post_init__(self) -> None:
         _check(0.0, self.interval)
+        choose("rule", self.rule, RULES)
         if self.every < 0:
             raise InputError("every", self.every, "give a number of steps, or 0 for every evaluation")
 
     @classmethod
     def parse(cls, text: str, *, argument: str = "guidance") -> GuidanceSchedule:
         """Read a schedule. Raises `InputError` naming ``argument`` for anything else."""
-        made: dict[str, int | bool | tuple[float, float]] = {}
+        made: dict[str, Any] = {}
         for part in text.split("+"):
             name, *numbers = part.strip().split(":")
-            found: dict[str, int | bool | tuple[float, float]]
-            choose(argument, name, ("full", "interval", "held", "predictor"))
-            if name == "held" and len(numbers) == 1 and re.fullmatch("0*[1-9][0-9]{0,5}", numbers[0]):
+            found: dict[str, Any]
+            choose(argument, name, (*_PARTS, *RULES))
+            if name in RULES and not numbers:
+                found = {"rule": name}
+            elif name == "held" and len(numbers) == 1 and re.fullmatch("0*[1-9][0-9]{0,5}", numbers[0]):
                 found = {"every": int(numbers[0])}
             elif name == "interval" and (ends := _ends(numbers)) is not None:
                 found = {"interval": ends}
@@ -170,14 +196,15 @@ class GuidanceSchedule:
                 expected = "write full, predictor, held:K with K >= 1 steps, or interval:LOW:HIGH with 0 <= LOW <= HIGH"
                 raise InputError(argument, text, expected)
             if set(found) & set(made):
-                raise InputError(argument, text, "join an interval and one of held:K, predictor")
+                raise InputError(argument, text, "join an interval, one of held:K and predictor, and one rule")
             made |= found
-        return cls(**made)  # type: ignore[arg-type]
+        return cls(**made)
 
     def __str__(self) -> str:
         rhythm = (f"held:{self.every}" if self.hold else "predictor") if self.every else ""
         span = f"interval:{self.interval[0]:g}:{self.interval[1]:g}" if self.interval else ""
-        return "+".join(filter(None, (rhythm, span))) or "full"
+        rule = self.rule if self.rule != "linear" else ""
+        return "+".join(filter(None, (rule, rhythm, span))) or "full"
 
     def denoiser(self, base: Denoiser, auxiliary: Denoiser, omega: Omega, *, both: Both | None = None) -> Denoiser:
         """The SIMS denoiser of two denoisers on this schedule; arguments and errors as `guided`.
@@ -186,11 +213,13 @@ class GuidanceSchedule:
         a loop that does not, they raise `InputError`.
         """
         if not self.every:
-            return guided(base, auxiliary, omega, self.interval, both=both)
+            return guided(base, auxiliary, omega, self.interval, rule=self.rule, both=both)
         _check(omega, self.interval)
         return _Scheduled(base, both or _in_turn(base, auxiliary), omega, self)
 
 
+#: The words of a schedule's text besides rules.
+_PARTS = ("full", "interval", "held", "predictor")
 #: The auxiliary wherever the base is.
 FULL = GuidanceSchedule()
 
@@ -231,11 +260,11 @@ class _Scheduled:
                 if strength is not None and predictor and (held is None or step - evaluated >= self.schedule.every):
                     first, second = self.both(x, sigma)
                     held, evaluated = _correction(first, second), step
-                    return _corrected(first, held, strength)
+                    return _corrected(first, held, strength, self.schedule.rule)
                 first = self.base(x, sigma)
                 if strength is None or held is None or not self.schedule.hold:
                     return first
-                return _corrected(first, held, strength)
+                return _corrected(first, held, strength, self.schedule.rule)
 
             return denoiser
 

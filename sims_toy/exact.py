@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sims_core.errors import InputError
-from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, scaled
+from sims_core.guidance import FULL, RULES, Denoiser, GuidanceSchedule, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import gaussian
@@ -32,6 +32,10 @@ _FINE = Sampler("rk4", 128, sigma_max=1e5)
 #: A row whose distance exceeds this many times the real data's spread sqrt(tr S) has diverged (our reading of "grows
 #: without bound": a sampler's noise grid is finite, so that a runaway loop saturates, for DDIM-20 at about 60 times).
 DIVERGED = 10.0
+
+
+#: What a rule of guidance must be for Gaussians to stay Gaussians.
+AFFINE = "exact Gaussians need a rule that is affine in the denoisers; networks take any"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +159,8 @@ class ExactLearner:
         if not 0 < temperature <= 1:
             raise InputError("temperature", temperature, "give lambda_s in (0, 1]")
         self.guidance = guidance or FULL
+        if not RULES[self.guidance.rule].affine:
+            raise InputError("guidance", str(self.guidance), AFFINE)
         if sampler.name == "exact" and self.guidance.every:
             raise InputError("guidance", str(self.guidance), "the exact sampler has no steps to hold a correction over")
         self.sampler, self.ddof, self.noise, self.temperature = sampler, ddof, noise, temperature

@@ -14,7 +14,7 @@ from sims_core.errors import InputError
 from sims_core.lab.command import parse_command
 from sims_core.lab.gallery import Figure, entry
 from sims_core.lab.runs import write_atomic
-from sims_toy.studies import STUDIES
+from sims_toy.studies import options_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ def _study(found: Figure) -> GridStudy:
     if words[:2] != ["python", "-m"] or not words[2].startswith("sims_toy."):
         raise InputError("figure", found.name, "it is not made by a command of sims_toy")
     module = import_module(words[2])
-    cls = getattr(module, STUDIES[words[2].partition(".")[2]][0])
+    cls = options_of(words[2].partition(".")[2])
     options = parse_command(cls, words[3:], prog=words[2], description="", presets=module.PRESETS)
     study: GridStudy = module.plan(options)
     return replace(study, settings={**study.settings, **found.settings})

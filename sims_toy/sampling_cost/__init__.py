@@ -72,9 +72,10 @@ TRIALS = {"exact": 4000, "network": 8}
 
 def plan(options: SamplingCost) -> GridStudy:
     """What the options ask for. Raises `InputError` for what cannot be run."""
-    from sims_core.guidance import GuidanceSchedule
+    from sims_core.guidance import RULES, GuidanceSchedule
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
+    from sims_toy.exact import AFFINE
     from sims_toy.grid.cells import Cell, Experiment
     from sims_toy.grid.parse import MOST_OMEGA, at_most_cells, items, read_gaussian
     from sims_toy.sampling_cost import tables as cost_report
@@ -86,6 +87,9 @@ def plan(options: SamplingCost) -> GridStudy:
     if any(not s.steps for s in samplers):
         raise InputError("--sampler", "exact", "an exact sampler evaluates nothing; write name:steps")
     schedules = [GuidanceSchedule.parse(g, argument="--guidance") for g in items("--guidance", options.guidance)]
+    bent = [s for s in schedules if learner == "exact" and not RULES[s.rule].affine]
+    if bent:
+        raise InputError("--guidance", str(bent[0]), AFFINE)
     omegas = sorted({0.0, *parse_grid("--omega", options.omega, low=-MOST_OMEGA, high=MOST_OMEGA)})
     if len(omegas) < 3:
         raise InputError("--omega", options.omega, "give at least three strengths, to find the best among them")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def distinct(sampler: Sampler, schedules: Sequence[GuidanceSchedule]) -> list[Gu
     """The schedules that differ with this sampler: with one evaluation a step, 'predictor' and 'held:1' are 'full'."""
     if sampler.KNOWN[sampler.name][2] > 1:
         return list(dict.fromkeys(schedules))
-    same = [GuidanceSchedule(interval=s.interval) if s.every == 1 else s for s in schedules]
+    same = [replace(s, every=0, hold=True) if s.every == 1 else s for s in schedules]
     return list(dict.fromkeys(same))
 
 

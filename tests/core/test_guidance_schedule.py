@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from sims_core import GuidanceSchedule, InputError, Sampler, guided
+from sims_core import GuidanceSchedule, InputError, Sampler, guidance, guided
 from sims_core.guidance import Stepped, scaled
 
 SHAPES = [(5, 2), (3, 4, 2), (2, 3, 8, 8)]
@@ -169,3 +169,37 @@ def test_bad_strengths_and_combinations():
         scaled(GuidanceSchedule.parse("held:2").denoiser(base, auxiliary, 1.0), 0.9)
     with pytest.raises(InputError, match="every"):
         GuidanceSchedule(every=-1)
+
+
+def limited(base, correction, omega):
+    """A rule from outside: a correction of at most a hundredth."""
+    return base + omega * correction.clamp(-0.01, 0.01)
+
+
+def test_a_rule_from_outside(monkeypatch):
+    """One function and one line: it has a text, every schedule takes it, and omega = 0 stays the base."""
+    monkeypatch.setitem(guidance.RULES, "limited", guidance.Rule(limited))
+    x, sigma = torch.linspace(-2, 2, 8, dtype=torch.float64)[:, None], torch.tensor(1.0)
+
+    def base(x, sigma):
+        return 0.5 * x
+
+    def auxiliary(x, sigma):
+        return 0.4 * x
+
+    for text in ("limited", "limited+held:2+interval:0.1:3"):
+        schedule = GuidanceSchedule.parse(text)
+        assert str(schedule) == text and schedule.rule == "limited"
+    made = GuidanceSchedule.parse("limited").denoiser(base, auxiliary, torch.tensor([0.0, 2.0] * 4))(x, sigma)
+    wanted = 0.5 * x + torch.tensor([[0.0], [2.0]] * 4) * (0.1 * x).clamp(-0.01, 0.01)
+    torch.testing.assert_close(made, wanted)
+    assert torch.equal(guided(base, auxiliary, 2.0, rule="limited")(x, sigma)[1::2], wanted[1::2])
+    held = GuidanceSchedule.parse("limited+held:2").denoiser(base, auxiliary, 2.0).begin()
+    held(0)(x, sigma)
+    assert torch.equal(held(1)(x, sigma), base(x, sigma) + 2 * (0.1 * x).clamp(-0.01, 0.01))
+    assert Sampler.parse("heun:4").evaluations(GuidanceSchedule.parse("limited+predictor")) == (7, 4)
+    for wrong in ("limited+limited", "limitid", "limited:2"):
+        with pytest.raises(InputError, match="guidance"):
+            GuidanceSchedule.parse(wrong)
+    with pytest.raises(InputError, match="rule"):
+        guided(base, auxiliary, 1.0, rule="limitid")

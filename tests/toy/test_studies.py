@@ -20,8 +20,8 @@ def test_run_finds_the_study_of_its_options(tmp_path):
 
 
 def test_every_study_is_complete():
-    for room, (name, _) in STUDIES.items():
-        module = import_module(f"sims_toy.{room}")
+    for room, study in STUDIES.items():
+        module, name = import_module(f"sims_toy.{room}"), study.options
         assert getattr(sims_toy, name) is getattr(module, name) and callable(module.plan)
     with pytest.raises(InputError, match=r"options: got 'NetworkSettings'; give the options of a study: Sweep, Stab"):
         sims_toy.run(sims_toy.NetworkSettings())

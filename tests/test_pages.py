@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from sims_core.errors import InputError
-from sims_toy.sweep import Sweep, run_sweep
+from sims_toy import studies
+from sims_toy.sweep import Sweep
 from sims_toy.sweep.page import payload, run_command, write_page
 
 SIZES, OMEGAS = [125, 250, 1000], [0.0, 1.0, 2.0, 3.0]
@@ -20,7 +21,7 @@ SIZES, OMEGAS = [125, 250, 1000], [0.0, 1.0, 2.0, 3.0]
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "run"
-    return run_sweep(
+    return studies.run(
         Sweep(
             learner="exact",
             omega="0:3:1",
@@ -201,7 +202,7 @@ def test_it_prints_light_and_fits_a_narrow_window(sweep, browser):
 @pytest.mark.parametrize("options", [{"method": "standard", "loop": "augmentation,accumulate"}, {"generations": 1}])
 def test_other_sweeps_have_pages_too(tmp_path, browser, options):
     settings = {"learner": "exact", "omega": "0,1", "synthetic_size": "250", "trials": 4, "generations": 3} | options
-    result = run_sweep(Sweep(workers=1, out=str(tmp_path / "run"), **settings))
+    result = studies.run(Sweep(workers=1, out=str(tmp_path / "run"), **settings))
     visit(browser, result.page)
     assert text(browser, "#info strong").startswith("ω = ")
     assert complaints(browser) == []

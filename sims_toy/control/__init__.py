@@ -9,7 +9,7 @@ from typing import Annotated
 from sims_core.errors import InputError, whole
 from sims_core.lab.bounds import at_least, check_bounds
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import Result, carry_out, command
+from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
@@ -150,11 +150,6 @@ def _target(text: str, classes: int) -> tuple[float, ...]:
     if len(shares) != classes or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise InputError("--target", text, f"give {classes} shares that sum to 1, or uniform")
     return tuple(s / sum(shares) for s in shares)
-
-
-def run_control(options: Control, *, progress: bool = False) -> Result:
-    """Run (or resume, or recognise) the study; returns its tables and where they are. The command in one call."""
-    return carry_out(plan(options), options, progress=progress)
 
 
 def run_command(argv: Sequence[str]) -> None:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 from sims_core.errors import InputError, choose, whole
 from sims_core.lab.bounds import at_least, check_bounds
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import Result, carry_out, command
+from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
 if TYPE_CHECKING:
     from sims_toy.grid.cells import Cell, Experiment
 
-__all__ = ["PRESETS", "Mad", "plan", "run_mad"]
+__all__ = ["PRESETS", "Mad", "plan"]
 
 
 @dataclass(frozen=True)
@@ -199,11 +199,6 @@ def _network(options: Mad, learner: str) -> NetworkSettings | None:
     from sims_toy.grid.parse import settle
 
     return settle(options.network)
-
-
-def run_mad(options: Mad, *, progress: bool = False) -> Result:
-    """Run (or resume, or recognise) the study; returns its tables and where they are. The command in one call."""
-    return carry_out(plan(options), options, progress=progress)
 
 
 def run_command(argv: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import Result, carry_out, command
+from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
@@ -174,11 +174,6 @@ def _as_long_as_the_base(network: NetworkSettings) -> str:
     if not network.batch:
         raise InputError("--budget", "", "with --network.batch 0 say how many samples an auxiliary sees, such as 50k")
     return f"{network.steps * network.batch / 1000:g}k"
-
-
-def run_pollution(options: Pollution, *, progress: bool = False) -> Result:
-    """Run (or resume, or recognise) the study; returns its tables and where they are. The command in one call."""
-    return carry_out(plan(options), options, progress=progress)
 
 
 def run_command(argv: Sequence[str]) -> None:

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import Result, carry_out, command
+from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
-__all__ = ["PRESETS", "SamplingCost", "plan", "run_sampling_cost"]
+__all__ = ["PRESETS", "SamplingCost", "plan"]
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,6 @@ def _budget(options: SamplingCost, learner: str) -> tuple[str, NetworkSettings |
     if (unit == "eta") != (learner == "exact"):
         raise InputError("--budget", text, expected)
     return text, network
-
-
-def run_sampling_cost(options: SamplingCost, *, progress: bool = False) -> Result:
-    """Run (or resume, or recognise) the study; returns its tables and where they are. The command in one call."""
-    return carry_out(plan(options), options, progress=progress)
 
 
 def run_command(argv: Sequence[str]) -> None:

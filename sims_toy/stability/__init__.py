@@ -10,11 +10,11 @@ from typing import Annotated
 from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import Result, carry_out, command
+from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
-__all__ = ["PRESETS", "Stability", "plan", "run_stability"]
+__all__ = ["PRESETS", "Stability", "plan"]
 
 #: Samples of every model that are kept, for the pictures, the rates and eps.
 KEPT = 400
@@ -178,11 +178,6 @@ def _check(options: Stability) -> None:
         raise InputError("--kick", options.kick, "give a factor in (0, 1), such as 0.8")
     if options.network.start != "warm":
         raise InputError("--network.start", options.network.start, "retraining starts from the last round: say warm")
-
-
-def run_stability(options: Stability, *, progress: bool = False) -> Result:
-    """Run (or resume, or recognise) the study; returns its tables and where they are. The command in one call."""
-    return carry_out(plan(options), options, progress=progress)
 
 
 def run_command(argv: Sequence[str]) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sims_core.lab.study import Result, carry_out, command
+from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep.options import PRESETS, Sweep
 
-__all__ = ["PRESETS", "NetworkSettings", "Result", "Sweep", "plan", "run_sweep"]
+__all__ = ["PRESETS", "NetworkSettings", "Sweep", "plan"]
 
 
 def plan(sweep: Sweep) -> GridStudy:
@@ -17,11 +17,6 @@ def plan(sweep: Sweep) -> GridStudy:
     from sims_toy.sweep.planning import make_plan
 
     return make_plan(sweep)
-
-
-def run_sweep(sweep: Sweep, *, progress: bool = False) -> Result:
-    """Run (or resume, or recognise) a sweep; returns its tables and where they are. The command in one call."""
-    return carry_out(plan(sweep), sweep, progress=progress)
 
 
 def run_command(argv: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ from sims_core.control import (
 )
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_toy.control import Control, plan, run_control, theory
+from sims_toy import studies
+from sims_toy.control import Control, plan, theory
 from sims_toy.control import tables as control_report
 from sims_toy.control.measure import counts, labels, selector
 from sims_toy.datasets import Mixture, parse_real
@@ -185,7 +186,7 @@ def test_study_on_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(control_report, "SHIFTS", (1.0,))  # the exact-score part has tests of its own
     monkeypatch.setattr(control_report, "LANGEVIN", (1.0,))
     monkeypatch.setattr(control_report, "REACH", (0.0, 0.5, 1.0, 1.5))
-    result = run_control(dataclasses.replace(SMALL, out=str(tmp_path / "run")))
+    result = studies.run(dataclasses.replace(SMALL, out=str(tmp_path / "run")))
     shares, quality, best = (result.tables[k] for k in ("shares", "quality", "best"))
     mine = shares[(shares["method"] == "control") & (shares["complement"] == "linear") & (shares["class"] == 1)]
     assert (np.diff(mine["share"]) < -0.03).all()  # toward the target

@@ -10,7 +10,7 @@ import torch
 from sims_core import METHODS, POLICIES, InputError, Sampler, Seed
 from sims_core.algorithm import Method, Trained
 from sims_core.loop import Policy
-from sims_toy import datasets, wasserstein
+from sims_toy import datasets, studies, wasserstein
 from sims_toy.datasets import parse_real
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
@@ -19,7 +19,7 @@ from sims_toy.grid import run as experiment
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.networks.learner import NetworkLearner
 from sims_toy.networks.settings import NetworkSettings
-from sims_toy.sweep import plan, run_sweep
+from sims_toy.sweep import plan
 from sims_toy.sweep.options import Sweep
 
 REAL = ((2.0, 1.0), (1.0, 2.0))
@@ -199,13 +199,13 @@ def test_a_sweep_on_a_file_says_its_units_floor_and_header(tmp_path):
         omega="0,1", synthetic_size="40", real_size="60", trials=2, generations=1, workers=1, network=TINY,
         real=str(tmp_path / "p.csv"), sampler="ddim:5", out=str(tmp_path / "run"), retuned="none",
     )  # fmt: skip
-    result = run_sweep(sweep)
+    result = studies.run(sweep)
     words = "floor of the sliced distance, 550 real points against 550 others: "
     assert result.note.startswith(words) and 0.2 < float(result.note[len(words) :].split()[0]) < 5
     assert "the first line of" in result.note and "'x,y', is taken as a header" in result.note
     np.savetxt(tmp_path / "p.csv", points[:500], delimiter=",")
     with pytest.raises(InputError, match=r"--real: .*the file holds 500 points; give at least 1000: 1000 are compared"):
-        run_sweep(replace(sweep, out=str(tmp_path / "other")))
+        studies.run(replace(sweep, out=str(tmp_path / "other")))
 
 
 def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):
@@ -213,7 +213,7 @@ def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):
         omega="0,1", synthetic_size="40", real_size="60", trials=2, generations=2, workers=1, real="moons",
         sampler="ddim:5", network=TINY, out=str(tmp_path / "run"), method="standard,sims,autoguidance,continued",
     )  # fmt: skip
-    first = run_sweep(sweep)
+    first = studies.run(sweep)
     assert first.note.startswith("floor of the sliced distance") and not first.resumed_finished
     assert {"comparison.png", "figure4.png"} <= {p.name for p in first.figures}
     regimes = first.tables["regimes"]
@@ -221,7 +221,7 @@ def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):
     assert dict(zip(regimes["method"], regimes["nfe"], strict=True)) == {
         "standard": 4, "equal-cost": 9, "retuned": 7, "sims": 8, "autoguidance": 8, "continued": 4,
     }  # fmt: skip
-    again = run_sweep(sweep)
+    again = studies.run(sweep)
     assert again.resumed_finished and again.words == first.words
 
 
@@ -271,7 +271,7 @@ def test_a_loop_a_method_and_a_data_set_from_outside(monkeypatch, tmp_path):
         omega="0,2", synthetic_size="40", real_size="60", trials=2, generations=3, workers=1, real="cross",
         sampler="ddim:5", network=TINY, out=str(tmp_path / "run"), method="lazy", loop="halves",
     )  # fmt: skip
-    regimes = run_sweep(sweep).tables["regimes"].set_index(["method", "omega"])
+    regimes = studies.run(sweep).tables["regimes"].set_index(["method", "omega"])
     assert regimes.loc[("lazy", 2.0), "last"] == pytest.approx(regimes.loc[("lazy", 0.0), "last"])
     cells = [Cell("network", "standard", "halves", "ddim:5", 60, 40, reference="ddim:5", real="cross")]
     width, _ = network(cells, ("width",))

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from sims_core import InputError
+from sims_toy import studies
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.run import run
-from sims_toy.mad import PRESETS, Mad, plan, run_mad
+from sims_toy.mad import PRESETS, Mad, plan
 from sims_toy.mad import theory as mad_theory
 from sims_toy.mad.tables import Calibration
 from sims_toy.theory import data_noise
@@ -126,7 +127,7 @@ def test_the_temperature_edge_is_where_the_distances_meet():
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return run_mad(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("mad") / "run")))
+    return studies.run(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("mad") / "run")))
 
 
 def test_initial_size_is_the_first_data_sets_only(small):
@@ -184,12 +185,12 @@ def test_effective_size_and_its_region(small):
 def test_outputs_and_resume(small):
     files = {p.name for p in small.folder.iterdir()}
     assert {"mad.png", "effective_size.svg", "paths.csv", "limits.parquet", "effective.csv", "collapse.csv"} <= files
-    again = run_mad(dataclasses.replace(SMALL, out=str(small.folder)))
+    again = studies.run(dataclasses.replace(SMALL, out=str(small.folder)))
     assert again.resumed_finished and again.words == small.words
     for name, frame in small.tables.items():
         pd.testing.assert_frame_equal(frame, pd.read_parquet(small.folder / f"{name}.parquet"))
     with pytest.raises(InputError, match="other settings"):
-        run_mad(dataclasses.replace(SMALL, out=str(small.folder), seed=1))
+        studies.run(dataclasses.replace(SMALL, out=str(small.folder), seed=1))
     assert "Fresh data: the limit does not depend" in small.words and "Accumulating" in small.words
 
 
@@ -258,5 +259,5 @@ def test_networks_run_through_the_same_study(tmp_path):
         real_size=12, synthetic_size=12, calibration_trials=4, out=str(tmp_path / "run"),
         network=NetworkSettings(steps=4, batch=8, width=8, layers=1, backend="torch"),
     )  # fmt: skip
-    result = run_mad(tiny)
+    result = studies.run(tiny)
     assert np.isfinite(result.tables["paths"]["w2"]).all() and plan(tiny).settings["sampler"] == "rk4:8"

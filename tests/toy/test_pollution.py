@@ -11,10 +11,10 @@ from sims_core import InputError
 from sims_core.algorithm import AUXILIARY_DATA, sims
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_toy import pollution
+from sims_toy import pollution, studies
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
-from sims_toy.pollution import PRESETS, Pollution, plan, run_pollution
+from sims_toy.pollution import PRESETS, Pollution, plan
 from sims_toy.pollution import tables as pollution_report
 from sims_toy.pollution import theory as laws
 from sims_toy.pollution.tables import vertex
@@ -123,7 +123,7 @@ def test_first_order_by_monte_carlo(reading):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return run_pollution(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("pollution") / "run")))
+    return studies.run(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("pollution") / "run")))
 
 
 def test_study(small):
@@ -147,7 +147,7 @@ def test_study(small):
     zero = curves[(curves["curve"] == "SIMS-P") & (curves["omega"] == 0)].sort_values("ratio")
     np.testing.assert_array_equal(zero["w2_rms"], standard["w2_rms"])  # omega = 0 is standard training, bit for bit
     assert "artefact of the fixed" in small.words
-    again = run_pollution(dataclasses.replace(SMALL, out=str(small.folder), workers=2, chunk=70))
+    again = studies.run(dataclasses.replace(SMALL, out=str(small.folder), workers=2, chunk=70))
     assert again.resumed_finished
     for name, frame in small.tables.items():
         pd.testing.assert_frame_equal(frame, again.tables[name])
@@ -155,7 +155,7 @@ def test_study(small):
 
 def test_same_size_ideal_and_equal_cost(tmp_path):
     options = dataclasses.replace(SMALL, ideal="same-size", trials=4, omega="0,1,2", out=str(tmp_path / "run"))
-    curves = run_pollution(options).tables["curves"]
+    curves = studies.run(options).tables["curves"]
     ideal = curves[curves["curve"] == "ST-I"]
     assert sorted(ideal["ratio"]) == [0, 0.1, 0.5, 1]
     assert set(curves[curves["curve"] == "ST-P equal cost"]["sampler"]) == {"ddim:40"}
@@ -178,7 +178,7 @@ def test_networks_run(tmp_path, monkeypatch):
         learner="network", network=network, pollution="0,0.1,0.5", omega="0,1,2", real_size="200", trials=2,
         auxiliary_size=200, sampler="ddim:6", out=str(tmp_path / "run"), workers=1,
     )  # fmt: skip
-    result = run_pollution(options)
+    result = studies.run(options)
     assert set(result.tables["curves"]["learner"]) == {"network", "exact"}
     assert np.isfinite(result.tables["curves"]["w2_rms"]).all()
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from sims_core import GuidanceSchedule, InputError, Sampler
-from sims_toy import phase
+from sims_toy import phase, studies
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.run import run
-from sims_toy.sampling_cost import PRESETS, SamplingCost, plan, run_sampling_cost
+from sims_toy.sampling_cost import PRESETS, SamplingCost, plan
 from sims_toy.sampling_cost import tables as cost_report
 
 TRIALS, THEIRS = 400, 200
@@ -22,7 +22,7 @@ SMALL = SamplingCost(
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return run_sampling_cost(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("cost") / "run")))
+    return studies.run(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("cost") / "run")))
 
 
 # (sampler, way) -> (base, auxiliary evaluations; d_1 of the reference figures, and over their full guidance's).
@@ -83,7 +83,7 @@ def test_outputs_and_resume(small):
     assert {"sampling_cost.png", "sampling_cost.svg", "costs.csv", "curves.parquet"} <= {
         p.name for p in small.folder.iterdir()
     }
-    again = run_sampling_cost(dataclasses.replace(SMALL, out=str(small.folder)))
+    again = studies.run(dataclasses.replace(SMALL, out=str(small.folder)))
     assert again.resumed_finished and again.words == small.words
     pd.testing.assert_frame_equal(small.tables["costs"], pd.read_parquet(small.folder / "costs.parquet"))
     assert "full guidance has" in small.words
@@ -124,7 +124,7 @@ def test_the_loop_by_the_command(tmp_path):
         sampler="ddim:20", guidance="full,interval:0.8:3", omega="0,1,2", more_steps="2", trials=12,
         loop_generations=4, loop_trials=12, auxiliary_size=1000, workers=1, out=str(tmp_path / "run"),
     )  # fmt: skip
-    result = run_sampling_cost(options)
+    result = studies.run(options)
     assert set(result.tables["costs"]["measured"]) == {"first", "loop"}
     base = result.tables["costs"][result.tables["costs"]["way"] == "base alone"].set_index("measured")["w2"]
     assert base["loop"] > base["first"]
@@ -150,7 +150,7 @@ def test_networks_take_schedules(tmp_path):
         real_size=30, auxiliary_size=30, workers=1, out=str(tmp_path / "run"),
         network=NetworkSettings(steps=4, batch=8, width=8, layers=1, backend="torch"),
     )  # fmt: skip
-    curves = run_sampling_cost(options).tables["curves"].set_index(["way", "omega"])["w2"]
+    curves = studies.run(options).tables["curves"].set_index(["way", "omega"])["w2"]
     assert curves["full", 0.0] == curves["held:2", 0.0] == curves["base alone", 0.0]
     assert curves["full", 1.0] != curves["held:2", 1.0]
 

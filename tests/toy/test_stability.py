@@ -14,12 +14,12 @@ import torch
 from sims_core import InputError
 from sims_core.loop import parse_policy
 from sims_core.seeds import Seed
-from sims_toy import wasserstein
+from sims_toy import studies, wasserstein
 from sims_toy.datasets import parse_real
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.run import run
 from sims_toy.networks.settings import NetworkSettings
-from sims_toy.stability import PRESETS, Stability, plan, run_stability, theory
+from sims_toy.stability import PRESETS, Stability, plan, theory
 from sims_toy.stability import tables as report
 from sims_toy.stability.networks import PointLoss, curvature, w1_excess
 
@@ -209,7 +209,7 @@ def test_sliced_by_order_statistics_is_pots():
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return run_stability(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("stability") / "run")))
+    return studies.run(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("stability") / "run")))
 
 
 def test_tables_and_figures(small):
@@ -237,10 +237,10 @@ def test_tables_and_figures(small):
 
 
 def test_nothing_depends_on_chunks_and_a_finished_run_is_recognised(small, tmp_path):
-    other = run_stability(dataclasses.replace(SMALL, out=str(tmp_path / "run"), chunk=1))
+    other = studies.run(dataclasses.replace(SMALL, out=str(tmp_path / "run"), chunk=1))
     for name, table in small.tables.items():
         pd.testing.assert_frame_equal(table, other.tables[name])
-    again = run_stability(dataclasses.replace(SMALL, out=str(small.folder)))
+    again = studies.run(dataclasses.replace(SMALL, out=str(small.folder)))
     assert again.resumed_finished and again.words == small.words
 
 

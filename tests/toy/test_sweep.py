@@ -15,9 +15,10 @@ import pytest
 
 from sims_core import InputError
 from sims_core.lab.study import describe
+from sims_toy import studies
 from sims_toy.grid import measure as measuring
 from sims_toy.grid import run as experiment
-from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, plan, report, run_sweep
+from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, plan, report
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [
@@ -60,7 +61,7 @@ def command(*words, **options):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return run_sweep(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("sweep") / "run")))
+    return studies.run(dataclasses.replace(SMALL, out=str(tmp_path_factory.mktemp("sweep") / "run")))
 
 
 def test_outputs(small):
@@ -169,7 +170,7 @@ def standard_row(result):
 
 def test_table_8_by_the_command(tmp_path):
     trials = 400
-    result = run_sweep(
+    result = studies.run(
         Sweep(learner="exact", omega="0:5:1", trials=trials, generations=60, workers=1, out=str(tmp_path / "run"))
     )
     z = []
@@ -203,7 +204,7 @@ def test_table_7_by_the_command(tmp_path):
         workers=1,
         out=str(tmp_path / "run"),
     )
-    result = run_sweep(sweep)
+    result = studies.run(sweep)
     base = standard_row(result)
     z = [z_scores(sims_rows(result, 125, b), "first", v, 3, trials, base) for b, v in TABLE7_FIRST.items()]
     z += [z_scores(sims_rows(result, size, "0.3"), "standard", v, 2, trials, base) for size, v in TABLE7_LAST.items()]
@@ -220,7 +221,7 @@ def test_real_plus_synthetic_diverges_and_says_so(tmp_path):
         generations=20,
         out=str(tmp_path / "r"),
     )
-    result = run_sweep(sweep)
+    result = studies.run(sweep)
     row = sims_rows(result, 1000).iloc[-1]
     assert row["regime"] == "divergent" and row["diverged"] > 0 and np.isinf(row["last"])
     assert row["diverged_share"] == row["diverged"] / 9 and np.isnan(row["minus_retuned"])
@@ -270,7 +271,7 @@ def test_standard_training_alone(tmp_path):
         learner="exact", method="standard", loop="augmentation,accumulate", generations=5, trials=9, workers=1,
         out=str(tmp_path / "run"),
     )  # fmt: skip
-    result = run_sweep(sweep)
+    result = studies.run(sweep)
     assert {p.name for p in result.figures} == {"loops.png", "loops.svg"}
     assert len(report.summary(result.tables).splitlines()) == 1 + 8 and set(result.tables["regimes"]["method"]) == {
         "standard"
@@ -280,7 +281,7 @@ def test_standard_training_alone(tmp_path):
 
 def test_each_sampler_has_its_own_control(tmp_path):
     sweep = dataclasses.replace(SMALL, sampler="ddim:20,ddim:10", synthetic_size="500", out=str(tmp_path / "run"))
-    result = run_sweep(sweep)
+    result = studies.run(sweep)
     regimes = result.tables["regimes"]
     for method, expected in (("equal-cost", ("ddim:40", "ddim:20")), ("retuned", ("rk4:4", "rk4:4"))):
         controls = regimes[regimes["method"] == method].set_index("reference")["sampler"].to_dict()
@@ -321,7 +322,7 @@ def test_paired_differences_from_the_controls(small):
             assert row[stem] == pytest.approx(gap.mean() / first.mean(), abs=1e-3)
             half = 2.45 * (gap - row[stem] * first).std(ddof=1) / first.mean() / 3  # of a ratio, to first order
             assert row[f"{stem}_high"] - row[f"{stem}_low"] == pytest.approx(2 * half, rel=0.35, abs=1e-3)
-    both = run_sweep(dataclasses.replace(SMALL, retuned="rk4:2,rk4:4", out=str(small.folder.parent / "both")))
+    both = studies.run(dataclasses.replace(SMALL, retuned="rk4:2,rk4:4", out=str(small.folder.parent / "both")))
     r = both.tables["regimes"]
     least = r[r["method"] == "retuned"].groupby("synthetic_size")["standard"].min()
     sims = r[r["method"] == "sims"]
@@ -344,7 +345,7 @@ def test_omega_zero_stays_the_base_where_the_auxiliary_diverges(tmp_path):
         omega="0,2", synthetic_size="40", real_size="60", trials=3, generations=2, workers=1, budget="0.32k",
         network=NetworkSettings(steps=20, batch=16, width=8, auxiliary_rate=1e30), out=str(tmp_path / "run"),
     )  # fmt: skip
-    regimes = run_sweep(sweep).tables["regimes"].set_index(["method", "omega"])
+    regimes = studies.run(sweep).tables["regimes"].set_index(["method", "omega"])
     assert regimes.loc[("sims", 2.0), "regime"] == "divergent"
     assert regimes.loc[("sims", 0.0), "first"] == regimes.loc[("standard", 0.0), "first"]
 
@@ -490,7 +491,7 @@ def test_networks_beside_the_exact_learner(tmp_path):
         network=NetworkSettings(steps=40, batch=16, width=8),
         out=str(tmp_path / "run"),
     )
-    result = run_sweep(tiny)
+    result = studies.run(tiny)
     regimes = result.tables["regimes"]
     assert list(regimes["learner"].unique()) == ["network", "exact"]
     assert set(regimes[regimes["learner"] == "network"]["budget"]) == {"0", "0.64k"}
@@ -543,7 +544,7 @@ def test_neons_toy_in_small(tmp_path):
         out=str(tmp_path / "run"),
         workers=1,
     )
-    result = run_sweep(sweep)
+    result = studies.run(sweep)
     regimes = result.tables["regimes"]
     merged = regimes[regimes["method"] == "neon"]
     assert len(merged) == 2 * 2 * 3 and (merged["nfe"] == 19).all()
@@ -563,7 +564,7 @@ def test_readings_with_scaled_negatives(tmp_path):
         out=str(tmp_path / "run"),
         workers=1,
     )
-    regimes = run_sweep(sweep).tables["regimes"]
+    regimes = studies.run(sweep).tables["regimes"]
     assert set(regimes["auxiliary_data"]) == {"none", "synthetic@0.9", "synthetic"}
     by = regimes[regimes["omega"] == 1].groupby("auxiliary_data")["first"].mean()
     assert by["synthetic@0.9"] != by["synthetic"]
@@ -678,7 +679,7 @@ def test_every_axis_takes_a_grid(tmp_path):
         method="standard,sims,neon", loop="augmentation,fully-synthetic", sampler="ddim:5,heun:3,exact",
         auxiliary_data="synthetic,train+synthetic", generations=2, trials=3, workers=1, out=str(tmp_path / "run"),
     )  # fmt: skip
-    result = run_sweep(sweep)
+    result = studies.run(sweep)
     axes = ["method", "loop", "sampler", "real_size", "synthetic_size", "auxiliary_size", "budget", "auxiliary_data"]
     regimes = result.tables["regimes"]
     guided = regimes[regimes["method"].isin(["sims", "neon"])]
@@ -696,7 +697,7 @@ def test_settings_record(small):
 
 def test_plan_refuses_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="--omega"):
-        run_sweep(dataclasses.replace(SMALL, omega="3:1", out=str(tmp_path / "run")))
+        studies.run(dataclasses.replace(SMALL, omega="3:1", out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 
 
@@ -706,7 +707,7 @@ def test_a_sweep_of_one_generation_has_a_figure_of_its_own(tmp_path):
         learner="exact", method="standard,neon", omega="-1:1:0.5", synthetic_size="200", budget="0.3,1",
         auxiliary_data="synthetic,train+synthetic", generations=1, trials=9, workers=1, out=str(tmp_path / "run"),
     )  # fmt: skip
-    result = run_sweep(sweep)
+    result = studies.run(sweep)
     assert [p.name for p in result.figures] == ["strengths.png", "strengths.svg"]
     drawn = (tmp_path / "run" / "strengths.svg").read_text()
     for word in ("budget 0.3", "budget 1", "train+synthetic:", "base:"):

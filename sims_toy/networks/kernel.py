@@ -16,8 +16,6 @@ from numba import njit
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
-from sims_toy.networks import tiles
-
 if TYPE_CHECKING:
     from sims_toy.networks.mlp import Mlp
     from sims_toy.networks.schedule import Training
@@ -53,16 +51,16 @@ def _exp(x):  # type: ignore[no-untyped-def]
     n = np.floor(t + _HALF)
     f = t - n
     p = _E0 + f * (_E1 + f * (_E2 + f * (_E3 + f * (_E4 + f * _E5))))
-    return tiles.as_float(tiles.as_bits(p) + (np.int32(n) << np.int32(23)))
+    return np.int32(np.float32(p).view(np.int32) + (np.int32(n) << np.int32(23))).view(np.float32)
 
 
 @njit(fastmath=_fast, inline="always")
 def _normals(word):  # type: ignore[no-untyped-def]
     """Two standard normal draws of a word, as in `targets.normals`; sine and cosine by the double angle."""
     u = (np.float32(np.uint32(word >> np.uint64(32))) + _HALF) * _SCALE
-    bits = tiles.as_bits(u)
+    bits = np.float32(u).view(np.int32)
     e = np.float32((bits >> np.int32(23)) - np.int32(127))
-    m = tiles.as_float((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000))
+    m = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F800000)).view(np.float32)
     large = m > _ROOT2
     m = m * _HALF if large else m
     e = e + _ONE if large else e
@@ -89,41 +87,64 @@ def _word(key, counter):  # type: ignore[no-untyped-def]
 # ----------------------------------------------------------------------- products
 
 
-@njit(error_model="numpy")
-def _product(w, sr, si, rows, n, a, sa, out, so, columns):  # type: ignore[no-untyped-def]
-    """out[r, b] = sum_i w[r, i] a[i, b]; columns a multiple of 32."""
-    for b in range(0, columns, 2 * tiles.LANES):
-        r = 0
-        while r + tiles.ROWS <= rows:
-            tiles.product(w + 4 * r * sr, sr, si, n, a + 4 * b, sa, out + 4 * (r * so + b), so)
-            r += tiles.ROWS
-        for rest in range(r, rows):
-            tiles.product_one(w + 4 * rest * sr, sr, si, n, a + 4 * b, sa, out + 4 * (rest * so + b), so)
+@njit(inline="always")
+def _four(w, turned, r, i):  # type: ignore[no-untyped-def]
+    if turned:
+        return w[i, r], w[i + 1, r], w[i + 2, r], w[i + 3, r]
+    return w[r, i], w[r, i + 1], w[r, i + 2], w[r, i + 3]
 
 
-@njit(error_model="numpy")
-def _outer(x, sx, rows, y, sy, columns, n, g, sg):  # type: ignore[no-untyped-def]
-    """g[r, c] += sum_b x[r, b] y[c, b] over n vectors."""
-    tall, broad = tiles.TALL, tiles.BROAD
-    whole_rows, whole_columns = rows // tall * tall, columns // broad * broad
-    for r in range(0, whole_rows, tall):
-        for c in range(0, whole_columns, broad):
-            tiles.dots(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
-        for c in range(whole_columns, columns):
-            tiles.dots_column(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
-    for r in range(whole_rows, rows):
-        for c in range(0, whole_columns, broad):
-            tiles.dots_row(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
-        for c in range(whole_columns, columns):
-            tiles.dots_one(x + 4 * r * sx, sx, y + 4 * c * sy, sy, n, g + 4 * (r * sg + c), sg)
+@njit(fastmath=_fast, error_model="numpy")
+def _product(w, turned, rows, n, a, out, columns):  # type: ignore[no-untyped-def]
+    """out[r, :columns] = sum_i w[r, i] a[i, :columns], or of w[i, r] where ``turned``; four rows of a at a time."""
+    for r in range(rows):
+        o, i = out[r], 0
+        for b in range(columns):
+            o[b] = _ZERO
+        while i + 4 <= n:
+            s0, s1, s2, s3 = _four(w, turned, r, i)
+            a0, a1, a2, a3 = a[i], a[i + 1], a[i + 2], a[i + 3]
+            for b in range(columns):
+                o[b] += s0 * a0[b] + s1 * a1[b] + s2 * a2[b] + s3 * a3[b]
+            i += 4
+        for rest in range(i, n):
+            s0, a0 = w[rest, r] if turned else w[r, rest], a[rest]
+            for b in range(columns):
+                o[b] += s0 * a0[b]
+
+
+@njit(fastmath=_sums, error_model="numpy")
+def _outer(x, rows, y, columns, n, g):  # type: ignore[no-untyped-def]
+    """g[r, c] += sum_b x[r, b] y[c, b] over b < n; four rows of y at a time."""
+    for r in range(rows):
+        own, c = x[r], 0
+        while c + 4 <= columns:
+            y0, y1, y2, y3 = y[c], y[c + 1], y[c + 2], y[c + 3]
+            t0, t1, t2, t3 = _ZERO, _ZERO, _ZERO, _ZERO
+            for b in range(n):
+                v = own[b]
+                t0 += v * y0[b]
+                t1 += v * y1[b]
+                t2 += v * y2[b]
+                t3 += v * y3[b]
+            g[r, c] += t0
+            g[r, c + 1] += t1
+            g[r, c + 2] += t2
+            g[r, c + 3] += t3
+            c += 4
+        for rest in range(c, columns):
+            y0, t0 = y[rest], _ZERO
+            for b in range(n):
+                t0 += own[b] * y0[b]
+            g[r, rest] += t0
 
 
 @njit(fastmath=_fast, error_model="numpy")
 def _layer(layers, silu, i, p, inputs, slopes, columns):  # type: ignore[no-untyped-def]
     """inputs[i] -> inputs[i + 1], through the activation whose slopes are kept."""
     offset, rows, n, active = layers[i]
-    stride, above, slope = inputs.shape[2], inputs[i + 1], slopes[i]
-    _product(p + 4 * offset, n, 1, rows, n, inputs[i].ctypes.data, stride, above.ctypes.data, stride, columns)
+    above, slope = inputs[i + 1], slopes[i]
+    _product(p[offset : offset + rows * n].reshape(rows, n), False, rows, n, inputs[i], above, columns)
     if active:
         for r in range(rows):
             out, turn = above[r], slope[r]
@@ -152,7 +173,7 @@ def _apply(layers, silu, params, rows, out, work):  # type: ignore[no-untyped-de
             inputs[0, : rows.shape[1], :size] = rows[k, :, first : first + size]
             inputs[0, rows.shape[1], :columns] = _ONE
             for i in range(len(layers)):
-                _layer(layers, silu, i, params[k].ctypes.data, inputs, slopes, columns)
+                _layer(layers, silu, i, params[k], inputs, slopes, columns)
             out[k, :, first : first + size] = inputs[len(layers), : out.shape[1], :size]
 
 
@@ -162,15 +183,15 @@ def _apply(layers, silu, params, rows, out, work):  # type: ignore[no-untyped-de
 @njit(fastmath=_sums, error_model="numpy")
 def _posterior(x, at, sigma, points, dim, near, mean):  # type: ignore[no-untyped-def]
     """mean[:, at] = E[y | x[:, at]] over ``points``; a first pass finds the nearest, whose weight is then 1."""
-    count, least = points.shape[1], np.int32(0x7FFFFFFF)
+    count, least, bits = points.shape[1], np.int32(0x7FFFFFFF), near.view(np.int32)
     for c in range(0, dim, 2):
         x0, x1, y0, y1 = x[c, at], x[c + 1, at], points[c], points[c + 1]
         for j in range(count):
             d = (x0 - y0[j]) * (x0 - y0[j]) + (x1 - y1[j]) * (x1 - y1[j])
             near[j] = d if c == 0 else near[j] + d
     for j in range(count):
-        least = min(least, tiles.as_bits(near[j]))  # positive floats are in the order of their bits
-    nearest, scale = tiles.as_float(least), -_HALF / max(sigma, _TINY) ** np.int32(2)
+        least = min(least, bits[j])  # positive floats are in the order of their bits
+    nearest, scale = np.int32(least).view(np.float32), -_HALF / max(sigma, _TINY) ** np.int32(2)
     y0, y1, total, sum0, sum1 = points[0], points[1], _ZERO, _ZERO, _ZERO
     for j in range(count):
         w = _exp((near[j] - nearest) * scale)
@@ -269,7 +290,7 @@ def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, ad
             _draw(t, begin, size, key, points, table, numbers, stratified, where, rows5, clean, noise, subset)
             _batch(size, real, dim, posterior, source, rows5, clean, noise, x, near, inputs[0], target)
             for i in range(depth):
-                _layer(layers, silu, i, p.ctypes.data, inputs, slopes, size)
+                _layer(layers, silu, i, p, inputs, slopes, size)
             for c in range(dim):
                 f, y, delta = inputs[depth, c], target[c], deltas[depth % 2, c]
                 for b in range(real):
@@ -280,13 +301,10 @@ def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, ad
             for i in range(depth - 1, -1, -1):
                 offset, out, n, _ = layers[i]
                 delta, below = deltas[(i + 1) % 2], deltas[i % 2]
-                _outer(
-                    delta.ctypes.data, stride, out, inputs[i].ctypes.data, stride, n, size // tiles.LANES,
-                    gradient.ctypes.data + 4 * offset, n,
-                )  # fmt: skip
+                _outer(delta, out, inputs[i], n, size, gradient[offset : offset + out * n].reshape(out, n))
                 if i > 0:
-                    w = p.ctypes.data + 4 * offset
-                    _product(w, 1, n, n - 1, out, delta.ctypes.data, stride, below.ctypes.data, stride, size)
+                    w = p[offset : offset + out * n].reshape(out, n)
+                    _product(w, True, n - 1, out, delta, below, size)
                     if layers[i - 1, 3]:
                         for r in range(n - 1):
                             back, slope = below[r], slopes[i - 1, r]

@@ -9,6 +9,8 @@ from typing import Any
 
 from sims_core.errors import whole
 
+T = typing.TypeVar("T")
+
 
 @dataclass(frozen=True)
 class at_least:  # noqa: N801  (read as an annotation: Annotated[int, at_least(2)])
@@ -62,3 +64,9 @@ def _least(cls: type) -> dict[str, int]:
         for mark in getattr(hint, "__metadata__", ())
         if isinstance(mark, at_least)
     }
+
+
+def settled(value: T | None) -> T:
+    """The value of an option without a default, once one was given or settled."""
+    assert value is not None
+    return value

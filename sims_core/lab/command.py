@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import dataclasses
 import difflib
+import inspect
 import io
 import os
 import re
@@ -51,7 +52,12 @@ def parse_command(
     try:
         with contextlib.redirect_stderr(complaints), contextlib.redirect_stdout(_Printable.coloured(sys.stdout)):
             parsed, unknown = tyro.cli(
-                cls, prog=prog, description=description, args=list(argv), default=default, return_unknown_args=True
+                cls,
+                prog=prog,
+                description=inspect.cleandoc(description),
+                args=list(argv),
+                default=default,
+                return_unknown_args=True,
             )
     except SystemExit as stop:
         if not stop.code:
@@ -76,6 +82,16 @@ def listed(table: str, text: str) -> Any:
 
     module, function = table.split(":")
     return tyro.conf.arg(help=text.format(", ".join(getattr(import_module(module), function)())))
+
+
+def usual(words: str, kind: str = "STR") -> Any:
+    """What the help of an option says of its default where the value alone does not: '' or None, settled later.
+
+    kind: of its value, as the help names it. For a field's type: ``Annotated[str, usual("runs/<command>")]``.
+    """
+    import tyro
+
+    return tyro.conf.arg(help_behavior_hint=f"(default: {words})", metavar=kind)
 
 
 class _Stopped(KeyboardInterrupt):
@@ -225,6 +241,12 @@ def _misread(argv: Sequence[str], words: str) -> InputError:
     """The parser's complaint, about the option that it names."""
     found = re.search(r"--[a-z][a-z.-]*[a-z]", words)
     name = found[0] if found else "arguments"
+    listed = words.partition("Expected one of")[2]
+    if listed:
+        try:
+            choose(name, _option(argv, name[2:]), re.findall(r"'([^']*)'", listed))
+        except InputError as error:
+            return error
     kinds = {"int()": "a whole number", "integer string": "a whole number", "|FLOAT": "a number", "Missing": "a value"}
     expected = next((f"give {kind}" for sign, kind in kinds.items() if sign in words), words.split(f"{name}: ")[-1])
     return InputError(name, _option(argv, name[2:]) if found else " ".join(argv)[:80], expected)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from sims_core.lab.bounds import at_least
+from sims_core.lab.command import usual
 
 
 @dataclass(frozen=True)
@@ -14,13 +15,13 @@ class RunOptions:
 
     seed: Annotated[int, at_least(0)] = 0
     """Every random draw follows from it."""
-    workers: Annotated[int, at_least(0)] = 0
-    """Processes, one thread each; 0 is one a core. Does not change the result."""
-    chunk: Annotated[int, at_least(0)] = 0
-    """Loops a piece of work; 0 is the learner's own. Does not change the result."""
-    scheduler: str = ""
+    workers: Annotated[int, at_least(0), usual("one per core", "INT")] = 0
+    """Processes, one thread each. Does not change the result."""
+    chunk: Annotated[int, at_least(0), usual("the learner's own", "INT")] = 0
+    """Loops per piece of work. Does not change the result."""
+    scheduler: Annotated[str, usual("none")] = ""
     """Address of a Dask cluster that does the work (extra 'cluster'). Does not change the result."""
-    out: str = ""
-    """Run folder; default runs/<command>-<hash of the settings>. The same command resumes a run that was stopped."""
+    out: Annotated[str, usual("runs/<command>-<hash of the settings>")] = ""
+    """Run folder. The same command resumes a run that was stopped."""
     dry_run: Annotated[bool, "flag"] = False
     """Print the plan and what it will cost, and stop."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from sims_core.errors import InputError, whole
 from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
 from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
@@ -24,7 +25,7 @@ class Control(RunOptions):
     direction; and exact mixture scores through the same sampler, with two laws of what extrapolation does to shares.
     """
 
-    preset: str = ""
+    preset: Annotated[str, usual("none")] = ""
     """Change the defaults: 'paper' is the full grid; 'two' has two classes, as the paper's own case."""
     real: str = "mixture:0.5,0.3,0.2"
     """Data with classes: mixture:P,Q,... or gaussians:K."""
@@ -40,8 +41,8 @@ class Control(RunOptions):
     """Real points, |D_r|."""
     auxiliary_size: Annotated[int, at_least(10)] = 2000
     """Selected samples of the base that the auxiliary sees."""
-    budget: str = ""
-    """Auxiliary's training: samples seen (steps x batch) with a unit, such as 25.6k; default the base's."""
+    budget: Annotated[str, usual("the base's")] = ""
+    """Auxiliary's training: samples seen (steps x batch) with a unit, such as 25.6k."""
     sampler: str = "heun:18"
     """ddim:N, euler:N, heun:N, rk4:N."""
     network: NetworkSettings = field(default_factory=lambda: NetworkSettings(width=64, layers=3, steps=1500))

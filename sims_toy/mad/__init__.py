@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sims_core.errors import InputError, choose, whole
-from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.bounds import at_least, check_bounds, settled
+from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
 from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
@@ -29,12 +30,12 @@ class Mad(RunOptions):
     dimension is 100 (--preset paper); the default, 10, takes minutes.
     """
 
-    preset: str = ""
+    preset: Annotated[str, usual("none")] = ""
     """Change the defaults: 'paper' is dimension 100 and a finer grid."""
-    dimension: Annotated[int, at_least(1)] = 0
-    """Dimension of the real Gaussian N(0, I); default 10 for the exact learner, 2 for networks."""
-    sampler: str = ""
-    """exact (default of the exact learner: no sampler bias), ddim:N, euler:N, heun:N, rk4:N (networks: rk4:8)."""
+    dimension: Annotated[int | None, at_least(1), usual("10 for the exact learner, 2 for networks", "INT")] = None
+    """Dimension of the real Gaussian N(0, I)."""
+    sampler: Annotated[str, usual("exact for the exact learner, rk4:8 for networks")] = ""
+    """exact (no sampler bias; the exact learner's alone), ddim:N, euler:N, heun:N, rk4:N."""
     real_size: Annotated[int, at_least(2)] = 100
     """Fresh real points a generation, n_r, of experiment 1."""
     synthetic_size: Annotated[int, at_least(1)] = 900
@@ -49,19 +50,21 @@ class Mad(RunOptions):
     """n_s / n_r of experiment 2."""
     grid_temperature: str = "0.7,0.775,0.85,0.925,1"
     """lambda_s of experiment 2."""
-    loop_size: int = 0
-    """Points of every data set of experiments 3 and 4; 0 is 10 a dimension, at least 100."""
+    loop_size: Annotated[int | None, usual("10 per dimension, at least 100", "INT")] = None
+    """Points of every data set of experiments 3 and 4."""
     loop_generations: Annotated[int, at_least(2)] = 100
     """Generations of experiments 3 and 4."""
     generations: Annotated[int, at_least(4)] = 60
     """Generations of experiments 1 and 2; the limit is the mean over the second half."""
-    trials: Annotated[int, at_least(4)] = 0
-    """Repetitions of experiments 1, 3 and 4; default 200 for the exact learner, 6 for networks."""
-    grid_trials: Annotated[int, at_least(4)] = 0
-    """Repetitions of each cell of experiment 2; default 40 for the exact learner, 4 for networks."""
-    calibration_trials: Annotated[int, at_least(4)] = 0
-    """Repetitions of each size of the calibration E dist(G(n)); default 400 for the exact learner, 8 for networks."""
-    learner: str = "exact"
+    trials: Annotated[int | None, at_least(4), usual("200 for the exact learner, 6 for networks", "INT")] = None
+    """Repetitions of experiments 1, 3 and 4."""
+    grid_trials: Annotated[int | None, at_least(4), usual("40 for the exact learner, 4 for networks", "INT")] = None
+    """Repetitions of each cell of experiment 2."""
+    calibration_trials: Annotated[
+        int | None, at_least(4), usual("400 for the exact learner, 8 for networks", "INT")
+    ] = None
+    """Repetitions of each size of the calibration E dist(G(n))."""
+    learner: Literal["exact", "network"] = "exact"
     """exact (unbiased covariance, divided by n - 1), or network."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     """Architecture and training of the networks."""
@@ -98,10 +101,10 @@ def plan(options: Mad) -> GridStudy:
     check_bounds(options)
     learner = choose("--learner", options.learner, _DEFAULTS)
     options = replace(options, **{k: v for k, v in _DEFAULTS[learner].items() if not getattr(options, k)})
-    d = options.dimension
-    options = replace(options, loop_size=options.loop_size or max(100, 10 * d))
+    d, trials = settled(options.dimension), settled(options.trials)
     check_bounds(options)
-    whole("--loop-size", options.loop_size, d + 2)
+    loop_size = options.loop_size or max(100, 10 * d)
+    whole("--loop-size", loop_size, d + 2)
     sampler = Sampler.parse(options.sampler, argument="--sampler")
     if learner == "network" and not sampler.steps:
         raise InputError("--sampler", "exact", "networks need a numerical sampler, such as rk4:8")
@@ -130,7 +133,7 @@ def plan(options: Mad) -> GridStudy:
         for z in grid_heats
         for ratio in ratios
     ]
-    both = {"real_size": options.loop_size, "synthetic_size": options.loop_size}
+    both = {"real_size": loop_size, "synthetic_size": loop_size}
     loops = [
         replace(base, loop=loop, temperature=z, **both)  # type: ignore[arg-type]
         for loop in ("fully-synthetic", "accumulate")
@@ -147,10 +150,10 @@ def plan(options: Mad) -> GridStudy:
         )
 
     parts = {
-        "fresh": experiment(limit, options.generations, options.trials, "w2", "variance", "mean_sq"),
-        "grid": experiment(grid, options.generations, options.grid_trials, "w2"),
-        "loops": experiment(loops, options.loop_generations, options.trials, "w2", "variance", "mean_sq", "log_volume"),
-        "calibration": experiment(calibration, 1, options.calibration_trials, "w2"),
+        "fresh": experiment(limit, options.generations, trials, "w2", "variance", "mean_sq"),
+        "grid": experiment(grid, options.generations, settled(options.grid_trials), "w2"),
+        "loops": experiment(loops, options.loop_generations, trials, "w2", "variance", "mean_sq", "log_volume"),
+        "calibration": experiment(calibration, 1, settled(options.calibration_trials), "w2"),
     }
     settings: dict[str, Any] = {
         "command": "sims_toy.mad",
@@ -164,10 +167,10 @@ def plan(options: Mad) -> GridStudy:
         "grid_real_size": grid_real,
         "grid_ratio": ratios,
         "grid_temperature": grid_heats,
-        "loop_size": options.loop_size,
+        "loop_size": loop_size,
         "loop_generations": options.loop_generations,
         "generations": options.generations,
-        "trials": options.trials,
+        "trials": trials,
         "grid_trials": options.grid_trials,
         "calibration_trials": options.calibration_trials,
         "ddof": int(learner == "exact"),

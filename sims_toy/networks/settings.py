@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sims_core.errors import InputError, choose
 
@@ -25,11 +25,11 @@ class NetworkSettings:
     """Units a hidden layer."""
     layers: int = 2
     """Hidden layers."""
-    activation: str = "silu"
+    activation: Literal["silu", "relu"] = "silu"
     """silu or relu."""
-    parametrisation: str = "edm"
+    parametrisation: Literal["edm", "epsilon"] = "edm"
     """edm, or epsilon (noise prediction on the cosine schedule of 1000 steps)."""
-    target: str = "posterior"
+    target: Literal["posterior", "plain"] = "posterior"
     """posterior (stable target field, over the whole data set) or plain denoising score matching."""
     steps: int = 400
     """Adam steps of a base."""
@@ -37,13 +37,13 @@ class NetworkSettings:
     """Rows a step; 0 is the whole data set."""
     rate: float = 2e-2
     """Peak learning rate of a base."""
-    decay: str = "cosine"
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
     """cosine, linear or constant, down to 0."""
     auxiliary_rate: float = 2e-3
     """Peak learning rate of an auxiliary's fine-tuning (a tenth of the base's, as in Neon's toy: it starts warm)."""
     ema: float = 0.15
     """Half-life of the weights' average, as a share of the samples that the training sees; 0 is the last weights."""
-    start: str = "scratch"
+    start: Literal["scratch", "warm"] = "scratch"
     """How a generation's base starts: scratch, or warm from the previous generation's base."""
     warm_steps: int = 0
     """Adam steps of a base that starts warm; 0 is as many as from scratch."""
@@ -53,11 +53,11 @@ class NetworkSettings:
     """Width of the second architecture (autoguidance's guide, the 'rebuilt' auxiliary); 0 is the base's."""
     linear_first: bool = False
     """No activation after the first layer, as in Neon's published toy."""
-    backend: str = "auto"
+    backend: Literal["auto", "numba", "torch"] = "auto"
     """numba (compiled, extra 'fast'), torch, or auto: numba where it can be used. Recorded, as it changes rounding."""
     device: str = "cpu"
     """cpu, cuda or cuda:N. Recorded, as the backend. On one GPU give --workers 1 and a large --chunk."""
-    time: str = "matched"
+    time: Literal["matched", "sampler"] = "matched"
     """Epsilon-prediction's time input when sampling: matched to training, or sampler (t / (N - 1) of the sampler's
     N-step grid, Neon's published mismatch)."""
 

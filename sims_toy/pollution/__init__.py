@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from sims_core.errors import InputError, choose
-from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.bounds import at_least, check_bounds, settled
+from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
 from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
@@ -24,9 +25,9 @@ class Pollution(RunOptions):
     twice the sampler steps (equal cost) is run beside.
     """
 
-    preset: str = ""
+    preset: Annotated[str, usual("none")] = ""
     """Change the defaults: 'paper' is the full grid."""
-    learner: str = "exact"
+    learner: Literal["exact", "network"] = "exact"
     """exact: models are Gaussians, training is maximum likelihood. network: trained score networks."""
     pollution: str = "0,0.05,0.1,0.2,0.3,0.5,0.75,1"
     """|D_p| / |D_r|; 0 is always run."""
@@ -34,22 +35,22 @@ class Pollution(RunOptions):
     """Guidance strengths; 0 is the base."""
     fixed: float = 1.3
     """The one omega of the figure's first panel (the tables have them all); our reading, the paper's is not known."""
-    ideal: str = "unpolluted"
+    ideal: Literal["unpolluted", "same-size"] = "unpolluted"
     """What ST-I and SIMS-I are trained on: unpolluted (D_r alone), or same-size (as many real points as D_r, D_p)."""
-    real_size: str = ""
-    """Real points, |D_r|; default 1000,10000 for the exact learner and 1000 for networks."""
-    auxiliary_size: Annotated[int, at_least(2)] = 0
-    """The base's samples that the auxiliary sees; default 10000 (networks 4000)."""
+    real_size: Annotated[str, usual("1000,10000 for the exact learner, 1000 for networks")] = ""
+    """Real points, |D_r|."""
+    auxiliary_size: Annotated[int | None, at_least(2), usual("10000, for networks 4000", "INT")] = None
+    """The base's samples that the auxiliary sees."""
     auxiliary_data: str = "synthetic"
     """What Algorithm 1's auxiliary is trained on: synthetic, train+synthetic or real+synthetic."""
-    budget: str = ""
-    """Auxiliary's training, as of the sweep: eta (default 1), or samples seen (default the base's)."""
+    budget: Annotated[str, usual("1 for the exact learner, as long as the base's for networks")] = ""
+    """Auxiliary's training, as of the sweep: eta, or samples seen."""
     sampler: str = "ddim:20"
     """ddim:N, euler:N, heun:N, rk4:N."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     """Architecture and training of the networks."""
-    trials: Annotated[int, at_least(2)] = 0
-    """Independent repetitions, paired across cells; default 400 for the exact learner and 16 for networks."""
+    trials: Annotated[int | None, at_least(2), usual("400 for the exact learner, 16 for networks", "INT")] = None
+    """Independent repetitions, paired across cells."""
     real_mean: str = "0,0"
     """Mean of the real Gaussian."""
     real_covariance: str = "2,1;1,2"
@@ -126,13 +127,14 @@ def plan(options: Pollution) -> GridStudy:
         ratios,
         omegas,
         sampler,
-        options.auxiliary_size,
+        settled(options.auxiliary_size),
         budgets[0],
         options.auxiliary_data,
         options.ideal,
     )
     experiment = Experiment(
-        tuple(r.cell for r in rows), 1, options.trials, options.seed, tuple(mean), tuple(map(tuple, covariance)),
+        tuple(r.cell for r in rows), 1, settled(options.trials), options.seed, tuple(mean),
+        tuple(map(tuple, covariance)),
         options.network if learner == "network" else None,
     )  # fmt: skip
     parts = {"cells": experiment}

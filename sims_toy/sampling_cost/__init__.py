@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
 from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
@@ -26,7 +27,7 @@ class SamplingCost(RunOptions):
     auxiliaries trained to convergence on 10,000 of the base's samples. The intervals suit this toy only.
     """
 
-    preset: str = ""
+    preset: Annotated[str, usual("none")] = ""
     """Change the defaults: 'paper' is the full grid: omega in steps of 0.05, 8000 trials, and the loop."""
     sampler: str = "heun:18,ddim:20"
     """ddim:N, euler:N, heun:N, rk4:N (several with commas)."""
@@ -42,18 +43,17 @@ class SamplingCost(RunOptions):
     """Real points, |D_r|."""
     auxiliary_size: Annotated[int, at_least(3)] = 10_000
     """Synthetic points the auxiliary sees."""
-    budget: str = ""
-    """Auxiliary's training: eta in [0, 1] for the exact learner (default 1), samples seen with a unit for networks
-    (default the base's steps x batch)."""
-    trials: Annotated[int, at_least(4)] = 0
-    """Independent repetitions, paired across everything; default 4000 for the exact learner, 8 for networks."""
+    budget: Annotated[str, usual("1 for the exact learner, as long as the base's for networks")] = ""
+    """Auxiliary's training: eta in [0, 1] for the exact learner, samples seen with a unit for networks."""
+    trials: Annotated[int | None, at_least(4), usual("4000 for the exact learner, 8 for networks", "INT")] = None
+    """Independent repetitions, paired across everything."""
     loop_generations: Annotated[int, at_least(0)] = 0
     """Generations of the augmentation loop; 0 is none. Quality is then also the mean of its last ten."""
     loop_trials: Annotated[int, at_least(4)] = 100
     """Repetitions of the loop."""
     synthetic_size: Annotated[int, at_least(1)] = 1000
     """Synthetic points a generation of the loop, |D_s|."""
-    learner: str = "exact"
+    learner: Literal["exact", "network"] = "exact"
     """exact or network."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     """Architecture and training of the networks."""

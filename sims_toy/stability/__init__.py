@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
+from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
 from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
@@ -30,7 +31,7 @@ class Stability(RunOptions):
     theorem's; the same where all of it is known in closed form; and the collapse c_4(n)^t of a Gaussian.
     """
 
-    preset: str = ""
+    preset: Annotated[str, usual("none")] = ""
     """'paper' is the full grid: more trials, and the constants of several networks."""
     real: str = "gaussians:8,moons"
     """Data sets, with commas: gaussians:K, moons, pinwheel, swissroll, checkerboard, mixture:P,Q,..., or a file."""
@@ -44,7 +45,7 @@ class Stability(RunOptions):
     """Independent repetitions, paired across ratios."""
     sampler: str = "rk4:8"
     """As of the sweep; rk4:8 has next to no bias of its own."""
-    distance: str = "sliced"
+    distance: Literal["sliced", "emd"] = "sliced"
     """sliced or emd: W2 between 1,000 samples and as many real points, beside its floor."""
     network: NetworkSettings = field(
         default_factory=lambda: NetworkSettings(width=40, steps=3000, start="warm", warm_steps=400, warm_rate=2e-3)

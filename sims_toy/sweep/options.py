@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from sims_core.lab.bounds import at_least
-from sims_core.lab.command import listed
+from sims_core.lab.command import listed, usual
 from sims_core.lab.options import RunOptions
 from sims_toy.networks.settings import NetworkSettings
 
@@ -22,13 +22,13 @@ class Sweep(RunOptions):
     the networks'.
     """
 
-    preset: str = ""
+    preset: Annotated[str, usual("none")] = ""
     """Change the defaults: 'figure4' is the full reproduction (100 generations, four |D_s|, all three readings of what
     the auxiliary is trained on); 'neon' is the published toy of Neon's appendix."""
     omega: str = "0:5"
     """Guidance strengths; 0 is the base. Negative values are allowed (write --omega=-1:1)."""
-    synthetic_size: str = ""
-    """Synthetic points a generation, |D_s|; default 250,1000 for networks, 125,250,500,1000 for the exact learner."""
+    synthetic_size: Annotated[str, usual("250,1000 for networks, 125,250,500,1000 for the exact learner")] = ""
+    """Synthetic points a generation, |D_s|."""
     real_size: str = "1000"
     """Real points, |D_r|."""
     auxiliary_size: str = "same"
@@ -36,9 +36,9 @@ class Sweep(RunOptions):
     auxiliary_data: str = "train+synthetic"
     """What the auxiliary is trained on: synthetic, train+synthetic, real+synthetic (several with commas); NAME@Z draws
     its synthetic points with the score scaled by Z."""
-    budget: str = ""
-    """Auxiliary's training. Networks: samples seen (steps x batch) with a unit, such as 25.6k; default the base's
-    steps x batch. Exact learner: eta in [0, 1], how far it moves from the base to its data; default 1."""
+    budget: Annotated[str, usual("as long as the base's; 1 for the exact learner")] = ""
+    """Auxiliary's training. Networks: samples seen (steps x batch) with a unit, such as 25.6k. Exact
+    learner: eta in [0, 1], how far it moves from the base to its data."""
     method: str = "standard,sims"
     """standard, sims, neon, autoguidance, and the controls continued (the base trained further for the auxiliary's
     budget), random (a random direction of the same length), rebuilt (the auxiliary trained from scratch)."""
@@ -50,19 +50,19 @@ class Sweep(RunOptions):
     """Foreign synthetic points |D_p| of the polluted loop, from a model of the real data alone."""
     sampler: str = "ddim:20"
     """ddim:N, euler:N, heun:N, rk4:N, and exact for the exact learner (several with commas)."""
-    retuned: str = ""
+    retuned: Annotated[str, usual("rk4:4, with fewer steps where SIMS takes fewer evaluations")] = ""
     """Samplers of standard training's second control, of no more evaluations than SIMS takes (several with commas), or
-    none; default rk4:4, with fewer steps where SIMS takes fewer evaluations."""
-    learner: str = "network"
+    none."""
+    learner: Literal["network", "exact"] = "network"
     """network: trained score networks. exact: models are Gaussians, training is maximum likelihood, sampling runs the
     real sampler."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     """Architecture and training of the networks."""
-    generations: Annotated[int, at_least(1)] = 0
-    """Generations of the loop; default 20 for networks and 100 for the exact learner."""
-    trials: Annotated[int, at_least(2)] = 0
-    """Independent repetitions, paired across cells; default 8 for networks and 1000 for the exact learner."""
-    beside_trials: Annotated[int, at_least(2)] = 0
+    generations: Annotated[int | None, at_least(1), usual("20 for networks, 100 for the exact learner", "INT")] = None
+    """Generations of the loop."""
+    trials: Annotated[int | None, at_least(2), usual("8 for networks, 1000 for the exact learner", "INT")] = None
+    """Independent repetitions, paired across cells."""
+    beside_trials: int = 0
     """Repetitions of the readings of --auxiliary-data after the first; 0 is as many."""
     overlay_trials: Annotated[int, at_least(2)] = 400
     """Repetitions of the exact learner beneath the networks, from whose mean chance is taken out of theirs."""
@@ -73,9 +73,8 @@ class Sweep(RunOptions):
     """Mean of the real Gaussian, any dimension."""
     real_covariance: str = "2,1;1,2"
     """Covariance of the real Gaussian, rows separated by ';'."""
-    distance: str = ""
-    """moments (closed form, for 'gaussian'), emd or sliced (between 1,000 generated and real points, with their floor);
-    default moments for 'gaussian', sliced for the rest."""
+    distance: Annotated[str, usual("moments for 'gaussian', sliced for the rest")] = ""
+    """moments (closed form, for 'gaussian'), emd or sliced (between 1,000 generated and real points)."""
 
 
 #: Defaults that depend on the learner: what an empty option or a 0 stands for.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from itertools import product
+from typing import Any
 
 from sims_core.algorithm import METHODS
-from sims_core.errors import InputError, choose
-from sims_core.lab.bounds import check_bounds
+from sims_core.errors import InputError, choose, whole
+from sims_core.lab.bounds import check_bounds, settled
 from sims_core.lab.grids import parse_grid
 from sims_core.loop import parse_policy
 from sims_core.sampling import Sampler
@@ -88,8 +89,8 @@ def make_plan(sweep: Sweep) -> GridStudy:
     beside = [c for c in cells if fewer and c.auxiliary_data not in ("none", readings[0])]
     experiment = Experiment(
         tuple(c for c in cells if c not in beside),
-        sweep.generations,
-        sweep.trials,
+        settled(sweep.generations),
+        settled(sweep.trials),
         sweep.seed,
         tuple(mean),
         tuple(map(tuple, covariance)),
@@ -97,6 +98,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
         (distance,),
     )
     parts = {"cells": experiment}
+    whole("--beside-trials", sweep.beside_trials or 2, 2)
     if beside:  # with the standard cells that their ratios need, and then the controls that they are compared with
         needed = [c for c in cells if c.method == "standard" or c in beside]
         needed += [c for c in cells if METHODS[c.method].resampled]
@@ -105,7 +107,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
         exact, twins = (tuple(dict.fromkeys(beneath(c, name) for c in cells)) for name in ("exact", "twin"))
         parts["overlay"] = replace(experiment, cells=exact, trials=sweep.overlay_trials, network=None)
         parts["twin"] = replace(experiment, cells=twins, network=None)
-    settings = {
+    settings: dict[str, Any] = {
         "command": "sims_toy.sweep",
         "learner": learner,
         "method": methods,

@@ -247,7 +247,13 @@ def _misread(argv: Sequence[str], words: str) -> InputError:
             choose(name, _option(argv, name[2:]), re.findall(r"'([^']*)'", listed))
         except InputError as error:
             return error
-    kinds = {"int()": "a whole number", "integer string": "a whole number", "|FLOAT": "a number", "Missing": "a value"}
+    kinds = {
+        "int()": "a whole number",
+        "integer string": "a whole number",
+        "|INT": "a whole number",
+        "|FLOAT": "a number",
+        "Missing": "a value",
+    }
     expected = next((f"give {kind}" for sign, kind in kinds.items() if sign in words), words.split(f"{name}: ")[-1])
     return InputError(name, _option(argv, name[2:]) if found else " ".join(argv)[:80], expected)
 

@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING  # noqa: E402
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from sims_core import denoiser as denoiser
     from sims_core.algorithm import AUXILIARY_DATA as AUXILIARY_DATA
     from sims_core.algorithm import METHODS as METHODS
     from sims_core.algorithm import Method as Method
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from sims_core.loop import Policy as Policy
     from sims_core.loop import parse_policy as parse_policy
     from sims_core.loop import self_consuming_loop as self_consuming_loop
+    from sims_core.modules import guide as guide
     from sims_core.sampling import Sampler as Sampler
     from sims_core.sampling import generate as generate
     from sims_core.sampling import sample as sample

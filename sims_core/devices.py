@@ -45,3 +45,13 @@ def present(argument: str, device: str | torch.device, *, otherwise: int = 0) ->
     if index >= torch.cuda.device_count():
         raise InputError(argument, str(device), f"this machine has {torch.cuda.device_count()} CUDA devices")
     return torch.device("cuda", index)
+
+
+def own_dtype(network: object) -> torch.dtype:
+    """The floating dtype that a network computes in: its own word, its parameters', or float32."""
+    told = getattr(network, "dtype", None)
+    if isinstance(told, torch.dtype):
+        return told
+    if not isinstance(network, torch.nn.Module):
+        return torch.float32
+    return next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sims_core.devices import own_dtype
 from sims_core.errors import InputError
 from sims_core.guidance import Denoiser
 
@@ -67,10 +68,16 @@ class EDM:
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
     def denoiser(self, network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
-        """The denoiser of a raw network F(c_in x, c_noise); sigma must broadcast against x."""
+        """The denoiser of a raw network F(c_in x, c_noise); sigma must broadcast against x.
+
+        A module is given its own dtype, whatever the sampler's state is in.
+        """
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            inner = network(self.c_in(sigma) * x, self.c_noise(sigma))
+            seen, noise = self.c_in(sigma) * x, self.c_noise(sigma)
+            if isinstance(network, torch.nn.Module):
+                seen, noise = (value.to(own_dtype(network)) for value in (seen, noise))
+            inner = network(seen, noise).to(x.dtype)
             return self.c_skip(sigma) * x + self.c_out(sigma) * inner
 
         return denoise

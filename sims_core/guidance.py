@@ -98,12 +98,12 @@ def guided(
     both: evaluates the two together, in place of ``base`` and ``auxiliary`` in turn.
     Raises `InputError` for a non-finite omega, an interval whose ends are reversed or negative, or no rule.
     """
-    _check(omega, interval)
+    check(omega, interval)
     choose("rule", rule, RULES)
     joint = _in_turn(base, auxiliary) if both is None else both
 
     def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-        strength = _strength(omega, sigma) if _inside(interval, sigma) else None
+        strength = strength_at(omega, interval, sigma)
         if strength is None:
             return base(x, sigma)
         first, second = joint(x, sigma)
@@ -116,13 +116,16 @@ def _in_turn(base: Denoiser, auxiliary: Denoiser) -> Both:
     return lambda x, sigma: (base(x, sigma), auxiliary(x, sigma))
 
 
-def _strength(omega: Omega, sigma: Tensor) -> float | Tensor | None:
-    """omega at this noise level; None for a number 0, at which the base is evaluated alone."""
+def strength_at(omega: Omega, interval: tuple[float, float] | None, sigma: Tensor) -> float | Tensor | None:
+    """omega at this noise level; None where the base is evaluated alone: outside the interval, or for a number 0."""
+    if not _inside(interval, sigma):
+        return None
     strength = omega(sigma) if callable(omega) else omega
     return None if not isinstance(strength, Tensor) and strength == 0 else strength
 
 
-def _check(omega: Omega, interval: tuple[float, float] | None) -> None:
+def check(omega: Omega, interval: tuple[float, float] | None) -> None:
+    """Raise `InputError` for a non-finite omega or an interval whose ends are reversed or negative."""
     if isinstance(omega, int | float) and not math.isfinite(omega):
         raise InputError("omega", omega, "give a finite number (0 is the base)")
     if interval is not None and not 0 <= interval[0] <= interval[1]:
@@ -171,7 +174,7 @@ class GuidanceSchedule:
     rule: str = "linear"
 
     def __post_init__(self) -> None:
-        _check(0.0, self.interval)
+        check(0.0, self.interval)
         choose("rule", self.rule, RULES)
         if self.every < 0:
             raise InputError("every", self.every, "give a number of steps, or 0 for every evaluation")
@@ -214,7 +217,7 @@ class GuidanceSchedule:
         """
         if not self.every:
             return guided(base, auxiliary, omega, self.interval, rule=self.rule, both=both)
-        _check(omega, self.interval)
+        check(omega, self.interval)
         return _Scheduled(base, both or _in_turn(base, auxiliary), omega, self)
 
 
@@ -247,28 +250,48 @@ class _Scheduled:
 
     def begin(self) -> Callable[[int], Denoiser]:
         """Start a trajectory."""
-        held: Tensor | None = None
-        evaluated = 0  # the step in which it was
+        kept = Correction(self.schedule)
 
         def at(step: int) -> Denoiser:
             opening = True  # the step's first evaluation is still to come
 
             def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-                nonlocal held, evaluated, opening
+                nonlocal opening
                 predictor, opening = opening, False
-                strength = _strength(self.omega, sigma) if _inside(self.schedule.interval, sigma) else None
-                if strength is not None and predictor and (held is None or step - evaluated >= self.schedule.every):
-                    first, second = self.both(x, sigma)
-                    held, evaluated = _correction(first, second), step
-                    return _corrected(first, held, strength, self.schedule.rule)
-                first = self.base(x, sigma)
-                if strength is None or held is None or not self.schedule.hold:
-                    return first
-                return _corrected(first, held, strength, self.schedule.rule)
+                strength = strength_at(self.omega, self.schedule.interval, sigma)
+                first = step if predictor else None
+                return kept.guide(strength, first, lambda: self.base(x, sigma), lambda: self.both(x, sigma))
 
             return denoiser
 
         return at
+
+
+@dataclass
+class Correction:
+    """D_base - D_aux along one trajectory: what a schedule keeps of it, and how old that is."""
+
+    schedule: GuidanceSchedule
+    held: Tensor | None = None
+    evaluated: int = 0  # the step in which it was
+
+    def guide(
+        self,
+        omega: float | Tensor | None,
+        step: int | None,
+        base: Callable[[], Tensor],
+        both: Callable[[], tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        """The guided output of one evaluation. omega: None for the base alone; step: None where it is not its first."""
+        due = self.held is None or (step is not None and step - self.evaluated >= self.schedule.every)
+        if omega is not None and step is not None and due:
+            first, second = both()
+            self.held, self.evaluated = _correction(first, second), step
+            return _corrected(first, self.held, omega, self.schedule.rule)
+        first = base()
+        if omega is None or self.held is None or not self.schedule.hold:
+            return first
+        return _corrected(first, self.held, omega, self.schedule.rule)
 
 
 def omega_from_autoguidance(w: float) -> float:

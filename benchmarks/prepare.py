@@ -28,8 +28,9 @@ from sims_image.data.dataset import Dataset, open_dataset
 
 ONE = """
 import re, sys, time
-from sims_image.data.prepare import Prepare, prepare
-import sims_image.data.making, sims_image.data.sources.imagenet, sims_image.data.sources.folder
+from sims_image.data.options import Prepare
+from sims_image.data.prepare import prepare
+import sims_image.data.sources.imagenet, sims_image.data.sources.folder
 start, cpu = time.perf_counter(), time.process_time()
 options = dict(word.split("=") for word in sys.argv[3:])
 options = {k: int(v) if v.isdecimal() else v for k, v in options.items()}

@@ -23,10 +23,10 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "learner": ("ImageLearner",),
     "models.networks": ("Preconditioned", "build", "parameter_count"),
     "models.nvidia.convert": ("import_nvidia",),
-    "data.prepare": ("Prepare",),
+    "data.options": ("Prepare",),
     "models.presets": ("PRESETS", "Preset", "Recipe"),
     "metrics.references": ("Statistics", "read_statistics"),
-    "training.train": ("Train",),
+    "training.options": ("Train",),
     "training.trainer": ("DivergedError", "Trainer"),
 }
 _WHERE = {name: home for home, names in _HOMES.items() for name in names}

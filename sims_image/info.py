@@ -1,23 +1,24 @@
-"""``sims_image info PATH``: what a data set, checkpoint, run folder, snapshot or statistics file is, in a few lines."""
+"""What a data set, checkpoint, run folder, snapshot or statistics file is, in a few lines."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import tyro
+import numpy as np
 
 from sims_core.errors import InputError, shown
-from sims_core.lab.command import parse_command
+from sims_core.lab.runs import parse_json
 from sims_image.data.archives import checked_members, impostor, open_zip, sha256_file
-
-if TYPE_CHECKING:
-    from sims_image.models.checkpoints import Data, Summary
-    from sims_image.models.nvidia.convert import Snapshot
+from sims_image.data.dataset import open_dataset
+from sims_image.data.plan import empty_note
+from sims_image.metrics.references import METRICS, read_statistics
+from sims_image.models.checkpoints import PRECONDITIONING, Data, Summary, summary
+from sims_image.models.nvidia.convert import Snapshot, read_snapshot
+from sims_image.models.nvidia.snapshots import read_file
 
 ARGUMENT = "PATH"
 KNOWN = "a data set, a checkpoint, a run folder, a snapshot of NVIDIA's or reference statistics"
@@ -65,11 +66,6 @@ def _file(path: Path) -> list[str]:
 
 
 def _dataset(path: Path) -> list[str]:
-    import numpy as np
-
-    from sims_image.data.dataset import open_dataset
-    from sims_image.data.prepare import empty_note
-
     data = open_dataset(path, argument=ARGUMENT)
     channels, height, width = data.shape
     told = [
@@ -91,8 +87,6 @@ def _dataset(path: Path) -> list[str]:
 
 
 def _checkpoint(path: Path) -> list[str]:
-    from sims_image.models.checkpoints import summary
-
     found: Summary = summary(path, argument=ARGUMENT)
     record = found.record
     told = [
@@ -123,15 +117,9 @@ def _run(path: Path) -> list[str]:
 
 
 def _pickle(path: Path) -> list[str]:
-    from sims_image.metrics.references import METRICS
-    from sims_image.models.nvidia.snapshots import read_file
-
     content = read_file(path, argument=ARGUMENT)
     if isinstance(content, dict) and "ema" not in content and any(name in content for name in METRICS):
         return _statistics(path)
-    from sims_image.models.checkpoints import PRECONDITIONING
-    from sims_image.models.nvidia.convert import read_snapshot
-
     found: Snapshot = read_snapshot(path, argument=ARGUMENT)
     count = sum(value.numel() for value in found.weights.values())
     told = [
@@ -145,8 +133,6 @@ def _pickle(path: Path) -> list[str]:
 
 
 def _statistics(path: Path) -> list[str]:
-    from sims_image.metrics.references import METRICS, read_statistics
-
     found = read_statistics(path, argument=ARGUMENT)
     told = [f"reference statistics {path}"]
     for name, held in found.items():
@@ -189,8 +175,6 @@ def _brief(value: Any) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    from sims_core.lab.runs import parse_json
-
     return parse_json(ARGUMENT, str(path), path.read_bytes())
 
 
@@ -205,23 +189,3 @@ def _below(path: Path) -> list[str]:
     )
     more = [f"  and {len(found) - 10} more"] if len(found) > 10 else []
     return [f"  {what} {place}" for place, what in found[:10]] + more
-
-
-# ---------------------------------------------------------------------- verb
-
-
-@dataclass(frozen=True)
-class Info:
-    """Say what a data set, checkpoint, run folder, snapshot of NVIDIA's or statistics file is, of one or several."""
-
-    path: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH [PATH ...]")] = ()
-    """The folders or files."""
-
-
-def run(argv: Sequence[str]) -> None:
-    """The verb ``info``."""
-    given = parse_command(Info, argv, prog="sims_image info", description=Info.__doc__ or "")
-    if not given.path:
-        raise InputError(ARGUMENT, "", f"name {KNOWN}")
-    for number, path in enumerate(given.path):
-        print(*([""] if number else []), *describe(path), sep="\n")

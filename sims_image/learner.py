@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,15 @@ from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset
 from sims_image.data.derived import Derived, ImageData
 from sims_image.models import checkpoints
+from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes, start
 from sims_image.sampling.generate import choose_sampler
 from sims_image.sampling.generation import Request, write
 from sims_image.sampling.guided import Model, guide_with, load_model
 from sims_image.sampling.seeds import Labels, Seeds
+from sims_image.training.options import Train
 from sims_image.training.schedules import images_of
 from sims_image.training.session import Result, run_session
-from sims_image.training.train import Train
 
 __all__ = ["WEIGHTS", "ImageData", "ImageLearner", "ImageModel", "budgets_of"]
 
@@ -80,7 +82,7 @@ def _load(base: Path, auxiliary: Path | None, kind: str, omega: float, dtype: st
 class ImageLearner(Derived):
     """`sims_core.learner.Learner`, and all that its methods and loops may ask besides, for images below ``root``.
 
-    training: options of `sims_image.training.train.Train` for `fit` (preset at least), finetuning: more of them, or
+    training: options of `sims_image.training.options.Train` for `fit` (preset at least), finetuning: more of them, or
     others, for `finetune`, retraining: for `fit` from another model, rebuilding: for `rebuild`. sampler: '' for the
     preset's. batch: the compute batch of sampling. weights: which snapshot a model is that was trained from another,
     'ema' (the recipe's first average) or 'raw'; a short fine-tune's slow average hardly moves. fit_weights: the same of
@@ -159,8 +161,6 @@ class ImageLearner(Derived):
         return ImageModel(place, classes=_shares(data.open()))
 
     def _preset_budget(self) -> str:
-        from sims_image.models.presets import PRESETS
-
         return PRESETS[choose("--preset", self.training.preset, PRESETS)].recipe.budget
 
     def _train(self, kind: str, options: Train, parent: ImageModel | None) -> Result:
@@ -266,8 +266,6 @@ def _shares(data: Dataset) -> tuple[float, ...]:
 
 def _among(processes: Processes | None, device: str) -> Any:
     """The processes at hand, else new ones."""
-    from contextlib import nullcontext
-
     return start(device) if processes is None else nullcontext(processes)
 
 

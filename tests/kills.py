@@ -42,7 +42,7 @@ def _run(words: Sequence[str]) -> None:
 
         code = main_with_errors(run_command, words[1:])
     else:
-        from sims_image.__main__ import run
+        from sims_image.commands import run
 
         code = main_with_errors(run, words)
     os._exit(code)
@@ -209,7 +209,8 @@ def commands(place: Path, *, names: Sequence[str] = ("prepare", "zip", "generate
     import torch
 
     import sims_toy.sweep.planning  # noqa: F401  (what a child would have to import again and again)
-    from sims_image.data.prepare import Prepare, prepare
+    from sims_image.data.options import Prepare
+    from sims_image.data.prepare import prepare
     from sims_image.models import checkpoints
     from sims_image.models.networks import build
 

@@ -209,7 +209,7 @@ def test_other_sweeps_have_pages_too(tmp_path, browser, options):
 
 
 def test_the_image_report_opens(tmp_path, browser):
-    from sims_image.__main__ import run as command
+    from sims_image.commands import run as command
     from sims_image.models.presets import PRESETS
     from tests.image import tiny
 

@@ -65,9 +65,9 @@ def parse_command(
         raise _misread(argv, _one_line(complaints.getvalue())) from None
     if unknown:
         name = unknown[0].split("=")[0]
-        if name in _options(default):  # of the settings, and fixed: `tyro.conf.Fixed`
+        if name in options_of(default):  # of the settings, and fixed: `tyro.conf.Fixed`
             raise InputError("option", name, "it does nothing in this command; leave it out")
-        raise _unknown(name, [option for option in _options(default) if option not in _fixed(cls)])
+        raise _unknown(name, [option for option in options_of(default) if option not in _fixed(cls)])
     check_bounds(parsed)
     return parsed
 
@@ -217,12 +217,12 @@ def _fixed(cls: type) -> set[str]:
     return {"--" + name.replace("_", "-") for name in fixed}
 
 
-def _options(settings: object, prefix: str = "--") -> list[str]:
+def options_of(settings: object, prefix: str = "--") -> list[str]:
     """The command-line options of a settings dataclass, nested ones with their dotted names."""
     found: list[str] = []
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         name, value = prefix + field.name.rstrip("_").replace("_", "-"), getattr(settings, field.name)
-        found += _options(value, name + ".") if dataclasses.is_dataclass(value) else [name]
+        found += options_of(value, name + ".") if dataclasses.is_dataclass(value) else [name]
     return found
 
 

@@ -12,19 +12,16 @@ import hashlib
 import math
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason, shown
 from sims_core.lab.runs import parse_json
 from sims_image.data.archives import ZipIndex, checked_members, npy_read, npz_arrays, npz_words, open_zip, passed_over
 from sims_image.data.stores import ArrayStore, Images, Labels, Store, ZipStore, check_labels, edm_labels
-
-if TYPE_CHECKING:
-    import torch
-
 
 FORMAT = "sims-dataset 1"
 #: bytes of content up to which opening a data set verifies all of it, when not told: a fraction of a second
@@ -137,6 +134,17 @@ def block_length(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 def _spaced(shape: Sequence[int]) -> str:
     return " ".join(map(str, shape))
+
+
+def by(shape: Sequence[int]) -> str:
+    """A shape in words: ``3x32x32``."""
+    return "x".join(map(str, shape))
+
+
+def cache_folder(data: Dataset) -> Path:
+    """Where what is computed from a data set is kept: ``NAME.features`` beside it."""
+    path = data.path.resolve()
+    return path.with_name(path.name + ".features")
 
 
 def open_dataset(path: str | Path, *, argument: str = "--data", verify: bool | None = None) -> Dataset:

@@ -1,292 +1,32 @@
-"""``sims_image prepare SOURCE --out FOLDER``: make a data set of what there is (`docs/images-data.md`)."""
+"""Data sets made of what there is (`docs/images-data.md`): arrays that grow, the record, the move into place."""
 
 from __future__ import annotations
 
-import math
+import contextlib
+import os
 import sys
-import warnings
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sims_core.errors import InputError, choose, shown
-from sims_core.lab.command import parse_command
-from sims_core.lab.runs import RunFolder, followed, write_failure
-from sims_image.models.presets import by
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from sims_core.errors import InputError, shown
+from sims_core.lab.runs import RunFolder, followed, kept_json, parse_json, write_atomic, write_failure, write_json
+from sims_image.data.archives import UnreadableError
+from sims_image.data.dataset import FORMAT, Dataset, content_sha256, open_dataset
+from sims_image.data.decoding import SOURCE, images
+from sims_image.data.options import Prepare
+from sims_image.data.plan import Output, Plan, check, plan
+from sims_image.data.sources.base import bar
+from sims_image.data.stores import ArrayStore
+from sims_image.data.writing import Growing, check_room, write_edm_zip
 
-    from sims_image.data.dataset import Dataset
-    from sims_image.data.pictures import Transform
-    from sims_image.data.sources.base import Source
-
-FORMATS = ("folder", "edm-zip")
-CROPS = ("center", "adm", "none")
-FILTERS = ("lanczos", "box", "bilinear", "bicubic")
-#: settings that decide the content; the rest says where and how
-_DECISIVE = ("size", "crop", "filter", "gray", "rgb", "upright", "unlabelled", "limit", "balanced", "holdout", "seed")
-#: progress is recorded after so many bytes
-_COMMIT = 64 * 2**20
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Make a data set: a folder of images.npy, labels.npy and dataset.json, or NVIDIA's EDM zip.
-
-    Killed at any instant, the same command goes on; the result appears under its name when it is whole and not before.
-    Without --size the source's images must be square and alike.
-    """
-
-    source: str = ""
-    """What to read (the first word may stand without --source): cifar-10-python.tar.gz or cifar-100-python.tar.gz; a
-    folder of downsampled ImageNet's batches; a folder or zip of pictures; MNIST's IDX files or their folder; an .npz of
-    arr_0 (ADM's) or a .npy of pictures; a parquet file, a folder of them or a clone from the Hub; a data set or EDM
-    zip; or the word digits."""
-    out: str = ""
-    """The folder to make, or with --format edm-zip the .zip file."""
-    kind: str = ""
-    """What the source is, if its looks mislead: cifar10, cifar100, imagenet, folder, zip, idx, arrays, parquet,
-    dataset or digits."""
-    format: str = "folder"
-    """folder, or edm-zip (uncompressed zip of PNGs with dataset.json, as NVIDIA's tools read it)."""
-    split: str = ""
-    """Of sources that have splits: train (the default), test or val; none, where folders called so are classes."""
-    size: int = 0
-    """Resample to this many pixels a side; 0 leaves the images as they are."""
-    crop: str = "center"
-    """How pictures become square under --size: center (middle square, then --filter), adm (Dhariwal & Nichol's crop of
-    ImageNet, with its own filters), none (refuse pictures that are not square)."""
-    filter: str = "lanczos"
-    """Resampling filter: lanczos, box, bilinear or bicubic."""
-    gray: bool = False
-    """Make everything one grey channel."""
-    rgb: bool = False
-    """Make everything three channels, grey pictures too."""
-    upright: bool = False
-    """Turn photographs by their EXIF orientation (the field's tools do not)."""
-    unlabelled: bool = False
-    """Leave labels out."""
-    skip_damaged: bool = False
-    """Leave out the pictures that cannot be decoded, and name them (every picture is decoded twice)."""
-    classes: str = ""
-    """Names of the classes, with commas, for sources that only number them."""
-    limit: int = 0
-    """Take only so many images: the first ones, or a balanced subset; 0 takes all."""
-    balanced: bool = False
-    """Take as many images of each class, drawn by --seed."""
-    holdout: float = 0.0
-    """Hold out a fraction (below 1) or a number of the images, each class its share, drawn by --seed, as a second data
-    set OUT-heldout."""
-    seed: int = 0
-    """Of --balanced and --holdout."""
-    name: str = ""
-    """The data set's name in records; default: the source's."""
-    image_column: str = ""
-    """Of a parquet file; default: found by type and name."""
-    label_column: str = ""
-    """Of a parquet file; default: found by type and name. Of CIFAR-100: fine_label (the default) or coarse_label."""
-    class_map: str = ""
-    """Downsampled ImageNet's map_clsloc.txt, which renumbers its classes to the order of sorted WordNet numbers;
-    default: the one beside the batches."""
-    workers: int = 0
-    """Threads that decode pictures; 0 is one a core, at most 8. Does not change the result."""
-    restart: bool = False
-    """Delete what a start with other settings left unfinished beside --out (OUT.preparing), and begin anew."""
-    dry_run: bool = False
-    """Say what would be made, and make nothing."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """A data set to make: where, its name in records, and which of the chosen images it takes."""
-
-    path: Path
-    name: str
-    mask: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What `prepare` would do: every choice made, nothing written.
-
-    chosen: increasing indices into the source; held: which of them are held out. shape, dtype: of an image made.
-    """
-
-    settings: Prepare
-    source: Source
-    transform: Transform | None
-    chosen: NDArray[np.int64]
-    held: NDArray[np.bool_]
-    shape: tuple[int, int, int]
-    dtype: np.dtype[Any]
-    classes: list[str]
-    name: str
-
-    @property
-    def each(self) -> int:
-        """Bytes of an image made."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the content, as dataset.json records it."""
-        decided = {name: getattr(self.settings, name) for name in _DECISIVE}
-        decided["holdout"] = float(self.settings.holdout)
-        if self.settings.skip_damaged:
-            decided["skip_damaged"] = True
-        return {"classes": self.classes, "source": self.source.identity(), "settings": decided}
-
-    def flat(self) -> dict[str, Any]:
-        """The identity, the name and the format, a line each."""
-        known = self.identity()
-        source = {f"source {key}": value for key, value in known["source"].items()}
-        made = {"classes": self.classes, "name": self.name, "format": self.settings.format}
-        return {**source, **known["settings"], **made}
-
-    @property
-    def counts(self) -> NDArray[np.int64] | None:
-        """Images of each class that are taken; None without labels."""
-        import numpy as np
-
-        labels = self.source.labels
-        return None if labels is None else np.bincount(labels[self.chosen], minlength=len(self.classes))
-
-    @property
-    def notes(self) -> list[str]:
-        """What the user should know, a line each."""
-        counts = self.counts
-        empty = [] if counts is None else [k for k, count in enumerate(counts) if not count]
-        return [*self.source.notes, *empty_note(self.classes, empty)]
-
-    def outputs(self) -> list[Output]:
-        """Every data set to make; the one at --out comes last."""
-        out = followed(self.settings.out)
-        main = Output(out, self.name, ~self.held)
-        if not self.held.any():
-            return [main]
-        stem, suffix = (out.stem, out.suffix) if self.settings.format == "edm-zip" else (out.name, "")
-        return [Output(out.with_name(f"{stem}-heldout{suffix}"), f"{self.name}-heldout", self.held), main]
-
-    def lines(self) -> list[str]:
-        """For people."""
-        from sims_image.data.writing import size
-
-        held, shape = int(self.held.sum()), by(self.shape)
-        kind = f"{self.source.kind}, {self.source.split}" if self.source.split else self.source.kind
-        found = [
-            f"source   {self.settings.source} ({kind}): {self.source.count} images, sha256"
-            f" {self.source.sha256[:12]} of {self.source.sha256_of}",
-            f"images   {len(self.chosen)}{f', {held} of them held out' if held else ''}, {shape} {self.dtype},"
-            f" {size(len(self.chosen) * self.each)}",
-            f"classes  {_classes_line(self)}",
-        ]
-        return found + [f"note     {note}" for note in self.notes]
-
-
-def _classes_line(plan: Plan) -> str:
-
-    counts = plan.counts
-    if counts is None:
-        return "none (unlabelled)"
-    names = ", ".join(map(shown, plan.classes[:10])) + (", ..." if len(plan.classes) > 10 else "")
-    return f"{len(plan.classes)} ({names}), {counts.min()} to {counts.max()} images each"
-
-
-def empty_note(classes: Sequence[str], empty: Sequence[int]) -> list[str]:
-    """A note on the numbers ``empty`` of classes without images."""
-
-    if not empty:
-        return []
-    names = ", ".join(shown(classes[k]) for k in empty[:10]) + (", ..." if len(empty) > 10 else "")
-    return [f"{len(empty)} of {len(classes)} classes have no images: {names}"]
-
-
-def plan(settings: Prepare, *, progress: bool = False) -> Plan:
-    """Read what must be known of the source, and decide everything. Raises `InputError` for bad input."""
-    from sims_core.seeds import Seed
-    from sims_image.data.making import oriented, sound
-    from sims_image.data.pictures import Transform
-    from sims_image.data.selection import held_out, limited
-    from sims_image.data.sources import open_source
-    from sims_image.data.sources.base import Request
-
-    _check(settings)
-    request = Request(
-        path=Path(settings.source),
-        split=settings.split,
-        image_column=settings.image_column,
-        label_column=settings.label_column,
-        class_map=settings.class_map,
-        labelled=not settings.unlabelled,
-        progress=progress,
-    )
-    source = open_source(request, settings.kind)
-    classes = _named(settings, source)
-    seed = Seed(settings.seed).child("prepare")
-    chosen = limited(
-        source.count, source.labels, classes, settings.limit, balanced=settings.balanced, seed=seed.child("limit")
-    )
-    if settings.skip_damaged:
-        source, chosen = sound(source, chosen, settings.workers, progress=progress)
-    held = held_out(chosen, source.labels, settings.holdout, seed.child("holdout"))
-    channels = 1 if settings.gray else 3 if settings.rgb else 0
-    wanted = Transform(settings.size, settings.crop, settings.filter, channels, settings.upright)
-    transform, shape = _shape(source, wanted, chosen)
-    if source.shape is None and not settings.upright:
-        source = oriented(source, chosen)
-    return Plan(settings, source, transform, chosen, held, shape, source.dtype, classes, settings.name or source.name)
-
-
-def _check(settings: Prepare) -> None:
-    """Raise `InputError` for settings that are wrong whatever the source holds."""
-    if not settings.source:
-        raise InputError("--source", settings.source, "name what to read, or 'digits'")
-    choose("--format", settings.format, FORMATS)
-    choose("--crop", settings.crop, CROPS)
-    choose("--filter", settings.filter, FILTERS)
-    for name in ("size", "limit", "seed", "workers"):
-        if getattr(settings, name) < 0:
-            raise InputError(f"--{name}", getattr(settings, name), "give a whole number of at least 0")
-    if settings.size > 4096:
-        raise InputError("--size", settings.size, "pixels a side, at most 4096")
-    if settings.gray and settings.rgb:
-        raise InputError("--rgb", "True", "--gray is given as well; choose one")
-    if not 0 <= settings.holdout < math.inf:
-        raise InputError("--holdout", settings.holdout, "give a fraction below 1, or a number of images")
-    if settings.out and (settings.format == "edm-zip") != settings.out.endswith(".zip"):
-        expected = "with --format edm-zip it is a file .zip; without, a folder"
-        raise InputError("--out", settings.out, expected)
-
-
-def _named(settings: Prepare, source: Source) -> list[str]:
-    if not settings.classes:
-        return source.classes
-    names = [name.strip() for name in settings.classes.split(",")]
-    if len(names) != len(source.classes) or len(set(names)) != len(names) or not all(names):
-        expected = f"{len(source.classes)} different names with commas, one a class of the source"
-        raise InputError("--classes", settings.classes, expected)
-    return names
-
-
-def _shape(
-    source: Source, wanted: Transform, chosen: NDArray[np.int64]
-) -> tuple[Transform | None, tuple[int, int, int]]:
-    """What must be done to every image (None: nothing), and the shape that comes of it."""
-    if source.shape is None:
-        from sims_image.data.making import first
-
-        return wanted, first(source, wanted, chosen)
-    channels, height, width = source.shape
-    side, colours = wanted.size or height, wanted.channels or channels
-    if (side, side, colours) == (height, width, channels):
-        return None, source.shape
-    if str(source.dtype) != "uint8" or channels not in (1, 3):
-        asked = "--size" if side != height else "--rgb" if wanted.channels == 3 else "--gray"
-        kind = f"{source.dtype} with {channels} channels"
-        raise InputError(asked, wanted.size or "True", f"the source holds {kind}, not pictures: it is taken as it is")
-    return wanted, (colours, side, side)
+#: progress is recorded after so many bytes or seconds, whichever comes first
+COMMIT_BYTES, COMMIT_SECONDS = 64 * 2**20, 10.0
 
 
 def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
@@ -297,14 +37,9 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
     """
     if settings.dry_run:
         raise InputError("--dry-run", "True", "`plan` says what would be made; `prepare` makes it")
-    _check(settings)
+    check(settings)
     if not Path(settings.out).name:
         raise InputError("--out", settings.out, "name the folder (or .zip) to make")
-    from sims_image.data.archives import UnreadableError
-    from sims_image.data.dataset import open_dataset
-    from sims_image.data.making import make
-    from sims_image.data.writing import check_room
-
     planned = plan(settings, progress=progress)
     if progress:
         print("".join(f"note: {shown(note, 400)}\n" for note in planned.notes), end="", file=sys.stderr)
@@ -336,8 +71,6 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
 
 def _recognised(output: Output, planned: Plan) -> bool:
     """Whether the data set is there already. Raises `InputError` if something else is."""
-    from sims_image.data.dataset import open_dataset
-
     out = output.path
     if not out.exists() or (out.is_dir() and planned.settings.format == "folder" and not any(out.iterdir())):
         return False
@@ -363,17 +96,124 @@ def _difference(part: str, there: Any, here: Any) -> str:
     return f"{part} {str(there)[:60]} there, {str(here)[:60]} here"
 
 
-def run(argv: Sequence[str]) -> None:
-    """The verb: ``argv`` is what follows it."""
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words = ["--source", *words]
-    description = "Make a data set of images that everything else reads. The first word is the source."
-    wanted = parse_command(Prepare, words, prog="sims_image prepare", description=description)
-    warnings.filterwarnings("ignore", module="PIL")  # what matters of a picture becomes an error or a note
-    if wanted.dry_run:
-        print("\n".join(plan(wanted, progress=True).lines()))
-        return
-    made = prepare(wanted, progress=True)
-    classes = f"{len(made.classes)} classes" if made.labels is not None else "no labels"
-    print(f"{made.path}: {len(made)} images {by(made.shape)} {made.dtype}, {classes}, sha256 {made.sha256}")
+def make(planned: Plan, folder: RunFolder, there: Sequence[bool], *, progress: bool) -> None:
+    """Write the arrays and records below ``folder``, then move them to where they belong, --out last.
+
+    there: which outputs are in their place already, of an earlier start that was killed while moving them.
+
+    Raises `InputError` for what is wrong with the source, OSError if writing fails.
+    """
+    outputs = planned.outputs()
+    parts = [folder.path / f"part{k}" for k in range(len(outputs))]
+    whole = all(done or part.exists() for part, done in zip(parts, there, strict=True))
+    if not (folder.finished and whole):
+        _fill(planned, parts, outputs, folder.path / "progress.json", progress=progress)
+        _record(planned, parts, outputs, progress=progress)
+        folder.finish()
+    for part, output, done in zip(parts, outputs, there, strict=True):
+        if not done:
+            _move(part, output.path, zipped=planned.settings.format == "edm-zip", progress=progress)
+
+
+def _fill(planned: Plan, parts: list[Path], outputs: list[Output], record: Path, *, progress: bool) -> None:
+    """``images.npy`` and ``labels.npy`` of every part. The source is read once, from where the record says."""
+    masks = [output.mask for output in outputs]
+    kinds = [(planned.shape, planned.dtype, int(mask.sum())) for mask in masks]
+    for part in parts:
+        part.mkdir(exist_ok=True)
+    done = _done(record)
+    behind = [int(mask[:done].sum()) for mask in masks]
+    there = [
+        Growing.reusable(part / "images.npy", *kind, n) for part, kind, n in zip(parts, kinds, behind, strict=True)
+    ]
+    if not all(there):
+        done, behind = 0, [0] * len(parts)
+    if planned.source.labels is not None:
+        labels = planned.source.labels[planned.chosen]
+        for part, mask in zip(parts, masks, strict=True):
+            write_atomic(part / "labels.npy", lambda path, mine=labels[mask]: np.save(path, mine.astype("<i8")))  # type: ignore[misc]
+    with contextlib.ExitStack() as stack:
+        arrays = []
+        for part, kind, n in zip(parts, kinds, behind, strict=True):
+            arrays.append(Growing(part / "images.npy", *kind, n))
+            stack.callback(arrays[-1].close)
+        shown = stack.enter_context(bar(progress, len(planned.chosen), "writing", " images", done))
+        committed, last = done, time.monotonic()
+        decoded = images(
+            planned.source,
+            planned.transform,
+            planned.shape,
+            planned.chosen[done:],
+            workers=planned.settings.workers,
+        )
+        for block in decoded:
+            for array, mask in zip(arrays, masks, strict=True):
+                mine = mask[done : done + len(block)]
+                array.append(block if mine.all() else block[mine])
+            done += len(block)
+            shown.update(len(block))
+            due = (done - committed) * planned.each >= COMMIT_BYTES or time.monotonic() - last >= COMMIT_SECONDS
+            if due or done == len(planned.chosen):
+                for array in arrays:
+                    array.flush()
+                write_json(record, {"done": done})
+                committed, last = done, time.monotonic()
+    if done != len(planned.chosen):
+        raise InputError(SOURCE, planned.settings.source, f"it gave {done} images of {len(planned.chosen)}")
+
+
+def _done(record: Path) -> int:
+    done = (kept_json(record) or {}).get("done")
+    return done if type(done) is int and done >= 0 else 0
+
+
+def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress: bool) -> None:
+    """``dataset.json`` of every part."""
+    found: list[dict[str, Any]] = []
+    for part, output in zip(parts, outputs, strict=True):
+        labels = None if planned.source.labels is None else planned.source.labels[planned.chosen][output.mask]
+        counts = [] if labels is None else np.bincount(labels, minlength=len(planned.classes)).tolist()
+        data = _opened(part, labels, {"name": output.name, "classes": planned.classes})
+        with bar(progress, len(data), "checking", " images") as shown:
+            digest = content_sha256(data, tick=shown.update)
+        found.append(
+            {
+                "format": FORMAT,
+                "name": output.name,
+                "shape": list(planned.shape),
+                "dtype": str(planned.dtype),
+                "counts": {"images": len(data), "classes": counts},
+                "sha256": digest,
+                **planned.identity(),
+                "libraries": {library: metadata.version(library) for library in ("numpy", "pillow")},
+            }
+        )
+    if len(found) == 2:  # each knows the other, so that nobody evaluates on what was trained on
+        for record, other, role in ((found[0], found[1], "held out"), (found[1], found[0], "kept")):
+            record["holdout"] = {"this": role, "other": other["name"], "other_sha256": other["sha256"]}
+    for part, record in zip(parts, found, strict=True):
+        write_json(part / "dataset.json", record)
+
+
+def _opened(part: Path, labels: NDArray[np.int64] | None, record: dict[str, Any]) -> Dataset:
+    return Dataset(part, ArrayStore(part / "images.npy", "--out"), labels, record)
+
+
+def _move(part: Path, out: Path, *, zipped: bool, progress: bool) -> None:
+    """The whole part under its name, in one step."""
+    if zipped:
+        record = parse_json("--out", str(part), (part / "dataset.json").read_bytes())
+        labels = np.load(part / "labels.npy", allow_pickle=False) if (part / "labels.npy").exists() else None
+        data = _opened(part, labels, record)
+        with bar(progress, len(data), "packing", " images") as shown:
+            packed = part.with_suffix(".zip")
+            write_atomic(packed, lambda path: write_edm_zip(data, path, tick=shown.update))
+        os.replace(packed, out)
+    else:
+        os.rename(part, out)
+    if hasattr(os, "O_DIRECTORY"):
+        parent = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError, reason, shown
 from sims_image.data.archives import ZipIndex, npy_header, npy_read
+from sims_image.data.pictures import raw_pixels
 
 Images = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -105,8 +106,6 @@ class ZipStore:
         data = self._index.read(position)
         if self._arrays:
             return npy_read(self._index.argument, self._index.item(position), io.BytesIO(data), len(data))
-        from sims_image.data.pictures import raw_pixels
-
         return raw_pixels(self._index.argument, self._index.item(position), data)
 
     def read(self, indices: NDArray[np.int64]) -> Images:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 import shutil
@@ -17,6 +18,7 @@ import numpy as np
 
 from sims_core.errors import InputError
 from sims_image.data.dataset import Dataset, block_length
+from sims_image.data.pictures import to_png
 from sims_image.data.stores import Images
 
 
@@ -77,10 +79,6 @@ def write_edm_zip(data: Dataset, path: Path, *, tick: Callable[[int], object] | 
     channels). ``dataset.json`` has ``labels`` as NVIDIA's readers expect it and beside it ``sims``, our own record,
     which they pass over. The same data set gives the same bytes.
     """
-    import json
-
-    from sims_image.data.pictures import to_png
-
     pictures = data.dtype == np.uint8 and data.shape[0] in (1, 3)
     prefix, suffix = ("img", ".png") if pictures else ("img-mean-std-" if data.shape[0] == 8 else "img", ".npy")
     names = (f"{k // 1000:05d}/{prefix}{k:08d}{suffix}" for k in range(len(data)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,11 @@ from scipy import stats
 from sims_core.guidance import FULL
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_image.experiments.halving import Cell, Search, halve, planned, retunings, rounds
+from sims_image.experiments.bench import Bench
+from sims_image.experiments.halving import Cell, halve, planned, retunings, rounds
+from sims_image.experiments.search import Search
 from sims_image.learner import ImageData, ImageModel
 from sims_image.sampling.seeds import Seeds
-
-if TYPE_CHECKING:
-    from sims_image.experiments.bench import Bench
-
-__all__ = ["Arm", "Search", "confirm", "grids", "half_interval"]
 
 
 @dataclass(frozen=True)

@@ -8,31 +8,36 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sims_core.lab.runs import kept_json
+import numpy as np
+import torch
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from sims_core.sampling import Sampler
-    from sims_image.experiments.sims import Plan
-    from sims_image.learner import ImageLearner, ImageModel
-    from sims_image.metrics.targets import Reference
-    from sims_image.processes import Processes
-    from sims_image.sampling.guided import Model
-    from sims_image.sampling.seeds import Seeds
+from sims_core.guidance import FULL
+from sims_core.lab.runs import kept_json, write_atomic, write_failure, write_json
+from sims_core.sampling import Sampler
+from sims_image.data.dataset import open_dataset
+from sims_image.experiments.plan import Plan
+from sims_image.learner import ImageLearner, ImageModel
+from sims_image.metrics.features import extractor
+from sims_image.metrics.report import collect, evaluate
+from sims_image.metrics.samples import gathered
+from sims_image.metrics.targets import Reference
+from sims_image.processes import Processes
+from sims_image.sampling.generate import choose_sampler
+from sims_image.sampling.generation import stream
+from sims_image.sampling.guided import Model
+from sims_image.sampling.seeds import Labels, Seeds
 
 
 def there(path: Path, processes: Processes, read: Callable[[Path], Any] = kept_json) -> bool:
     """Whether a part of a cell is kept at ``path``, whole: ``read`` makes something of it."""
-    import torch
-
     return bool(processes.sum(torch.tensor(float(processes.first and read(path) is not None))))
 
 
 def _whole(path: Path) -> Any:
     """The features at ``path``; None where they are not there, whole."""
-    import numpy as np
-
     try:
         return np.load(path)
     except (OSError, ValueError, EOFError):
@@ -40,8 +45,6 @@ def _whole(path: Path) -> Any:
 
 
 def _save(path: Path, *, features: Any) -> None:
-    import numpy as np
-
     with open(path, "wb") as file:
         np.save(file, features)
 
@@ -50,10 +53,6 @@ class Bench:
     """Measures models: each cell once, kept as ``cells/HASH.json`` by all that decides it."""
 
     def __init__(self, planned: Plan, learner: ImageLearner, processes: Processes) -> None:
-        from sims_image.data.dataset import open_dataset
-        from sims_image.metrics.features import extractor
-        from sims_image.metrics.targets import Reference
-
         settings = planned.settings
         self.plan, self.learner, self.processes = planned, learner, processes
         self.data = open_dataset(settings.data)
@@ -77,8 +76,6 @@ class Bench:
 
     def sampler(self, model: Model, *, doubled: bool = False) -> Sampler:
         """The experiment's sampler."""
-        from sims_image.sampling.generate import choose_sampler
-
         found = choose_sampler(model, self.plan.settings.sampler)
         return found.doubled() if doubled else found
 
@@ -88,8 +85,6 @@ class Bench:
 
     def equal(self, base: ImageModel) -> Sampler:
         """The sampler with as many evaluations of one network as SIMS has of two: in full guidance, twice the steps."""
-        from sims_core.guidance import FULL
-
         found = self.sampler(base.load())
         more = self.evaluations_of_sims(base) / found.nfe
         return found.doubled() if self.plan.schedule == FULL else replace(found, steps=round(found.steps * more))
@@ -98,9 +93,6 @@ class Bench:
         self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False, sampler: Sampler | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """(batches of this process's part of ``seeds``, all that decides the images). Arguments as `measure`."""
-        from sims_image.sampling.generation import stream
-        from sims_image.sampling.seeds import Labels, Seeds
-
         settings = self.plan.settings
         request = self.learner.request(image_model, seeds, root=settings.seed, device=self.processes.device)
         model = request.model
@@ -131,9 +123,6 @@ class Bench:
         doubled: with twice the steps. sampler: in place of the experiment's. features: keep those of the images that
         KID compares beside it, in a file that the cell names as ``features``.
         """
-        from sims_image.metrics.report import collect, evaluate
-        from sims_image.metrics.samples import gathered
-
         batches, known = self.stream(image_model, seeds, doubled=doubled, sampler=sampler)
         held = None if self.reference.heldout is None else self.reference.heldout.sha256
         known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
@@ -146,8 +135,6 @@ class Bench:
             self.evaluations += known["nfe"] * len(seeds)
 
             def save() -> None:
-                from sims_core.lab.runs import write_atomic, write_failure, write_json
-
                 assert whole is not None
                 kept = whole.kept().features if features else None
                 report = evaluate(
@@ -177,8 +164,6 @@ class Bench:
         return found
 
     def _told(self, batches: Iterator[Any], known: dict[str, Any], count: int) -> Iterator[Any]:
-        from tqdm import tqdm
-
         words = f"{known['guidance']} omega {known['omega']:g}"
         with tqdm(total=count, desc=words, unit="img", disable=not self.processes.first, leave=False) as shown:
             for batch in batches:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sims_image.experiments.sims import Sims
+from sims_image.experiments.options import Sims
 
 #: what decides the numbers besides what a figure's title says
 _TOLD = ("sampler", "budget", "budgets", "lr", "retrain_budget", "retrain_lr", "fit_budget", "fit_lr", "features")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sims_core.errors import InputError
-from sims_image.models.presets import by
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from sims_image.data.dataset import Dataset
-    from sims_image.experiments.sims import Sims
-    from sims_image.models.presets import Recipe
+from sims_core.lab.grids import parse_grid
+from sims_core.sampling import Sampler
+from sims_image.data.dataset import Dataset, by, open_dataset
+from sims_image.experiments.options import Sims
+from sims_image.metrics.features import check_features
+from sims_image.metrics.targets import check_real
+from sims_image.models.presets import PRESETS, Recipe
+from sims_image.processes import choose_device
+from sims_image.sampling.seeds import Labels
+from sims_image.training.options import Train
+from sims_image.training.plan import recipe_of
 
 
 def omegas_of(text: str, grid: str = "") -> list[float]:
@@ -22,8 +26,6 @@ def omegas_of(text: str, grid: str = "") -> list[float]:
 
     grid: what of ``text`` is the grid; default all. Raises `InputError` for one below 0, or for none above.
     """
-    from sims_core.lab.grids import parse_grid
-
     found = [omega for omega in parse_grid("--omega", grid or text, low=0, high=1e6) if omega > 0]
     if not found:
         raise InputError("--omega", text, "give at least one value above 0, such as 0.5,1,2; 0 is always measured")
@@ -47,19 +49,10 @@ def check_inputs(
 ) -> Dataset:
     """Refuse what the run would: data, held-out images, labels, sampler, features, fine-tuning, device.
 
-    preset, checkpoint: of the base (`sims_image.experiments.sims.base_of`). config: its network's. budgets: of
+    preset, checkpoint: of the base (`sims_image.experiments.plan.base_of`). config: its network's. budgets: of
     auxiliaries, increasing. Returns ``--data``.
     Raises `InputError` naming the option.
     """
-    from sims_core.sampling import Sampler
-    from sims_image.data.dataset import open_dataset
-    from sims_image.metrics.features import check_features
-    from sims_image.metrics.targets import check_real
-    from sims_image.models.presets import PRESETS
-    from sims_image.processes import choose_device
-    from sims_image.sampling.seeds import Labels
-    from sims_image.training.train import Train, recipe_of
-
     data = open_dataset(settings.data, verify=False)
     held = further(settings.heldout, "--heldout", data) if settings.heldout else None
     check_real(data, held, arguments=("--data", "--heldout"))
@@ -102,11 +95,27 @@ def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:
 
     least: images that each draw from it takes.
     """
-    from sims_image.data.dataset import open_dataset
-
     found = open_dataset(path, argument=argument, verify=False)
     if found.shape != data.shape:
         raise InputError(argument, path, f"its images are {by(found.shape)}, those of --data {by(data.shape)}")
     if len(found) < least:
         raise InputError(argument, path, f"it holds {len(found)} images and each draw takes {least}")
     return found
+
+
+def parse_widths(argument: str, text: str) -> tuple[float, ...]:
+    """Read a list of relative widths, '' for none. Raises `InputError`."""
+    if not text:
+        return ()
+    found = parse_grid(argument, text, low=0.01, high=0.28)
+    return tuple(found)
+
+
+def grids_of(settings: Sims, preset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The grids of both options. Raises `InputError`, also where the preset keeps no power-function averages."""
+    found = []
+    for argument, text in (("--base-ema", settings.base_ema), ("--auxiliary-ema", settings.auxiliary_ema)):
+        found.append(parse_widths(argument, text))
+        if text and PRESETS[preset].recipe.ema != "power":
+            raise InputError(argument, text, f"preset {preset} keeps no power-function averages; leave it out")
+    return found[0], found[1]

@@ -1,4 +1,4 @@
-"""``sims_image control``: Algorithm 2 of SIMS on image classes (`docs/images-control.md`).
+"""Algorithm 2 of SIMS on image classes (`docs/images-control.md`).
 
 The base is unconditional. Its own samples, judged by a classifier and selected in the shares of the target's complement
 (`sims_core.control.complement`), are what the auxiliary is fine-tuned on; guidance away from it moves the output's
@@ -8,49 +8,32 @@ class shares toward the target.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.errors import InputError, shown
+from sims_core.control import COMPLEMENTS, complement, distribution_control
+from sims_core.errors import InputError, choose, shown
+from sims_core.seeds import Seed
+from sims_image.data.dataset import open_dataset
+from sims_image.experiments import control_report
 from sims_image.experiments.checks import at_hand, omegas_of
-from sims_image.experiments.laboratory import Checked, Lab, Laboratory, check, verb
-
-if TYPE_CHECKING:
-    from sims_core.seeds import Seed
-    from sims_image.experiments.judging import Judging
-    from sims_image.learner import ImageData, ImageModel
-    from sims_image.metrics.classify import Judge
-    from sims_image.processes import Processes
+from sims_image.experiments.costs import ledger
+from sims_image.experiments.judging import Judging
+from sims_image.experiments.laboratory import Checked, Lab, check
+from sims_image.experiments.options import Control
+from sims_image.learner import ImageData, ImageModel
+from sims_image.metrics.classifier import check_labelled
+from sims_image.metrics.classify import Judge, judge, judged
+from sims_image.models.presets import PRESETS
+from sims_image.processes import Processes
+from sims_image.sampling.seeds import Seeds
 
 Array = NDArray[np.float64]
 #: candidates are drawn for selection until there are enough, at most so many times what the shares ask for
 ROUNDS = 4
-
-
-@dataclass(frozen=True)
-class Control(Laboratory):
-    """Move a model's class shares toward a target (Algorithm 2), and measure shares, classes and overall quality.
-
-    Beside it: the base, the base with twice the steps, plain SIMS (an auxiliary with the base's own shares), and a
-    random direction. The base must be unconditional: of a conditional one, ask for labels instead.
-    """
-
-    target: str = "uniform"
-    """Class shares to reach: uniform, one number a class (0.3,0.7), or NAME=SHARE,... with the rest shared out as the
-    base has it. They are scaled to sum to 1."""
-    omega: str = "0.5,1,2"
-    """Grid of extrapolation strengths; 0 is always measured."""
-    classifier: str = ""
-    """Who says what class an image is of: '' (trained on the labels of --data, as `classify` does), a folder that
-    classify stored, or module:function."""
-    complement: str = "linear"
-    """What the auxiliary's shares are, linear or geometric: two readings of the paper's word."""
-    strength: float = 1.0
-    """How far the complement goes; linear: above `largest_strength` it cuts classes out."""
 
 
 def parse_target(text: str, classes: Sequence[str], base: Array) -> Array:
@@ -80,9 +63,6 @@ def parse_target(text: str, classes: Sequence[str], base: Array) -> Array:
 
 def plan(settings: Control) -> tuple[Checked, list[float]]:
     """What is asked for, checked. Raises `InputError`."""
-    from sims_core.control import COMPLEMENTS
-    from sims_core.errors import choose
-
     choose("--complement", settings.complement, COMPLEMENTS)
     if not settings.strength > 0:
         raise InputError("--strength", settings.strength, "give a positive number")
@@ -97,8 +77,6 @@ def plan(settings: Control) -> tuple[Checked, list[float]]:
 
 def _conditional(settings: Control, checked: Checked) -> InputError:
     """Why a conditional base is refused, and what to do: of a conditional network, classes are asked for instead."""
-    from sims_image.models.presets import PRESETS
-
     count = checked.config["label_dim"]
     if checked.checkpoint:
         words = (
@@ -116,10 +94,6 @@ def _conditional(settings: Control, checked: Checked) -> InputError:
 
 def check_target(settings: Control) -> None:
     """Refuse a classifier that cannot be had and a target that does not fit its classes. Raises `InputError`."""
-    from sims_image.data.dataset import open_dataset
-    from sims_image.metrics.classifier import check_labelled
-    from sims_image.metrics.classify import judge
-
     data = open_dataset(settings.data, verify=False)
     if settings.classifier:
         classes: Sequence[str] = judge(settings.classifier, data).classes
@@ -131,11 +105,6 @@ def check_target(settings: Control) -> None:
 
 def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str]] | None:
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
-    from sims_image.data.dataset import open_dataset
-    from sims_image.experiments import control_report
-    from sims_image.experiments.judging import Judging
-    from sims_image.metrics.classify import judge
-
     checked, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
     labelled = open_dataset(settings.data, verify=False)
@@ -156,8 +125,6 @@ def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str
 
 def run_trial(lab: Lab, judging: Judging, outcome: Any, omegas: Sequence[float], trial: int) -> None:
     """Algorithm 2 once, with its controls, every model measured."""
-    from sims_core.control import complement, distribution_control
-
     settings, learner, seed = lab.settings, lab.learner, lab.trial(trial)
     assert isinstance(settings, Control)
     known: dict[str, Any] = {}
@@ -211,9 +178,6 @@ def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: A
 
     own: the base's shares, from which the number of candidates follows. Raises `InputError` where a class stays short.
     """
-    from sims_image.metrics.classify import judged
-    from sims_image.sampling.seeds import Seeds
-
     count = lab.sizes.auxiliary
     quota = np.floor(shares * count).astype(int)
     short = np.argsort(-(shares * count - quota), kind="stable")[: count - quota.sum()]
@@ -234,8 +198,6 @@ def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: A
 
 def describe(settings: Control) -> str:
     """The plan and its cost in words."""
-    from sims_image.experiments.costs import ledger
-
     checked, omegas = plan(settings)
     sizes, trials = checked.sizes, settings.trials
     told = ledger(checked)
@@ -249,6 +211,3 @@ def describe(settings: Control) -> str:
     told.draw("measuring guided models", sizes.n, (3 * len(omegas) + 1) * trials, 2)
     told.say("out", settings.out)
     return told.words
-
-
-run = verb(Control, "control", conduct, describe)

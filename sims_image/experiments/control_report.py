@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
 from sims_core.control import total_variation, transport_law
+from sims_core.lab.style import METHOD, band, sequence, style
 from sims_core.seeds import Seed
 from sims_image.experiments.captions import settings_line
-from sims_image.experiments.control import Control
-from sims_image.experiments.laboratory import said, summarise
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from sims_image.experiments.judging import Judged, Judging
-    from sims_image.experiments.laboratory import Lab
+from sims_image.experiments.judging import Judged, Judging
+from sims_image.experiments.laboratory import Lab, said, summarise
+from sims_image.experiments.options import Control
 
 _LABELS = {
     "base": "base",
@@ -70,8 +67,6 @@ class Outcome:
 
     def tables(self) -> dict[str, pd.DataFrame]:
         """'models', 'classes' (every trial), 'summary' and 'shares' (means and intervals over trials)."""
-        import pandas as pd
-
         models, classes = pd.DataFrame(self.models).astype({"frechet_target": float}), pd.DataFrame(self.classes)
         start = models[models["arm"] == "base"].set_index("trial")
         for name in ("tv", "frechet", "frechet_target"):
@@ -103,10 +98,6 @@ class Outcome:
 
 def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
     """Shares of every class at each omega; total variation and Fréchet distances against omega."""
-    from matplotlib.figure import Figure
-
-    from sims_core.lab.style import METHOD, band, sequence, style
-
     lab, summary, shares = outcome.lab, tables["summary"], tables["shares"]
     metric = lab.bench.reference.extractor.metric
     mine = shares[shares["arm"] == "control"]

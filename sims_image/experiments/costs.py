@@ -1,6 +1,6 @@
 """What an experiment will cost: images trained on and drawn, network evaluations, time here and on one GPU.
 
-Operations are counted by tracing the network (`sims_image.training.estimate`); GPU-hours assume its rate of an A100,
+Operations are counted by tracing the network (`sims_image.models.cost`); GPU-hours assume its rate of an A100,
 which nobody measured here.
 """
 
@@ -10,11 +10,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sims_image.experiments.laboratory import Checked
-    from sims_image.models.presets import Recipe
+from sims_core.sampling import Sampler
+from sims_image.experiments.checks import at_hand
+from sims_image.experiments.laboratory import Checked
+from sims_image.models.cost import A100, duration, evaluation_flops
+from sims_image.models.presets import PRESETS, Recipe
+from sims_image.training.estimate import here, measure
 
 
 @dataclass
@@ -50,8 +52,6 @@ class Ledger:
         self.lines.append((what, f"{times:,} x {images:,} images, {spent:,} evaluations: {self._hours(0, spent)}"))
 
     def _hours(self, trained: int, evaluations: int) -> str:
-        from sims_image.training.estimate import duration
-
         seconds = trained * self.flops / self.rate + evaluations * self.evaluation / self.drawing
         return f"{seconds / 3600:.2g} A100-hours" if seconds >= 3600 else f"{duration(seconds)} of one A100"
 
@@ -75,11 +75,6 @@ class Ledger:
 
 def ledger(checked: Checked) -> Ledger:
     """An empty one for an experiment's network and sampler. Raises `InputError`."""
-    from sims_core.sampling import Sampler
-    from sims_image.experiments.checks import at_hand
-    from sims_image.models.presets import PRESETS
-    from sims_image.training.estimate import A100, here
-
     recipe, sizes = checked.recipe, checked.sizes
     sampler = checked.settings.sampler or PRESETS[checked.preset].sampler
     nfe = Sampler.parse(sampler, argument="--sampler").nfe
@@ -95,6 +90,4 @@ def ledger(checked: Checked) -> Ledger:
 
 @lru_cache(maxsize=16)
 def _flops(config: str, recipe: Recipe) -> tuple[float, float]:
-    from sims_image.training.estimate import evaluation_flops, measure
-
     return measure(json.loads(config), recipe).flops, evaluation_flops(json.loads(config))

@@ -1,4 +1,4 @@
-"""The search of a `sims` experiment over omega and budget: a full grid, or successive halving.
+"""Searches in rounds: a full grid, or successive halving; and what a base's sampler is retuned over.
 
 Successive halving (Jamieson & Talwalkar 2016, arXiv 1502.07943) measures every candidate on few of the search seeds,
 keeps the better third for three times as many, and so on to all of them. Candidates of one round share their seeds and
@@ -10,17 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 from sims_core.sampling import Sampler
-from sims_image.learner import ImageModel
-from sims_image.metrics.kid import drift_error_cosine
 from sims_image.sampling.seeds import Seeds
-
-if TYPE_CHECKING:
-    from sims_image.experiments.bench import Bench
 
 Cell = dict[str, Any]
 K = TypeVar("K", bound=Hashable)
@@ -39,29 +32,6 @@ class Round(Generic[K]):
 
     seeds: Seeds
     cells: dict[K, Cell]
-
-
-@dataclass(frozen=True)
-class Search:
-    """rounds: cells by (budget, omega), the base under omega = 0 of every budget; one round is a full grid. budget,
-    omega: the best with omega > 0.
-
-    helps: whether it is better than omega = 0 in the last round. naive: cells of the auxiliaries alone, by budget.
-    cosine: of the drift of self-training (from the base's samples to the auxiliary's) with the base's error (from the
-    real images to its samples), in KID's kernel space, by budget: above 0, first order says that SIMS can help.
-    """
-
-    rounds: tuple[Round[tuple[int, float]], ...]
-    naive: dict[int, Cell]
-    cosine: dict[int, float]
-    budget: int
-    omega: float
-    helps: bool
-
-    @property
-    def cells(self) -> dict[tuple[int, float], Cell]:
-        """Of the last round, on all search seeds."""
-        return self.rounds[-1].cells
 
 
 def rounds(candidates: int, seeds: Seeds, *, halving: bool = True) -> tuple[Seeds, ...]:
@@ -100,36 +70,6 @@ def halve(
         found.append(Round(seeds, {key: measure(key, seeds) for key in alive}))
     last = found[-1].cells
     return found, min(alive, key=lambda key: value(last[key]))
-
-
-def search(bench: Bench, base: ImageModel, auxiliaries: dict[int, ImageModel]) -> Search:
-    """Measure omega x budget on the search seeds."""
-    plan = bench.plan
-    zero = bench.measure(base, plan.search, features=True)
-    real = (bench.reference.heldout or bench.reference).side.kept
-    assert real is not None
-    naive, cosines = {}, {}
-    for budget, auxiliary in auxiliaries.items():
-        naive[budget] = bench.measure(auxiliary, plan.search, features=True)
-        own, others = (np.load(cell["features"]) for cell in (zero, naive[budget]))
-        cosines[budget] = drift_error_cosine(base=own, auxiliary=others, real=real)
-        if bench.processes.first:
-            print(f"budget {budget:,}: drift-error cosine {cosines[budget]:+.3f}")
-
-    def measure(key: tuple[int, float], seeds: Seeds) -> Cell:
-        cell = bench.measure(bench.learner.extrapolate(base, auxiliaries[key[0]], key[1]), seeds)
-        if bench.processes.first:
-            print(f"budget {key[0]:,} omega {key[1]:g}: {bench.value(cell)['value']:.4g} (n = {len(seeds):,})")
-        return cell
-
-    found, best = halve(plan.candidates, plan.rounds, measure, lambda cell: bench.value(cell)["value"])
-    whole = []
-    for turn in found:
-        bottom = bench.measure(base, turn.seeds)
-        held = {(budget, 0.0): bottom for budget in plan.budgets}
-        whole.append(Round(turn.seeds, held | turn.cells))
-    helps = bench.value(whole[-1].cells[best])["value"] < bench.value(zero)["value"]
-    return Search(tuple(whole), naive, cosines, *best, helps)
 
 
 def planned(candidates: int, turns: Sequence[Seeds], nfe: int, base: int = 0) -> tuple[int, int]:

@@ -7,24 +7,23 @@ import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.lab.runs import kept
+from sims_core.lab.runs import kept, write_atomic, write_json
 from sims_core.seeds import Seed
 from sims_image.experiments.bench import there
+from sims_image.experiments.laboratory import Lab
+from sims_image.learner import ImageModel
 from sims_image.metrics.classify import Judge, confusion, judged
 from sims_image.metrics.compare import Side, compare
 from sims_image.metrics.moments import Frechet
 from sims_image.metrics.references import Statistics
 from sims_image.metrics.samples import Sample, gathered
 from sims_image.metrics.shares import Corrected, corrected_shares
-
-if TYPE_CHECKING:
-    from sims_image.experiments.laboratory import Lab
-    from sims_image.learner import ImageModel
+from sims_image.sampling.seeds import Seeds
 
 #: a classifier that nobody checked is taken at its word: so many held-out images, all judged rightly
 _TRUSTED = 10**9
@@ -96,8 +95,6 @@ class Judging:
 
     def measure(self, model: ImageModel, trial: int, *, doubled: bool = False) -> Judged:
         """Measure a model on the trial's images; each cell once, kept in ``cells``."""
-        from sims_image.sampling.seeds import Seeds
-
         lab, bench = self.lab, self.lab.bench
         seeds = Seeds.span(trial * lab.sizes.n, lab.sizes.n)
         batches, known = bench.stream(model, seeds, doubled=doubled)
@@ -115,8 +112,6 @@ class Judging:
             wholes = [gathered(sample, lab.processes) for sample in samples]
 
             def save() -> None:
-                from sims_core.lab.runs import write_atomic, write_json
-
                 content, every = self._content([w for w in wholes if w is not None])
                 arrays = {"mu": every.mu, "sigma": every.sigma}
                 write_atomic(path.with_suffix(".npz"), lambda p: np.savez(p, **arrays))  # type: ignore[arg-type]

@@ -11,104 +11,41 @@ The same command goes on where a stopped one was; another one in the same --out 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import tyro
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
+from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.errors import InputError, choose
-from sims_core.lab.command import parse_command
+from sims_core.guidance import FULL
+from sims_core.lab.runs import provenance, write_atomic, write_json
+from sims_core.lab.style import save
+from sims_core.seeds import Seed
+from sims_image.data.dataset import open_dataset
+from sims_image.data.sheets import write_sheet
+from sims_image.experiments.arms import half_interval
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.checks import at_hand, check_inputs
-from sims_image.experiments.sims import Plan, Sims, base_of, make_learner
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from sims_core.seeds import Seed
-    from sims_image.learner import ImageData, ImageLearner, ImageModel
-    from sims_image.models.presets import Recipe
-    from sims_image.processes import Processes
-    from sims_image.training.train import Train
+from sims_image.experiments.options import Laboratory, Retraining
+from sims_image.experiments.plan import Plan, base_of, make_learner
+from sims_image.learner import WEIGHTS, ImageData, ImageLearner, ImageModel
+from sims_image.models import checkpoints
+from sims_image.models.presets import PRESETS, Recipe
+from sims_image.processes import Processes
+from sims_image.sampling.seeds import Seeds
+from sims_image.training.objectives import OBJECTIVES
+from sims_image.training.options import Train
+from sims_image.training.plan import plan as plan_training
+from sims_image.training.schedules import images_of
 
 #: what a row of quality holds of the metrics, each with its standard error
 METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
-
-
-@dataclass(frozen=True)
-class Laboratory(Sims):
-    """Options of every experiment, besides its own."""
-
-    trials: int = 3
-    """Repetitions with other seeds of everything: training, sampling, measuring."""
-    n: str = "1k"
-    """Images by which a model is measured; each trial has its own."""
-    synthetic: str = ""
-    """|D_s|, a model's samples that the next one is trained on; default as many as there are real images."""
-    auxiliary_data: str = "synthetic"
-    """What the auxiliary is fine-tuned on: synthetic (the model's own samples alone), train+synthetic (with what that
-    model was trained on), real+synthetic (with the real data); see docs/images-sims.md."""
-    auxiliary_size: str = ""
-    """Samples that an auxiliary is made from; default --synthetic."""
-    heldout: str = ""
-    """Real images that no model was trained on; where given, distances are to them. `prepare --holdout` makes some."""
-    omega: str = "1"
-    """Extrapolation strength, or a grid of them."""
-    budget: str = "1Mi"
-    """Images that an auxiliary sees."""
-    fit_budget: str = ""
-    """Images that a model trained from scratch sees; default the preset's."""
-    fit_lr: float | None = None
-    """Learning rate of such a training; default the preset's."""
-    objective: str = ""
-    """Training objective: edm or edm2; default the preset's."""
-    network: str = ""
-    """Arguments of the network that differ from the preset's: model_channels=16,label_dim=0."""
-    guide_network: str = ""
-    """The same of the second network of autoguidance and of the rebuilt auxiliary; default --network."""
-    images: int = 0
-    """Real images, for a --dry-run where --data is not at hand."""
-    out: str = ""
-    """Where everything goes; default runs/<verb>."""
-    budgets: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    search: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    repeats: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 2
-    controls: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
-    base_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    auxiliary_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    interval: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    refresh_every: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
-    predictor_only: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
-
-
-@dataclass(frozen=True)
-class Retraining(Laboratory):
-    """Options of experiments whose models may start from the previous one."""
-
-    retrain_budget: str = ""
-    """Images that a model sees which starts from the previous one; default as from scratch."""
-    retrain_lr: float | None = None
-    """Learning rate of such a training, held from its first step to its last; default the preset's, with its ramp."""
-    retrain_batch: int | None = None
-    """Images a step of it; default the preset's."""
-
-    def options(self, mi: int) -> dict[str, Any]:
-        """Of `sims_image.training.train.Train`, for such a training. Raises `InputError`."""
-        from sims_image.training.schedules import images_of
-
-        found: dict[str, Any] = {"batch": self.retrain_batch}
-        if self.retrain_budget:
-            images = images_of("--retrain-budget", self.retrain_budget, mi)
-            if images < 1:
-                raise InputError("--retrain-budget", self.retrain_budget, "give at least 1 image")
-            found |= {"budget": f"{images / 1000:.9g}k", "snapshots": str(images)}
-        if self.retrain_lr is not None:
-            found |= {"lr": self.retrain_lr, "lr_rampup": "0", "lr_decay": "constant"}
-        return found
 
 
 @dataclass(frozen=True)
@@ -136,18 +73,21 @@ class Checked:
     config: dict[str, Any]
 
 
+def retraining_of(settings: Retraining, mi: int) -> dict[str, Any]:
+    """Options of `Train` for a training that starts from the previous model. Raises `InputError`."""
+    found: dict[str, Any] = {"batch": settings.retrain_batch}
+    if settings.retrain_budget:
+        images = images_of("--retrain-budget", settings.retrain_budget, mi)
+        if images < 1:
+            raise InputError("--retrain-budget", settings.retrain_budget, "give at least 1 image")
+        found |= {"budget": f"{images / 1000:.9g}k", "snapshots": str(images)}
+    if settings.retrain_lr is not None:
+        found |= {"lr": settings.retrain_lr, "lr_rampup": "0", "lr_decay": "constant"}
+    return found
+
+
 def check(settings: Laboratory) -> Checked:
     """Options and, where they are at hand, data, checked; nothing is built. Raises `InputError` naming the option."""
-    from sims_core.algorithm import AUXILIARY_DATA
-    from sims_image.data.dataset import open_dataset
-    from sims_image.learner import WEIGHTS
-    from sims_image.models import checkpoints
-    from sims_image.models.presets import PRESETS
-    from sims_image.training.objectives import OBJECTIVES
-    from sims_image.training.schedules import images_of
-    from sims_image.training.train import Train
-    from sims_image.training.train import plan as train_plan
-
     if not settings.data and not (settings.dry_run and settings.images):
         raise InputError("--data", "", "name the data set of real images (see `sims_image prepare`)")
     choose("--auxiliary-data", settings.auxiliary_data, AUXILIARY_DATA)
@@ -182,7 +122,7 @@ def check(settings: Laboratory) -> Checked:
         sheet=0,
         snapshots=str(counts["fit"]) if recipe.ema == "halflife" else "",
     )
-    planned = train_plan(replace(training, data=settings.data if there else "", dry_run=True))
+    planned = plan_training(replace(training, data=settings.data if there else "", dry_run=True))
     config = checkpoints.summary(checkpoint).config if checkpoint else planned.config
     if there:
         check_inputs(settings, preset, checkpoint, config)
@@ -194,10 +134,6 @@ class Lab:
     """An experiment at work: the learner, the bench, the real data, and the rows measured so far."""
 
     def __init__(self, checked: Checked, processes: Processes) -> None:
-        from sims_core.guidance import FULL
-        from sims_image.learner import ImageData
-        from sims_image.sampling.seeds import Seeds
-
         settings, sizes = checked.settings, checked.sizes
         self.checked, self.settings, self.sizes, self.processes = checked, settings, sizes, processes
         none = Seeds.span(0, 1)
@@ -206,7 +142,7 @@ class Lab:
         self.learner: ImageLearner = replace(
             make_learner(planned, processes),
             training=checked.training,
-            retraining=settings.options(checked.recipe.mi) if isinstance(settings, Retraining) else {},
+            retraining=retraining_of(settings, checked.recipe.mi) if isinstance(settings, Retraining) else {},
             rebuilding=rebuilding,
             budgets=(),
         )
@@ -221,8 +157,6 @@ class Lab:
 
     def fitting(self, data: ImageData) -> ImageData:
         """The data without labels that an unconditional network would not give its samples."""
-        import numpy as np
-
         opened = data.open()
         if opened.labels is None or self.checked.config.get("label_dim"):
             return data
@@ -230,14 +164,10 @@ class Lab:
 
     def trial(self, number: int) -> Seed:
         """The seed of a trial."""
-        from sims_core.seeds import Seed
-
         return Seed(self.settings.seed).child("trial", number)
 
     def quality(self, model: ImageModel, trial: int, *, doubled: bool = False, **identity: Any) -> dict[str, Any]:
         """Measure a model on the trial's images: a row of ``identity``, the metrics, n and NFE."""
-        from sims_image.sampling.seeds import Seeds
-
         cell = self.bench.measure(model, Seeds.span(trial * self.sizes.n, self.sizes.n), doubled=doubled)
         found = cell["report"][self.bench.target]
         row = {**identity, "trial": trial, "n": self.sizes.n, "nfe": int(cell["settings"]["nfe"])}
@@ -257,8 +187,6 @@ class Lab:
         """Write down which folders one generation of an arm consists of."""
 
         def save() -> None:
-            from sims_core.lab.runs import write_json
-
             place = self.folder / "runs" / arm.replace(" ", "-").replace("=", "")
             place.mkdir(parents=True, exist_ok=True)
             told = {k: None if m is None else _brief_model(m, self.folder) for k, m in models.items()}
@@ -268,11 +196,6 @@ class Lab:
 
     def grid(self, model: ImageModel, name: str, *, count: int = 32, doubled: bool = False) -> None:
         """A contact sheet of a model's first images, ``OUT/report/grid-NAME.png``. Nothing for latents."""
-        import numpy as np
-
-        from sims_image.sampling.seeds import Seeds
-        from sims_image.training.sheets import write_sheet
-
         path = self.report / f"grid-{name}.png"
         data = self.bench.data
         pictures = data.dtype == np.uint8 and data.shape[0] in (1, 3)
@@ -294,9 +217,6 @@ class Lab:
 
     def write(self, tables: dict[str, pd.DataFrame], figures: dict[str, Figure], words: Sequence[str]) -> Path:
         """Write tables, figures and ``results.json``; returns the report's folder."""
-        from sims_core.lab.runs import provenance, write_atomic, write_json
-        from sims_core.lab.style import save
-
         for name, frame in tables.items():
             stem = self.report / name
             write_atomic(stem.with_suffix(".csv"), lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
@@ -333,10 +253,6 @@ def _brief_model(model: ImageModel, root: Path) -> dict[str, Any]:
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high): Student's 95% interval over trials; a single trial has none (nan)."""
-    import numpy as np
-
-    from sims_image.experiments.arms import half_interval
-
     mean = float(np.mean(values))
     half = half_interval(values) if len(values) > 1 else float("nan")
     return mean, mean - half, mean + half
@@ -344,8 +260,6 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def summarise(rows: pd.DataFrame, by: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
     """One row for each combination of ``by``, in order of appearance: mean and interval over the trials."""
-    import pandas as pd
-
     found = []
     for key, part in rows.groupby(list(by), sort=False, dropna=False):
         row = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True)) | {"trials": len(part)}
@@ -360,33 +274,3 @@ def said(row: Any, name: str) -> str:
     """A mean and its interval in words; the mean alone where there is none."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return f"{row[name]:.3g}" if low != low else f"{row[name]:.3g} ({low:.3g} .. {high:.3g})"
-
-
-def verb(
-    cls: type[Any],
-    name: str,
-    conduct: Callable[[Any, Processes], tuple[Path, Sequence[str]] | None],
-    describe: Callable[[Any], str],
-) -> Callable[[Sequence[str]], None]:
-    """``argv -> None``: the verb of an experiment."""
-
-    def run(argv: Sequence[str]) -> None:
-        from sims_image.experiments.published import recipes
-
-        known = recipes(name)
-        settings = parse_command(
-            cls, argv, prog=f"sims_image {name}", description=str(cls.__doc__), presets=known or None
-        )
-        settings = replace(settings, out=settings.out or f"runs/{name}")
-        if settings.dry_run:
-            print(describe(settings))
-            return
-        from sims_image.processes import start
-
-        with start(settings.device) as processes:
-            found = conduct(settings, processes)
-        if found is not None:
-            folder, words = found
-            print("\n".join([*words, f"report: {folder}"]))
-
-    return run

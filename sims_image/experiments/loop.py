@@ -1,4 +1,4 @@
-"""``sims_image loop``: self-consuming generations on images, by any policy and method of the core.
+"""self-consuming generations on images, by any policy and method of the core.
 
 The loop is `sims_core.loop.self_consuming_loop`, the methods are those of `sims_core.algorithm`; what is here says what
 to run, measures every generation, and reports. `docs/images-loops.md` describes it.
@@ -9,47 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-from sims_core.errors import InputError
-from sims_core.lab.command import listed
+import pandas as pd
+
+from sims_core.algorithm import AUXILIARY_DATA, METHODS
+from sims_core.errors import InputError, choose
+from sims_core.lab.grids import parse_grid
+from sims_core.loop import Policy, parse_policy, self_consuming_loop
+from sims_core.sampling import Sampler
+from sims_core.seeds import Seed
+from sims_image.data.dataset import open_dataset
+from sims_image.data.derived import ImageData
+from sims_image.experiments import loop_report
 from sims_image.experiments.checks import at_hand, further
-from sims_image.experiments.laboratory import Checked, Lab, Laboratory, Retraining, check, summarise, verb
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from sims_core.loop import Policy
-    from sims_core.seeds import Seed
-    from sims_image.data.derived import ImageData
-    from sims_image.learner import ImageLearner
-    from sims_image.processes import Processes
-
-
-def loops() -> list[str]:
-    """The data policies as --loop takes them, and which of them need --more."""
-    from sims_core.loop import POLICIES
-
-    return [policy.form + " (needs --more)" * bool(policy.needs) for policy in POLICIES.values()]
-
-
-@dataclass(frozen=True)
-class Loop(Retraining):
-    """Train generation after generation on data that hold the models' own samples, and measure each.
-
-    The same command goes on where a stopped one was; more generations, methods, omegas or trials in the same --out make
-    only what is new. Several processes: torchrun --nproc_per_node N -m sims_image loop ...
-    """
-
-    loop: Annotated[str, listed("sims_image.experiments.loop:loops", "{}.")] = "augmentation"
-    """A data policy of `sims_core.loop.POLICIES`."""
-    method: str = "standard,sims,equal-cost"
-    """standard, sims, neon, autoguidance, continued, random, rebuilt; equal-cost is standard training with twice the
-    sampler's steps."""
-    generations: int = 6
-    """Of each loop; the first one trains on real data alone."""
-    more: str = ""
-    """Further images of the same kind: real ones to draw from (fresh), or D_p (polluted)."""
+from sims_image.experiments.costs import ledger
+from sims_image.experiments.laboratory import Checked, Lab, check, summarise
+from sims_image.experiments.options import Laboratory, Loop
+from sims_image.learner import ImageLearner
+from sims_image.models.presets import PRESETS
+from sims_image.processes import Processes
+from sims_image.training.schedules import images_of
 
 
 @dataclass(frozen=True)
@@ -67,11 +47,6 @@ class Arm:
 
 def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     """What is asked for, checked. Raises `InputError`."""
-    from sims_core.algorithm import METHODS
-    from sims_core.errors import choose
-    from sims_core.lab.grids import parse_grid
-    from sims_image.data.dataset import open_dataset
-
     policy = read_policy(settings.loop)
     if settings.generations < 1:
         raise InputError("--generations", settings.generations, "give a whole number of at least 1")
@@ -99,8 +74,6 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
 
 def bound(arm: Arm, settings: Laboratory, checked: Checked) -> Any:
     """The arm's method with its settings. An auxiliary from scratch has a whole training's budget."""
-    from sims_core.algorithm import AUXILIARY_DATA, METHODS
-
     sizes = checked.sizes
     return METHODS[arm.method].bind(
         n_synthetic=sizes.auxiliary,
@@ -112,20 +85,12 @@ def bound(arm: Arm, settings: Laboratory, checked: Checked) -> Any:
 
 def doubled(learner: ImageLearner) -> ImageLearner:
     """The learner with twice the sampler's steps."""
-    from sims_core.sampling import Sampler
-    from sims_image.models.presets import PRESETS
-
     name = learner.sampler or PRESETS[learner.training.preset].sampler
     return replace(learner, sampler=str(Sampler.parse(name, argument="--sampler").doubled()))
 
 
 def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] | None:
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
-    import pandas as pd
-
-    from sims_image.data.derived import ImageData
-    from sims_image.experiments import loop_report
-
     found = processes.together(lambda: plan(settings)) or plan(settings)
     checked, policy, arms = found
     lab = Lab(checked, processes)
@@ -145,9 +110,6 @@ def run_arm(
     lab: Lab, arm: Arm, policy: Policy, trial: int, *, generations: int, more: ImageData | None = None, **known: Any
 ) -> None:
     """One loop, every generation measured. more: further images, for the loops that need them. known: for the rows."""
-    from sims_core.algorithm import METHODS
-    from sims_core.loop import self_consuming_loop
-
     twice = METHODS[arm.method].resampled == "doubled"
     count = lab.sizes.synthetic if policy.ratio is None else max(1, round(policy.ratio * lab.sizes.real))
     turns = self_consuming_loop(
@@ -173,8 +135,6 @@ def run_arm(
 
 def read_policy(text: str, *, argument: str = "--loop") -> Policy:
     """A policy of the core; of a ratio of 0, whose training set is the real data alone. Raises `InputError`."""
-    from sims_core.loop import parse_policy
-
     policy = parse_policy(text, argument=argument)
     return replace(policy, train=lambda learner, turn: turn.real) if policy.ratio == 0 else policy
 
@@ -193,8 +153,6 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     ratio: to the arm's own first generation; minus_standard: difference to standard training at that generation;
     to_first: ratio to the first generation of standard training. All are paired by trial.
     """
-    import pandas as pd
-
     rows = rows.copy()
     own = rows[rows["generation"] == 1].set_index(["arm", "trial"])["frechet"]
     plain = rows[rows["method"] == "standard"].set_index(["generation", "trial"])["frechet"]
@@ -212,10 +170,6 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def describe(settings: Loop) -> str:
     """The plan and its cost in words."""
-    from sims_core.algorithm import METHODS
-    from sims_image.experiments.costs import ledger
-    from sims_image.training.schedules import images_of
-
     checked, policy, arms = plan(settings)
     sizes, turns = checked.sizes, settings.generations * settings.trials
     told = ledger(checked)
@@ -240,6 +194,3 @@ def describe(settings: Loop) -> str:
         told.draw("measuring", sizes.n, turns, networks)
     told.say("out", settings.out)
     return told.words
-
-
-run = verb(Loop, "loop", conduct, describe)

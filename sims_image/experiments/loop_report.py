@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
 
+from sims_core.lab.style import METHOD, band, style
 from sims_image.experiments.captions import settings_line
-from sims_image.experiments.laboratory import said
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from sims_image.experiments.laboratory import Lab
+from sims_image.experiments.laboratory import Lab, said
 
 #: panels of the figure: column, title
 PANELS = (
@@ -26,10 +23,6 @@ PANELS = (
 
 def colours(arms: pd.DataFrame) -> dict[str, str]:
     """A colour an arm: its method's, lighter ones for the smaller omegas of a grid."""
-    from matplotlib.colors import to_hex, to_rgb
-
-    from sims_core.lab.style import METHOD
-
     found = {}
     for method, part in arms.groupby("method", sort=False):
         red, green, blue = to_rgb(METHOD[str(method)])
@@ -41,10 +34,6 @@ def colours(arms: pd.DataFrame) -> dict[str, str]:
 
 def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
-    from matplotlib.figure import Figure
-
-    from sims_core.lab.style import band, style
-
     summary, rows, settings = tables["summary"], tables["generations"], lab.settings
     panels = [panel for panel in PANELS if panel[0] in summary]
     shades, metric = colours(summary), lab.bench.reference.extractor.metric

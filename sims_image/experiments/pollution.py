@@ -1,4 +1,4 @@
-"""``sims_image pollution``: the SIMS paper's Figure 5 on images: ST-I, ST-P, SIMS-I and SIMS-P against |D_p|.
+"""the SIMS paper's Figure 5 on images: ST-I, ST-P, SIMS-I and SIMS-P against |D_p|.
 
 D_p are samples of a previous-generation model, one trained on the real data alone. The polluted base is trained on
 D_r with D_p (`sims_core.loop`'s policy ``polluted``); Algorithm 1 goes on from there, its auxiliary made of the base's
@@ -8,45 +8,29 @@ own samples. `docs/images-pollution.md` says what is our reading.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sims_core.errors import InputError
+from sims_core.lab.grids import parse_grid
+from sims_core.loop import POLICIES, Turn
+from sims_image.data.dataset import open_dataset
+from sims_image.data.derived import ImageData
+from sims_image.experiments import pollution_report
 from sims_image.experiments.checks import at_hand, further, omegas_of
-from sims_image.experiments.laboratory import Checked, Lab, Retraining, check, verb
+from sims_image.experiments.costs import ledger
+from sims_image.experiments.laboratory import Checked, Lab, check
 from sims_image.experiments.loop import Arm, bound, drawn
-
-if TYPE_CHECKING:
-    from sims_image.data.derived import ImageData
-    from sims_image.processes import Processes
-
-
-@dataclass(frozen=True)
-class Pollution(Retraining):
-    """Train on real data polluted by a previous model's samples, with and without SIMS, over the size of the pollution.
-
-    ST standard training, SIMS Algorithm 1; I ideal (no pollution), P polluted. SIMS is measured at every omega of a
-    grid: the paper's comparison holds one fixed, and the best omega of each |D_p| is drawn beside it.
-    """
-
-    pollution: str = "0,0.25,0.5,1"
-    """Grid of |D_p| / |D_r|."""
-    omega: str = "1"
-    """Extrapolation strengths of SIMS."""
-    ideal: str = ""
-    """What I means: '' is D_r alone; a data set of further real images is polluted by those instead of D_p, as many."""
-    warm: bool = False
-    """Train every base from the model of D_r alone, for --retrain-budget, instead of from scratch."""
+from sims_image.experiments.options import Pollution
+from sims_image.processes import Processes
+from sims_image.training.schedules import images_of
 
 
 def plan(settings: Pollution) -> tuple[Checked, list[float], list[float]]:
     """What is asked for, checked: options, doses, omegas. Raises `InputError`."""
-    from sims_core.lab.grids import parse_grid
-    from sims_image.data.dataset import open_dataset
-
     doses = sorted({0.0, *parse_grid("--pollution", settings.pollution, low=0)})
     if len(doses) < 2:
         raise InputError("--pollution", settings.pollution, "give sizes above 0, such as 0,0.25,0.5,1")
@@ -62,11 +46,6 @@ def plan(settings: Pollution) -> tuple[Checked, list[float], list[float]]:
 
 def conduct(settings: Pollution, processes: Processes) -> tuple[Path, Sequence[str]] | None:
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
-    import pandas as pd
-
-    from sims_image.data.derived import ImageData
-    from sims_image.experiments import pollution_report
-
     checked, doses, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
     ideal = lab.fitting(ImageData(Path(settings.ideal))) if settings.ideal else None
@@ -104,8 +83,6 @@ def run_dose(
     lab: Lab, scenario: str, dose: float, extra: ImageData | None, omegas: Sequence[float], start: Any, trial: int
 ) -> None:
     """Standard training and SIMS on D_r with ``extra``, measured."""
-    from sims_core.loop import POLICIES, Turn
-
     settings, learner = lab.settings, lab.learner
     turn = Turn(1, lab.data, None, None, pollution=extra)
     train = lab.data if extra is None else POLICIES["polluted"].train(learner, turn)
@@ -126,9 +103,6 @@ def run_dose(
 
 def describe(settings: Pollution) -> str:
     """The plan and its cost in words."""
-    from sims_image.experiments.costs import ledger
-    from sims_image.training.schedules import images_of
-
     checked, doses, omegas = plan(settings)
     sizes, trials = checked.sizes, settings.trials
     models = (len(doses) * (2 if settings.ideal else 1)) * trials
@@ -145,6 +119,3 @@ def describe(settings: Pollution) -> str:
     told.draw("measuring SIMS", sizes.n, models * len(omegas), 2)
     told.say("out", settings.out)
     return told.words
-
-
-run = verb(Pollution, "pollution", conduct, describe)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
 
+from sims_core.lab.style import METHOD, band, style
 from sims_image.experiments.captions import settings_line
-from sims_image.experiments.laboratory import said, summarise
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from sims_image.experiments.laboratory import Lab
+from sims_image.experiments.laboratory import Lab, said, summarise
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -21,8 +18,6 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     same omega, without pollution, paired by trial) and 'best' (SIMS at the best omega of each |D_p|, chosen by the mean
     over trials on the images that it is then measured by).
     """
-    import pandas as pd
-
     rows = rows.copy()
     clean = rows[rows["dose"] == 0].set_index(["scenario", "omega", "trial"])["frechet"]
     plain = rows[rows["scenario"].str.startswith("ST")]
@@ -40,10 +35,6 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """Distance against |D_p|: a panel for each fixed omega, and one for the best omega of each |D_p|."""
-    from matplotlib.figure import Figure
-
-    from sims_core.lab.style import METHOD, band, style
-
     curves, best = found["curves"], found["best"]
     metric = lab.bench.reference.extractor.metric
     omegas = [w for w in sorted(curves["omega"].unique()) if w > 0]
@@ -78,8 +69,6 @@ def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
 
 
 def _joined(curves: pd.DataFrame, best: pd.DataFrame) -> pd.DataFrame:
-    import pandas as pd
-
     return pd.concat([curves[curves["omega"] == 0], best])
 
 

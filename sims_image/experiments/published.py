@@ -5,8 +5,9 @@ What the sources do not say is our choice, and marked [U]. `data/...` are folder
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
+
+from sims_image.experiments.options import Control, Loop, Pollution, Retrain, Sims
 
 #: verb -> name -> options
 _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -78,18 +79,16 @@ _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-#: verb -> module and class of its settings
-_WHERE = {
-    "sims": ("sims", "Sims"),
-    "loop": ("loop", "Loop"),
-    "pollution": ("pollution", "Pollution"),
-    "retrain": ("retrain", "Retrain"),
-    "control": ("control", "Control"),
+#: verb -> class of its settings
+_OPTIONS: dict[str, type[Sims]] = {
+    "sims": Sims,
+    "loop": Loop,
+    "pollution": Pollution,
+    "retrain": Retrain,
+    "control": Control,
 }
 
 
 def recipes(verb: str) -> dict[str, Any]:
     """The published settings of a verb, by name, as its settings."""
-    module, name = _WHERE[verb]
-    cls = getattr(import_module(f"sims_image.experiments.{module}"), name)
-    return {preset: cls(preset=preset, **options) for preset, options in _RECIPES[verb].items()}
+    return {preset: _OPTIONS[verb](preset=preset, **options) for preset, options in _RECIPES[verb].items()}

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
+from matplotlib.figure import Figure
 
+from sims_core.lab.style import OUTSIDE, band, sequence, style
 from sims_image.experiments.captions import settings_line
-from sims_image.experiments.laboratory import said
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
-
-    from sims_image.experiments.laboratory import Lab
+from sims_image.experiments.laboratory import Lab, said
 
 
 def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
-    from matplotlib.figure import Figure
-
-    from sims_core.lab.style import OUTSIDE, band, sequence, style
-
     summary, metric = tables["summary"], lab.bench.reference.extractor.metric
     ratios = list(dict.fromkeys(summary["ratio"]))
     finite = [ratio for ratio in ratios if ratio < float("inf")]

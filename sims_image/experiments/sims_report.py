@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import base64
+import csv
 import html
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from sims_core.lab.runs import provenance, write_atomic, write_json
+from sims_core.lab.style import METHOD, sequence, style
+from sims_image.data.sheets import write_sheet
 from sims_image.experiments.arms import Arm
+from sims_image.experiments.bench import Bench
 from sims_image.experiments.captions import plain_name, settings_line
-from sims_image.experiments.halving import Search, planned
+from sims_image.experiments.halving import planned
+from sims_image.experiments.search import Search
 from sims_image.learner import ImageData, ImageModel
 from sims_image.models import checkpoints
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from sims_image.experiments.bench import Bench
 
 #: curves of the right panel; of more strengths, so many evenly chosen ones, and its axis says so
 FEW = 6
@@ -38,8 +39,6 @@ def write(
     grids: dict[str, Any],
 ) -> Path:
     """Write figures, grids, ``table.csv``, ``results.json`` and ``report.html`` below OUT/report; returns the page."""
-    from sims_image.training.sheets import write_sheet
-
     folder = Path(bench.plan.settings.out) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     metric = bench.reference.extractor.metric
@@ -194,10 +193,6 @@ def costs(bench: Bench, found: Search, confirmed: Sequence[Arm]) -> dict[str, An
 
 def panels(bench: Bench, found: Search) -> Figure:
     """Figure 3 of the paper: the distance against omega at each budget, and against the budget at a few omegas."""
-    from matplotlib.figure import Figure
-
-    from sims_core.lab.style import sequence, style
-
     plan, metric = bench.plan, bench.reference.extractor.metric
     whole = found.rounds[0].cells  # the only round that measured every candidate
     zero = bench.value(whole[plan.budgets[0], 0.0])
@@ -246,10 +241,6 @@ def arms_figure(rows: Sequence[dict[str, Any]], metric: str, title: str) -> Figu
 
     rows: those of table.csv, the base first, drawn as a line across.
     """
-    from matplotlib.figure import Figure
-
-    from sims_core.lab.style import METHOD, style
-
     shades = {"base": METHOD["standard"], "SIMS": METHOD["sims"], "base, twice the steps": METHOD["equal-cost"],
               "base, sampler retuned": METHOD["retuned"], "base trained further": METHOD["continued"],
               "random direction": METHOD["random"], "Neon": METHOD["neon"],
@@ -370,8 +361,6 @@ def _safe(value: Any) -> str:
 
 
 def _csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    import csv
-
     def save(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as handle:
             table = csv.DictWriter(handle, list(rows[0]))

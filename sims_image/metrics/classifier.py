@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sims_core.draws import Draws
@@ -25,7 +26,8 @@ from sims_core.errors import InputError, shown
 from sims_core.lab.runs import parse_json, write_json
 from sims_core.seeds import Seed
 from sims_image.data.archives import sha256_file
-from sims_image.data.dataset import Dataset, to_unit
+from sims_image.data.dataset import Dataset, cache_folder, to_unit
+from sims_image.models.checkpoints import read_weights
 from sims_image.training.batches import Order
 
 WEIGHTS, RECORD, FORMAT = "model.safetensors", "model.json", "sims-classifier 1"
@@ -87,8 +89,6 @@ def classifier(
 
     Raises `InputError` for data without labels, too few of them, latents, or a folder that cannot be written.
     """
-    from sims_image.metrics.features import cache_folder
-
     training = training or Training()
     folder = (cache or cache_folder(data)) / f"classifier-{data.sha256[:12]}-{training.seed}"
     if not (folder / RECORD).exists():
@@ -177,8 +177,6 @@ def _store(
     folder: Path, network: Classifier, accuracy: float, tests: int, *, data: Dataset, training: Training
 ) -> None:
     """Write it whole under its name; where another process was first, its one stays."""
-    from safetensors.torch import save_file
-
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     try:
         temporary.mkdir(parents=True, exist_ok=True)
@@ -207,8 +205,6 @@ def _store(
 
 def load(folder: Path, data: Dataset | None = None, *, argument: str = "--cache") -> Classifier:
     """A stored classifier, in eval mode. Raises `InputError` if it is damaged, or of another data set than ``data``."""
-    from sims_image.models.checkpoints import read_weights
-
     item = str(folder / RECORD)
     again = "remove the folder to train another"
     try:

@@ -1,24 +1,24 @@
-"""``sims_image classify``: a classifier of images, how it errs, and the class shares of images that it judges."""
+"""A classifier of images, how it errs, and the class shares of images that it judges."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, shown
-from sims_core.lab.command import parse_command
-
-if TYPE_CHECKING:
-    import torch
-
-    from sims_image.data.dataset import Dataset
-    from sims_image.metrics.shares import Corrected
+from sims_core.seeds import Seed
+from sims_image.data.dataset import Dataset, open_dataset
+from sims_image.metrics.classifier import classifier, load
+from sims_image.metrics.options import Classify
+from sims_image.metrics.shares import Corrected, corrected_shares
+from sims_image.processes import choose_device
 
 Counts = NDArray[np.int64]
 
@@ -55,10 +55,6 @@ def judge(where: str, data: Dataset, *, device: torch.device | str = "cpu", cach
     ``module:function``: whatever that function of yours returns, a callable from uint8 images to classes or scores with
     an attribute ``classes``. Raises `InputError`.
     """
-    import torch
-
-    from sims_image.metrics.classifier import classifier, load
-
     module, colon, function = where.partition(":")
     if colon and not Path(where).exists():
         try:
@@ -102,27 +98,6 @@ def confusion(judge: Judge, data: Dataset) -> Counts:
     return found
 
 
-@dataclass(frozen=True)
-class Classify:
-    """Train a classifier on a labelled data set, show how it errs on held-out images, and judge other images.
-
-    The classifier is stored beside the data (NAME.features), and `control` finds it there.
-    """
-
-    data: str = ""
-    """Labelled data set to train on."""
-    heldout: str = ""
-    """Labelled images that it was not trained on, by which its errors are corrected for; default: no correction."""
-    classifier: str = ""
-    """Take this one instead of training: a folder that classify stored, or module:function of your own."""
-    images: str = ""
-    """Data set whose class shares are wanted, such as one that `generate` made."""
-    out: str = ""
-    """Folder to store the classifier in; default beside the data."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-
-
 def describe(judge: Judge, errors: Counts | None, seen: Counts | None, found: Corrected | None) -> str:
     """What a classifier is, how it errs, and what it saw."""
     names = [shown(name) for name in judge.classes]
@@ -150,11 +125,6 @@ def describe(judge: Judge, errors: Counts | None, seen: Counts | None, found: Co
 
 def classify(settings: Classify) -> str:
     """The verb in one call: what it has to say. Raises `InputError`."""
-    from sims_core.seeds import Seed
-    from sims_image.data.dataset import open_dataset
-    from sims_image.metrics.shares import corrected_shares
-    from sims_image.processes import choose_device
-
     first = settings.data or settings.heldout or settings.images
     if not first or not (settings.data or settings.classifier):
         raise InputError("--data", "", "name a labelled data set to train on, or a --classifier and --images")
@@ -173,9 +143,3 @@ def classify(settings: Classify) -> str:
         if errors is not None:
             found = corrected_shares(seen, errors, seed=Seed(0).child("classify"))
     return describe(made, errors, seen, found)
-
-
-def run(argv: Sequence[str]) -> None:
-    """The verb ``classify``."""
-    settings = parse_command(Classify, argv, prog="sims_image classify", description=str(Classify.__doc__))
-    print(classify(settings))

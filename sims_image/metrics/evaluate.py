@@ -1,82 +1,43 @@
-"""``sims_image evaluate``: measure a model, or images that are there, against real ones (`docs/images-metrics.md`)."""
+"""Measures a model, or images that are there, against real ones (`docs/images-metrics.md`)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import tyro
+import numpy as np
+import torch
 
 from sims_core.errors import InputError
-from sims_core.lab.command import parse_command
-from sims_image.models.presets import by
-from sims_image.sampling.generate import Generate
-
-if TYPE_CHECKING:
-    import torch
-
-    from sims_image.data.dataset import Dataset
-    from sims_image.metrics.features import Extractor
-    from sims_image.metrics.report import Report
-    from sims_image.metrics.samples import Sample
-    from sims_image.processes import Processes
-    from sims_image.sampling.generation import Request
-
-
-@dataclass(frozen=True)
-class Evaluate(Generate):
-    """Fréchet distance, KID, precision, recall, density and coverage of generated images, with errors and their floor.
-
-    Either --base, a model whose images are measured as they are made and not stored (the options of `generate` say
-    how), or --images. Several processes share the making: torchrun --nproc_per_node N -m sims_image evaluate ...
-    """
-
-    images: str = ""
-    """Images to measure: whatever `prepare` reads (a data set, an EDM zip, a folder or zip of pictures, ADM's .npz)."""
-    reference: str = ""
-    """Real images: a data set (the training set, by the field's habit), or statistics: NVIDIA's .npz or .pkl, or those
-    of --save-reference."""
-    heldout: str = ""
-    """Data set of real images that the model was not trained on; `prepare --holdout` makes one."""
-    features: str = "lite0"
-    """lite0 (or lite0:96 for images of 96 pixels a side), classifier, pixels, inception (FID), dinov2."""
-    weights: str = ""
-    """File of the feature network's weights, for inception and dinov2."""
-    weights_sha256: str = ""
-    """Its SHA-256, to take weights that are not the published ones."""
-    n: int = 0
-    """Images to take of --images; 0 takes all. Of --base, --seeds says how many."""
-    out: str = ""
-    """Report to write, JSON."""
-    save_reference: str = ""
-    """Write the reference's statistics here, .npz, to name as --reference later."""
-    cache: str = ""
-    """Folder for features of real images, and a trained classifier; default NAME.features beside the reference."""
-    keep: int = 10_000
-    """Images whose features KID, precision, recall, density and coverage compare."""
-    floor: bool = True
-    """Measure the floor, and look for memorised images."""
-    seeds: str = "0-4999"
-    """Which images of --base: 0-49999, 0-99,500."""
-    data: str = ""
-    """Data set whose class shares --labels data uses; default the reference."""
-    name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    sheet: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
-    restart: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
-    dry_run: bool = False
-    """Print what would be measured, and its cost, and stop."""
+from sims_core.seeds import Seed
+from sims_image.data.archives import open_zip
+from sims_image.data.dataset import Dataset, by, cache_folder, open_dataset
+from sims_image.data.decoding import images
+from sims_image.data.options import Prepare
+from sims_image.data.plan import plan
+from sims_image.data.sources import base, kind_of
+from sims_image.data.sources.base import bar
+from sims_image.metrics import report
+from sims_image.metrics.compare import Side
+from sims_image.metrics.features import Extractor, check_features, extractor
+from sims_image.metrics.options import Evaluate
+from sims_image.metrics.report import Report, collect
+from sims_image.metrics.samples import Sample, gathered
+from sims_image.metrics.targets import Reference, check_real
+from sims_image.processes import Processes, choose_device
+from sims_image.sampling import generation
+from sims_image.sampling.generate import notes, request
+from sims_image.sampling.generation import Request, estimate
 
 
 def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False) -> Report | None:
     """The command in one call; the report in the first process, None in the others. Raises `InputError`."""
-    from sims_image.metrics.features import cache_folder, extractor
-    from sims_image.metrics.samples import gathered
-
     ready = processes.together(lambda: prepared(settings, processes.device)) or prepared(settings, processes.device)
     reference = ready.reference
     place = Path(settings.cache) if settings.cache else None
@@ -135,12 +96,6 @@ class Prepared:
 
 def prepared(settings: Evaluate, device: torch.device) -> Prepared:
     """Everything that can be refused at once, in a dry run as in a real one. Raises `InputError` naming the option."""
-    import numpy as np
-
-    from sims_image.metrics.compare import Side
-    from sims_image.metrics.features import check_features
-    from sims_image.metrics.targets import check_real
-
     _check(settings)
     reference, heldout = _opened(settings.reference, "--reference"), _opened(settings.heldout, "--heldout")
     check_real(reference, heldout, arguments=("--reference", "--heldout"))
@@ -176,9 +131,6 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
 
 def _opened(path: str, argument: str) -> Dataset | None:
     """The data set at ``path``; None for '' and for statistics."""
-    from sims_image.data.archives import open_zip
-    from sims_image.data.dataset import open_dataset
-
     if not path:
         return None
     if argument == "--reference" and Path(path).suffix in (".npz", ".pkl") and not Path(path).is_dir():
@@ -194,12 +146,6 @@ def _opened(path: str, argument: str) -> Dataset | None:
 
 def _planned(settings: Evaluate, device: torch.device) -> Request:
     """The images of --base that are asked for. Raises `InputError`."""
-    from dataclasses import replace
-
-    import numpy as np
-
-    from sims_image.sampling.generate import request
-
     data = settings.data
     if not data and Path(settings.reference).suffix not in (".npz", ".pkl"):
         data = settings.reference
@@ -212,9 +158,6 @@ def _planned(settings: Evaluate, device: torch.device) -> Request:
 
 def describe(settings: Evaluate) -> str:
     """What would be measured, and what it costs, in words. Raises `InputError`."""
-    from sims_image.processes import choose_device
-    from sims_image.sampling.generation import estimate
-
     ready = prepared(settings, choose_device(settings.device))
     lines = [("features", settings.features)]
     for argument, data in (("reference", ready.reference), ("heldout", ready.heldout)):
@@ -233,11 +176,6 @@ def _generated(
     settings: Evaluate, planned: Request, features: Extractor, processes: Processes, *, progress: bool
 ) -> tuple[Sample, dict[str, Any]]:
     """This process's part of a model's images, measured as they are made; and how they are made."""
-    from sims_image.data.sources.base import bar
-    from sims_image.metrics.report import collect
-    from sims_image.sampling import generation
-    from sims_image.sampling.generate import notes
-
     for note in processes.together(lambda: notes(planned)) or ():
         print(f"note: {note}")
     seeds = list(planned.seeds)
@@ -261,14 +199,10 @@ def _generated(
 
 def _source(settings: Evaluate, reference: Dataset | None) -> tuple[Any, int, tuple[int, int, int], Any]:
     """(a data set, or pieces (numbers, images) of pictures; how many there are, their shape and type)."""
-    from sims_image.data.dataset import open_dataset
-    from sims_image.data.sources import kind_of
-    from sims_image.data.sources.base import Request
-
     path, kind = Path(settings.images), "dataset"
     if path.exists():
         with _of_images():
-            kind, path = kind_of(Request(path, labelled=False))
+            kind, path = kind_of(base.Request(path, labelled=False))
         if kind not in ("dataset", "zip"):
             return _pictures(settings, kind, reference)
     try:
@@ -292,14 +226,6 @@ def _of_images() -> Iterator[None]:
 
 def _pictures(settings: Evaluate, kind: str, reference: Dataset | None) -> tuple[Any, int, tuple[int, int, int], Any]:
     """The pictures of a folder or file as they are, drawn at random if fewer than all are asked for; as `_source`."""
-    import sys
-
-    import numpy as np
-
-    from sims_core.seeds import Seed
-    from sims_image.data.making import images
-    from sims_image.data.prepare import Prepare, plan
-
     n, gray = settings.n, reference is not None and reference.shape[0] == 1
     with _of_images():
         planned = plan(Prepare(source=settings.images, kind=kind if kind == "zip" else "", gray=gray, unlabelled=True))
@@ -310,7 +236,7 @@ def _pictures(settings: Evaluate, kind: str, reference: Dataset | None) -> tuple
         if n and n < len(chosen):
             chosen = np.sort(Seed(0).child("sims_image.metrics").numpy().permutation(chosen)[:n])
         with _of_images():
-            for block in images(planned, chosen):
+            for block in images(planned.source, planned.transform, planned.shape, chosen):
                 yield chosen[seen : seen + len(block)], block
                 seen += len(block)
 
@@ -327,12 +253,6 @@ def _report(
     *,
     progress: bool,
 ) -> Report:
-    from dataclasses import replace
-
-    from sims_image.data.sources.base import bar
-    from sims_image.metrics.report import evaluate
-    from sims_image.metrics.targets import Reference
-
     reference, heldout = ready.reference, ready.heldout
     total = sum(len(data) for data in (reference, heldout) if data is not None)
     with bar(progress and total > 0, total, "real images", " images") as shown:
@@ -344,23 +264,9 @@ def _report(
     if settings.save_reference:
         target.save(settings.save_reference)
     made = told.pop("source", None)
-    found = evaluate(source, target, features=features, n=settings.n or None, floor=settings.floor, **told)
+    found = report.evaluate(source, target, features=features, n=settings.n or None, floor=settings.floor, **told)
     if made is not None:
         found = replace(found, source=made)
     if settings.out:
         found.save(settings.out)
     return found
-
-
-def run(argv: Sequence[str]) -> None:
-    """The verb ``evaluate``."""
-    settings = parse_command(Evaluate, argv, prog="sims_image evaluate", description=str(Evaluate.__doc__))
-    if settings.dry_run:
-        print(describe(settings))
-        return
-    from sims_image.processes import start
-
-    with start(settings.device) as processes:
-        found = evaluate(settings, processes, progress=True)
-        if found is not None:
-            print("\n".join(found.lines()))

@@ -6,6 +6,7 @@ distance in these features is called: FID only for the Inception network with th
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import re
 from collections.abc import Callable
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 
 from sims_core.errors import InputError, choose, extra, shown
 from sims_image.data.archives import sha256_file
-from sims_image.data.dataset import Dataset, to_unit
-from sims_image.models.presets import by
+from sims_image.data.dataset import Dataset, by, to_unit
+from sims_image.metrics.classifier import check_labelled, classifier
+from sims_image.metrics.vit import VisionTransformer
+from sims_image.models.checkpoints import read_weights
+from sims_image.models.torchfiles import load
 
 #: of torch-fidelity's weights-inception-2015-12-05-6726825d.pth, which are TensorFlow's (Heusel et al. 2017)
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -167,8 +171,6 @@ def _dinov2(
     options: dict[str, Any], weights: Path | None, dataset: Dataset | None, cache: Path | None, device: torch.device
 ) -> Extractor:
     """DINOv2's class token (Oquab et al. 2023), images resized as EDM2's evaluation does; ViT-L/14 is the field's."""
-    from sims_image.metrics.vit import VisionTransformer
-
     assert weights is not None  # or it is refused
     sha256 = _hash(weights)
     wanted = str(options.get("sha256") or "")
@@ -190,8 +192,6 @@ def _classifier(
     options: dict[str, Any], weights: Path | None, dataset: Dataset | None, cache: Path | None, device: torch.device
 ) -> Extractor:
     """A small network trained to classify the data set's own images."""
-    from sims_image.metrics.classifier import classifier
-
     assert dataset is not None  # or it is refused
     found = classifier(dataset, cache=cache, device=device)
     return Extractor(
@@ -219,8 +219,6 @@ def _pixels(
     def forward(x: Tensor) -> Tensor:
         x = x.float() if latents else to_unit(x)
         return (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)).flatten(1)
-
-    import hashlib
 
     what = "latents" if latents else "pixels x/127.5-1"
     sha256 = hashlib.sha256(f"{what} {channels}x{by(dataset.shape[1:])} to {by(size)}".encode()).hexdigest()
@@ -257,8 +255,9 @@ def extractor(
 
     weights: a local file; weights_sha256: its SHA-256, for weights that are not the published ones (what comes of them
     is named so). dataset: the reference, which classifier is trained on and pixels takes its shape from. cache: the
-    folder of a trained classifier; default beside the data set (`cache_folder`). Raises `InputError`: unknown name, a
-    missing package (with the pip line) or file (with the flag that takes it), wrong hash, weights of another network.
+    folder of a trained classifier; default beside the data set (`sims_image.data.dataset.cache_folder`).
+    Raises `InputError`: unknown name, a missing package (with the pip line) or file (with the argument that takes it),
+    wrong hash, weights of another network.
     """
     kind, options, path = check_features(name, weights=weights, weights_sha256=weights_sha256, dataset=dataset)
     make, _ = EXTRACTORS[kind]
@@ -305,18 +304,10 @@ def _check_data(kind: str, name: str, dataset: Dataset | None) -> None:
             raise InputError("--features", name, "the reference must be a data set, whose shape they take")
         return
     if kind == "classifier":
-        from sims_image.metrics.classifier import check_labelled
-
         check_labelled(dataset, "--features", f"classifier ({dataset.name})")
     if kind != "pixels" and dataset.dtype != np.uint8:
         words = f"the images of {dataset.name} are {dataset.dtype} latents: take features 'pixels', or decoded images"
         raise InputError("--features", name, words)
-
-
-def cache_folder(data: Dataset) -> Path:
-    """Where what is computed from a data set is kept: ``NAME.features`` beside it."""
-    path = data.path.resolve()
-    return path.with_name(path.name + ".features")
 
 
 # --------------------------------------------------------------------- helpers
@@ -356,11 +347,7 @@ def _hash(path: Path) -> str:
 
 def _state(path: Path) -> dict[str, Tensor]:
     """A state dict from a .safetensors file, or one of torch.save's, without running what is in it."""
-    from sims_image.models.torchfiles import load
-
     if path.suffix == ".safetensors":
-        from sims_image.models.checkpoints import read_weights
-
         return read_weights(path, argument="--weights")
     found = load("--weights", path)
     if not all(isinstance(v, Tensor) for v in found.values()):

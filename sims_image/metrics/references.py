@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError
 from sims_image.data.archives import checked_members, impostor, npz_arrays, npz_words, open_zip, zip_array
+from sims_image.models.nvidia.snapshots import read_file
+from sims_image.pickles.numbers import array
 
 #: the feature network of each of EDM2's metrics; EDM's ``.npz`` holds the first
 METRICS = {"fid": "Inception", "fd_dinov2": "DINOv2"}
@@ -42,9 +44,6 @@ def read_statistics(path: str | Path, *, argument: str = "--reference") -> dict[
     if begin[:1] != b"\x80":
         what = f" but {impostor(begin)}" if impostor(begin) else "; name an .npz with mu and sigma, or EDM2's .pkl"
         raise InputError(argument, str(path), f"not statistics{what}")
-    from sims_image.models.nvidia.snapshots import read_file
-    from sims_image.pickles.numbers import array
-
     content = read_file(path, argument=argument)
     if type(content) is not dict or not any(name in content for name in METRICS):
         raise InputError(argument, str(path), f"not statistics; a .pkl must hold {' or '.join(METRICS)}")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError
 from sims_core.lab.runs import write_json
 from sims_core.seeds import Seed
-from sims_image.data.dataset import Dataset
+from sims_image.data.dataset import Dataset, by, open_dataset
 from sims_image.metrics.compare import METRICS, Estimate, compare
 from sims_image.metrics.features import Extractor, extractor
 from sims_image.metrics.kid import kid, kid_subsets
@@ -25,7 +25,6 @@ from sims_image.metrics.moments import frechet
 from sims_image.metrics.neighbours import Memorisation, density_coverage, memorisation, precision_recall
 from sims_image.metrics.samples import GROUPS, KEEP, Kept, Sample
 from sims_image.metrics.targets import Floor, Reference, generated
-from sims_image.models.presets import by
 
 __all__ = [
     "METRICS",
@@ -296,8 +295,6 @@ def _target(
     batch: int,
     tick: Callable[[int], object] | None,
 ) -> Reference:
-    from sims_image.data.dataset import open_dataset
-
     if not isinstance(reference, Dataset) and Path(reference).suffix not in (".npz", ".pkl"):
         reference = open_dataset(reference, argument="reference")
     place = None if cache is None else Path(cache)

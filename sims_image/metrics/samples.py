@@ -8,19 +8,18 @@ processes saw merge into what one would have kept. Groups, by another hash, serv
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 
 from sims_core.draws import Draws
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
 from sims_image.metrics.moments import Features, Moments
-
-if TYPE_CHECKING:
-    from sims_image.processes import Processes
+from sims_image.processes import Processes
 
 KEEP, GROUPS = 10_000, 10
 #: the hash of image numbers; fixed, so that samples of different runs keep images of the same numbers
@@ -121,8 +120,6 @@ def gathered(sample: Sample, processes: Processes | None) -> Sample | None:
     """The whole of a sample of which every process has seen a part: on the first process; None on the others."""
     if processes is None or processes.world == 1:
         return sample
-    import torch.distributed as dist
-
     parts: list[Any] | None = [None] * processes.world if processes.first else None
     dist.gather_object(sample, parts)
     if parts is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,10 @@ from sims_core.seeds import Seed
 from sims_image.data.archives import checked_members, npy_header, open_zip, sha256_file, zip_array
 from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.metrics.compare import Estimate, Side, compare
+from sims_image.metrics.features import Extractor
 from sims_image.metrics.neighbours import Memorisation, Nearest, compare_distances
 from sims_image.metrics.references import Statistics, read_statistics
 from sims_image.metrics.samples import GROUPS, KEEP, Sample
-
-if TYPE_CHECKING:
-    from sims_image.metrics.features import Extractor
 
 #: features of a data set that stay in memory, or on disk, in bytes; beyond, every pass computes them again
 IN_MEMORY, ON_DISK = 2**30, 2**33

@@ -15,15 +15,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sims_core.errors import InputError, shown
 from sims_core.lab.runs import followed, parse_json, provenance, write_failure, write_json
 from sims_image.data.archives import sha256_file
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from sims_image.models.fitting import build_with
 
 #: of model.json; raised when older readers would misread
 FORMAT = 1
@@ -146,10 +148,6 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
     replace: take the place of a checkpoint that is there. Raises `InputError`: something else is there, it cannot be
     written, or a weight is not finite.
     """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     folder = followed(folder)
     there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
     if there and not (folder / RECORD).exists():
@@ -188,8 +186,6 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
 
 
 def _portable(value: Tensor) -> Tensor:
-    import torch
-
     value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
     return value.contiguous()
 
@@ -343,17 +339,12 @@ def load(path: str | Path, *, argument: str = "checkpoint") -> Checkpoint:
         raise InputError(
             argument, str(weights), f"truncated or changed: its SHA-256 is {sha256[:12]}..., not {found.sha256[:12]}..."
         )
-    from sims_image.models.fitting import build_with
-
     network = build_with(found.config, read_weights(weights, argument=argument), str(weights), argument=argument)
     return Checkpoint(found.path, found.config, found.preconditioning, found.parameters, sha256, found.record, network)
 
 
 def read_weights(path: Path, *, argument: str = "checkpoint") -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises `InputError` if it is not whole."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from sims_core.errors import InputError, shown
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from sims_image.models.networks import build
 
 
 def build_with(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], item: str, *, argument: str = "checkpoint"
 ) -> torch.nn.Module:
     """The network of ``config`` with ``weights``, strictly, in eval mode. Raises `InputError` naming what differs."""
-    import torch
-
-    from sims_image.models.networks import build
-
     try:
         with torch.device("meta"):  # shapes only: nothing is drawn, or allocated before it is known to fit
             network = build(**config)

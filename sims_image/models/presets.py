@@ -7,7 +7,7 @@ Settings of EDM (Karras et al. 2022, arXiv 2206.00364, Table 7 and its published
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,6 @@ EMA_KINDS = ("halflife", "power")
 
 Shape = tuple[int, int, int]  # (C, H, W)
 _LENGTH = "a training length in images, with a unit: 50k, 200Mi"
-
-
-def by(shape: Sequence[int]) -> str:
-    """A shape in words: ``3x32x32``."""
-    return "x".join(map(str, shape))
 
 
 @dataclass(frozen=True)

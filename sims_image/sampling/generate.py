@@ -1,100 +1,24 @@
-"""``sims_image generate``: images of a checkpoint, guided or not, as a data set (`docs/images-sims.md`)."""
+"""What `Generate` asks for, loaded and checked: sampler, guidance schedule, EMA widths (`docs/images-sims.md`)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from sims_core.errors import InputError
-from sims_core.lab.command import parse_command
-
-if TYPE_CHECKING:
-    import torch
-
-    from sims_core.guidance import GuidanceSchedule
-    from sims_core.sampling import Sampler
-    from sims_image.sampling.generation import Request
-    from sims_image.sampling.guided import Model
-
-
-@dataclass(frozen=True)
-class Generate:
-    """Generate images: a data set that `train` reads, with its labels, its making on record, and a contact sheet.
-
-    An image depends on the model, the sampler, --seed and its own number in --seeds; not on the number of processes,
-    their order, or interruptions. The same command goes on where a stopped one was. Several processes:
-    torchrun --nproc_per_node N -m sims_image generate ...
-    """
-
-    base: str = ""
-    """Checkpoint to sample from."""
-    out: str = ""
-    """Data set to make."""
-    seeds: str = "0-63"
-    """Which images: 0-49999, 0-99,500."""
-    seed: int = 0
-    """Root of all randomness."""
-    labels: str = ""
-    """Classes: data (drawn as --data has them), uniform (drawn), balanced, or numbers or names (3 or cat,dog).
-    Default: data with --data, else uniform."""
-    data: str = ""
-    """Data set whose class shares --labels data uses."""
-    sampler: str = ""
-    """heun:18, euler:40, ddim:50, rk4:4; default the preset's."""
-    sigma_min: float | None = None
-    """Lowest noise level above 0."""
-    sigma_max: float | None = None
-    """Highest noise level."""
-    rho: float | None = None
-    """EDM's grid exponent, 7."""
-    churn: str = ""
-    """Stochasticity S_churn,S_min,S_max,S_noise, such as 40,0.05,50,1.003, or none; default the preset's, if the
-    sampler is the preset's."""
-    auxiliary: str = ""
-    """SIMS: checkpoint fine-tuned on the base's own samples, to extrapolate away from."""
-    omega: float | None = None
-    """How far: (1 + omega) base - omega auxiliary; 0 is the base."""
-    merge: bool = False
-    """Neon: extrapolate the weights instead, one network to evaluate."""
-    guide: str = ""
-    """Autoguidance: checkpoint of a worse model, of any architecture."""
-    base_ema: float | None = None
-    """Relative EMA width of the base, made after training of the averages that its run keeps (power-function EMA)."""
-    auxiliary_ema: float | None = None
-    """The same of the auxiliary, or guide."""
-    weight: float | None = None
-    """Autoguidance's own weight w = 1 + omega, in place of --omega."""
-    interval: str = ""
-    """LOW,HIGH: guide at these noise levels only."""
-    refresh_every: int | None = None
-    """Evaluate the second network once every so many steps, and hold its correction in between; omega is to be found
-    again. Default: wherever the base is evaluated."""
-    predictor_only: bool = False
-    """Evaluate it at the first evaluation of each step only (Heun's predictor), the base alone at the others."""
-    pair: str = "sequential"
-    """How two networks are evaluated: sequential (in turn), overlapped (CUDA streams, or threads of a CPU), stacked
-    (one call with both weights; one architecture)."""
-    compile: bool = False
-    """Compile the networks (torch.compile): minutes at first, faster then; not bit for bit the same."""
-    cuda_graph: bool = False
-    """Record an evaluation's CUDA kernels once and replay them."""
-    batch: int = 64
-    """Compute batch (the number of images if that is less), on record: images are bit for bit the same at one, alike
-    to 1e-5 between them."""
-    dtype: str = "float32"
-    """Of the networks' bodies: float32, bf16, fp16. Weights, and what guidance combines, stay float32."""
-    name: str = ""
-    """The data set's name in records; default the folder's."""
-    sheet: int = 8
-    """Rows of sheet.png; 0 for none."""
-    restart: bool = False
-    """Delete what a start with other settings left unfinished beside --out (OUT.generating), and begin anew."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    dry_run: bool = False
-    """Print what would be made, and its cost, and stop."""
+from sims_core.guidance import GuidanceSchedule
+from sims_core.sampling import Sampler
+from sims_image.data.dataset import open_dataset
+from sims_image.models.denoiser import make_sampler
+from sims_image.models.posthoc import at_width
+from sims_image.sampling import generation
+from sims_image.sampling.engine import Engine
+from sims_image.sampling.generation import Request
+from sims_image.sampling.guided import Model, default_sampler, load_model
+from sims_image.sampling.options import Generate
+from sims_image.sampling.seeds import Labels, Seeds
 
 
 def parse_churn(text: str) -> tuple[float, float, float, float]:
@@ -125,8 +49,6 @@ def parse_interval(text: str) -> tuple[float, float] | None:
 
 def parse_schedule(interval: str, refresh_every: int | None, predictor_only: bool) -> GuidanceSchedule:
     """Where the second network is evaluated. Raises `InputError` naming the option."""
-    from sims_core.guidance import GuidanceSchedule
-
     if refresh_every is not None and refresh_every < 1:
         raise InputError("--refresh-every", refresh_every, "give a number of steps of at least 1")
     if refresh_every is not None and predictor_only:
@@ -148,9 +70,6 @@ def choose_sampler(
 
     Raises `InputError` for one that does not exist.
     """
-    from sims_image.sampling.guided import default_sampler
-    from sims_image.training.sheets import make_sampler
-
     preset, stochastic = default_sampler(model.base)
     if name or churn == "none":
         stochastic = None
@@ -170,12 +89,6 @@ def choose_sampler(
 
 def request(settings: Generate, device: torch.device) -> Request:
     """What ``settings`` ask for, loaded and checked. Raises `InputError` naming the option."""
-    from sims_image.data.dataset import open_dataset
-    from sims_image.sampling.engine import Engine
-    from sims_image.sampling.generation import Request
-    from sims_image.sampling.guided import load_model
-    from sims_image.sampling.seeds import Labels, Seeds
-
     if not settings.base:
         raise InputError("--base", "", "name a checkpoint to sample from")
     if not settings.out and not settings.dry_run:
@@ -232,8 +145,6 @@ _USUAL = 50
 
 def notes(planned: Request) -> list[str]:
     """What the user should know of a request. Raises `InputError` for a precision that drowns the guidance."""
-    from sims_image.sampling import generation
-
     found = [generation.checked(planned)]
     if planned.model.omega < 0:
         other = "guide" if planned.model.kind == "autoguidance" else "auxiliary"
@@ -247,8 +158,6 @@ def notes(planned: Request) -> list[str]:
 
 def _at_widths(settings: Generate) -> Generate:
     """The settings with checkpoints of the EMA widths asked for in place of those named."""
-    from sims_image.experiments.widths import at_width
-
     if settings.base_ema is not None:
         settings = replace(settings, base=str(at_width(settings.base, settings.base_ema)))
     if settings.auxiliary_ema is None:
@@ -259,31 +168,3 @@ def _at_widths(settings: Generate) -> Generate:
         raise InputError("--auxiliary-ema", settings.auxiliary_ema, "it needs a second network: --auxiliary or --guide")
     found = at_width(where, settings.auxiliary_ema, argument="--auxiliary-ema", base=f"--{name}")
     return replace(settings, **{name: str(found)})  # type: ignore[arg-type]
-
-
-def run(argv: Sequence[str]) -> None:
-    """The verb ``generate``."""
-    settings = parse_command(Generate, argv, prog="sims_image generate", description=str(Generate.__doc__))
-    import os
-
-    from sims_image.processes import choose_device, start
-    from sims_image.sampling import generation
-
-    if settings.dry_run:
-        planned = request(settings, choose_device(settings.device))
-        said = notes(planned)
-        if settings.out and not settings.restart:
-            generation.check_out(planned, settings.out)
-        lines = generation.estimate(planned, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
-        print("\n".join([f"{key:>10}  {value}" for key, value in lines] + [f"note: {note}" for note in said]))
-        return
-    with start(settings.device) as processes:
-        loaded = processes.together(lambda: (request(settings, processes.device),))
-        planned = loaded[0] if loaded is not None else request(settings, processes.device)
-        for note in processes.together(lambda: notes(planned)) or ():
-            print(f"note: {note}")
-        made = generation.write(
-            planned, settings.out, processes=processes, rows=settings.sheet, progress=True, restart=settings.restart
-        )
-    if made is not None:
-        print(f"{made.path}: {len(made)} images, {planned.settings['nfe']} evaluations each, sha256 {made.sha256}")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from sims_core.devices import moved
 from sims_core.errors import InputError, shown
@@ -26,15 +27,15 @@ from sims_core.guidance import Denoiser
 from sims_core.lab.runs import RunFolder, followed, kept, provenance, write_atomic, write_failure
 from sims_core.sampling import Sampler, generate
 from sims_core.seeds import Seed
-from sims_image.data.dataset import Dataset, open_dataset, to_pixels
+from sims_image.data.dataset import Dataset, by, open_dataset, to_pixels
 from sims_image.data.folders import write_folder
+from sims_image.data.sheets import write_sheet
 from sims_image.data.stores import Images
 from sims_image.data.writing import check_room, size
-from sims_image.models.presets import by
+from sims_image.models.cost import duration, evaluation_flops, on_gpus
 from sims_image.processes import Processes
 from sims_image.sampling.guided import Model, precision_note
 from sims_image.sampling.seeds import Labels, Seeds
-from sims_image.training.sheets import write_sheet
 
 #: images of a shard: the least multiple of the compute batch that reaches this
 SHARD = 256
@@ -216,8 +217,6 @@ def _place(work: Path, number: int) -> Path:
 
 def _shards(request: Request, work: Path, processes: Processes, *, progress: bool) -> None:
     """This process's part of what is not there yet."""
-    from tqdm import tqdm
-
     pieces = list(enumerate(request.shards))
     for number, piece in pieces[processes.rank :: processes.world]:
         kept(_place(work, number), partial(_whole, request, piece))
@@ -300,8 +299,6 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 
 def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[str, str]]:
     """The request and its cost in words; times one evaluation of each network on one compute batch."""
-    from sims_image.training.estimate import duration, evaluation_flops, on_gpus
-
     model, n = request.model, len(request.seeds)
     own, other = model.evaluations(request.sampler)
     networks: list[tuple[Any, int]] = [(model.network, own)]

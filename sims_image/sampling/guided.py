@@ -22,16 +22,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sims_core.draws import Draws
 from sims_core.errors import InputError, choose
 from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, merge_weights
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.models import checkpoints
+from sims_image.models.denoiser import conditional, level, one_hot
 from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import PRESETS
 from sims_image.processes import full_float32
 from sims_image.sampling.engine import PLAIN, Engine, Runner
-from sims_image.training import sheets
 
 BODIES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KINDS = ("none", "sims", "autoguidance", "neon")
@@ -103,13 +104,13 @@ class Model:
 
     def denoiser(self, classes: Tensor | None) -> Denoiser:
         """D(x, sigma) for images of ``classes`` ((B,) int64 on the device; None for an unconditional network)."""
-        labels, run = sheets.one_hot(self.network, classes), self.runner
+        labels, run = one_hot(self.network, classes), self.runner
 
         def own(x: Tensor, sigma: Tensor) -> Tensor:
-            return run.own(x, sheets.level(sigma, x), labels)
+            return run.own(x, level(sigma, x), labels)
 
         def both(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-            return run.both(x, sheets.level(sigma, x), labels)  # an unconditional guide takes no notice of labels
+            return run.both(x, level(sigma, x), labels)  # an unconditional guide takes no notice of labels
 
         return own if self.other is None else self.schedule.denoiser(own, own, self.omega, both=both)
 
@@ -267,19 +268,17 @@ def error_over_signal(
     """
     if model.other is None or model.dtype == "float32":
         return 0.0
-    from sims_core.draws import Draws
-
     items = torch.arange(count)
     given = classes(range(count)) if classes is not None else None
     noise = Draws(Seed(0).child("precision")).normal(items, model.shape).to(model.device)
     worst = 0.0
-    for level in levels:
+    for sigma in levels:
         differences = []
         for body in (torch.float32, BODIES[model.dtype]):
             outputs = []
             for network in (model.network, model.other):
                 kept, network.compute_dtype = network.compute_dtype, body
-                outputs.append(sheets.conditional(network, given)(noise * level, torch.tensor(level)).double())
+                outputs.append(conditional(network, given)(noise * sigma, torch.tensor(sigma)).double())
                 network.compute_dtype = kept
             differences.append(outputs[0] - outputs[1])
         signal = float(differences[0].norm())

@@ -9,16 +9,15 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from sims_core.draws import Draws
 from sims_core.errors import InputError, shown
 from sims_core.seeds import Seed
-
-if TYPE_CHECKING:
-    from sims_image.data.dataset import Dataset
+from sims_image.data.dataset import Dataset
 
 #: an index of a random stream
 _LARGEST = 2**63 - 1
@@ -146,10 +145,6 @@ class Labels:
 
     def __call__(self, root: Seed, indices: Sequence[int]) -> NDArray[np.int64]:
         """The classes of images ``indices``, (B,)."""
-        import torch
-
-        from sims_core.draws import Draws
-
         which = np.asarray(indices, dtype=np.int64)
         if self.policy == "balanced":
             return (

@@ -12,29 +12,24 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from sims_image.models.cost import TRACED, duration, on_gpus, size
 from sims_image.models.networks import Preconditioned, build
 from sims_image.models.presets import Recipe
 from sims_image.processes import choose_device, full_float32
 from sims_image.training.objectives import make_objective
+from sims_image.training.options import Train
+from sims_image.training.plan import Plan
 from sims_image.training.schedules import shares
 from sims_image.training.trainer import BODIES, profiles
 
-if TYPE_CHECKING:
-    from sims_image.training.train import Plan, Train
-
-#: operations a second that an A100 sustains in training such networks: 40% of its 312 TFLOP/s in bf16 or fp16 (an
-#: assumption, not measured here), 8 times less in float32 without tensor cores
-A100 = {"bf16": 125e12, "fp16": 125e12, "float32": 15e12}
 #: above this many operations an image, a trial of the network itself takes too long
 _TRIAL = 4e11
-#: images traced: a prime that divides no width, so that what grows with the batch is told from what does not
-_TRACED = 13
 
 
 @dataclass(frozen=True)
@@ -68,31 +63,13 @@ def measure(config: dict[str, Any], recipe: Recipe) -> Cost:
         network.compute_dtype = BODIES[recipe.precision]
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss = _loss(network, recipe, _TRACED)
+                loss = _loss(network, recipe, TRACED)
             loss.backward()  # type: ignore[no-untyped-call]
     own = {t.untyped_storage()._cdata for t in (*network.parameters(), *network.buffers())}
     sizes = [t.untyped_storage().nbytes() for key, t in kept.items() if key not in own]
-    images = sum(n for n in sizes if n % _TRACED == 0)
+    images = sum(n for n in sizes if n % TRACED == 0)
     parameters = sum(p.numel() for p in network.parameters())
-    return Cost(parameters, counter.get_total_flops() / _TRACED, images // _TRACED, sum(sizes) - images)
-
-
-def evaluation_flops(config: dict[str, Any]) -> float:
-    """Floating-point operations of one evaluation of the network on one image (a multiply-add is two)."""
-    with torch.device("meta"), torch.no_grad():
-        network = build(**config).eval()
-        side, labels = network.img_resolution, network.label_dim
-        x = torch.zeros(_TRACED, network.img_channels, side, side)
-        with FlopCounterMode(display=False) as counter:
-            network(x, torch.ones(_TRACED), torch.zeros(_TRACED, labels) if labels else None)
-    return float(counter.get_total_flops()) / _TRACED
-
-
-def on_gpus(flops: float, precision: str = "float32") -> str:
-    """What ``flops`` take on GPUs, in words, with the assumption that is behind it."""
-    seconds = flops / A100[precision]
-    time = f"{seconds / 3600:.2g} hours" if seconds >= 3600 else duration(seconds)
-    return f"about {time} of one A100 (assumed: {A100[precision] / 1e12:g} TFLOP/s, {precision})"
+    return Cost(parameters, counter.get_total_flops() / TRACED, images // TRACED, sum(sizes) - images)
 
 
 def here(flops: float, config: dict[str, Any], recipe: Recipe, step: float, device: str) -> str:
@@ -195,20 +172,3 @@ def describe(plan: Plan, train: Train) -> str:
 
 def _brief(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def size(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    for limit, length, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "hours")):
-        if seconds < limit:
-            return f"{max(seconds / length, 0.1):.2g} {unit}" if length > 1 else f"{max(1, round(seconds))} s"
-    return f"{seconds / 86_400:.3g} days"

@@ -22,19 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from sims_core.errors import InputError, reason
 from sims_core.lab.runs import RunFolder, write_atomic, write_failure
+from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_image.data.dataset import to_pixels
+from sims_image.data.sheets import sheet_labels, write_sheet
 from sims_image.models import checkpoints, torchfiles
+from sims_image.models.denoiser import draw_samples, make_sampler
 from sims_image.models.ema import Profile, Weights
 from sims_image.models.networks import Preconditioned, build
-from sims_image.processes import Processes, repeatable_kernels, tuned_kernels
-from sims_image.training import sheets
+from sims_image.processes import Processes, repeatable_kernels, start, tuned_kernels
 from sims_image.training.augment import Augmentation
 from sims_image.training.batches import Feed
+from sims_image.training.options import Train
+from sims_image.training.plan import Plan, plan
 from sims_image.training.schedules import shares
-from sims_image.training.train import Plan, Train, plan
 from sims_image.training.trainer import BODIES, Options, Report, Trainer
 
 FORMAT = 1
@@ -63,8 +68,17 @@ class Result:
         return f"{state}checkpoint: {self.checkpoint}" + (f"\nraw weights: {self.raw}" if self.raw else "")
 
 
+def train(settings: Train, *, progress: bool = False) -> Result:
+    """Train, or go on, or recognise a run that is finished: the command in one call.
+
+    Raises `InputError` for bad input, and `sims_image.training.trainer.DivergedError`.
+    """
+    with start(settings.device) as processes:
+        return run_session(settings, processes, progress=progress)
+
+
 def run_session(settings: Train, processes: Processes, *, progress: bool = False) -> Result:
-    """`sims_image.training.train.train` among ``processes``."""
+    """`train` among ``processes``."""
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     out = Path(settings.out) if settings.out else planned.folder
     part, passes = shares("--batch", planned.recipe.batch, processes.world, settings.microbatch)
@@ -143,7 +157,7 @@ class _Session:
         )
         options = Options(settings.compile, settings.channels_last, settings.workers)
         self.trainer = Trainer(network, recipe, feed, self.seed, processes=processes, options=options)
-        self.sampler = sheets.make_sampler(planned.sampler, network, planned.churn)
+        self.sampler = make_sampler(planned.sampler, network, planned.churn)
         self._progress = progress and processes.first
         self._eager = processes.world == 1 and processes.device.type == "cpu"
         self._began = self._mark = time.monotonic()
@@ -160,8 +174,6 @@ class _Session:
         if self.processes.first:
             for note in self.plan.notes:
                 print(f"note: {note}")
-        from tqdm import tqdm
-
         with tqdm(
             total=table.steps * table.batch,
             initial=trainer.images,
@@ -319,15 +331,23 @@ class _Session:
             return False
         network.compute_dtype = BODIES[self.plan.recipe.precision]
         with torch.random.fork_rng([self.processes.device] if self.processes.device.type == "cuda" else []):
-            return sheets.sheet_of(
-                network, self.sampler, self.plan.sheet, self.seed.child("sheet"), folder / "sheet.png"
-            )
+            return sheet_of(network, self.sampler, self.plan.sheet, self.seed.child("sheet"), folder / "sheet.png")
 
     def _start(self) -> Weights | None:
         """The weights that fine-tuning began with, or None."""
         if self.plan.parent is None:
             return None
         return checkpoints.read_weights(self.plan.parent.path / checkpoints.WEIGHTS, argument="--from")
+
+
+def sheet_of(network: Preconditioned, sampler: Sampler, rows: int, seed: Seed, path: Path, *, batch: int = 64) -> bool:
+    """Draw a sheet of ``rows`` rows and write it. False, and nothing is written, where images are not grey or RGB."""
+    if network.img_channels not in (1, 3):
+        return False
+    columns, classes = sheet_labels(rows, network.label_dim, seed)
+    samples = draw_samples(network, sampler, classes, seed, batch=batch)
+    write_sheet(path, to_pixels(samples).numpy(), columns)
+    return True
 
 
 def share_of_way(start: Weights, average: Weights, raw: Weights) -> float:

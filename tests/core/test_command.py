@@ -108,7 +108,7 @@ def test_other_failures_are_not_taken_for_it():
     [("--omga", "--omega"), ("--learning-rate", "--lr"), ("--synthetic-sizes", "--synthetic-size"), ("--qqq", None)],
 )
 def test_an_option_that_is_not_there_names_the_one_that_was_meant_and_not_all(option, meant, capsys):
-    from sims_image.training.train import Train
+    from sims_image.training.options import Train
     from sims_toy.sweep.options import Sweep
 
     cls = Train if meant == "--lr" else Sweep

@@ -121,7 +121,7 @@ PREPARE = ("-m", "sims_image", "prepare", "digits")
             (SWEEP, s)
             for s in ("sims_toy.networks.settings", "torch", "compile*60", "os.rename*1", "matplotlib.figure")
         ),
-        *((PREPARE, s) for s in ("tyro", "numpy", "sims_image.data.making", "os.rename*2")),
+        *((PREPARE, s) for s in ("tyro", "numpy", "sims_image.data.plan", "os.rename*2")),
     ],
 )
 def test_ctrl_c_at_any_time_is_one_line_and_130(tmp_path, words, strike):

@@ -6,8 +6,8 @@ import re
 import pandas as pd
 import pytest
 
-from sims_image.__main__ import VERBS
-from sims_image.__main__ import run as command
+from sims_image.commands import VERBS
+from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
 from sims_image.experiments import halving as search
 from sims_image.models.presets import PRESETS

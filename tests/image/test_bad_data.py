@@ -21,9 +21,11 @@ import pytest
 from PIL import Image
 
 from sims_core.errors import InputError
-from sims_image.data import making, writing
+from sims_image.data import prepare as preparing
+from sims_image.data import writing
 from sims_image.data.dataset import open_dataset
-from sims_image.data.prepare import Prepare, prepare
+from sims_image.data.options import Prepare
+from sims_image.data.prepare import prepare
 from tests.image.synthetic import cifar_members, cifar_tar, edm_zip, folder, idx, imagenet, pixels, png, python2_batch
 
 IMAGES = pixels(12)
@@ -571,8 +573,8 @@ def test_a_full_disk_keeps_what_is_done_and_the_command_goes_on(tmp_path, monkey
     out = tmp_path / ("out.zip" if fmt == "edm-zip" else "out")
     settings = Prepare(source=str(source), out=str(out), format=fmt)
     with monkeypatch.context() as patch:
-        patch.setattr(making, "COMMIT_BYTES", 10_000)
-        home = {"append": writing.Growing, "flush": writing.Growing}.get(where, making)
+        patch.setattr(preparing, "COMMIT_BYTES", 10_000)
+        home = {"append": writing.Growing, "flush": writing.Growing}.get(where, preparing)
         full_disk(patch, home, where, after)
         with pytest.raises(InputError, match=r"--out.*the disk is full.*make room and repeat"):
             prepare(settings)

@@ -182,7 +182,7 @@ NETWORKS = {
 LOAD = """
 import resource, sys
 from sims_core.errors import InputError
-from sims_image import checkpoints
+from sims_image.models import checkpoints
 for path in sys.argv[1:]:
     try:
         checkpoints.load(path)

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sims_core.errors import InputError
@@ -152,12 +153,10 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, song, folder, monkeypatc
 
 
 def test_a_disk_that_is_full_while_the_weights_are_written(tmp_path, song, monkeypatch):
-    import safetensors.torch
-
     def full(*_, **__):
-        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(InputError, match="No space left on device"):
         save(tmp_path / "model", song, RECORD)
     assert os.listdir(tmp_path) == []
@@ -165,7 +164,7 @@ def test_a_disk_that_is_full_while_the_weights_are_written(tmp_path, song, monke
 
 KILLED = """
 import os, sys
-from sims_image import checkpoints
+from sims_image.models import checkpoints
 from tests.image.test_checkpoints import RECORD, SONG, network
 
 def counted(real):

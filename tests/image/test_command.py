@@ -2,27 +2,57 @@
 
 import subprocess
 import sys
-from importlib import import_module
+from dataclasses import dataclass
+from typing import Annotated
 
 import pytest
+import tyro
 
+from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
-from sims_image.__main__ import VERBS, main, overview, run
+from sims_image.__main__ import main
+from sims_image.commands import VERBS, Verb, overview, run
 
 
 def test_every_verb_exists_and_is_listed():
-    for verb, (where, what) in VERBS.items():
-        module, function = where.split(":")
-        assert callable(getattr(import_module(module), function))
-        assert f"  {verb} " in overview() and what in overview()
+    for name, verb in VERBS.items():
+        assert callable(verb.run) and verb.cls()()
+        assert f"  {name} " in overview() and verb.what in overview()
 
 
-def test_a_verb_gets_its_words(monkeypatch):
+@dataclass(frozen=True)
+class Echo:
+    """Repeat."""
+
+    loud: int = 0
+    lr_rampup: str = ""
+    from_: Annotated[str, tyro.conf.arg(name="from")] = ""
+
+
+def test_a_verb_gets_its_options(monkeypatch):
     got = []
-    monkeypatch.setitem(VERBS, "echo", ("sims_image.echo_for_test:run", "Repeat."))
-    monkeypatch.setitem(sys.modules, "sims_image.echo_for_test", type("M", (), {"run": staticmethod(got.append)}))
-    run(["echo", "--loud", "3"])
-    assert got == [["--loud", "3"]]
+    monkeypatch.setitem(VERBS, "echo", Verb("Repeat.", got.append, "echo_for_test:Echo", first="loud"))
+    monkeypatch.setitem(sys.modules, "sims_image.echo_for_test", sys.modules[__name__])
+    run(["echo", "3", "--from", "here"])
+    assert got == [Echo(3, from_="here")]
+
+
+@pytest.mark.parametrize(
+    ("argument", "option"),
+    [
+        *(("loud", "--loud"), ("lr_rampup", "--lr-rampup"), ("from_", "--from"), ("place", "HERE")),
+        *((same, same) for same in ("training state", "samples", "--lr", "lr")),
+    ],
+)
+def test_errors_name_the_option_of_the_argument(argument, option, monkeypatch, capsys):
+    def refuse(settings):
+        raise InputError(argument, 1, "give 2")
+
+    verb = Verb("Refuse.", refuse, "echo_for_test:Echo", names={"place": "HERE"})
+    monkeypatch.setitem(VERBS, "echo", verb)
+    monkeypatch.setitem(sys.modules, "sims_image.echo_for_test", sys.modules[__name__])
+    assert main_with_errors(run, ["echo"]) == 2
+    assert capsys.readouterr().err == f"error: {option}: got '1'; give 2\n"
 
 
 def test_no_verb_at_all_lists_them(capsys, monkeypatch):
@@ -35,7 +65,7 @@ def test_no_verb_at_all_lists_them(capsys, monkeypatch):
 
 @pytest.mark.parametrize("words", [["trian"], [""], []])
 def test_unknown_verbs_are_refused(words, monkeypatch, capsys):
-    monkeypatch.setitem(VERBS, "train", ("sims_image.nowhere:run", "Train."))
+    monkeypatch.setitem(VERBS, "train", Verb("Train.", print, "nowhere:Train"))
     assert main_with_errors(run, words) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("error: verb: got") and "choose from" in error

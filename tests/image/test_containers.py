@@ -12,7 +12,9 @@ import pytest
 
 from sims_core.errors import InputError
 from sims_image.data.dataset import open_dataset
-from sims_image.data.prepare import Prepare, plan, prepare
+from sims_image.data.options import Prepare
+from sims_image.data.plan import plan
+from sims_image.data.prepare import prepare
 from sims_image.info import describe
 from sims_image.metrics.references import read_statistics
 from tests.image.synthetic import edm_zip, idx, pixels, png, python2_batch

@@ -11,9 +11,10 @@ import pytest
 
 from sims_core.control import complement
 from sims_core.errors import InputError
-from sims_image.__main__ import run as command
+from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
-from sims_image.experiments.control import Control, parse_target, plan
+from sims_image.experiments.control import parse_target, plan
+from sims_image.experiments.options import Control
 from sims_image.metrics.classify import Judge, confusion, judge
 from sims_image.models.presets import PRESETS
 from tests.image import tiny

@@ -9,8 +9,9 @@ import torch
 
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
-from sims_image.__main__ import run
-from sims_image.data.prepare import Prepare, prepare
+from sims_image.commands import run
+from sims_image.data.options import Prepare
+from sims_image.data.prepare import prepare
 from sims_image.metrics.references import read_statistics
 from sims_image.models import checkpoints, torchfiles
 from sims_image.models.networks import build

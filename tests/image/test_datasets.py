@@ -16,7 +16,8 @@ from PIL import Image
 
 from sims_core.errors import InputError
 from sims_image.data.dataset import open_dataset, to_pixels, to_unit
-from sims_image.data.prepare import Prepare, prepare
+from sims_image.data.options import Prepare
+from sims_image.data.prepare import prepare
 from tests.image.synthetic import edm_zip, folder, pixels
 
 IMAGES, LABELS = pixels(30), np.arange(30) % 3

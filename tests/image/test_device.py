@@ -15,9 +15,10 @@ from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.metrics.classifier import Classifier
 from sims_image.metrics.features import Extractor
+from sims_image.models.denoiser import level, one_hot
 from sims_image.processes import Processes, choose_device, repeatable_kernels, start, tuned_kernels
 from sims_image.sampling.engine import Engine, Runner
-from sims_image.training import augment, sheets
+from sims_image.training import augment
 from sims_image.training.augment import Augmentation
 from sims_image.training.trainer import Options, Trainer
 from tests.image import tiny
@@ -122,15 +123,13 @@ def drawn(device, engine, networks=NETWORKS, *, prepared=None):
     run, classes = Runner(engine, first, second), torch.tensor([0, 1, 2])
 
     def denoiser(indices):
-        labels = sheets.one_hot(
-            first, classes.pin_memory().to(device, non_blocking=True) if device == CUDA else classes
-        )
+        labels = one_hot(first, classes.pin_memory().to(device, non_blocking=True) if device == CUDA else classes)
 
         def own(x, sigma):
-            return run.own(x, sheets.level(sigma, x), labels)
+            return run.own(x, level(sigma, x), labels)
 
         def both(x, sigma):
-            return run.both(x, sheets.level(sigma, x), labels)
+            return run.both(x, level(sigma, x), labels)
 
         return GuidanceSchedule.parse("held:2").denoiser(own, own, 1.5, both=both)
 

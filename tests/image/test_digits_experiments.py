@@ -7,7 +7,7 @@ import json
 import pandas as pd
 import pytest
 
-from sims_image.__main__ import run as command
+from sims_image.commands import run as command
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
 

@@ -16,11 +16,12 @@ from PIL import Image
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_core.sampling import Sampler
-from sims_image.__main__ import run as command
+from sims_image.commands import run as command
+from sims_image.data.dataset import cache_folder
 from sims_image.data.folders import write_folder
 from sims_image.metrics import targets
 from sims_image.metrics.compare import METRICS, compare
-from sims_image.metrics.features import Extractor, cache_folder, extractor
+from sims_image.metrics.features import Extractor, extractor
 from sims_image.metrics.report import collect, evaluate, frechet, kid, table
 from sims_image.metrics.samples import Sample
 from sims_image.metrics.targets import DataFeatures, Reference

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from sims_core.errors import InputError
+from sims_image.data.dataset import cache_folder
 from sims_image.metrics import features
 from sims_image.metrics.classifier import Training, accuracy, classifier
-from sims_image.metrics.features import cache_folder, extractor
+from sims_image.metrics.features import extractor
 from sims_image.metrics.vit import VisionTransformer
 from tests.image.tiny import write_data
 

@@ -18,18 +18,20 @@ from sims_core.errors import InputError
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Churn, SampleNoise, Sampler, edm_sigmas
 from sims_core.seeds import Seed
-from sims_image.__main__ import run as command
+from sims_image.commands import run as command
 from sims_image.data import writing
 from sims_image.data.dataset import open_dataset, to_pixels
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from sims_image.sampling import generation
 from sims_image.sampling.engine import Engine
-from sims_image.sampling.generate import Generate, choose_sampler, request
+from sims_image.sampling.generate import choose_sampler, request
 from sims_image.sampling.generation import Request, stream, write
 from sims_image.sampling.guided import error_over_signal, load_model
+from sims_image.sampling.options import Generate
 from sims_image.sampling.seeds import Labels, Seeds
-from sims_image.training.train import Train, plan
+from sims_image.training.options import Train
+from sims_image.training.plan import plan
 from tests.image import ranks, tiny
 from tests.image.ranks import environment, finish
 

@@ -14,7 +14,7 @@ from sims_core.errors import InputError
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Churn, SampleNoise, Sampler
 from sims_core.seeds import Seed
-from sims_image.__main__ import run as command
+from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset, to_pixels
 from sims_image.models import checkpoints
 from sims_image.sampling import engine as engines

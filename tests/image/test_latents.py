@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from sims_core.errors import InputError
-from sims_image.__main__ import run as command
+from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
 from sims_image.data.folders import write_folder
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
-from sims_image.training.train import Train, plan
+from sims_image.training.options import Train
+from sims_image.training.plan import plan
 from tests.image import tiny
 
 

@@ -8,9 +8,11 @@ import pytest
 
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
-from sims_image.__main__ import run
+from sims_image.commands import run
 from sims_image.data.dataset import open_dataset
-from sims_image.data.prepare import Prepare, plan, prepare
+from sims_image.data.options import Prepare
+from sims_image.data.plan import plan
+from sims_image.data.prepare import prepare
 from sims_image.sampling.seeds import Labels
 from tests.image.synthetic import png, tree
 

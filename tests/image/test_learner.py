@@ -18,7 +18,7 @@ from sims_core.seeds import Seed
 from sims_image.learner import ImageData, ImageLearner, ImageModel, budgets_of
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
-from sims_image.training.train import Train
+from sims_image.training.options import Train
 from tests import contract
 from tests.image import tiny
 

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from sims_core.errors import InputError
-from sims_image.__main__ import run as command
+from sims_image.commands import run as command
 from sims_image.experiments.costs import ledger
 from sims_image.experiments.laboratory import check, mean_interval, summarise
-from sims_image.experiments.loop import Loop, plan
+from sims_image.experiments.loop import plan
+from sims_image.experiments.options import Loop
 from sims_image.models.presets import PRESETS
 from sims_image.training import estimate
 from tests.image import tiny

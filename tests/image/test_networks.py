@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sims_core.errors import InputError
+from sims_image.models.denoiser import make_sampler
 from sims_image.models.networks import build, parameter_count
 from sims_image.models.networks.edm import UNetBlock
 from sims_image.models.networks.layers import (
@@ -25,7 +26,6 @@ from sims_image.models.networks.layers import (
     is_box,
     upsample,
 )
-from sims_image.training.sheets import make_sampler
 from tests.image.networks import CASES, filled, network, relative
 
 SONG = {

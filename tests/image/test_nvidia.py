@@ -13,7 +13,7 @@ import torch
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_core.lab.runs import RunFolder
-from sims_image.__main__ import run
+from sims_image.commands import run
 from sims_image.info import describe
 from sims_image.metrics.references import read_statistics
 from sims_image.models.checkpoints import Data, Ema, Record, load, save
@@ -411,7 +411,8 @@ def test_info_reads_data_sets(tmp_path):
 
 
 def test_info_reads_data_set_folders(tmp_path):
-    from sims_image.data.prepare import Prepare, prepare
+    from sims_image.data.options import Prepare
+    from sims_image.data.prepare import prepare
 
     data = prepare(Prepare(source="digits", out=str(tmp_path / "digits"), limit=50))
     for place in ("", "dataset.json", "images.npy"):

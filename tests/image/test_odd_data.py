@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sims_core.lab.command import main_with_errors
-from sims_image.__main__ import run
+from sims_image.commands import run
 from sims_image.data.dataset import open_dataset
 from tests.image.synthetic import idx, png, tree
 

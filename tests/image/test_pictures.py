@@ -9,8 +9,10 @@ import pytest
 from PIL import ExifTags, Image
 
 from sims_core.errors import InputError
+from sims_image.data.options import Prepare
 from sims_image.data.pictures import decode, depth, raw_pixels
-from sims_image.data.prepare import Prepare, plan, prepare
+from sims_image.data.plan import plan
+from sims_image.data.prepare import prepare
 from tests.image.synthetic import folder, pixels, png
 
 

@@ -7,11 +7,12 @@ import json
 import pytest
 
 from sims_core.errors import InputError
-from sims_image.__main__ import run as command
-from sims_image.experiments.widths import at_width, stored
+from sims_image.commands import run as command
 from sims_image.models import checkpoints
+from sims_image.models.posthoc import at_width, stored
 from sims_image.models.presets import PRESETS
-from sims_image.training.train import Train, train
+from sims_image.training.options import Train
+from sims_image.training.session import train
 from tests.image import tiny
 
 

@@ -18,9 +18,11 @@ from sklearn.datasets import load_digits
 
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
-from sims_image.__main__ import run
+from sims_image.commands import run
 from sims_image.data.dataset import open_dataset
-from sims_image.data.prepare import Prepare, plan, prepare
+from sims_image.data.options import Prepare
+from sims_image.data.plan import plan
+from sims_image.data.prepare import prepare
 from tests.image.synthetic import (
     CIFAR_NAMES,
     cifar_members,
@@ -326,11 +328,11 @@ def test_holdout(tmp_path, fmt, suffix):
 
 KILL = """
 import os, signal, sys
-from sims_image import making, writing
-from sims_image.__main__ import run
-making.COMMIT_BYTES = 20_000
+from sims_image.commands import run
+from sims_image.data import prepare, writing
+prepare.COMMIT_BYTES = 20_000
 where, count = sys.argv[1], int(sys.argv[2])
-home = {"append": writing.Growing, "flush": writing.Growing, "write_json": making, "rename": os, "replace": os}[where]
+home = {"append": writing.Growing, "flush": writing.Growing, "write_json": prepare, "rename": os, "replace": os}[where]
 real, calls = getattr(home, where), []
 def counting(*args, **options):
     calls.append(1)
@@ -379,11 +381,11 @@ def test_killed_anywhere_the_same_command_goes_on(tmp_path, where, count, option
 
 
 def test_resuming_does_not_read_again_what_is_there(tmp_path, monkeypatch):
-    from sims_image.data import making
+    from sims_image.data import prepare as preparing
     from sims_image.data.sources import folder as pictures
 
     source = folder(tmp_path / "in", pixels(300, side=12))
-    monkeypatch.setattr(making, "COMMIT_BYTES", 10_000)
+    monkeypatch.setattr(preparing, "COMMIT_BYTES", 10_000)
     read, real = [], pictures._read_file
 
     def stopping(request, path):
@@ -481,7 +483,8 @@ def test_command_refuses_in_one_line(words, error, tmp_path, monkeypatch, capsys
 
 MEMORY = """
 import re, sys
-from sims_image.data.prepare import Prepare, prepare
+from sims_image.data.options import Prepare
+from sims_image.data.prepare import prepare
 prepare(Prepare(source=sys.argv[1], out=sys.argv[2]))
 print(re.search("VmHWM:[^0-9]*([0-9]+) kB", open("/proc/self/status").read())[1])
 """

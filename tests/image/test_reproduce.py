@@ -13,8 +13,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from sims_image.__main__ import VERBS
-from sims_image.__main__ import run as command
+from sims_image.commands import VERBS
+from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
 from sims_image.metrics import features
 from sims_image.models import checkpoints

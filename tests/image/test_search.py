@@ -7,7 +7,8 @@ import pytest
 
 from sims_core.sampling import Sampler
 from sims_image.experiments import halving as search
-from sims_image.experiments.sims import AUTO, Sims, plan
+from sims_image.experiments.options import Sims
+from sims_image.experiments.plan import AUTO, plan
 from sims_image.sampling.seeds import Seeds
 from tests.image import tiny
 

@@ -19,12 +19,14 @@ from PIL import Image
 
 from sims_core.errors import InputError
 from sims_core.lab import runs
-from sims_image.__main__ import run as command
+from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
 from sims_image.experiments import halving as search
 from sims_image.experiments import sims_report as report
 from sims_image.experiments.arms import Arm
-from sims_image.experiments.sims import Sims, conduct, describe, plan
+from sims_image.experiments.options import Sims
+from sims_image.experiments.plan import plan
+from sims_image.experiments.sims import conduct, describe
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
 from tests.image.ranks import finish, launch
@@ -34,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = (
     "import sys; from tests.image import tiny; from sims_image.models.presets import PRESETS; "
     "from sims_image.__main__ import main; "
-    "from sims_image import search; search.RHOS, search.TOPS = (5.0,), (1.0,); "
+    "from sims_image.experiments import halving as search; search.RHOS, search.TOPS = (5.0,), (1.0,); "
     "PRESETS['tiny'] = tiny.preset(tiny.EDM, tiny.recipe(budget='0.08k', lr=1e-2)); main()"
 )
 

@@ -15,14 +15,16 @@ from safetensors.torch import load_file
 
 from sims_core.errors import InputError
 from sims_core.lab.runs import RunFolder
-from sims_image.__main__ import run as command
+from sims_image.commands import run as command
 from sims_image.models import checkpoints
 from sims_image.models.ema import HalfLife, Power, reconstruct
 from sims_image.models.presets import PRESETS, Recipe
 from sims_image.training import estimate, session
 from sims_image.training import trainer as training
+from sims_image.training.options import Train
+from sims_image.training.plan import plan
 from sims_image.training.schedules import learning_rate, ramp_warning, shares, timetable
-from sims_image.training.train import Train, plan, train
+from sims_image.training.session import train
 from sims_image.training.trainer import DivergedError
 from tests.image import tiny
 

@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sims_core.errors import InputError, choose
-
-if TYPE_CHECKING:
-    from sims_image.data.sources.base import Request, Source
+from sims_image.data.archives import impostor, passed_over
+from sims_image.data.sources.base import Request, Source
+from sims_image.data.sources.builtin import kind_of_zip
+from sims_image.data.sources.cifar import is_cifar
+from sims_image.data.sources.foreign import recognised
+from sims_image.data.sources.idx import is_idx
+from sims_image.data.sources.imagenet import is_imagenet
+from sims_image.data.sources.layout import is_picture
 
 #: kind -> (module:function, what it reads)
 KINDS: dict[str, tuple[str, str]] = {
@@ -56,11 +61,6 @@ def kind_of(request: Request) -> tuple[str, Path]:
 
 
 def _file_kind(request: Request) -> str:
-    from sims_image.data.archives import impostor
-    from sims_image.data.sources.foreign import recognised
-    from sims_image.data.sources.idx import is_idx
-    from sims_image.data.sources.imagenet import is_imagenet
-
     path = request.path
     if not path.is_file():
         raise InputError(request.argument, str(path), "no such file or folder (or 'digits', scikit-learn's)")
@@ -75,8 +75,6 @@ def _file_kind(request: Request) -> str:
     if begin[:6] == b"\x93NUMPY" or path.suffix.lower() in (".npy", ".npz"):
         return "arrays"
     if begin[:4] == b"PK\3\4" or path.suffix == ".zip":
-        from sims_image.data.sources.builtin import kind_of_zip
-
         return kind_of_zip(request)
     if path.suffix in (".tar", ".tgz") or path.name.endswith(".tar.gz"):
         return "cifar100" if "100" in path.name else "cifar10"
@@ -87,9 +85,6 @@ def _file_kind(request: Request) -> str:
 
 
 def _folder_kind(path: Path) -> tuple[str, Path]:
-    from sims_image.data.archives import passed_over
-    from sims_image.data.sources.layout import is_picture
-
     here = _known_folder(path)
     if here:
         return here, path
@@ -103,10 +98,6 @@ def _folder_kind(path: Path) -> tuple[str, Path]:
 
 def _known_folder(path: Path) -> str:
     """The kind of data set whose files lie in the folder, '' if it may hold pictures."""
-    from sims_image.data.sources.cifar import is_cifar
-    from sims_image.data.sources.idx import is_idx
-    from sims_image.data.sources.imagenet import is_imagenet
-
     if (path / "images.npy").is_file():
         return "dataset"
     if is_imagenet(path):
@@ -123,6 +114,4 @@ def _known_folder(path: Path) -> str:
 
 def _few_pictures(path: Path) -> bool:
     """Whether a folder holds next to none, as a clone from the Hub may, with a logo."""
-    from sims_image.data.sources.layout import is_picture
-
     return sum(1 for _ in islice((file for file in path.rglob("*") if is_picture(file.name)), 10)) < 10

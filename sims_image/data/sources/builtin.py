@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.datasets import load_digits
 
 from sims_image.data.archives import ZipIndex, checked_members, open_zip, passed_over
 from sims_image.data.dataset import block_length, is_npz, open_dataset
@@ -15,8 +16,6 @@ from sims_image.data.sources.base import Block, Request, Source, numbered, read_
 
 def open_digits(request: Request) -> Source:
     """scikit-learn's 1,797 handwritten digits, 8x8, 17 grey levels spread over 0 to 255 (rounded)."""
-    from sklearn.datasets import load_digits
-
     request.no_split()
     found = load_digits()
     grey = np.asarray(found.images, np.float64)  # (1797, 8, 8), whole numbers 0 to 16

@@ -1,4 +1,4 @@
-"""NVIDIA's published EDM and EDM2 snapshots as checkpoints: ``sims_image import-nvidia FILE.pkl``.
+"""NVIDIA's published EDM and EDM2 snapshots as checkpoints.
 
 Nothing in the file is run (`sims_image.models.nvidia.snapshots`): the network is built by `sims_image.models.networks`
 from the class's name and the constructor's arguments, and takes the file's weights strictly.
@@ -7,23 +7,22 @@ from the class's name and the constructor's arguments, and takes the file's weig
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
-import tyro
+import torch
+from torch import Tensor
 
 from sims_core.errors import InputError, shown
-from sims_core.lab.command import parse_command
 from sims_core.lab.runs import provenance
 from sims_image.data.archives import sha256_file
+from sims_image.models.checkpoints import PRECONDITIONING, RECORD, Checkpoint, Data, Ema, Record, save
+from sims_image.models.fitting import build_with
+from sims_image.models.networks import build
+from sims_image.models.nvidia.snapshots import Stored, plain, read_file, tensors
+from sims_image.models.presets import PRESETS
 from sims_image.pickles.machine import RefusedError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from sims_image.models.checkpoints import Checkpoint, Data, Ema
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,6 @@ class Snapshot:
 
 def read_snapshot(path: str | Path, *, argument: str = "FILE") -> Snapshot:
     """The network in a snapshot (its entry ``ema``). Raises `InputError` with the reason if it is refused."""
-    from sims_image.models.checkpoints import PRECONDITIONING
-    from sims_image.models.nvidia.snapshots import Stored, plain, read_file, tensors
-
     content = read_file(path, argument=argument)
     network = content.get("ema") if isinstance(content, dict) else None
     if not isinstance(network, Stored):
@@ -93,8 +89,6 @@ def _setting_or_none(value: Any, name: str) -> tuple[Any] | None:
 
 def _settings(value: Any, what: str) -> Any:
     """An entry of the file beside its network: an object becomes its class's name and what it was set to."""
-    from sims_image.models.nvidia.snapshots import Stored, plain
-
     if isinstance(value, Stored):
         state = {k: v for k, v in value.state.items() if not str(k).startswith("_")}
         return {"class": value.class_name, **plain(state, what)}
@@ -106,9 +100,6 @@ def import_nvidia(path: str | Path, out: str | Path | None = None, *, replace: b
 
     Raises `InputError`: refused (it says why), a network that is not known, or ``out`` cannot be written.
     """
-    from sims_image.models.checkpoints import RECORD, Checkpoint, Record, save
-    from sims_image.models.fitting import build_with
-
     path = Path(path)
     snapshot = read_snapshot(path)
     network = build_with(snapshot.config, snapshot.weights, str(path), argument="FILE")
@@ -144,8 +135,6 @@ def _training(stem: str, snapshot: Snapshot) -> tuple[int | None, int, Ema]:
     EDM writes ``network-snapshot-KIMG.pkl``, thousands of images. EDM2 writes ``NAME-KIMG-WIDTH.pkl`` with the width of
     its power-function average, and its counts are multiples of 1024 images, of which KIMG drops the last digits.
     """
-    from sims_image.models.checkpoints import Ema
-
     match = re.search(r"-(\d{6,})(?:-(0\.\d{3}))?$", stem)
     if snapshot.class_name != "Precond":
         images = int(match[1]) * 1000 if match and not match[2] else None
@@ -158,8 +147,6 @@ def _training(stem: str, snapshot: Snapshot) -> tuple[int | None, int, Ema]:
 
 def _data(snapshot: Snapshot) -> Data | None:
     """The training data, as far as the file records it: the name of its archive, and the shape of its images."""
-    from sims_image.models.checkpoints import Data
-
     recorded = snapshot.settings.get("dataset_kwargs")
     path = recorded.get("path") if isinstance(recorded, dict) else None
     if not isinstance(path, str) or not path:
@@ -170,10 +157,6 @@ def _data(snapshot: Snapshot) -> Data | None:
 
 def _preset(config: Any) -> str | None:
     """The preset whose architecture this is, if there is one."""
-    import torch
-
-    from sims_image.models.networks import build
-    from sims_image.models.presets import PRESETS
 
     def architecture(settings: Any) -> dict[str, Any]:
         return {k: v for k, v in settings.items() if k != "use_fp16"}
@@ -185,29 +168,3 @@ def _preset(config: Any) -> str | None:
                 if architecture(build(**wanted).config) == architecture(config):
                     return name
     return None
-
-
-@dataclass(frozen=True)
-class ImportNvidia:
-    """Read a published EDM or EDM2 snapshot, without running what is in it, and write a checkpoint."""
-
-    file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.pkl")] = ""
-    """NVIDIA's .pkl."""
-    out: str = ""
-    """The checkpoint's folder; default: named after the file, in the current folder."""
-    replace: bool = False
-    """Write over a checkpoint that is there."""
-
-
-def run(argv: Sequence[str]) -> None:
-    """The verb ``import-nvidia``."""
-    given = parse_command(ImportNvidia, argv, prog="sims_image import-nvidia", description=ImportNvidia.__doc__ or "")
-    if not given.file:
-        raise InputError("FILE", "", "name the .pkl file to read")
-    from sims_image.info import describe
-
-    checkpoint = import_nvidia(given.file, given.out or None, replace=given.replace)
-    print("\n".join(describe(checkpoint.path)))
-    left_out = checkpoint.record.provenance.get("left_out")
-    if left_out:
-        print(f"note: left out, as no settings: {', '.join(map(shown, left_out))}")

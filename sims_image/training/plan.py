@@ -1,121 +1,24 @@
-"""``sims_image train``: train a preset's network on data, or fine-tune a checkpoint (`docs/images-training.md`)."""
+"""A training run before anything is built: recipe, network, data and timetable, checked (`docs/images-training.md`)."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import Any
 
 from sims_core.errors import InputError, choose
-from sims_core.lab.command import parse_command
-from sims_core.lab.runs import RunFolder
-from sims_image.models.presets import PRESETS, Preset, Recipe, by
+from sims_core.sampling import Sampler
+from sims_core.seeds import Seed
+from sims_image.data.dataset import Dataset, by, open_dataset
+from sims_image.data.options import Prepare
+from sims_image.data.prepare import prepare
+from sims_image.data.sheets import sheet_labels
+from sims_image.models import checkpoints
+from sims_image.models.presets import PRESETS, Preset, Recipe
+from sims_image.training.options import RAW, Train
 from sims_image.training.schedules import Timetable, images_of, ramp_warning, timetable
-
-if TYPE_CHECKING:
-    from sims_image.data.dataset import Dataset
-    from sims_image.models.checkpoints import Summary
-    from sims_image.training.session import Result
-
-RAW = ("auto", "always", "end")
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train a diffusion model by the recipe of EDM or EDM2, or fine-tune one from a checkpoint.
-
-    What is not given is the preset's (and the preset of a checkpoint is the one that it was trained by). Numbers of
-    images may be written 5000, 50k, 10M or 3Mi (Mi as the preset counts it: 10^6 in EDM, 2^20 in EDM2; --budget needs
-    its unit). The same command goes on where a stopped one was. Several processes: torchrun --nproc_per_node N -m
-    sims_image train ...
-    """
-
-    preset: str = ""
-    """Network and recipe: cifar10-cond, cifar10-uncond, ffhq64, imagenet64-adm, imagenet64-edm2-{xs,s,m,l,xl}, or
-    CPU-sized: digits, fashion16, cifar10-tiny."""
-    data: str = ""
-    """Data set: a folder that `prepare` made, or an EDM zip. Preset digits makes its own, data/digits."""
-    from_: Annotated[str, tyro.conf.arg(name="from")] = ""
-    """Checkpoint to fine-tune: its architecture and weights, with a new optimiser, and EMA without ramp-up."""
-    budget: str = ""
-    """Images to see, with a unit (50k, 3Mi); default the preset's. Must be given with --from."""
-    out: str = ""
-    """Run folder; default runs/train-NAME-<hash of the settings>."""
-    seed: int = 0
-    """Every random draw follows from it."""
-    batch: int | None = None
-    """Images a step, over all processes."""
-    lr: float | None = None
-    """Adam's nominal learning rate."""
-    lr_rampup: str = ""
-    """Images over which the learning rate rises from 0; 0 for none. The published 10M never end within a short
-    fine-tuning budget: the run says how far they get."""
-    lr_decay: str | None = None
-    """constant, inverse-sqrt (EDM2) or cosine (to 0 at the end of the budget)."""
-    lr_decay_steps: int | None = None
-    """Steps after which inverse-sqrt begins."""
-    beta1: float | None = None
-    """Adam's first momentum."""
-    beta2: float | None = None
-    """Adam's second."""
-    eps: float | None = None
-    """Adam's epsilon."""
-    ema: str | None = None
-    """halflife (EDM) or power (EDM2)."""
-    ema_halflife: str = ""
-    """Images in which the past's weight halves."""
-    ema_rampup: float | None = None
-    """Bound on the half-life as a fraction of the images seen; 0 for none. Always none when fine-tuning."""
-    ema_widths: tuple[float, ...] | None = None
-    """Relative widths (sigma_rel) of the power-function averages; any other width can be made of them afterwards."""
-    augment: float | None = None
-    """Probability of each of EDM's augmentations; 0 for none."""
-    objective: str | None = None
-    """edm, or edm2 (with a learned log-variance; EDM2's networks)."""
-    p_mean: float | None = None
-    """Mean of ln sigma in training."""
-    p_std: float | None = None
-    """Its standard deviation."""
-    precision: str | None = None
-    """Of the network's body: float32, bf16 or fp16 (with loss scaling). Weights and optimiser are float32."""
-    loss_scale: float | None = None
-    """Where fp16's loss scale starts; it halves where gradients overflow."""
-    network: str = ""
-    """Arguments of the network that differ from the preset's: dropout=0.1,model_channels=64."""
-    snapshots: str = ""
-    """Images seen at which to keep checkpoints and a sheet of samples, such as 1Mi,3Mi,6Mi; the end is always one."""
-    snapshot_every: str = ""
-    """And one each so many images. Default, where neither is given: ten, or 32 with power-function EMA."""
-    log_every: str = ""
-    """Images between lines of log.jsonl; default a 200th of the budget, at most 50k."""
-    state_every: str = ""
-    """Images between states to go on from; default a 50th of the budget."""
-    raw: str = "auto"
-    """Keep raw weights beside their averages: always, at the end, or auto (always when fine-tuning)."""
-    sheet: int | None = None
-    """Rows of a snapshot's sheet of samples; 0 for none. Default: 8, at the end and wherever it takes less than a tenth
-    of the time since the last one."""
-    sampler: str = ""
-    """Sampler of the sheets, such as heun:18; default the preset's."""
-    microbatch: int = 0
-    """Images a process passes through the network at once, gradients being accumulated; 0: its whole part."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    workers: int = 1
-    """Threads that read data ahead; 0 reads when asked. Does not change the result."""
-    compile: bool = False
-    """torch.compile the network."""
-    channels_last: bool = True
-    """Keep images and convolutions channels-last, which is faster; changes rounding only."""
-    deterministic: bool = False
-    """On a GPU: kernels that repeat themselves bit for bit, so that a run that goes on is the same run; slower."""
-    dry_run: bool = False
-    """Print settings, parameters, memory and time, and stop."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +34,7 @@ class Plan:
     recipe: Recipe
     config: dict[str, Any]
     data: Dataset | None
-    parent: Summary | None
+    parent: checkpoints.Summary | None
     table: Timetable
     seed: int
     sampler: str
@@ -150,9 +53,6 @@ class Plan:
 
 def plan(train: Train) -> Plan:
     """What ``train`` asks for, checked. Raises `InputError` naming the argument that is wrong, or missing."""
-    from sims_image.data.dataset import open_dataset
-    from sims_image.models import checkpoints
-
     choose("--raw", train.raw, RAW)
     for name in ("seed", "sheet", "workers", "microbatch"):
         if (getattr(train, name) or 0) < 0:
@@ -211,10 +111,6 @@ def plan(train: Train) -> Plan:
 
 def _sheets(table: Timetable, config: dict[str, Any], sampler: str, rows: int) -> frozenset[int]:
     """The steps at which a sheet costs less than a tenth of the training since the last one; the end always."""
-    from sims_core.sampling import Sampler
-    from sims_core.seeds import Seed
-    from sims_image.training.sheets import sheet_labels
-
     samples = len(sheet_labels(rows, int(config.get("label_dim") or 0), Seed(0))[1])
     steps = (
         10 * samples * Sampler.parse(sampler, argument="--sampler").nfe / 3 / table.batch
@@ -227,7 +123,7 @@ def _sheets(table: Timetable, config: dict[str, Any], sampler: str, rows: int) -
     return frozenset(found)
 
 
-def _preset(train: Train, parent: Summary | None) -> tuple[str, Preset]:
+def _preset(train: Train, parent: checkpoints.Summary | None) -> tuple[str, Preset]:
     name = train.preset or ((parent.record.preset or "") if parent is not None else "")
     if not name:
         known = "the checkpoint does not say by which preset it was trained; " if parent is not None else ""
@@ -254,7 +150,7 @@ def recipe_of(train: Train, recipe: Recipe, *, fine_tuning: bool) -> Recipe:
 
 
 def _config(
-    train: Train, preset: Preset, recipe: Recipe, parent: Summary | None, data: Dataset | None
+    train: Train, preset: Preset, recipe: Recipe, parent: checkpoints.Summary | None, data: Dataset | None
 ) -> dict[str, Any]:
     """The network's arguments, fitted to the data. Raises `InputError` where network and data do not agree."""
     changed = _overrides(train.network)
@@ -333,46 +229,8 @@ def _shape_note(preset: Preset, name: str, data: Dataset | None) -> str | None:
 
 def _digits() -> Dataset:
     """scikit-learn's digits, made on first use."""
-    from sims_image.data.prepare import Prepare, prepare
-
     return prepare(Prepare(source="digits", out="data/digits"))
 
 
 def _digest(settings: dict[str, Any]) -> str:
-    import hashlib
-
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def train(settings: Train, *, progress: bool = False) -> Result:
-    """Train, or go on, or recognise a run that is finished: the command in one call.
-
-    Raises `InputError` for bad input, and `sims_image.training.trainer.DivergedError`.
-    """
-    from sims_image.processes import start
-    from sims_image.training.session import run_session
-
-    with start(settings.device) as processes:
-        return run_session(settings, processes, progress=progress)
-
-
-def run(argv: Sequence[str]) -> None:
-    """The command itself."""
-    words = list(argv)
-    settings = parse_command(Train, words, prog="sims_image train", description=str(Train.__doc__))
-    if settings.dry_run:
-        from sims_image.training.estimate import describe
-
-        planned = plan(settings)
-        if planned.data is not None:
-            RunFolder.check(settings.out or planned.folder, planned.settings)
-        print(describe(planned, settings))
-        return
-    from sims_image.training.trainer import DivergedError
-
-    try:
-        result = train(settings, progress=True)
-    except DivergedError as error:  # in every process; said once
-        raise SystemExit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1) from None
-    if result.first:
-        print(result.words)

@@ -1,0 +1,304 @@
+"""The verbs of ``sims_image``: words in, lines out. The only module that knows what an argument is called there.
+
+A verb imports what it runs when it runs, so that ``--help`` stays cheap. The library's errors name arguments
+(``data``, ``lr_rampup``); here they become options (``--data``, ``--lr-rampup``).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sims_core import __version__
+from sims_core.errors import InputError, choose, shown
+from sims_core.lab.command import options_of, parse_command
+
+if TYPE_CHECKING:
+    from sims_image.data.options import Prepare
+    from sims_image.experiments.options import Laboratory, Sims
+    from sims_image.metrics.options import Classify, Evaluate
+    from sims_image.options import ImportNvidia, Info
+    from sims_image.sampling.options import Generate
+    from sims_image.training.options import Train
+
+
+def prepare(settings: Prepare) -> None:
+    """Make a data set."""
+    from sims_image.data.dataset import by
+    from sims_image.data.plan import plan
+    from sims_image.data.prepare import prepare
+
+    warnings.filterwarnings("ignore", module="PIL")  # what matters of a picture becomes an error or a note
+    if settings.dry_run:
+        print("\n".join(plan(settings, progress=True).lines()))
+        return
+    made = prepare(settings, progress=True)
+    classes = f"{len(made.classes)} classes" if made.labels is not None else "no labels"
+    print(f"{made.path}: {len(made)} images {by(made.shape)} {made.dtype}, {classes}, sha256 {made.sha256}")
+
+
+def train(settings: Train) -> None:
+    """Train, or fine-tune."""
+    from sims_core.lab.runs import RunFolder
+    from sims_image.training.estimate import describe
+    from sims_image.training.plan import plan
+    from sims_image.training.session import train
+    from sims_image.training.trainer import DivergedError
+
+    if settings.dry_run:
+        planned = plan(settings)
+        if planned.data is not None:
+            RunFolder.check(settings.out or planned.folder, planned.settings)
+        print(describe(planned, settings))
+        return
+    try:
+        result = train(settings, progress=True)
+    except DivergedError as error:  # in every process; said once
+        raise SystemExit(f"error: {error}" if os.environ.get("RANK", "0") == "0" else 1) from None
+    if result.first:
+        print(result.words)
+
+
+def generate(settings: Generate) -> None:
+    """Draw images from a checkpoint."""
+    from sims_image.processes import choose_device, start
+    from sims_image.sampling import generation
+    from sims_image.sampling.generate import notes, request
+
+    if settings.dry_run:
+        planned = request(settings, choose_device(settings.device))
+        said = notes(planned)
+        if settings.out and not settings.restart:
+            generation.check_out(planned, settings.out)
+        lines = generation.estimate(planned, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
+        print("\n".join([f"{key:>10}  {value}" for key, value in lines] + [f"note: {note}" for note in said]))
+        return
+    with start(settings.device) as processes:
+        loaded = processes.together(lambda: (request(settings, processes.device),))
+        planned = loaded[0] if loaded is not None else request(settings, processes.device)
+        for note in processes.together(lambda: notes(planned)) or ():
+            print(f"note: {note}")
+        made = generation.write(
+            planned, settings.out, processes=processes, rows=settings.sheet, progress=True, restart=settings.restart
+        )
+    if made is not None:
+        print(f"{made.path}: {len(made)} images, {planned.settings['nfe']} evaluations each, sha256 {made.sha256}")
+
+
+def evaluate(settings: Evaluate) -> None:
+    """Measure a model, or images."""
+    from sims_image.metrics.evaluate import describe, evaluate
+    from sims_image.processes import start
+
+    if settings.dry_run:
+        print(describe(settings))
+        return
+    with start(settings.device) as processes:
+        found = evaluate(settings, processes, progress=True)
+        if found is not None:
+            print("\n".join(found.lines()))
+
+
+def classify(settings: Classify) -> None:
+    """Train a classifier, see how it errs, judge images."""
+    from sims_image.metrics.classify import classify
+
+    print(classify(settings))
+
+
+def sims(settings: Sims) -> None:
+    """Algorithm 1 from one command to a report."""
+    from sims_image.experiments.sims import conduct, describe
+    from sims_image.processes import start
+
+    if settings.dry_run:
+        print(describe(settings))
+        return
+    with start(settings.device) as processes:
+        page = conduct(settings, processes)
+    if page is not None:
+        print(f"report: {page}")
+
+
+def experiment(name: str, settings: Laboratory) -> None:
+    """Any other experiment: what `conduct` and `describe` of ``sims_image.experiments.NAME`` do."""
+    from sims_image.processes import start
+
+    module = import_module(f"sims_image.experiments.{name}")
+    settings = replace(settings, out=settings.out or f"runs/{name}")
+    if settings.dry_run:
+        print(module.describe(settings))
+        return
+    with start(settings.device) as processes:
+        found = module.conduct(settings, processes)
+    if found is not None:
+        folder, words = found
+        print("\n".join([*words, f"report: {folder}"]))
+
+
+def import_nvidia(settings: ImportNvidia) -> None:
+    """Make a checkpoint of a published snapshot."""
+    from sims_image.info import describe
+    from sims_image.models.nvidia.convert import import_nvidia
+
+    if not settings.file:
+        raise InputError("path", "", "name the .pkl file to read")
+    checkpoint = import_nvidia(settings.file, settings.out or None, replace=settings.replace)
+    print("\n".join(describe(checkpoint.path)))
+    left_out = checkpoint.record.provenance.get("left_out")
+    if left_out:
+        print(f"note: left out, as no settings: {', '.join(map(shown, left_out))}")
+
+
+def info(settings: Info) -> None:
+    """Say what files are."""
+    from sims_image.info import KNOWN, describe
+
+    if not settings.path:
+        raise InputError("path", "", f"name {KNOWN}")
+    for number, path in enumerate(settings.path):
+        print(*([""] if number else []), *describe(path), sep="\n")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """what: it does, in a line. run: takes its options. options: their class, as ``module:Class`` below `sims_image`.
+
+    about: what its help says at the top; default the class's docstring. first: the option whose value may come first
+    without its name. published: whether ``--preset`` takes published settings. names: of arguments that are no options.
+    """
+
+    what: str
+    run: Callable[[Any], None]
+    options: str
+    about: str = ""
+    first: str = ""
+    published: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def cls(self) -> type[Any]:
+        """The class of its options."""
+        module, name = self.options.split(":")
+        found: type[Any] = getattr(import_module(f"sims_image.{module}"), name)
+        return found
+
+
+VERBS: dict[str, Verb] = {
+    "prepare": Verb(
+        "make a data set: CIFAR-10, ImageNet-64, folders, IDX, zips, parquet, digits",
+        prepare,
+        "data.options:Prepare",
+        about="Make a data set of images that everything else reads. The first word is the source.",
+        first="source",
+    ),
+    "train": Verb("train a preset, or fine-tune a checkpoint", train, "training.options:Train"),
+    "generate": Verb(
+        "draw images from a checkpoint: alone, SIMS, Neon or autoguidance", generate, "sampling.options:Generate"
+    ),
+    "evaluate": Verb(
+        "measure a model or images: FID, KID, precision, recall, and their floor", evaluate, "metrics.options:Evaluate"
+    ),
+    "sims": Verb(
+        "Algorithm 1 end to end: base, synthetic data, auxiliary, omega, report",
+        sims,
+        "experiments.options:Sims",
+        published=True,
+    ),
+    "loop": Verb(
+        "self-consuming generations: any data policy and method, measured one by one",
+        partial(experiment, "loop"),
+        "experiments.options:Loop",
+        published=True,
+    ),
+    "pollution": Verb(
+        "standard training and SIMS on polluted data, over the pollution's size",
+        partial(experiment, "pollution"),
+        "experiments.options:Pollution",
+        published=True,
+    ),
+    "retrain": Verb(
+        "iterative retraining on real and generated images, over their ratio",
+        partial(experiment, "retrain"),
+        "experiments.options:Retrain",
+        published=True,
+    ),
+    "control": Verb(
+        "Algorithm 2: move class shares toward a target",
+        partial(experiment, "control"),
+        "experiments.options:Control",
+        published=True,
+    ),
+    "classify": Verb(
+        "train a classifier, see how it errs, judge the classes of images", classify, "metrics.options:Classify"
+    ),
+    "import-nvidia": Verb(
+        "read NVIDIA's EDM and EDM2 snapshots, without running them",
+        import_nvidia,
+        "options:ImportNvidia",
+        names={"path": "FILE"},
+    ),
+    "info": Verb(
+        "say what a data set, checkpoint, run folder or statistics file is",
+        info,
+        "options:Info",
+        names={"path": "PATH"},
+    ),
+}
+
+
+def overview() -> str:
+    """What ``--help`` prints."""
+    width = max(map(len, VERBS), default=0)
+    lines = [f"  {name.ljust(width)}  {verb.what}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: sims_image VERB [options]",
+            "",
+            "Self-improving diffusion models on images. 'sims_image VERB --help' lists a verb's options.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def run(argv: Sequence[str]) -> None:
+    """Run one verb. Raises `InputError`, about an option where an option is to blame."""
+    name, *words = argv or [""]
+    if name in ("-h", "--help", "help"):
+        print(overview())
+        return
+    if name in ("--version", "-V"):
+        print(__version__)
+        return
+    verb = VERBS[choose("verb", name, VERBS)]
+    cls, presets = verb.cls(), None
+    if verb.published:
+        from sims_image.experiments.published import recipes
+
+        presets = recipes(name)
+    if verb.first and words and not words[0].startswith("-"):
+        words = [f"--{verb.first}", *words]
+    about = verb.about or str(cls.__doc__)
+    settings = parse_command(cls, words, prog=f"sims_image {name}", description=about, presets=presets)
+    with about_options(settings, verb.names):
+        verb.run(settings)
+
+
+@contextmanager
+def about_options(settings: object, names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about arguments become errors about the options of that name; what is no option stays as it is.
+
+    names: of other arguments.
+    """
+    try:
+        yield
+    except InputError as error:
+        option = "--" + error.argument.rstrip("_").replace("_", "-")
+        called = names.get(error.argument) or (option if option in options_of(settings) else error.argument)
+        raise InputError(called, error.value, error.expected) from error

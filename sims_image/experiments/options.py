@@ -1,0 +1,241 @@
+"""What an experiment can be asked for: options of ``sims_image sims``, ``loop``, ``retrain`` and their siblings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from sims_core.lab.command import listed
+
+
+@dataclass(frozen=True)
+class Sims:
+    """Self-improve a diffusion model with its own samples: base, synthetic data, auxiliary, omega, confirmation.
+
+    The same command goes on where a stopped one was, and another one in the same --out reuses what they share.
+    Several processes: torchrun --nproc_per_node N -m sims_image sims ...
+    """
+
+    preset: str = ""
+    """Published settings of this experiment, such as cifar10, ffhq64 or imagenet64; whatever is given besides wins."""
+    data: str = ""
+    """The base's training set: a folder that `prepare` made, or an EDM zip."""
+    base: str = ""
+    """A checkpoint, or a preset to train."""
+    heldout: str = ""
+    """Real images that the base was not trained on; where given, omega is chosen by the distance to them."""
+    out: str = "runs/sims"
+    """Where the stages, the measured cells and the report go."""
+    synthetic: str = "6k"
+    """Images of the synthetic set D_s."""
+    auxiliary_data: str = "synthetic"
+    """What the auxiliary is fine-tuned on: synthetic (D_s alone), train+synthetic or real+synthetic (the same here:
+    the base's training set is the real data). The paper's sources disagree; see docs/images-sims.md."""
+    budgets: str = "1,3,6Mi"
+    """Images that the auxiliary sees; the unit at the end holds for all."""
+    omega: str = "0:2:0.25"
+    """Grid of extrapolation strengths; 0, the base, is always among them. auto (0:3:0.25) or auto:GRID: by successive
+    halving over them and the budgets, on few of the search seeds first, for a part of the grid's cost."""
+    search: str = "2k"
+    """Images of a cell of the search over omega and budget."""
+    n: str = "10k"
+    """Images of a confirmation."""
+    repeats: int = 3
+    """Confirmations, on disjoint seeds."""
+    features: str = "lite0"
+    """Features of the Fréchet distance: inception (then it is the FID), lite0, classifier, dinov2 or pixels."""
+    weights: str = ""
+    """File with the feature network's weights (inception, dinov2)."""
+    sampler: str = ""
+    """heun:18, euler:40, ddim:50; default the preset's."""
+    interval: str = ""
+    """LOW,HIGH: guide at these noise levels only."""
+    refresh_every: int | None = None
+    """Evaluate the auxiliary once every so many steps, and hold its correction in between; default: in full."""
+    predictor_only: bool = False
+    """Evaluate it at the first evaluation of each step only (Heun's predictor)."""
+    pair: str = "sequential"
+    """How the two networks are evaluated: sequential, overlapped or stacked (see `generate --help`)."""
+    compile: bool = False
+    """Compile the networks of what is measured (torch.compile)."""
+    cuda_graph: bool = False
+    """Replay their evaluations as CUDA graphs."""
+    labels: str = ""
+    """Classes: data (drawn as --data has them; the default), uniform or balanced."""
+    batch: int = 64
+    """Compute batch of sampling."""
+    seed: int = 0
+    """Root of all randomness."""
+    auxiliary_weights: str = "ema"
+    """ema (as published) or raw: a short fine-tune's slow average hardly moves; the report says how far it came."""
+    base_ema: str = ""
+    """Grid of relative EMA widths of the base, made after training (presets with power-function EMA, as EDM2's); the
+    best pair with --auxiliary-ema on the search seeds, at the omega found, is confirmed. Default: as trained."""
+    auxiliary_ema: str = ""
+    """The same of the auxiliary."""
+    train_batch: int | None = None
+    """Images a step of fine-tuning; default the preset's."""
+    lr: float | None = None
+    """Learning rate of fine-tuning; default the preset's."""
+    lr_rampup: str = ""
+    """Its ramp, in images; the published 10M never end within a short budget."""
+    lr_decay: str | None = None
+    """Its decay: constant, inverse-sqrt or cosine; default the preset's."""
+    controls: bool = True
+    """Measure the control arms too: twice the steps, the sampler retuned, continued training, a random direction,
+    Neon."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dry_run: bool = False
+    """Print the plan and its cost in network evaluations, and stop."""
+
+
+@dataclass(frozen=True)
+class Laboratory(Sims):
+    """Options of every experiment, besides its own."""
+
+    trials: int = 3
+    """Repetitions with other seeds of everything: training, sampling, measuring."""
+    n: str = "1k"
+    """Images by which a model is measured; each trial has its own."""
+    synthetic: str = ""
+    """|D_s|, a model's samples that the next one is trained on; default as many as there are real images."""
+    auxiliary_data: str = "synthetic"
+    """What the auxiliary is fine-tuned on: synthetic (the model's own samples alone), train+synthetic (with what that
+    model was trained on), real+synthetic (with the real data); see docs/images-sims.md."""
+    auxiliary_size: str = ""
+    """Samples that an auxiliary is made from; default --synthetic."""
+    heldout: str = ""
+    """Real images that no model was trained on; where given, distances are to them. `prepare --holdout` makes some."""
+    omega: str = "1"
+    """Extrapolation strength, or a grid of them."""
+    budget: str = "1Mi"
+    """Images that an auxiliary sees."""
+    fit_budget: str = ""
+    """Images that a model trained from scratch sees; default the preset's."""
+    fit_lr: float | None = None
+    """Learning rate of such a training; default the preset's."""
+    objective: str = ""
+    """Training objective: edm or edm2; default the preset's."""
+    network: str = ""
+    """Arguments of the network that differ from the preset's: model_channels=16,label_dim=0."""
+    guide_network: str = ""
+    """The same of the second network of autoguidance and of the rebuilt auxiliary; default --network."""
+    images: int = 0
+    """Real images, for a --dry-run where --data is not at hand."""
+    out: str = ""
+    """Where everything goes; default runs/<verb>."""
+    budgets: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    search: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    repeats: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 2
+    controls: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
+    base_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    auxiliary_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    interval: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    refresh_every: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    predictor_only: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
+
+
+@dataclass(frozen=True)
+class Retraining(Laboratory):
+    """Options of experiments whose models may start from the previous one."""
+
+    retrain_budget: str = ""
+    """Images that a model sees which starts from the previous one; default as from scratch."""
+    retrain_lr: float | None = None
+    """Learning rate of such a training, held from its first step to its last; default the preset's, with its ramp."""
+    retrain_batch: int | None = None
+    """Images a step of it; default the preset's."""
+
+
+def loops() -> list[str]:
+    """The data policies as --loop takes them, and which of them need --more."""
+    from sims_core.loop import POLICIES
+
+    return [policy.form + " (needs --more)" * bool(policy.needs) for policy in POLICIES.values()]
+
+
+@dataclass(frozen=True)
+class Loop(Retraining):
+    """Train generation after generation on data that hold the models' own samples, and measure each.
+
+    The same command goes on where a stopped one was; more generations, methods, omegas or trials in the same --out make
+    only what is new. Several processes: torchrun --nproc_per_node N -m sims_image loop ...
+    """
+
+    loop: Annotated[str, listed("sims_image.experiments.options:loops", "{}.")] = "augmentation"
+    """A data policy of `sims_core.loop.POLICIES`."""
+    method: str = "standard,sims,equal-cost"
+    """standard, sims, neon, autoguidance, continued, random, rebuilt; equal-cost is standard training with twice the
+    sampler's steps."""
+    generations: int = 6
+    """Of each loop; the first one trains on real data alone."""
+    more: str = ""
+    """Further images of the same kind: real ones to draw from (fresh), or D_p (polluted)."""
+
+
+@dataclass(frozen=True)
+class Retrain(Retraining):
+    """Retrain a model, round after round, on all real images and λ times as many of its own, at every λ of a grid.
+
+    λ = 0 trains on with real images alone, which the others are compared with; λ = inf leaves the real ones out.
+    """
+
+    ratio: str = "0,0.5,1,2"
+    """Grid of λ, generated images per real one; inf for no real images (as many generated ones)."""
+    rounds: int = 6
+    """Of each λ; the first one trains on real images alone, from scratch or from --base."""
+    omega: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "1"
+    auxiliary_data: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "synthetic"
+    auxiliary_size: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    auxiliary_weights: str = "ema"
+    """Of a retrained model: ema (as published) or raw; a short training's slow average hardly moves."""
+    budget: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "1Mi"
+    guide_network: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    pair: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "sequential"
+    lr: Annotated[float | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    lr_rampup: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    lr_decay: Annotated[str | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+    train_batch: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
+
+
+@dataclass(frozen=True)
+class Pollution(Retraining):
+    """Train on real data polluted by a previous model's samples, with and without SIMS, over the size of the pollution.
+
+    ST standard training, SIMS Algorithm 1; I ideal (no pollution), P polluted. SIMS is measured at every omega of a
+    grid: the paper's comparison holds one fixed, and the best omega of each |D_p| is drawn beside it.
+    """
+
+    pollution: str = "0,0.25,0.5,1"
+    """Grid of |D_p| / |D_r|."""
+    omega: str = "1"
+    """Extrapolation strengths of SIMS."""
+    ideal: str = ""
+    """What I means: '' is D_r alone; a data set of further real images is polluted by those instead of D_p, as many."""
+    warm: bool = False
+    """Train every base from the model of D_r alone, for --retrain-budget, instead of from scratch."""
+
+
+@dataclass(frozen=True)
+class Control(Laboratory):
+    """Move a model's class shares toward a target (Algorithm 2), and measure shares, classes and overall quality.
+
+    Beside it: the base, the base with twice the steps, plain SIMS (an auxiliary with the base's own shares), and a
+    random direction. The base must be unconditional: of a conditional one, ask for labels instead.
+    """
+
+    target: str = "uniform"
+    """Class shares to reach: uniform, one number a class (0.3,0.7), or NAME=SHARE,... with the rest shared out as the
+    base has it. They are scaled to sum to 1."""
+    omega: str = "0.5,1,2"
+    """Grid of extrapolation strengths; 0 is always measured."""
+    classifier: str = ""
+    """Who says what class an image is of: '' (trained on the labels of --data, as `classify` does), a folder that
+    classify stored, or module:function."""
+    complement: str = "linear"
+    """What the auxiliary's shares are, linear or geometric: two readings of the paper's word."""
+    strength: float = 1.0
+    """How far the complement goes; linear: above `largest_strength` it cuts classes out."""

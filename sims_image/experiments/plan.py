@@ -1,0 +1,151 @@
+"""What a `sims` experiment is: its options checked, its seeds laid out, and the learner that makes its stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sims_core.algorithm import AUXILIARY_DATA
+from sims_core.errors import InputError, choose
+from sims_core.guidance import GuidanceSchedule
+from sims_image.experiments.checks import check_inputs, finetuning_of, grids_of, omegas_of
+from sims_image.experiments.halving import rounds
+from sims_image.experiments.options import Sims
+from sims_image.learner import WEIGHTS, ImageLearner, budgets_of
+from sims_image.models import checkpoints
+from sims_image.models.presets import PRESETS
+from sims_image.processes import Processes
+from sims_image.sampling.engine import Engine
+from sims_image.sampling.generate import parse_schedule
+from sims_image.sampling.seeds import Seeds
+from sims_image.training.options import Train
+from sims_image.training.plan import plan as plan_training
+from sims_image.training.schedules import images_of
+
+#: the grid of --omega auto
+AUTO = "0:3:0.25"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked experiment. omegas: increasing, from 0. synthetic, search, confirm: disjoint seeds of one root."""
+
+    settings: Sims
+    omegas: tuple[float, ...]
+    budgets: tuple[int, ...]
+    schedule: GuidanceSchedule
+    preset: str
+    checkpoint: str
+    synthetic: Seeds
+    search: Seeds
+    confirm: tuple[Seeds, ...]
+
+    @property
+    def candidates(self) -> list[tuple[int, float]]:
+        """(budget, omega) that the search measures beside the base."""
+        return [(budget, omega) for budget in self.budgets for omega in self.omegas if omega > 0]
+
+    @property
+    def cells(self) -> int:
+        """Models that the search measures."""
+        return 1 + len(self.candidates)
+
+    @property
+    def halving(self) -> bool:
+        """Whether omega is searched by successive halving."""
+        return self.settings.omega.partition(":")[0] == "auto"
+
+    @property
+    def rounds(self) -> tuple[Seeds, ...]:
+        """The search seeds of each round of the search; one is a full grid."""
+        return rounds(len(self.candidates), self.search, halving=self.halving)
+
+    @property
+    def engine(self) -> Engine:
+        """How networks are evaluated. Raises `InputError` for an unknown way."""
+        return Engine(self.settings.pair, self.settings.compile, self.settings.cuda_graph)
+
+
+def plan(settings: Sims) -> Plan:
+    """What ``settings`` ask for. Raises `InputError` naming the option."""
+    if not settings.data:
+        raise InputError("--data", "", "name the data set that the base is trained on (see `sims_image prepare`)")
+    choose("--auxiliary-data", settings.auxiliary_data, AUXILIARY_DATA)
+    choose("--auxiliary-weights", settings.auxiliary_weights, WEIGHTS)
+    choose("--labels", settings.labels or "data", ("data", "uniform", "balanced"))
+    for name, least in (("repeats", 2), ("batch", 1), ("seed", 0)):
+        if getattr(settings, name) < least:
+            raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
+    preset, checkpoint, mi = base_of(settings)
+    mode, _, grid = settings.omega.partition(":")
+    grids_of(settings, preset)
+    omegas = sorted({0.0, *omegas_of(settings.omega, (grid or AUTO) if mode == "auto" else "")})
+    sizes = [images_of(f"--{name}", getattr(settings, name), mi) for name in ("synthetic", "search", "n")]
+    for name, size in zip(("synthetic", "search", "n"), sizes, strict=True):
+        if size < 20:
+            raise InputError(f"--{name}", size, "give at least 20 images")
+    ranges = [Seeds.span(0, sizes[0]), Seeds.span(sizes[0], sizes[1])]
+    first = sizes[0] + sizes[1]
+    ranges += [Seeds.span(first + k * sizes[2], sizes[2]) for k in range(settings.repeats)]
+    for place, one in enumerate(ranges):
+        assert all(one.overlap(other) is None for other in ranges[:place])
+    planned = Plan(
+        settings,
+        tuple(omegas),
+        budgets_of("--budgets", settings.budgets, mi),
+        parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only),
+        preset,
+        checkpoint,
+        ranges[0],
+        ranges[1],
+        tuple(ranges[2:]),
+    )
+    assert planned.engine  # or it raises
+    return planned
+
+
+def base_of(settings: Sims) -> tuple[str, str, int]:
+    """(preset, checkpoint or '' if the preset is to be trained, what one Mi counts). Raises `InputError`."""
+    if not settings.base:
+        raise InputError("--base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
+    if settings.base in PRESETS and not Path(settings.base).exists():
+        return settings.base, "", PRESETS[settings.base].recipe.mi
+    if not Path(settings.base).exists() and "/" not in settings.base:
+        choose("--base", settings.base, PRESETS)
+    found = checkpoints.summary(settings.base, argument="--base")
+    if not found.record.preset:
+        raise InputError("--base", settings.base, "the checkpoint does not say by which preset it was trained")
+    return found.record.preset, settings.base, found.record.mi
+
+
+def check_data(planned: Plan) -> dict[str, Any]:
+    """The base's network arguments. Raises `InputError` for all that can be refused before anything is made."""
+    settings = planned.settings
+    if planned.checkpoint:
+        config = checkpoints.summary(planned.checkpoint).config
+    else:
+        config = plan_training(Train(preset=planned.preset, data=settings.data)).config
+    check_inputs(settings, planned.preset, planned.checkpoint, config, planned.budgets)
+    return config
+
+
+def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
+    """The learner of the experiment's stages."""
+    settings = planned.settings
+    finetuning = finetuning_of(settings)
+    if settings.auxiliary_ema and planned.budgets:  # averages to make others of
+        finetuning["snapshot_every"] = str(max(1, planned.budgets[-1] // 16))
+    return ImageLearner(
+        Path(settings.out),
+        Train(preset=planned.preset, device=settings.device),
+        finetuning,
+        sampler=settings.sampler,
+        batch=settings.batch,
+        weights=settings.auxiliary_weights,
+        budgets=planned.budgets,
+        base=Path(planned.checkpoint) if planned.checkpoint else None,
+        mi=PRESETS[planned.preset].recipe.mi,
+        processes=processes,
+        progress=True,
+    )

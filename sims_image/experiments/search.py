@@ -1,0 +1,66 @@
+"""The search of a `sims` experiment over omega and budget, and the drift of self-training against the base's error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sims_image.experiments.bench import Bench
+from sims_image.experiments.halving import Cell, Round, halve
+from sims_image.learner import ImageModel
+from sims_image.metrics.kid import drift_error_cosine
+from sims_image.sampling.seeds import Seeds
+
+
+@dataclass(frozen=True)
+class Search:
+    """rounds: cells by (budget, omega), the base under omega = 0 of every budget; one round is a full grid. budget,
+    omega: the best with omega > 0.
+
+    helps: whether it is better than omega = 0 in the last round. naive: cells of the auxiliaries alone, by budget.
+    cosine: of the drift of self-training (from the base's samples to the auxiliary's) with the base's error (from the
+    real images to its samples), in KID's kernel space, by budget: above 0, first order says that SIMS can help.
+    """
+
+    rounds: tuple[Round[tuple[int, float]], ...]
+    naive: dict[int, Cell]
+    cosine: dict[int, float]
+    budget: int
+    omega: float
+    helps: bool
+
+    @property
+    def cells(self) -> dict[tuple[int, float], Cell]:
+        """Of the last round, on all search seeds."""
+        return self.rounds[-1].cells
+
+
+def search(bench: Bench, base: ImageModel, auxiliaries: dict[int, ImageModel]) -> Search:
+    """Measure omega x budget on the search seeds."""
+    plan = bench.plan
+    zero = bench.measure(base, plan.search, features=True)
+    real = (bench.reference.heldout or bench.reference).side.kept
+    assert real is not None
+    naive, cosines = {}, {}
+    for budget, auxiliary in auxiliaries.items():
+        naive[budget] = bench.measure(auxiliary, plan.search, features=True)
+        own, others = (np.load(cell["features"]) for cell in (zero, naive[budget]))
+        cosines[budget] = drift_error_cosine(base=own, auxiliary=others, real=real)
+        if bench.processes.first:
+            print(f"budget {budget:,}: drift-error cosine {cosines[budget]:+.3f}")
+
+    def measure(key: tuple[int, float], seeds: Seeds) -> Cell:
+        cell = bench.measure(bench.learner.extrapolate(base, auxiliaries[key[0]], key[1]), seeds)
+        if bench.processes.first:
+            print(f"budget {key[0]:,} omega {key[1]:g}: {bench.value(cell)['value']:.4g} (n = {len(seeds):,})")
+        return cell
+
+    found, best = halve(plan.candidates, plan.rounds, measure, lambda cell: bench.value(cell)["value"])
+    whole = []
+    for turn in found:
+        bottom = bench.measure(base, turn.seeds)
+        held = {(budget, 0.0): bottom for budget in plan.budgets}
+        whole.append(Round(turn.seeds, held | turn.cells))
+    helps = bench.value(whole[-1].cells[best])["value"] < bench.value(zero)["value"]
+    return Search(tuple(whole), naive, cosines, *best, helps)

@@ -1,0 +1,55 @@
+"""What networks cost: operations of an evaluation, and operations, bytes and seconds in words.
+
+Operations are counted exactly, by tracing images through the network on torch's meta device, which computes shapes and
+allocates nothing; hours on a GPU are operations over an assumed rate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sims_image.models.networks import build
+
+#: operations a second that an A100 sustains in training such networks: 40% of its 312 TFLOP/s in bf16 or fp16 (an
+#: assumption, not measured here), 8 times less in float32 without tensor cores
+A100 = {"bf16": 125e12, "fp16": 125e12, "float32": 15e12}
+#: images traced: a prime that divides no width, so that what grows with the batch is told from what does not
+TRACED = 13
+
+
+def evaluation_flops(config: dict[str, Any]) -> float:
+    """Floating-point operations of one evaluation of the network on one image (a multiply-add is two)."""
+    with torch.device("meta"), torch.no_grad():
+        network = build(**config).eval()
+        side, labels = network.img_resolution, network.label_dim
+        x = torch.zeros(TRACED, network.img_channels, side, side)
+        with FlopCounterMode(display=False) as counter:
+            network(x, torch.ones(TRACED), torch.zeros(TRACED, labels) if labels else None)
+    return float(counter.get_total_flops()) / TRACED
+
+
+def on_gpus(flops: float, precision: str = "float32") -> str:
+    """What ``flops`` take on GPUs, in words, with the assumption that is behind it."""
+    seconds = flops / A100[precision]
+    time = f"{seconds / 3600:.2g} hours" if seconds >= 3600 else duration(seconds)
+    return f"about {time} of one A100 (assumed: {A100[precision] / 1e12:g} TFLOP/s, {precision})"
+
+
+def size(count: float) -> str:
+    """Bytes in words."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    for limit, length, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "hours")):
+        if seconds < limit:
+            return f"{max(seconds / length, 0.1):.2g} {unit}" if length > 1 else f"{max(1, round(seconds))} s"
+    return f"{seconds / 86_400:.3g} days"

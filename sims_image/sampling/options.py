@@ -1,0 +1,83 @@
+"""What images can be asked for: the options of ``sims_image generate``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Generate images: a data set that `train` reads, with its labels, its making on record, and a contact sheet.
+
+    An image depends on the model, the sampler, --seed and its own number in --seeds; not on the number of processes,
+    their order, or interruptions. The same command goes on where a stopped one was. Several processes:
+    torchrun --nproc_per_node N -m sims_image generate ...
+    """
+
+    base: str = ""
+    """Checkpoint to sample from."""
+    out: str = ""
+    """Data set to make."""
+    seeds: str = "0-63"
+    """Which images: 0-49999, 0-99,500."""
+    seed: int = 0
+    """Root of all randomness."""
+    labels: str = ""
+    """Classes: data (drawn as --data has them), uniform (drawn), balanced, or numbers or names (3 or cat,dog).
+    Default: data with --data, else uniform."""
+    data: str = ""
+    """Data set whose class shares --labels data uses."""
+    sampler: str = ""
+    """heun:18, euler:40, ddim:50, rk4:4; default the preset's."""
+    sigma_min: float | None = None
+    """Lowest noise level above 0."""
+    sigma_max: float | None = None
+    """Highest noise level."""
+    rho: float | None = None
+    """EDM's grid exponent, 7."""
+    churn: str = ""
+    """Stochasticity S_churn,S_min,S_max,S_noise, such as 40,0.05,50,1.003, or none; default the preset's, if the
+    sampler is the preset's."""
+    auxiliary: str = ""
+    """SIMS: checkpoint fine-tuned on the base's own samples, to extrapolate away from."""
+    omega: float | None = None
+    """How far: (1 + omega) base - omega auxiliary; 0 is the base."""
+    merge: bool = False
+    """Neon: extrapolate the weights instead, one network to evaluate."""
+    guide: str = ""
+    """Autoguidance: checkpoint of a worse model, of any architecture."""
+    base_ema: float | None = None
+    """Relative EMA width of the base, made after training of the averages that its run keeps (power-function EMA)."""
+    auxiliary_ema: float | None = None
+    """The same of the auxiliary, or guide."""
+    weight: float | None = None
+    """Autoguidance's own weight w = 1 + omega, in place of --omega."""
+    interval: str = ""
+    """LOW,HIGH: guide at these noise levels only."""
+    refresh_every: int | None = None
+    """Evaluate the second network once every so many steps, and hold its correction in between; omega is to be found
+    again. Default: wherever the base is evaluated."""
+    predictor_only: bool = False
+    """Evaluate it at the first evaluation of each step only (Heun's predictor), the base alone at the others."""
+    pair: str = "sequential"
+    """How two networks are evaluated: sequential (in turn), overlapped (CUDA streams, or threads of a CPU), stacked
+    (one call with both weights; one architecture)."""
+    compile: bool = False
+    """Compile the networks (torch.compile): minutes at first, faster then; not bit for bit the same."""
+    cuda_graph: bool = False
+    """Record an evaluation's CUDA kernels once and replay them."""
+    batch: int = 64
+    """Compute batch (the number of images if that is less), on record: images are bit for bit the same at one, alike
+    to 1e-5 between them."""
+    dtype: str = "float32"
+    """Of the networks' bodies: float32, bf16, fp16. Weights, and what guidance combines, stay float32."""
+    name: str = ""
+    """The data set's name in records; default the folder's."""
+    sheet: int = 8
+    """Rows of sheet.png; 0 for none."""
+    restart: bool = False
+    """Delete what a start with other settings left unfinished beside --out (OUT.generating), and begin anew."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dry_run: bool = False
+    """Print what would be made, and its cost, and stop."""

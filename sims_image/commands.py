@@ -7,8 +7,9 @@ A verb imports what it runs when it runs, so that ``--help`` stays cheap. The li
 from __future__ import annotations
 
 import os
+import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -294,11 +295,18 @@ def run(argv: Sequence[str]) -> None:
 def about_options(settings: object, names: Mapping[str, str]) -> Iterator[None]:
     """Errors about arguments become errors about the options of that name; what is no option stays as it is.
 
-    names: of other arguments.
+    names: of other arguments. In what is expected, arguments stand in backticks: they may be another verb's.
     """
     try:
         yield
     except InputError as error:
-        option = "--" + error.argument.rstrip("_").replace("_", "-")
-        called = names.get(error.argument) or (option if option in options_of(settings) else error.argument)
-        raise InputError(called, error.value, error.expected) from error
+        called = names.get(error.argument) or _option(error.argument, options_of(settings)) or error.argument
+        every = {option for verb in VERBS.values() for option in options_of(verb.cls()())}
+        expected = re.sub(r"`(\w+)`", lambda name: _option(name[1], every) or name[0], error.expected)
+        raise InputError(called, error.value, expected) from error
+
+
+def _option(argument: str, known: Container[str]) -> str:
+    """The option that an argument is at the command line; '' if it is none of ``known``."""
+    option = "--" + argument.rstrip("_").replace("_", "-")
+    return option if option in known else ""

@@ -128,7 +128,7 @@ class ImageLearner(Derived):
 
         Raises `InputError` for a budget after which the copy is still the base, bit for bit: no auxiliary to measure.
         """
-        images = images_of("--budget", str(budget), self.mi)
+        images = images_of("budget", str(budget), self.mi)
         points = sorted({images, *(b for b in self.budgets if images in self.budgets)})
         options = replace(
             self.training,
@@ -148,12 +148,12 @@ class ImageLearner(Derived):
         made = ImageModel(_choose(result, place, self.weights), classes=model.classes)
         if checkpoints.summary(made.base).sha256 == checkpoints.summary(model.base).sha256:
             words = "after so many images the copy is still the base, bit for bit (its learning rate ramps up from 0)"
-            raise InputError("--budget", f"{images:,}", f"{words}; give more, or set --lr-rampup 0")
+            raise InputError("budget", f"{images:,}", f"{words}; give more, or set `lr_rampup` 0")
         return made
 
     def rebuild(self, data: ImageData, budget: Any, *, seed: Seed) -> ImageModel:
         """Train from scratch on ``data`` for ``budget`` images, with ``rebuilding`` in the recipe's place."""
-        images = images_of("--budget", f"{float(budget):.0f}" if _is_number(budget) else str(budget), self.mi)
+        images = images_of("budget", f"{float(budget):.0f}" if _is_number(budget) else str(budget), self.mi)
         changed = {"snapshots": "", "snapshot_every": "", **self.rebuilding}
         options = replace(self.training, data=str(data.path), seed=seed.integer(), **changed)
         result = self._train("rebuild", replace(options, budget=f"{images / 1000:.9g}k"), None)
@@ -161,7 +161,7 @@ class ImageLearner(Derived):
         return ImageModel(place, classes=_shares(data.open()))
 
     def _preset_budget(self) -> str:
-        return PRESETS[choose("--preset", self.training.preset, PRESETS)].recipe.budget
+        return PRESETS[choose("preset", self.training.preset, PRESETS)].recipe.budget
 
     def _train(self, kind: str, options: Train, parent: ImageModel | None) -> Result:
         known = {k: v for k, v in asdict(options).items() if k not in ("data", "from_", "out", "device", "workers")}
@@ -250,7 +250,7 @@ def _choose(result: Result, snapshot: Path, weights: str) -> Path:
     """The checkpoint of one snapshot: its (first) average or its raw weights. Raises `InputError`."""
     found = sorted(snapshot.glob("ema*")) if weights == "ema" else [snapshot / "raw"]
     if not found or not found[0].exists():
-        raise InputError("weights", weights, f"{snapshot} does not hold them; train with --raw always")
+        raise InputError("snapshot", weights, f"{snapshot} does not hold them; train with `raw` always")
     return found[0]
 
 

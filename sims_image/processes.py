@@ -79,8 +79,8 @@ def choose_device(device: str) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if ":" in device and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        raise InputError("--device", device, "the processes of one machine need a GPU each: write cuda, or auto")
-    return present("--device", device, otherwise=int(os.environ.get("LOCAL_RANK", "0")))
+        raise InputError("device", device, "the processes of one machine need a GPU each: write cuda, or auto")
+    return present("device", device, otherwise=int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextmanager

@@ -150,7 +150,7 @@ class ZipIndex:
     against the member's size and CRC-32. ``names`` chooses and orders the members; positions are those of that list.
     """
 
-    def __init__(self, path: Path, members: list[zipfile.ZipInfo], *, argument: str = "--data") -> None:
+    def __init__(self, path: Path, members: list[zipfile.ZipInfo], *, argument: str = "data") -> None:
         self.path, self.argument = path, argument
         self.offsets = np.array([m.header_offset for m in members], np.int64)
         self.stored = np.array([m.compress_size for m in members], np.int64)

@@ -42,7 +42,7 @@ class Dataset:
     """
 
     def __init__(
-        self, path: Path, store: Store, labels: Labels | None, record: dict[str, Any], *, argument: str = "--data"
+        self, path: Path, store: Store, labels: Labels | None, record: dict[str, Any], *, argument: str = "data"
     ) -> None:
         self.path, self.record, self.labels = path, record, labels
         self.name, self.classes = str(record["name"]), [str(name) for name in record["classes"]]
@@ -147,7 +147,7 @@ def cache_folder(data: Dataset) -> Path:
     return path.with_name(path.name + ".features")
 
 
-def open_dataset(path: str | Path, *, argument: str = "--data", verify: bool | None = None) -> Dataset:
+def open_dataset(path: str | Path, *, argument: str = "data", verify: bool | None = None) -> Dataset:
     """The data set at ``path``: a folder that `prepare` wrote, or an EDM zip.
 
     verify: read everything and compare with the recorded sha256. None does so where it takes a fraction of a second

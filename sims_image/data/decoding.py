@@ -19,7 +19,7 @@ from sims_image.data.sources.base import Block, Encoded, Source, bar
 from sims_image.data.stores import Images
 
 #: the argument that errors are about
-SOURCE = "--source"
+SOURCE = "source"
 #: bad pictures after which no more are looked for; pictures that are looked at for their EXIF orientation
 _LISTED, _LOOKED_AT = 20, 16
 
@@ -158,10 +158,10 @@ def fitted(image: NDArray[np.uint8], item: str, shape: tuple[int, int, int]) -> 
     """Grey among colour becomes colour. Raises `InputError` for colour among grey, and for another size."""
     if image.shape[1:] != shape[1:]:
         sizes = f"{image.shape[2]}x{image.shape[1]} among {shape[2]}x{shape[1]}"
-        raise InputError(SOURCE, item, f"{sizes} pictures; remove it, or `prepare` with --size N makes them alike")
+        raise InputError(SOURCE, item, f"{sizes} pictures; remove it, or `prepare` with `size` N makes them alike")
     if len(image) > shape[0]:
         raise InputError(
-            SOURCE, item, "in colour, and the first is grey; `prepare` with --gray or --rgb makes them alike"
+            SOURCE, item, "in colour, and the first is grey; `prepare` with `gray` or `rgb` makes them alike"
         )
     return np.repeat(image, 3, axis=0) if len(image) < shape[0] else image
 

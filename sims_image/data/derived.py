@@ -54,7 +54,7 @@ class Derived:
             ("classes", len(first.classes), len(second.classes)),
         ):
             if one != other:
-                raise InputError("data", str(b.path), f"its {name} is {other}, that of {a.path} is {one}")
+                raise InputError("data set", str(b.path), f"its {name} is {other}, that of {a.path} is {one}")
         labels = None
         if first.labels is not None and second.labels is not None:
             labels = np.concatenate([first.labels, second.labels])

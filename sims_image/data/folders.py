@@ -28,7 +28,7 @@ def write_folder(
     classes: Sequence[str],
     name: str,
     source: dict[str, Any],
-    argument: str = "--out",
+    argument: str = "out",
     beside: Callable[[Path], object] | None = None,
 ) -> Dataset:
     """Make the data set ``out`` of ``count`` images (C, H, W) that ``blocks`` hold in order, and open it.

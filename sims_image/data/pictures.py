@@ -149,7 +149,7 @@ class Transform:
         picture = self._coloured(argument, item, picture)
         width, height = picture.size
         if width != height and (not self.size or self.crop == "none"):
-            fix = "--crop center or --crop adm" if self.size else "--size N (and --crop center or adm)"
+            fix = "`crop` center or `crop` adm" if self.size else "`size` N (and `crop` center or adm)"
             raise InputError(argument, item, f"{width}x{height} is not square; `prepare` with {fix} makes it so")
         if self.size and self.crop == "adm":
             picture = adm_crop(picture, self.size)

@@ -160,22 +160,22 @@ def plan(settings: Prepare, *, progress: bool = False) -> Plan:
 def check(settings: Prepare) -> None:
     """Raise `InputError` for settings that are wrong whatever the source holds."""
     if not settings.source:
-        raise InputError("--source", settings.source, "name what to read, or 'digits'")
-    choose("--format", settings.format, FORMATS)
-    choose("--crop", settings.crop, CROPS)
-    choose("--filter", settings.filter, FILTERS)
+        raise InputError("source", settings.source, "name what to read, or 'digits'")
+    choose("format", settings.format, FORMATS)
+    choose("crop", settings.crop, CROPS)
+    choose("filter", settings.filter, FILTERS)
     for name in ("size", "limit", "seed", "workers"):
         if getattr(settings, name) < 0:
-            raise InputError(f"--{name}", getattr(settings, name), "give a whole number of at least 0")
+            raise InputError(name, getattr(settings, name), "give a whole number of at least 0")
     if settings.size > 4096:
-        raise InputError("--size", settings.size, "pixels a side, at most 4096")
+        raise InputError("size", settings.size, "pixels a side, at most 4096")
     if settings.gray and settings.rgb:
-        raise InputError("--rgb", "True", "--gray is given as well; choose one")
+        raise InputError("rgb", "True", "`gray` is given as well; choose one")
     if not 0 <= settings.holdout < math.inf:
-        raise InputError("--holdout", settings.holdout, "give a fraction below 1, or a number of images")
+        raise InputError("holdout", settings.holdout, "give a fraction below 1, or a number of images")
     if settings.out and (settings.format == "edm-zip") != settings.out.endswith(".zip"):
-        expected = "with --format edm-zip it is a file .zip; without, a folder"
-        raise InputError("--out", settings.out, expected)
+        expected = "with `format` edm-zip it is a file .zip; without, a folder"
+        raise InputError("out", settings.out, expected)
 
 
 def _named(settings: Prepare, source: Source) -> list[str]:
@@ -184,7 +184,7 @@ def _named(settings: Prepare, source: Source) -> list[str]:
     names = [name.strip() for name in settings.classes.split(",")]
     if len(names) != len(source.classes) or len(set(names)) != len(names) or not all(names):
         expected = f"{len(source.classes)} different names with commas, one a class of the source"
-        raise InputError("--classes", settings.classes, expected)
+        raise InputError("classes", settings.classes, expected)
     return names
 
 
@@ -199,7 +199,7 @@ def _shape(
     if (side, side, colours) == (height, width, channels):
         return None, source.shape
     if str(source.dtype) != "uint8" or channels not in (1, 3):
-        asked = "--size" if side != height else "--rgb" if wanted.channels == 3 else "--gray"
+        asked = "size" if side != height else "rgb" if wanted.channels == 3 else "gray"
         kind = f"{source.dtype} with {channels} channels"
         raise InputError(asked, wanted.size or "True", f"the source holds {kind}, not pictures: it is taken as it is")
     return wanted, (colours, side, side)

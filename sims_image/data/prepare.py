@@ -36,10 +36,10 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
     done is kept beside ``out`` as ``OUT.preparing`` and the same call goes on from there.
     """
     if settings.dry_run:
-        raise InputError("--dry-run", "True", "`plan` says what would be made; `prepare` makes it")
+        raise InputError("dry_run", "True", "`plan` says what would be made; `prepare` makes it")
     check(settings)
     if not Path(settings.out).name:
-        raise InputError("--out", settings.out, "name the folder (or .zip) to make")
+        raise InputError("out", settings.out, "name the folder (or .zip) to make")
     planned = plan(settings, progress=progress)
     if progress:
         print("".join(f"note: {shown(note, 400)}\n" for note in planned.notes), end="", file=sys.stderr)
@@ -48,14 +48,14 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
     there = [_recognised(output, planned) for output in planned.outputs()]
     if all(there):
         RunFolder.remove_left(work, planned.flat())
-        return open_dataset(out, argument="--out")
+        return open_dataset(out, argument="out")
     needed = len(planned.chosen) * planned.each
     if not work.exists():
-        check_room("--out", out, needed * (2 if settings.format == "edm-zip" else 1))
+        check_room("out", out, needed * (2 if settings.format == "edm-zip" else 1))
     if settings.restart:
-        RunFolder.discard(work)
-    unfinished = "--restart deletes it, which is unfinished, or name another --out"
-    with RunFolder.open(work, planned.flat(), otherwise=unfinished) as folder:
+        RunFolder.discard(work, argument="out")
+    unfinished = "`restart` deletes it, which is unfinished, or name another `out`"
+    with RunFolder.open(work, planned.flat(), argument="out", otherwise=unfinished) as folder:
         try:
             make(planned, folder, there, progress=progress)
         except UnreadableError:  # it may go better next time
@@ -64,9 +64,9 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
             folder.remove()
             raise
         except OSError as error:
-            raise write_failure("--out", out, error, f"what is recorded as done is kept in {work.name}") from None
+            raise write_failure("out", out, error, f"what is recorded as done is kept in {work.name}") from None
         folder.remove()
-    return open_dataset(out, argument="--out", verify=False)
+    return open_dataset(out, argument="out", verify=False)
 
 
 def _recognised(output: Output, planned: Plan) -> bool:
@@ -75,14 +75,14 @@ def _recognised(output: Output, planned: Plan) -> bool:
     if not out.exists() or (out.is_dir() and planned.settings.format == "folder" and not any(out.iterdir())):
         return False
     try:
-        there = open_dataset(out, argument="--out").record
+        there = open_dataset(out, argument="out").record
     except InputError as error:
         expected = f"something else is there ({error.value}: {error.expected}); name another one"
-        raise InputError("--out", str(out), expected) from None
+        raise InputError("out", str(out), expected) from None
     for part, found in {"name": output.name, **planned.identity()}.items():
         if there.get(part) != found:
             raise InputError(
-                "--out",
+                "out",
                 str(out),
                 f"it holds another data set ({_difference(part, there.get(part), found)}); name another one",
             )
@@ -196,13 +196,13 @@ def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress
 
 
 def _opened(part: Path, labels: NDArray[np.int64] | None, record: dict[str, Any]) -> Dataset:
-    return Dataset(part, ArrayStore(part / "images.npy", "--out"), labels, record)
+    return Dataset(part, ArrayStore(part / "images.npy", "out"), labels, record)
 
 
 def _move(part: Path, out: Path, *, zipped: bool, progress: bool) -> None:
     """The whole part under its name, in one step."""
     if zipped:
-        record = parse_json("--out", str(part), (part / "dataset.json").read_bytes())
+        record = parse_json("out", str(part), (part / "dataset.json").read_bytes())
         labels = np.load(part / "labels.npy", allow_pickle=False) if (part / "labels.npy").exists() else None
         data = _opened(part, labels, record)
         with bar(progress, len(data), "packing", " images") as shown:

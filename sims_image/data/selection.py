@@ -21,22 +21,22 @@ def limited(
     as it takes, drawn like the images by ``seed``. Raises `InputError` for what the source has not got.
     """
     if limit < 0 or limit > count:
-        raise InputError("--limit", limit, f"the source has {count} images")
+        raise InputError("limit", limit, f"the source has {count} images")
     if not balanced:
         return np.arange(limit or count, dtype=np.int64)
     if labels is None:
-        raise InputError("--balanced", "True", "the source has no labels to balance by")
+        raise InputError("balanced", "True", "the source has no labels to balance by")
     there = np.bincount(labels, minlength=len(classes))
     wanted = limit or int(there.min()) * len(there)
     if not wanted:
-        raise InputError("--balanced", "True", f"class '{shown(classes[int(there.argmin())])}' has no images at all")
+        raise InputError("balanced", "True", f"class '{shown(classes[int(there.argmin())])}' has no images at all")
     shares = np.full(len(there), wanted // len(there))
     shares[seed.child("extra").numpy().permutation(len(there))[: wanted % len(there)]] += 1
     short = np.flatnonzero(shares > there)
     if len(short):
         k = int(short[0])
         expected = f"balanced, that is {shares[k]} images of class '{shown(classes[k])}', which has {there[k]}"
-        raise InputError("--limit", wanted, expected)
+        raise InputError("limit", wanted, expected)
     return _draw(labels, shares, seed)
 
 
@@ -48,10 +48,10 @@ def held_out(chosen: Indices, labels: Labels | None, holdout: float, seed: Seed)
     """
     expected = f"a fraction below 1, or a whole number of the {len(chosen)} images, leaving some on both sides"
     if not 0 <= holdout < len(chosen) or (holdout >= 1 and holdout != round(holdout)):
-        raise InputError("--holdout", holdout, expected)
+        raise InputError("holdout", holdout, expected)
     count = round(holdout * len(chosen)) if holdout < 1 else round(holdout)
     if holdout and not 0 < count < len(chosen):
-        raise InputError("--holdout", holdout, expected)
+        raise InputError("holdout", holdout, expected)
     groups = np.zeros(len(chosen), np.int64) if labels is None else labels[chosen]
     there = np.bincount(groups)
     exact = there * (count / len(chosen))

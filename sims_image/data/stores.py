@@ -130,7 +130,7 @@ def check_kind(argument: str, item: str, shape: tuple[int, ...], dtype: np.dtype
     if count < 1 or min(shape) < 1:
         raise InputError(argument, item, "there are no images in it")
     if shape[1] != shape[2]:
-        raise InputError(argument, item, f"{shape[2]}x{shape[1]} is not square; `prepare` with --size and --crop")
+        raise InputError(argument, item, f"{shape[2]}x{shape[1]} is not square; `prepare` with `size` and `crop`")
 
 
 def check_labels(argument: str, item: str, labels: NDArray[Any], images: int, classes: int) -> Labels:

@@ -56,7 +56,7 @@ class Bench:
         settings = planned.settings
         self.plan, self.learner, self.processes = planned, learner, processes
         self.data = open_dataset(settings.data)
-        heldout = open_dataset(settings.heldout, argument="--heldout") if settings.heldout else None
+        heldout = open_dataset(settings.heldout, argument="heldout") if settings.heldout else None
 
         def make() -> Reference:
             network = extractor(
@@ -152,7 +152,7 @@ class Bench:
                     write_json(path, content)
                 except OSError as error:
                     told = "what is measured so far is kept in cells"
-                    raise write_failure("--out", self.folder.parent, error, told) from None
+                    raise write_failure("out", self.folder.parent, error, told) from None
 
             self.processes.together(save)
         found: dict[str, Any] = json.loads(path.read_text())

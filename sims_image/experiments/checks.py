@@ -26,9 +26,9 @@ def omegas_of(text: str, grid: str = "") -> list[float]:
 
     grid: what of ``text`` is the grid; default all. Raises `InputError` for one below 0, or for none above.
     """
-    found = [omega for omega in parse_grid("--omega", grid or text, low=0, high=1e6) if omega > 0]
+    found = [omega for omega in parse_grid("omega", grid or text, low=0, high=1e6) if omega > 0]
     if not found:
-        raise InputError("--omega", text, "give at least one value above 0, such as 0.5,1,2; 0 is always measured")
+        raise InputError("omega", text, "give at least one value above 0, such as 0.5,1,2; 0 is always measured")
     return found
 
 
@@ -54,22 +54,22 @@ def check_inputs(
     Raises `InputError` naming the option.
     """
     data = open_dataset(settings.data, verify=False)
-    held = further(settings.heldout, "--heldout", data) if settings.heldout else None
-    check_real(data, held, arguments=("--data", "--heldout"))
+    held = further(settings.heldout, "heldout", data) if settings.heldout else None
+    check_real(data, held, arguments=("data", "heldout"))
     shape = (config["img_channels"], config["img_resolution"], config["img_resolution"])
     if checkpoint and data.shape != shape:
-        raise InputError("--data", settings.data, f"its images are {by(data.shape)}, the base's {by(shape)}")
+        raise InputError("data", settings.data, f"its images are {by(data.shape)}, the base's {by(shape)}")
     Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data, names=data.classes)
     sampler = settings.sampler or PRESETS[preset].sampler
-    if not Sampler.parse(sampler, argument="--sampler").steps:
-        raise InputError("--sampler", sampler, "an exact sampler exists for Gaussians only; write name:steps")
+    if not Sampler.parse(sampler, argument="sampler").steps:
+        raise InputError("sampler", sampler, "an exact sampler exists for Gaussians only; write name:steps")
     check_features(settings.features, weights=settings.weights or None, dataset=data)
     try:
         recipe = recipe_of(
             replace(Train(preset=preset), **finetuning_of(settings)), PRESETS[preset].recipe, fine_tuning=True
         )
     except InputError as error:
-        argument = "--train-batch" if error.argument == "--batch" else error.argument
+        argument = "train_batch" if error.argument == "batch" else error.argument
         raise InputError(argument, error.value, error.expected) from None
     check_budgets(budgets, recipe)
     choose_device(settings.device)
@@ -81,13 +81,11 @@ def check_budgets(budgets: Sequence[int], recipe: Recipe) -> None:
     steps = [-(-budget // recipe.batch) for budget in budgets]
     for one, other, count in zip(budgets, budgets[1:], steps[1:], strict=False):
         if count == -(-one // recipe.batch):
-            words = f"both are {count} {'step' if count == 1 else 'steps'} of --train-batch {recipe.batch}"
-            raise InputError(
-                "--budgets", f"{one:,} and {other:,}", f"{words}, one and the same auxiliary; leave one out"
-            )
+            words = f"both are {count} {'step' if count == 1 else 'steps'} of `train_batch` {recipe.batch}"
+            raise InputError("budgets", f"{one:,} and {other:,}", f"{words}, one and the same auxiliary; leave one out")
     if steps and steps[0] == 1 and recipe.lr_rampup:
-        words = f"that is one step of --train-batch {recipe.batch}, whose learning rate is still 0"
-        raise InputError("--budgets", f"{budgets[0]:,}", f"{words} (it ramps up): the auxiliary would be the base")
+        words = f"that is one step of `train_batch` {recipe.batch}, whose learning rate is still 0"
+        raise InputError("budgets", f"{budgets[0]:,}", f"{words} (it ramps up): the auxiliary would be the base")
 
 
 def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:
@@ -97,7 +95,7 @@ def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:
     """
     found = open_dataset(path, argument=argument, verify=False)
     if found.shape != data.shape:
-        raise InputError(argument, path, f"its images are {by(found.shape)}, those of --data {by(data.shape)}")
+        raise InputError(argument, path, f"its images are {by(found.shape)}, those of `data` {by(data.shape)}")
     if len(found) < least:
         raise InputError(argument, path, f"it holds {len(found)} images and each draw takes {least}")
     return found
@@ -114,7 +112,7 @@ def parse_widths(argument: str, text: str) -> tuple[float, ...]:
 def grids_of(settings: Sims, preset: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The grids of both options. Raises `InputError`, also where the preset keeps no power-function averages."""
     found = []
-    for argument, text in (("--base-ema", settings.base_ema), ("--auxiliary-ema", settings.auxiliary_ema)):
+    for argument, text in (("base_ema", settings.base_ema), ("auxiliary_ema", settings.auxiliary_ema)):
         found.append(parse_widths(argument, text))
         if text and PRESETS[preset].recipe.ema != "power":
             raise InputError(argument, text, f"preset {preset} keeps no power-function averages; leave it out")

@@ -55,17 +55,17 @@ def parse_target(text: str, classes: Sequence[str], base: Array) -> Array:
         else:
             found = np.array([float(part) for part in parts])
     except ValueError:
-        raise InputError("--target", text, words) from None
+        raise InputError("target", text, words) from None
     if len(found) != count or not np.isfinite(found).all() or (found < 0).any() or not found.sum() > 0:
-        raise InputError("--target", text, words)
+        raise InputError("target", text, words)
     return np.asarray(found / found.sum())
 
 
 def plan(settings: Control) -> tuple[Checked, list[float]]:
     """What is asked for, checked. Raises `InputError`."""
-    choose("--complement", settings.complement, COMPLEMENTS)
+    choose("complement", settings.complement, COMPLEMENTS)
     if not settings.strength > 0:
-        raise InputError("--strength", settings.strength, "give a positive number")
+        raise InputError("strength", settings.strength, "give a positive number")
     omegas = omegas_of(settings.omega)
     checked = check(settings)
     if checked.config.get("label_dim"):
@@ -81,15 +81,15 @@ def _conditional(settings: Control, checked: Checked) -> InputError:
     if checked.checkpoint:
         words = (
             f"it is conditional ({count} classes), and control moves what an unconditional network draws; train one "
-            "(`sims_image train --network label_dim=0`), or name a preset with --network label_dim=0"
+            "(`sims_image train --network label_dim=0`), or name a preset with `network` label_dim=0"
         )
-        return InputError("--base", settings.base, words)
+        return InputError("base", settings.base, words)
     if "label_dim" in settings.network:
         words = "control needs an unconditional network: label_dim=0"
-        return InputError("--network", settings.network, words)
+        return InputError("network", settings.network, words)
     free = [name for name, preset in PRESETS.items() if not preset.classes]
-    words = f"its network is conditional; add --network label_dim=0, or name an unconditional one: {', '.join(free)}"
-    return InputError("--base", settings.base, words)
+    words = f"its network is conditional; add `network` label_dim=0, or name an unconditional one: {', '.join(free)}"
+    return InputError("base", settings.base, words)
 
 
 def check_target(settings: Control) -> None:
@@ -98,7 +98,7 @@ def check_target(settings: Control) -> None:
     if settings.classifier:
         classes: Sequence[str] = judge(settings.classifier, data).classes
     else:
-        check_labelled(data, "--classifier", "")
+        check_labelled(data, "classifier", "")
         classes = data.classes
     parse_target(settings.target, classes, np.full(len(classes), 1 / len(classes)))
 
@@ -192,8 +192,8 @@ def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: A
         candidates *= 2
     have = np.bincount(verdicts, minlength=len(quota))
     rare = judging.judge.classes[int(np.argmin(have - quota))]
-    words = f"the base draws too few of class {rare}; ask for fewer, or a --complement and --strength that want less"
-    raise InputError("--auxiliary-size", count, words)
+    words = f"the base draws too few of class {rare}; ask for fewer, or a `complement` and `strength` that want less"
+    raise InputError("auxiliary_size", count, words)
 
 
 def describe(settings: Control) -> str:

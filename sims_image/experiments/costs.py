@@ -77,7 +77,7 @@ def ledger(checked: Checked) -> Ledger:
     """An empty one for an experiment's network and sampler. Raises `InputError`."""
     recipe, sizes = checked.recipe, checked.sizes
     sampler = checked.settings.sampler or PRESETS[checked.preset].sampler
-    nfe = Sampler.parse(sampler, argument="--sampler").nfe
+    nfe = Sampler.parse(sampler, argument="sampler").nfe
     flops = _flops(json.dumps(checked.config, sort_keys=True), recipe)
     timed = partial(here, config=checked.config, recipe=recipe, step=flops[0], device=checked.settings.device)
     found = Ledger(*flops, nfe, A100[recipe.precision], A100["float32"], timed)

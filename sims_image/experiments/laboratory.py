@@ -77,9 +77,9 @@ def retraining_of(settings: Retraining, mi: int) -> dict[str, Any]:
     """Options of `Train` for a training that starts from the previous model. Raises `InputError`."""
     found: dict[str, Any] = {"batch": settings.retrain_batch}
     if settings.retrain_budget:
-        images = images_of("--retrain-budget", settings.retrain_budget, mi)
+        images = images_of("retrain_budget", settings.retrain_budget, mi)
         if images < 1:
-            raise InputError("--retrain-budget", settings.retrain_budget, "give at least 1 image")
+            raise InputError("retrain_budget", settings.retrain_budget, "give at least 1 image")
         found |= {"budget": f"{images / 1000:.9g}k", "snapshots": str(images)}
     if settings.retrain_lr is not None:
         found |= {"lr": settings.retrain_lr, "lr_rampup": "0", "lr_decay": "constant"}
@@ -89,29 +89,29 @@ def retraining_of(settings: Retraining, mi: int) -> dict[str, Any]:
 def check(settings: Laboratory) -> Checked:
     """Options and, where they are at hand, data, checked; nothing is built. Raises `InputError` naming the option."""
     if not settings.data and not (settings.dry_run and settings.images):
-        raise InputError("--data", "", "name the data set of real images (see `sims_image prepare`)")
-    choose("--auxiliary-data", settings.auxiliary_data, AUXILIARY_DATA)
-    choose("--auxiliary-weights", settings.auxiliary_weights, WEIGHTS)
-    choose("--labels", settings.labels or "data", ("data", "uniform", "balanced"))
+        raise InputError("data", "", "name the data set of real images (see `sims_image prepare`)")
+    choose("auxiliary_data", settings.auxiliary_data, AUXILIARY_DATA)
+    choose("auxiliary_weights", settings.auxiliary_weights, WEIGHTS)
+    choose("labels", settings.labels or "data", ("data", "uniform", "balanced"))
     if settings.objective:
-        choose("--objective", settings.objective, OBJECTIVES)
+        choose("objective", settings.objective, OBJECTIVES)
     for name, least in (("trials", 1), ("batch", 1), ("seed", 0)):
         if getattr(settings, name) < least:
-            raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
+            raise InputError(name, getattr(settings, name), f"give a whole number of at least {least}")
     preset, checkpoint, mi = base_of(settings)
-    recipe = PRESETS[choose("--base", preset, PRESETS)].recipe
+    recipe = PRESETS[choose("base", preset, PRESETS)].recipe
     there = at_hand(settings)
     real = len(open_dataset(settings.data, verify=False)) if there else settings.images
     if not real:
-        raise InputError("--images", 0, f"{settings.data} is not there; say how many real images it will have")
+        raise InputError("images", 0, f"{settings.data} is not there; say how many real images it will have")
     given = {"n": settings.n, "synthetic": settings.synthetic or str(real), "budget": settings.budget}
     given |= {"auxiliary": settings.auxiliary_size or given["synthetic"]}
     given |= {"fit": settings.fit_budget or str(recipe.images)}
-    names = {"auxiliary": "--auxiliary-size", "fit": "--fit-budget"}
-    counts = {k: images_of(names.get(k, f"--{k}"), v, mi) for k, v in given.items()}
+    names = {"auxiliary": "auxiliary_size", "fit": "fit_budget"}
+    counts = {k: images_of(names.get(k, k), v, mi) for k, v in given.items()}
     for name, least in (("n", 20), ("synthetic", 1), ("budget", 1), ("fit", 1), ("auxiliary", 1)):
         if counts[name] < least:
-            raise InputError(names.get(name, f"--{name}"), given[name], f"give at least {least} images")
+            raise InputError(names.get(name, name), given[name], f"give at least {least} images")
     training = Train(
         preset=preset,
         device=settings.device,

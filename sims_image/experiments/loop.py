@@ -49,23 +49,23 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     """What is asked for, checked. Raises `InputError`."""
     policy = read_policy(settings.loop)
     if settings.generations < 1:
-        raise InputError("--generations", settings.generations, "give a whole number of at least 1")
+        raise InputError("generations", settings.generations, "give a whole number of at least 1")
     if policy.needs and not settings.more:
-        raise InputError("--more", "", f"the loop '{settings.loop}' needs further images: name a data set")
+        raise InputError("more", "", f"the loop '{settings.loop}' needs further images: name a data set")
     if policy.ratio is not None:
         if settings.synthetic:
-            raise InputError("--synthetic", settings.synthetic, f"the loop '{settings.loop}' fixes it; leave it out")
+            raise InputError("synthetic", settings.synthetic, f"the loop '{settings.loop}' fixes it; leave it out")
         real = check(settings).sizes.real
         settings = replace(settings, synthetic=str(max(1, round(policy.ratio * real))))
     checked = check(settings)
     if settings.more and at_hand(settings):
         least = checked.sizes.real if "fresh" in policy.needs else 0
-        further(settings.more, "--more", open_dataset(settings.data, verify=False), least)
-    omegas = parse_grid("--omega", settings.omega, low=0, high=1e6)
+        further(settings.more, "more", open_dataset(settings.data, verify=False), least)
+    omegas = parse_grid("omega", settings.omega, low=0, high=1e6)
     arms: list[Arm] = []
     for method in (part.strip() for part in settings.method.split(",")):
         known = [name for name, found in METHODS.items() if found.resampled != "retuned"]
-        if "omega" not in METHODS[choose("--method", method, known)].takes:
+        if "omega" not in METHODS[choose("method", method, known)].takes:
             arms.append(Arm(method, None))
         else:
             arms += [Arm(method, omega) for omega in omegas]
@@ -86,7 +86,7 @@ def bound(arm: Arm, settings: Laboratory, checked: Checked) -> Any:
 def doubled(learner: ImageLearner) -> ImageLearner:
     """The learner with twice the sampler's steps."""
     name = learner.sampler or PRESETS[learner.training.preset].sampler
-    return replace(learner, sampler=str(Sampler.parse(name, argument="--sampler").doubled()))
+    return replace(learner, sampler=str(Sampler.parse(name, argument="sampler").doubled()))
 
 
 def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] | None:
@@ -133,13 +133,13 @@ def run_arm(
             lab.grid(turn.model, f"{place.replace(' ', '-').replace('=', '')}-{turn.index:02d}", doubled=twice)
 
 
-def read_policy(text: str, *, argument: str = "--loop") -> Policy:
+def read_policy(text: str, *, argument: str = "loop") -> Policy:
     """A policy of the core; of a ratio of 0, whose training set is the real data alone. Raises `InputError`."""
     policy = parse_policy(text, argument=argument)
     return replace(policy, train=lambda learner, turn: turn.real) if policy.ratio == 0 else policy
 
 
-def drawn(lab: Lab, pool: ImageData, seed: Seed, *, argument: str = "--more") -> ImageData:
+def drawn(lab: Lab, pool: ImageData, seed: Seed, *, argument: str = "more") -> ImageData:
     """As many images as D_r holds, drawn from a larger set without repeats. Raises `InputError` for too few."""
     count = len(pool)
     if count < lab.sizes.real:
@@ -181,7 +181,7 @@ def describe(settings: Loop) -> str:
         firsts = 0 if checked.checkpoint else settings.trials
         if policy.warm:
             told.train(f"{arm.name}: first training", sizes.fit, firsts)
-            again = images_of("--retrain-budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
+            again = images_of("retrain_budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
             told.train("retraining", again, turns - settings.trials)
         else:
             told.train(f"{arm.name}: training", sizes.fit, turns - settings.trials + firsts)

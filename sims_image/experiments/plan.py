@@ -70,21 +70,21 @@ class Plan:
 def plan(settings: Sims) -> Plan:
     """What ``settings`` ask for. Raises `InputError` naming the option."""
     if not settings.data:
-        raise InputError("--data", "", "name the data set that the base is trained on (see `sims_image prepare`)")
-    choose("--auxiliary-data", settings.auxiliary_data, AUXILIARY_DATA)
-    choose("--auxiliary-weights", settings.auxiliary_weights, WEIGHTS)
-    choose("--labels", settings.labels or "data", ("data", "uniform", "balanced"))
+        raise InputError("data", "", "name the data set that the base is trained on (see `sims_image prepare`)")
+    choose("auxiliary_data", settings.auxiliary_data, AUXILIARY_DATA)
+    choose("auxiliary_weights", settings.auxiliary_weights, WEIGHTS)
+    choose("labels", settings.labels or "data", ("data", "uniform", "balanced"))
     for name, least in (("repeats", 2), ("batch", 1), ("seed", 0)):
         if getattr(settings, name) < least:
-            raise InputError(f"--{name}", getattr(settings, name), f"give a whole number of at least {least}")
+            raise InputError(name, getattr(settings, name), f"give a whole number of at least {least}")
     preset, checkpoint, mi = base_of(settings)
     mode, _, grid = settings.omega.partition(":")
     grids_of(settings, preset)
     omegas = sorted({0.0, *omegas_of(settings.omega, (grid or AUTO) if mode == "auto" else "")})
-    sizes = [images_of(f"--{name}", getattr(settings, name), mi) for name in ("synthetic", "search", "n")]
+    sizes = [images_of(name, getattr(settings, name), mi) for name in ("synthetic", "search", "n")]
     for name, size in zip(("synthetic", "search", "n"), sizes, strict=True):
         if size < 20:
-            raise InputError(f"--{name}", size, "give at least 20 images")
+            raise InputError(name, size, "give at least 20 images")
     ranges = [Seeds.span(0, sizes[0]), Seeds.span(sizes[0], sizes[1])]
     first = sizes[0] + sizes[1]
     ranges += [Seeds.span(first + k * sizes[2], sizes[2]) for k in range(settings.repeats)]
@@ -93,7 +93,7 @@ def plan(settings: Sims) -> Plan:
     planned = Plan(
         settings,
         tuple(omegas),
-        budgets_of("--budgets", settings.budgets, mi),
+        budgets_of("budgets", settings.budgets, mi),
         parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only),
         preset,
         checkpoint,
@@ -108,14 +108,14 @@ def plan(settings: Sims) -> Plan:
 def base_of(settings: Sims) -> tuple[str, str, int]:
     """(preset, checkpoint or '' if the preset is to be trained, what one Mi counts). Raises `InputError`."""
     if not settings.base:
-        raise InputError("--base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
+        raise InputError("base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
     if settings.base in PRESETS and not Path(settings.base).exists():
         return settings.base, "", PRESETS[settings.base].recipe.mi
     if not Path(settings.base).exists() and "/" not in settings.base:
-        choose("--base", settings.base, PRESETS)
-    found = checkpoints.summary(settings.base, argument="--base")
+        choose("base", settings.base, PRESETS)
+    found = checkpoints.summary(settings.base, argument="base")
     if not found.record.preset:
-        raise InputError("--base", settings.base, "the checkpoint does not say by which preset it was trained")
+        raise InputError("base", settings.base, "the checkpoint does not say by which preset it was trained")
     return found.record.preset, settings.base, found.record.mi
 
 

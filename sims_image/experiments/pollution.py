@@ -31,16 +31,16 @@ from sims_image.training.schedules import images_of
 
 def plan(settings: Pollution) -> tuple[Checked, list[float], list[float]]:
     """What is asked for, checked: options, doses, omegas. Raises `InputError`."""
-    doses = sorted({0.0, *parse_grid("--pollution", settings.pollution, low=0)})
+    doses = sorted({0.0, *parse_grid("pollution", settings.pollution, low=0)})
     if len(doses) < 2:
-        raise InputError("--pollution", settings.pollution, "give sizes above 0, such as 0,0.25,0.5,1")
+        raise InputError("pollution", settings.pollution, "give sizes above 0, such as 0,0.25,0.5,1")
     omegas = sorted(omegas_of(settings.omega))
     checked = check(settings)
     if checked.checkpoint and not settings.warm:
-        words = "with a checkpoint as base, the polluted models start from it: give --warm and --retrain-budget"
-        raise InputError("--base", settings.base, words)
+        words = "with a checkpoint as base, the polluted models start from it: give `warm` and `retrain_budget`"
+        raise InputError("base", settings.base, words)
     if settings.ideal and at_hand(settings):
-        further(settings.ideal, "--ideal", open_dataset(settings.data, verify=False), checked.sizes.real)
+        further(settings.ideal, "ideal", open_dataset(settings.data, verify=False), checked.sizes.real)
     return checked, doses, omegas
 
 
@@ -73,7 +73,7 @@ def run_trial(lab: Lab, doses: Sequence[float], omegas: Sequence[float], ideal: 
         if ideal is None and dose == 0:
             scenarios = [("I", None), ("P", None)]
         elif ideal is not None:
-            clean = drawn(lab, ideal, seed.child("ideal"), argument="--ideal")
+            clean = drawn(lab, ideal, seed.child("ideal"), argument="ideal")
             scenarios.append(("I", learner.subset(clean, np.arange(count)) if count else None))
         for scenario, extra in scenarios:
             run_dose(lab, scenario, dose, extra, omegas, previous if settings.warm else None, trial)
@@ -110,7 +110,7 @@ def describe(settings: Pollution) -> str:
     told.say("|D_p|", ", ".join(f"{round(dose * sizes.real):,}" for dose in doses))
     if not checked.checkpoint:
         told.train("previous models", sizes.fit, trials)
-    budget = images_of("--retrain-budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
+    budget = images_of("retrain_budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
     told.draw("pollution", round(doses[-1] * sizes.real), trials)
     told.train("bases", budget if settings.warm else sizes.fit, models)
     told.draw("auxiliaries' samples", sizes.auxiliary, models)

@@ -27,12 +27,12 @@ from sims_image.training.schedules import images_of
 def plan(settings: Retrain) -> tuple[Checked, dict[float, Policy]]:
     """What is asked for, checked. Raises `InputError`."""
     if settings.rounds < 2:
-        raise InputError("--rounds", settings.rounds, "give a whole number of at least 2")
+        raise InputError("rounds", settings.rounds, "give a whole number of at least 2")
     words = [part.strip() for part in settings.ratio.split(",")]
     finite = ",".join(word for word in words if word != "inf")
-    ratios = parse_grid("--ratio", finite, low=0) if finite else []
-    policies = {0.0: read_policy("mixed:0", argument="--ratio")}  # what all are compared with
-    policies |= {ratio: read_policy(f"mixed:{ratio:.12g}", argument="--ratio") for ratio in ratios}
+    ratios = parse_grid("ratio", finite, low=0) if finite else []
+    policies = {0.0: read_policy("mixed:0", argument="ratio")}  # what all are compared with
+    policies |= {ratio: read_policy(f"mixed:{ratio:.12g}", argument="ratio") for ratio in ratios}
     if "inf" in words:
         policies[float("inf")] = replace(POLICIES["fully-synthetic"], warm=True)
     return check(settings), policies
@@ -76,7 +76,7 @@ def describe(settings: Retrain) -> str:
     told.say("rounds", f"{settings.rounds}, {trials} trials, objective {checked.recipe.objective}")
     if not checked.checkpoint:
         told.train("first round", sizes.fit, trials)
-    budget = images_of("--retrain-budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
+    budget = images_of("retrain_budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
     for ratio, policy in policies.items():
         count = sizes.synthetic if policy.ratio is None else round(policy.ratio * sizes.real)
         told.draw(f"λ = {ratio:g}: samples", count, again * trials)

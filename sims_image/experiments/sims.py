@@ -75,7 +75,7 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
         if pair is not None:
             write_json(page.with_name("ema_widths.json"), {"chosen": pair.widths, "tried": pair.cells})
     except OSError as error:
-        raise write_failure("--out", Path(settings.out), error, "all that was measured is kept") from None
+        raise write_failure("out", Path(settings.out), error, "all that was measured is kept") from None
     return page
 
 
@@ -89,7 +89,7 @@ def describe(settings: Sims) -> str:
     else:
         config = checkpoints.summary(planned.checkpoint).config if planned.checkpoint else preset.config()
     sampler = settings.sampler or PRESETS[planned.preset].sampler
-    parsed = Sampler.parse(sampler, argument="--sampler")
+    parsed = Sampler.parse(sampler, argument="sampler")
     nfe, both = parsed.nfe, sum(parsed.evaluations(planned.schedule))
     drawn = nfe * len(planned.synthetic)
     searched, whole = halving.planned(len(planned.candidates), planned.rounds, both, nfe)

@@ -46,7 +46,7 @@ def search(
             return [(checkpoints.summary(model.base).record.ema.width, model)]
 
         def made(width: float, write: bool) -> Path:
-            return at_width(model.base, width, argument=f"--{whose}-ema", base=f"--{whose}", write=write)
+            return at_width(model.base, width, argument=f"{whose}_ema", base=whose, write=write)
 
         found: list[tuple[float | None, ImageModel]] = []
         for width in widths:

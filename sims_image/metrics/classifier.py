@@ -92,7 +92,7 @@ def classifier(
     training = training or Training()
     folder = (cache or cache_folder(data)) / f"classifier-{data.sha256[:12]}-{training.seed}"
     if not (folder / RECORD).exists():
-        check_labelled(data, "--features", f"classifier ({data.name})")
+        check_labelled(data, "features", f"classifier ({data.name})")
         _store(folder, *train(data, training, device=device), data=data, training=training)
     return load(folder, data).to(device)
 
@@ -100,7 +100,7 @@ def classifier(
 def check_labelled(data: Dataset, argument: str, value: str) -> None:
     """Raise `InputError` naming ``argument`` for data that no classifier can be trained on."""
     if data.labels is None or len(data.classes) < 2:
-        other = "use features pixels or lite0" if argument == "--features" else "name one that is trained"
+        other = "use features pixels or lite0" if argument == "features" else "name one that is trained"
         raise InputError(argument, value, f"a classifier needs labels of two classes or more; {other}")
     if data.dtype != np.uint8:
         raise InputError(argument, value, f"it takes uint8 images, not {data.dtype}")
@@ -114,7 +114,7 @@ def train(data: Dataset, training: Training, *, device: torch.device | str = "cp
     held = max(1, round(len(data) * training.heldout))
     kept, tests = np.sort(places[held:]), np.sort(places[:held])
     if len(kept) < 2:
-        raise InputError("--features", f"classifier ({data.name})", f"{len(data)} images are too few to train on")
+        raise InputError("features", f"classifier ({data.name})", f"{len(data)} images are too few to train on")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed.child("start").integer())
         network = Classifier(data.shape, len(data.classes), training.width)
@@ -197,13 +197,13 @@ def _store(
             os.rename(temporary, folder)
     except OSError as error:
         if not (folder / RECORD).exists():
-            words = f"the classifier cannot be stored there ({error.strerror}); name another folder with --cache"
-            raise InputError("--cache", str(folder.parent), words) from None
+            words = f"the classifier cannot be stored there ({error.strerror}); name another folder with `cache`"
+            raise InputError("cache", str(folder.parent), words) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load(folder: Path, data: Dataset | None = None, *, argument: str = "--cache") -> Classifier:
+def load(folder: Path, data: Dataset | None = None, *, argument: str = "cache") -> Classifier:
     """A stored classifier, in eval mode. Raises `InputError` if it is damaged, or of another data set than ``data``."""
     item = str(folder / RECORD)
     again = "remove the folder to train another"

@@ -42,9 +42,7 @@ class Judge:
         if found.ndim == 2:  # scores
             found = found.argmax(1)
         if found.shape != (len(images),) or not np.isin(found, np.arange(len(self.classes))).all():
-            raise InputError(
-                "--classifier", self.name, f"{len(images)} numbers of classes 0 to {len(self.classes) - 1}"
-            )
+            raise InputError("classifier", self.name, f"{len(images)} numbers of classes 0 to {len(self.classes) - 1}")
         return found.astype(np.int64)
 
 
@@ -60,15 +58,15 @@ def judge(where: str, data: Dataset, *, device: torch.device | str = "cpu", cach
         try:
             made: Any = getattr(import_module(module), function)()
         except (ImportError, AttributeError) as error:
-            raise InputError("--classifier", where, f"module:function of a classifier ({error})") from None
+            raise InputError("classifier", where, f"module:function of a classifier ({error})") from None
         classes = tuple(map(str, getattr(made, "classes", ())))
         if len(classes) < 2 or not callable(made):
-            raise InputError("--classifier", where, "it must return a callable with the names of its 'classes'")
+            raise InputError("classifier", where, "it must return a callable with the names of its 'classes'")
         return Judge(made, classes, where, str(getattr(made, "sha256", where)))
     if where:
-        network = load(Path(where), argument="--classifier").to(device)
+        network = load(Path(where), argument="classifier").to(device)
         if network.shape != data.shape:
-            raise InputError("--classifier", where, f"it judges images {network.shape}, the data's are {data.shape}")
+            raise InputError("classifier", where, f"it judges images {network.shape}, the data's are {data.shape}")
     else:
         network = classifier(data, cache=cache, device=device)
 
@@ -92,7 +90,7 @@ def confusion(judge: Judge, data: Dataset) -> Counts:
     """(K, K) counts of a labelled data set's images: true class by row, judged class by column. Raises `InputError`."""
     if data.labels is None or len(data.classes) != len(judge.classes):
         words = f"labelled images of the classifier's {len(judge.classes)} classes, not seen in its training"
-        raise InputError("--heldout", str(data.path), words)
+        raise InputError("heldout", str(data.path), words)
     found = np.zeros((len(judge.classes), len(judge.classes)), np.int64)
     np.add.at(found, (data.labels, judged(judge, data)), 1)
     return found
@@ -127,18 +125,18 @@ def classify(settings: Classify) -> str:
     """The verb in one call: what it has to say. Raises `InputError`."""
     first = settings.data or settings.heldout or settings.images
     if not first or not (settings.data or settings.classifier):
-        raise InputError("--data", "", "name a labelled data set to train on, or a --classifier and --images")
+        raise InputError("data", "", "name a labelled data set to train on, or a `classifier` and `images`")
     device = choose_device(settings.device)
-    data = open_dataset(first, argument="--data" if settings.data else "--images")
+    data = open_dataset(first, argument="data" if settings.data else "images")
     made = judge(settings.classifier, data, device=device, cache=Path(settings.out) if settings.out else None)
     errors = seen = found = None
     if settings.heldout:
-        heldout = open_dataset(settings.heldout, argument="--heldout")
+        heldout = open_dataset(settings.heldout, argument="heldout")
         if settings.data and heldout.sha256 == data.sha256:
-            raise InputError("--heldout", settings.heldout, "the images that it is trained on; nothing is held out")
+            raise InputError("heldout", settings.heldout, "the images that it is trained on; nothing is held out")
         errors = confusion(made, heldout)
     if settings.images:
-        verdicts = judged(made, open_dataset(settings.images, argument="--images"))
+        verdicts = judged(made, open_dataset(settings.images, argument="images"))
         seen = np.bincount(verdicts, minlength=len(made.classes))
         if errors is not None:
             found = corrected_shares(seen, errors, seed=Seed(0).child("classify"))

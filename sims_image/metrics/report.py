@@ -105,7 +105,7 @@ class Report:
         try:
             write_json(Path(path), self.as_dict())
         except OSError as error:
-            raise InputError("--out", str(path), f"cannot be written ({error.strerror})") from None
+            raise InputError("out", str(path), f"cannot be written ({error.strerror})") from None
 
     def lines(self) -> list[str]:
         """For people."""

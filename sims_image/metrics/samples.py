@@ -55,7 +55,7 @@ class Sample:
             raise InputError("features", features.shape, f"({len(items)}, {self.width}), a row an image")
         finite = np.isfinite(features).all(1)
         if not finite.all():
-            raise InputError("features", "not finite", f"image {items[~finite][0]}: a diverged sample is no image")
+            raise InputError("sample", "not finite", f"image {items[~finite][0]}: a diverged sample is no image")
         ranks, marks = _hashed(items, len(self.parts))
         for group in np.unique(marks):
             self.parts[int(group)].add(features[marks == group])

@@ -57,7 +57,9 @@ def check_real(
     same = heldout.path.resolve() == data.path.resolve()
     alike = (len(heldout), heldout.shape, heldout.dtype) == (len(data), data.shape, data.dtype)
     if same or (alike and heldout.sha256 == data.sha256):  # a zip's hash may take a pass over all of it
-        raise InputError(arguments[1], str(heldout.path), f"the same images as {arguments[0]} has; nothing is held out")
+        raise InputError(
+            arguments[1], str(heldout.path), f"the same images as `{arguments[0]}` has; nothing is held out"
+        )
 
 
 class DataFeatures:
@@ -92,9 +94,9 @@ class DataFeatures:
 
         def whole(there: Path) -> bool:
             with open(there, "rb") as handle:
-                found = npy_header("--cache", str(there), handle, there.stat().st_size)
+                found = npy_header("cache", str(there), handle, there.stat().st_size)
             if found != (shape, np.dtype(np.float32)):
-                raise InputError("--cache", str(there), f"it holds {found[1]} {found[0]}, not these features")
+                raise InputError("cache", str(there), f"it holds {found[1]} {found[0]}, not these features")
             return True
 
         try:
@@ -102,8 +104,8 @@ class DataFeatures:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(path, self._write)
         except OSError as error:
-            words = f"features cannot be kept there ({reason(error)}); name another folder with --cache"
-            raise InputError("--cache", str(path.parent), words) from None
+            words = f"features cannot be kept there ({reason(error)}); name another folder with `cache`"
+            raise InputError("cache", str(path.parent), words) from None
         array: NDArray[np.float32] = np.load(path, mmap_mode="r")
         return array
 
@@ -231,7 +233,7 @@ class Reference:
         """Of a data set at ``path``, or of statistics: ours (`save`), NVIDIA's .npz or .pkl. Options as `of`."""
         path = Path(path)
         if path.suffix not in (".npz", ".pkl") or path.is_dir():
-            return cls.of(open_dataset(path, argument="--reference"), extractor, heldout=heldout, **options)
+            return cls.of(open_dataset(path, argument="reference"), extractor, heldout=heldout, **options)
         other = None if heldout is None else cls.of(heldout, extractor, **options)
         side, name = _read(path, extractor)
         keep, groups = options.get("keep", KEEP), options.get("groups", GROUPS)
@@ -241,7 +243,7 @@ class Reference:
         """Store it as an .npz with ``mu`` and ``sigma``, as NVIDIA's, and what the other metrics need beside them."""
         path = Path(path)
         if path.suffix != ".npz":
-            raise InputError("--save-reference", str(path), "name a file .npz")
+            raise InputError("save_reference", str(path), "name a file .npz")
         record = {
             "format": _FORMAT,
             "name": self.name,
@@ -261,7 +263,7 @@ class Reference:
         try:
             write_atomic(path, write)
         except OSError as error:
-            raise InputError("--save-reference", str(path), f"cannot be written ({reason(error)})") from None
+            raise InputError("save_reference", str(path), f"cannot be written ({reason(error)})") from None
 
     # ------------------------------------------------------------------- floors
 
@@ -338,7 +340,7 @@ class Reference:
 
 def _read(path: Path, extractor: Extractor) -> tuple[Side, str]:
     """Stored statistics that fit an extractor. Raises `InputError` if they do not."""
-    argument = "--reference"
+    argument = "reference"
     own = _own_record(path)
     if own is not None:
         record, features = own
@@ -367,7 +369,7 @@ def _read(path: Path, extractor: Extractor) -> tuple[Side, str]:
 
 def _own_record(path: Path) -> tuple[dict[str, Any], NDArray[np.float32] | None] | None:
     """The record and features of a file of `Reference.save`; None for another one's."""
-    argument = "--reference"
+    argument = "reference"
     try:
         with open(path, "rb") as handle:
             if handle.read(4) != b"PK\3\4":

@@ -109,7 +109,7 @@ class VisionTransformer(nn.Module):
         return _KINDS.get((self.width, self.depth), f"{self.width}x{self.depth}")
 
     @classmethod
-    def of(cls, state: dict[str, Tensor], item: str, *, argument: str = "--weights") -> VisionTransformer:
+    def of(cls, state: dict[str, Tensor], item: str, *, argument: str = "weights") -> VisionTransformer:
         """The network that a state dict belongs to, with its weights, strictly. Raises `InputError` naming ``item``."""
         try:
             _, tokens, width = state["pos_embed"].shape

@@ -157,7 +157,7 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
     weights = {name: _portable(value) for name, value in net.state_dict().items()}
     for name, value in weights.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError("network", name, "its weights are not all finite; a diverged network is not saved")
+            raise InputError("network weights", name, "its weights are not all finite; a diverged network is not saved")
     if not record.provenance:
         record = Record(**{**_shallow(record), "provenance": provenance()})
     config: dict[str, Any] = dict(net.config)  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def make_sampler(name: str, network: Preconditioned, churn: tuple[float, float, 
 
     churn: EDM's (S_churn, S_min, S_max, S_noise), or None for a deterministic one.
     """
-    sampler = Sampler.parse(name, argument="--sampler", sigma_data=network.sigma_data)
+    sampler = Sampler.parse(name, argument="sampler", sigma_data=network.sigma_data)
     return replace(
         sampler,
         sigma_min=max(sampler.sigma_min, network.sigma_min),

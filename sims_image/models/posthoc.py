@@ -18,7 +18,7 @@ from sims_image.models.ema import gamma_from_width, misfit, reconstruct
 MISFIT = 0.3
 
 
-def stored(checkpoint: str | Path, *, argument: str = "--base") -> list[checkpoints.Summary]:
+def stored(checkpoint: str | Path, *, argument: str = "base") -> list[checkpoints.Summary]:
     """The power-function averages of the run that a checkpoint belongs to, up to its own images, in order.
 
     Raises `InputError` where there are none: the run kept EDM's half-life average, or its snapshots are gone.
@@ -32,13 +32,13 @@ def stored(checkpoint: str | Path, *, argument: str = "--base") -> list[checkpoi
         if known.kind == "power" and known.width and (one.record.images or 0) <= (own.record.images or 0):
             found.append(one)
     if not found or own.record.images is None:
-        words = "no power-function averages lie beside it (RUN/snapshots/*/ema-WIDTH); train with --ema power"
+        words = "no power-function averages lie beside it (RUN/snapshots/*/ema-WIDTH); train with `ema` power"
         raise InputError(argument, str(checkpoint), words)
     return found
 
 
 def at_width(
-    checkpoint: str | Path, width: float, *, argument: str = "--base-ema", base: str = "--base", write: bool = True
+    checkpoint: str | Path, width: float, *, argument: str = "base_ema", base: str = "base", write: bool = True
 ) -> Path:
     """The checkpoint of relative EMA width ``width`` at the images that ``checkpoint`` has seen, made if it is missing.
 

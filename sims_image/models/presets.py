@@ -106,7 +106,7 @@ class Preset:
         channels, height, width = shape or self.shape
         if height != width:
             raise InputError(
-                "shape", f"{height}x{width}", "the networks take square images; prepare the data with --size"
+                "shape", f"{height}x{width}", "the networks take square images; prepare the data with `size`"
             )
         classes = self.classes if label_dim is None else label_dim
         return {"img_resolution": height, "img_channels": channels, "label_dim": classes, **self.network}

@@ -40,7 +40,7 @@ class Engine:
     cuda_graph: bool = False
 
     def __post_init__(self) -> None:
-        choose("--pair", self.pair, PAIRS)
+        choose("pair", self.pair, PAIRS)
 
     def __str__(self) -> str:
         parts = [self.pair, "compiled" if self.compiled else "", "cuda-graph" if self.cuda_graph else ""]
@@ -50,9 +50,9 @@ class Engine:
         """Raises `InputError` where these networks cannot be evaluated so."""
         device = next(network.parameters()).device
         if self.cuda_graph and device.type != "cuda":
-            raise InputError("--cuda-graph", True, f"it needs a CUDA device; the networks are on {device}")
+            raise InputError("cuda_graph", True, f"it needs a CUDA device; the networks are on {device}")
         if self.pair == "stacked" and other is not None and _layout(network) != _layout(other):
-            raise InputError("--pair", self.pair, "stacking weights takes two networks of one architecture")
+            raise InputError("pair", self.pair, "stacking weights takes two networks of one architecture")
 
 
 #: In turn, as they are.

@@ -23,7 +23,7 @@ from sims_image.sampling.seeds import Labels, Seeds
 
 def parse_churn(text: str) -> tuple[float, float, float, float]:
     """Read S_churn,S_min,S_max,S_noise. Raises `InputError`."""
-    values = _numbers("--churn", text, 4, "S_churn,S_min,S_max,S_noise, such as 40,0.05,50,1.003")
+    values = _numbers("churn", text, 4, "S_churn,S_min,S_max,S_noise, such as 40,0.05,50,1.003")
     return values[0], values[1], values[2], values[3]
 
 
@@ -41,19 +41,19 @@ def parse_interval(text: str) -> tuple[float, float] | None:
     """Read LOW,HIGH; '' is None. Raises `InputError`."""
     if not text:
         return None
-    low, high = _numbers("--interval", text, 2, "LOW,HIGH in sigma, such as 0.8,3")
+    low, high = _numbers("interval", text, 2, "LOW,HIGH in sigma, such as 0.8,3")
     if low > high:
-        raise InputError("--interval", text, f"it is reversed; write {high:g},{low:g}")
+        raise InputError("interval", text, f"it is reversed; write {high:g},{low:g}")
     return low, high
 
 
 def parse_schedule(interval: str, refresh_every: int | None, predictor_only: bool) -> GuidanceSchedule:
     """Where the second network is evaluated. Raises `InputError` naming the option."""
     if refresh_every is not None and refresh_every < 1:
-        raise InputError("--refresh-every", refresh_every, "give a number of steps of at least 1")
+        raise InputError("refresh_every", refresh_every, "give a number of steps of at least 1")
     if refresh_every is not None and predictor_only:
-        words = "--refresh-every holds the correction at the corrector, where --predictor-only has none; choose one"
-        raise InputError("--predictor-only", True, words)
+        words = "`refresh_every` holds the correction at the corrector, where `predictor_only` has none; choose one"
+        raise InputError("predictor_only", True, words)
     return GuidanceSchedule(int(predictor_only) or refresh_every or 0, not predictor_only, parse_interval(interval))
 
 
@@ -77,27 +77,27 @@ def choose_sampler(
         stochastic = parse_churn(churn)
     found = make_sampler(name or preset, model.network, stochastic)
     if not found.steps:
-        raise InputError("--sampler", str(found), "an exact sampler exists for Gaussians only; write name:steps")
+        raise InputError("sampler", str(found), "an exact sampler exists for Gaussians only; write name:steps")
     given = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
     found = replace(found, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     if not 0 < found.sigma_min < found.sigma_max < float("inf"):
-        raise InputError("--sigma-min", found.sigma_min, f"it must lie between 0 and sigma_max {found.sigma_max:g}")
+        raise InputError("sigma_min", found.sigma_min, f"it must lie between 0 and sigma_max {found.sigma_max:g}")
     if not 0 < found.rho < float("inf"):
-        raise InputError("--rho", found.rho, "it must be positive")
+        raise InputError("rho", found.rho, "it must be positive")
     return found
 
 
 def request(settings: Generate, device: torch.device) -> Request:
     """What ``settings`` ask for, loaded and checked. Raises `InputError` naming the option."""
     if not settings.base:
-        raise InputError("--base", "", "name a checkpoint to sample from")
+        raise InputError("base", "", "name a checkpoint to sample from")
     if not settings.out and not settings.dry_run:
-        raise InputError("--out", "", "name the data set to make")
+        raise InputError("out", "", "name the data set to make")
     if settings.batch < 1:
-        raise InputError("--batch", settings.batch, "give a positive compute batch")
+        raise InputError("batch", settings.batch, "give a positive compute batch")
     for name in ("seed", "sheet"):
         if getattr(settings, name) < 0:
-            raise InputError(f"--{name}", getattr(settings, name), "give a whole number of at least 0")
+            raise InputError(name, getattr(settings, name), "give a whole number of at least 0")
     seeds = Seeds.parse(settings.seeds)
     schedule = parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only)
     engine = Engine(settings.pair, settings.compile, settings.cuda_graph)
@@ -165,6 +165,6 @@ def _at_widths(settings: Generate) -> Generate:
     name = "auxiliary" if settings.auxiliary else "guide"
     where = getattr(settings, name)
     if not where:
-        raise InputError("--auxiliary-ema", settings.auxiliary_ema, "it needs a second network: --auxiliary or --guide")
-    found = at_width(where, settings.auxiliary_ema, argument="--auxiliary-ema", base=f"--{name}")
+        raise InputError("auxiliary_ema", settings.auxiliary_ema, "it needs a second network: `auxiliary` or `guide`")
+    found = at_width(where, settings.auxiliary_ema, argument="auxiliary_ema", base=name)
     return replace(settings, **{name: str(found)})  # type: ignore[arg-type]

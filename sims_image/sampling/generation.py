@@ -40,7 +40,7 @@ from sims_image.sampling.seeds import Labels, Seeds
 #: images of a shard: the least multiple of the compute batch that reaches this
 SHARD = 256
 
-_UNFINISHED = "--restart deletes it, which is unfinished, or name another --out"
+_UNFINISHED = "`restart` deletes it, which is unfinished, or name another `out`"
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def stream(
     parts = generate(denoiser, sampler, indices, model.shape, seed=seed, batch=batch, device=device, per_batch=True)
     for wanted, samples in parts:
         if not bool(torch.isfinite(samples).all()):
-            words = "the images are not finite; use a smaller --omega, another --sampler or --dtype float32"
+            words = "the images are not finite; use a smaller `omega`, another `sampler` or `dtype` float32"
             raise InputError("samples", f"seeds {wanted[0]} to {wanted[-1]}", words)
         pixels = model.dtype_made == np.uint8
         images = to_pixels(samples).cpu().numpy() if pixels else samples.float().cpu().numpy()
@@ -134,7 +134,7 @@ def write(
     rows: int = 8,
     progress: bool = False,
     restart: bool = False,
-    argument: str = "--out",
+    argument: str = "out",
 ) -> Dataset | None:
     """Generate the data set ``out``, go on with it, or recognise it. Returns it in the first process, else None.
 
@@ -186,7 +186,7 @@ def _recognised(out: Path, request: Request, argument: str) -> Dataset | None:
     return data
 
 
-def check_out(request: Request, out: str | Path, *, argument: str = "--out") -> None:
+def check_out(request: Request, out: str | Path, *, argument: str = "out") -> None:
     """Refuse what `write` would refuse of what is there, and change nothing: for dry runs. Raises `InputError`."""
     out = followed(out)
     if _recognised(out, request, argument) is None:

@@ -145,35 +145,33 @@ def load_model(
     schedule: where the second network is evaluated. engine: how networks are.
     Raises `InputError`: networks of different images, classes or (auxiliary) architecture; contradicting options.
     """
-    choose("--dtype", dtype, BODIES)
+    choose("dtype", dtype, BODIES)
     if auxiliary and guide:
-        raise InputError("--guide", guide, "give an --auxiliary or a --guide, not both")
+        raise InputError("guide", guide, "give an `auxiliary` or a `guide`, not both")
     if weight is not None:
         if not guide or omega is not None:
-            raise InputError(
-                "--weight", weight, "it is the weight of a --guide, and stands for --omega (w = 1 + omega)"
-            )
+            raise InputError("weight", weight, "it is the weight of a `guide`, and stands for `omega` (w = 1 + omega)")
         omega = weight - 1
     negative = auxiliary or guide
-    given: dict[str, Any] = {"--omega": omega, **_asked(schedule), "--merge": merge or None}
+    given: dict[str, Any] = {"omega": omega, **_asked(schedule), "merge": merge or None}
     for name, value in given.items():
         if value is not None and not negative:
-            raise InputError(name, value, "it needs a second network: --auxiliary or --guide")
+            raise InputError(name, value, "it needs a second network: `auxiliary` or `guide`")
     if merge and (guide or schedule != FULL):
-        odd = "a --guide" if guide else " or ".join(_asked(schedule))
-        raise InputError("--merge", True, f"merging weights takes an --auxiliary and leaves no network for {odd}")
+        odd = "a `guide`" if guide else " or ".join(f"`{name}`" for name in _asked(schedule))
+        raise InputError("merge", True, f"merging weights takes an `auxiliary` and leaves no network for {odd}")
     if negative and omega is None:
-        raise InputError("--omega", "", "say how far to extrapolate, such as 1.5 (0 is the base)")
+        raise InputError("omega", "", "say how far to extrapolate, such as 1.5 (0 is the base)")
     if omega is not None and not math.isfinite(omega):
-        raise InputError("--omega", omega, "give a finite number (0 is the base)")
+        raise InputError("omega", omega, "give a finite number (0 is the base)")
     if engine.pair != "sequential" and (merge or not negative):
-        raise InputError("--pair", engine.pair, "it needs a second network to evaluate: --auxiliary or --guide")
-    first = checkpoints.load(base, argument="--base")
+        raise InputError("pair", engine.pair, "it needs a second network to evaluate: `auxiliary` or `guide`")
+    first = checkpoints.load(base, argument="base")
     alone = Model(_summary(first), _ready(first, dtype, device), dtype=dtype, engine=engine)
     if not negative or omega is None:
         engine.check(alone.network)
         return alone
-    argument = "--auxiliary" if auxiliary else "--guide"
+    argument = "auxiliary" if auxiliary else "guide"
     second = checkpoints.load(negative, argument=argument)
     return guide_with(
         alone, second, omega, kind="neon" if merge else "sims" if auxiliary else "autoguidance", schedule=schedule
@@ -181,11 +179,11 @@ def load_model(
 
 
 def _asked(schedule: GuidanceSchedule) -> dict[str, Any]:
-    """The options that ask for a schedule."""
+    """The arguments that ask for a schedule."""
     return {
-        **({"--interval": schedule.interval} if schedule.interval is not None else {}),
-        **({"--refresh-every": schedule.every} if schedule.every and schedule.hold else {}),
-        **({"--predictor-only": True} if schedule.every and not schedule.hold else {}),
+        **({"interval": schedule.interval} if schedule.interval is not None else {}),
+        **({"refresh_every": schedule.every} if schedule.every and schedule.hold else {}),
+        **({"predictor_only": True} if schedule.every and not schedule.hold else {}),
     }
 
 
@@ -201,7 +199,7 @@ def guide_with(
 
     Raises `InputError` where the two networks cannot go together.
     """
-    argument = "--guide" if kind == "autoguidance" else "--auxiliary"
+    argument = "guide" if kind == "autoguidance" else "auxiliary"
     _fits(base.base, negative, argument, same=kind != "autoguidance")
     if kind == "neon":
         network = copy.deepcopy(base.network)
@@ -228,7 +226,7 @@ def _fits(base: checkpoints.Summary, negative: checkpoints.Summary, argument: st
         raise InputError(argument, str(negative.path), words)
     if same and base.config != negative.config:
         odd = next(k for k in {**base.config, **negative.config} if base.config.get(k) != negative.config.get(k))
-        words = f"another architecture than the base's ({odd}); a network of another kind is a --guide"
+        words = f"another architecture than the base's ({odd}); a network of another kind is a `guide`"
         raise InputError(argument, str(negative.path), words)
 
 
@@ -296,5 +294,5 @@ def precision_note(model: Model, classes: Callable[[Sequence[int]], Tensor] | No
         return None
     if ratio >= 1:
         words = f"its rounding is {ratio:.2g} times the guidance itself (error over signal); use float32"
-        raise InputError("--dtype", model.dtype, words)
+        raise InputError("dtype", model.dtype, words)
     return f"in {model.dtype} the guidance's error over signal is {ratio:.2g}"

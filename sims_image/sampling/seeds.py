@@ -37,10 +37,10 @@ class Seeds:
         """Raise `InputError` for more images than one data set can have."""
         count = sum(last - first + 1 for first, last in self.ranges)
         if count > _MOST:
-            raise InputError("images", count, f"at most {_MOST:,} at a time")
+            raise InputError("seeds", count, f"at most {_MOST:,} at a time")
 
     @classmethod
-    def parse(cls, text: str, *, argument: str = "--seeds") -> Seeds:
+    def parse(cls, text: str, *, argument: str = "seeds") -> Seeds:
         """Read ``0-49999``, ``7``, ``0-9,20,30-39``. Raises `InputError` for anything else and for repeated seeds."""
         ranges = []
         for part in text.split(","):
@@ -123,16 +123,16 @@ class Labels:
         """
         if not label_dim:
             if text not in ("", "none"):
-                raise InputError("--labels", text, "the network is unconditional; leave it out")
+                raise InputError("labels", text, "the network is unconditional; leave it out")
             return None
         text = text or ("uniform" if data is None or data.labels is None else "data")
         if text == "data":
             if data is None or data.labels is None:
                 raise InputError(
-                    "--labels", text, "it draws classes as a data set has them: name a labelled one (--data)"
+                    "labels", text, "it draws classes as a data set has them: name a labelled one (`data`)"
                 )
             if len(data.classes) != label_dim:
-                raise InputError("--data", str(data.path), f"{len(data.classes)} classes, the network has {label_dim}")
+                raise InputError("data", str(data.path), f"{len(data.classes)} classes, the network has {label_dim}")
             found = np.bincount(data.labels, minlength=label_dim) / len(data)
             return cls("data", label_dim, shares=tuple(found.tolist()))
         if text in POLICIES:
@@ -183,6 +183,6 @@ def _class(word: str, count: int, names: Sequence[str]) -> int:
         return int(word)
     if other:
         some = ", ".join(map(shown, names[:3])) + (f", ... {shown(names[-1])}" if count > 3 else "")
-        raise InputError("--labels", word, f"no class is called so; classes are called {some}")
+        raise InputError("labels", word, f"no class is called so; classes are called {some}")
     known = f"choose {', '.join(POLICIES)}, or classes from 0 to {count - 1}, by name or number"
-    raise InputError("--labels", word, known)
+    raise InputError("labels", word, known)

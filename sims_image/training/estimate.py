@@ -134,7 +134,7 @@ def describe(plan: Plan, train: Train) -> str:
     recipe, table = plan.recipe, plan.table
     world = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(train.device)
-    part, passes = shares("--batch", recipe.batch, world, train.microbatch)
+    part, passes = shares("batch", recipe.batch, world, train.microbatch)
     cost = measure(plan.config, recipe)
     reached = rate(plan.config, recipe, cost.flops, device)
     averages = len(profiles(recipe))

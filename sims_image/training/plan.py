@@ -53,14 +53,14 @@ class Plan:
 
 def plan(train: Train) -> Plan:
     """What ``train`` asks for, checked. Raises `InputError` naming the argument that is wrong, or missing."""
-    choose("--raw", train.raw, RAW)
+    choose("raw", train.raw, RAW)
     for name in ("seed", "sheet", "workers", "microbatch"):
         if (getattr(train, name) or 0) < 0:
-            raise InputError(f"--{name}", getattr(train, name), "give a whole number of at least 0")
-    parent = checkpoints.summary(train.from_, argument="--from") if train.from_ else None
+            raise InputError(name, getattr(train, name), "give a whole number of at least 0")
+    parent = checkpoints.summary(train.from_, argument="from_") if train.from_ else None
     name, preset = _preset(train, parent)
     if parent is not None and not train.budget:
-        raise InputError("--budget", "", "say how many images to fine-tune for, such as 1Mi")
+        raise InputError("budget", "", "say how many images to fine-tune for, such as 1Mi")
     recipe = recipe_of(train, preset.recipe, fine_tuning=parent is not None)
     data = None
     if train.data:
@@ -68,7 +68,7 @@ def plan(train: Train) -> Plan:
     elif name == "digits" and not train.dry_run:
         data = _digits()
     elif not train.dry_run:
-        raise InputError("--data", "", "name a data set (see `sims_image prepare`) to train on")
+        raise InputError("data", "", "name a data set (see `sims_image prepare`) to train on")
     config = _config(train, preset, recipe, parent, data)
     table = timetable(
         recipe, snapshots=train.snapshots, every=train.snapshot_every, log=train.log_every, state=train.state_every
@@ -113,7 +113,7 @@ def _sheets(table: Timetable, config: dict[str, Any], sampler: str, rows: int) -
     """The steps at which a sheet costs less than a tenth of the training since the last one; the end always."""
     samples = len(sheet_labels(rows, int(config.get("label_dim") or 0), Seed(0))[1])
     steps = (
-        10 * samples * Sampler.parse(sampler, argument="--sampler").nfe / 3 / table.batch
+        10 * samples * Sampler.parse(sampler, argument="sampler").nfe / 3 / table.batch
     )  # forward and backward are three evaluations
     found, last = {table.steps}, 0
     for step in table.snapshots:
@@ -127,12 +127,12 @@ def _preset(train: Train, parent: checkpoints.Summary | None) -> tuple[str, Pres
     name = train.preset or ((parent.record.preset or "") if parent is not None else "")
     if not name:
         known = "the checkpoint does not say by which preset it was trained; " if parent is not None else ""
-        raise InputError("--preset", "", f"{known}choose from {', '.join(PRESETS)}")
-    return name, PRESETS[choose("--preset", name, PRESETS)]
+        raise InputError("preset", "", f"{known}choose from {', '.join(PRESETS)}")
+    return name, PRESETS[choose("preset", name, PRESETS)]
 
 
 def recipe_of(train: Train, recipe: Recipe, *, fine_tuning: bool) -> Recipe:
-    """The preset's recipe with what was given in its place. Raises `InputError` naming the option."""
+    """The preset's recipe with what was given in its place. Raises `InputError`."""
     given: dict[str, Any] = {
         f.name: getattr(train, f.name)
         for f in fields(Recipe)
@@ -140,13 +140,10 @@ def recipe_of(train: Train, recipe: Recipe, *, fine_tuning: bool) -> Recipe:
     }
     for name in ("lr_rampup", "ema_halflife"):
         if name in given:
-            given[name] = images_of(f"--{name.replace('_', '-')}", given[name], recipe.mi)
+            given[name] = images_of(name, given[name], recipe.mi)
     if given.get("ema_rampup") == 0 or fine_tuning:
         given["ema_rampup"] = None
-    try:
-        return replace(recipe, **given)
-    except InputError as error:
-        raise InputError(f"--{error.argument.replace('_', '-')}", error.value, error.expected) from None
+    return replace(recipe, **given)
 
 
 def _config(
@@ -158,7 +155,7 @@ def _config(
         config = {**parent.config, **changed}
         if parent.preconditioning not in ("edm", "edm2"):
             words = f"its preconditioning is {parent.preconditioning}; training knows those of EDM and EDM2"
-            raise InputError("--from", train.from_, words)
+            raise InputError("from_", train.from_, words)
     else:
         shape, classes = (None, None) if data is None else (data.shape, len(data.classes) if preset.classes else 0)
         config = preset.config(shape, classes)
@@ -168,22 +165,22 @@ def _config(
         if data is not None and "img_resolution" not in changed:
             _check_size(train, preset, data)
     if recipe.augment and config.get("augment_dim") != 9:
-        words = "this network takes no augmentation labels; use --augment 0"
-        raise InputError("--augment", recipe.augment, words)
+        words = "this network takes no augmentation labels; use `augment` 0"
+        raise InputError("augment", recipe.augment, words)
     if data is None:
         return config
     want = (config["img_channels"], config["img_resolution"], config["img_resolution"])
     if data.shape != want:
-        raise InputError("--data", train.data, f"its images are {by(data.shape)}, the network takes {by(want)}")
+        raise InputError("data", train.data, f"its images are {by(data.shape)}, the network takes {by(want)}")
     classes = config.get("label_dim", 0)
     wanted = classes or (preset.classes and parent is None and "label_dim" not in changed)
     if wanted and data.labels is None:
         words = (
             "it has no labels, and the network is class-conditional; give labelled data, or an unconditional network"
         )
-        raise InputError("--data", train.data, words)
+        raise InputError("data", train.data, words)
     if classes and len(data.classes) != classes:
-        raise InputError("--data", train.data, f"it has {len(data.classes)} classes, the network has {classes}")
+        raise InputError("data", train.data, f"it has {len(data.classes)} classes, the network has {classes}")
     return config
 
 
@@ -196,7 +193,7 @@ def _check_size(train: Train, preset: Preset, data: Dataset) -> None:
     words = f"its images are {by(data.shape)}, and the preset is for {by(preset.shape)}: " + (
         f"choose {', '.join(near[:4])}, or " if near else ""
     )
-    raise InputError("--data", train.data, f"{words}train with --network img_resolution={side} to take it all the same")
+    raise InputError("data", train.data, f"{words}train with `network` img_resolution={side} to take it all the same")
 
 
 def _overrides(text: str) -> dict[str, Any]:
@@ -213,7 +210,7 @@ def _overrides(text: str) -> dict[str, Any]:
     for part in filter(None, (p.strip() for p in parts)):
         name, equals, value = part.partition("=")
         if not equals or not name.strip().isidentifier():
-            raise InputError("--network", part, "write name=value, such as dropout=0.1,channel_mult=[1,2]")
+            raise InputError("network", part, "write name=value, such as dropout=0.1,channel_mult=[1,2]")
         try:
             found[name.strip()] = json.loads(value)
         except ValueError:

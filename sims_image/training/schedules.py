@@ -82,18 +82,18 @@ def timetable(recipe: Recipe, *, snapshots: str = "", every: str = "", log: str 
 
     points = {steps}
     for text in snapshots.split(",") if snapshots else ():
-        images = _positive("--snapshots", text, recipe.mi)
+        images = _positive("snapshots", text, recipe.mi)
         if images > recipe.images:
-            raise InputError("--snapshots", text.strip(), f"training ends at {recipe.budget}; give smaller budgets")
+            raise InputError("snapshots", text.strip(), f"training ends at {recipe.budget}; give smaller budgets")
         points.add(_steps(images, recipe.batch))
     if every or not snapshots:
-        gap = length("--snapshot-every", every, recipe.images / (32 if recipe.ema == "power" else 10))
+        gap = length("snapshot_every", every, recipe.images / (32 if recipe.ema == "power" else 10))
         if steps // gap > _MOST_SNAPSHOTS:
             words = f"that is {steps // gap} snapshots, of {_MOST_SNAPSHOTS} at most"
-            raise InputError("--snapshot-every", every, words)
+            raise InputError("snapshot_every", every, words)
         points |= set(range(gap, steps + 1, gap))
-    lines = length("--log-every", log, min(recipe.images / 200, 50_000))
-    states = length("--state-every", state, recipe.images / 50)
+    lines = length("log_every", log, min(recipe.images / 200, 50_000))
+    states = length("state_every", state, recipe.images / 50)
     return Timetable(
         batch=recipe.batch,
         steps=steps,
@@ -135,7 +135,7 @@ def shares(argument: str, batch: int, world: int, micro: int) -> tuple[int, int]
     if batch % world:
         raise InputError(argument, batch, f"{world} processes share a batch evenly: give a multiple of {world}")
     if micro < 0:
-        raise InputError("--microbatch", micro, "give a number of images, or 0 for a process's whole part")
+        raise InputError("microbatch", micro, "give a number of images, or 0 for a process's whole part")
     part = batch // world
     size = next(n for n in range(min(micro or part, part), 0, -1) if part % n == 0)
     return size, part // size

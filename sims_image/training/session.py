@@ -81,9 +81,9 @@ def run_session(settings: Train, processes: Processes, *, progress: bool = False
     """`train` among ``processes``."""
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     out = Path(settings.out) if settings.out else planned.folder
-    part, passes = shares("--batch", planned.recipe.batch, processes.world, settings.microbatch)
+    part, passes = shares("batch", planned.recipe.batch, processes.world, settings.microbatch)
     with ExitStack() as stack:
-        folder = processes.together(lambda: stack.enter_context(RunFolder.open(out, planned.settings)))
+        folder = processes.together(lambda: stack.enter_context(RunFolder.open(out, planned.settings, argument="out")))
         already = bool(processes.sum(torch.tensor(float(folder is not None and folder.finished))))
         if not already:
             session = _Session(planned, out, settings, processes, part, passes, progress=progress)
@@ -113,12 +113,12 @@ def make_network(planned: Plan, seed: Seed) -> Preconditioned:
         torch.manual_seed(seed.child("weights").integer())
         network = build(**planned.config)
     if planned.parent is not None:
-        parent = checkpoints.load(planned.parent.path, argument="--from")
+        parent = checkpoints.load(planned.parent.path, argument="from_")
         try:
             network.load_state_dict(parent.network.state_dict(), strict=True)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise InputError("--network", planned.config, f"the checkpoint's weights do not fit ({reason})") from None
+            raise InputError("network", planned.config, f"the checkpoint's weights do not fit ({reason})") from None
     return network
 
 
@@ -205,7 +205,7 @@ class _Session:
             if table.saves(step):
                 self._save_state()
         except OSError as error:
-            raise write_failure("--out", self.out, error, f"last good: {self._last_good()}") from None
+            raise write_failure("out", self.out, error, f"last good: {self._last_good()}") from None
         self._mark, self._marked = time.monotonic(), self.trainer.images
 
     def _line(self, report: Report) -> dict[str, Any]:
@@ -267,7 +267,7 @@ class _Session:
         steps = torch.tensor(float(self.trainer.step), dtype=torch.float64)
         if float(self.processes.least(steps)) != -float(self.processes.least(-steps)):
             words = "the processes find different states; the run folder must be one that all machines share"
-            raise InputError("--out", str(self.out), words)
+            raise InputError("out", str(self.out), words)
         if self.processes.first:
             self.loss = _cut_log(self.out / "log.jsonl", seen)
 
@@ -337,7 +337,7 @@ class _Session:
         """The weights that fine-tuning began with, or None."""
         if self.plan.parent is None:
             return None
-        return checkpoints.read_weights(self.plan.parent.path / checkpoints.WEIGHTS, argument="--from")
+        return checkpoints.read_weights(self.plan.parent.path / checkpoints.WEIGHTS, argument="from_")
 
 
 def sheet_of(network: Preconditioned, sampler: Sampler, rows: int, seed: Seed, path: Path, *, batch: int = 64) -> bool:

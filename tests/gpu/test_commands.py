@@ -9,7 +9,7 @@ import pytest
 from sims_image.commands import VERBS
 from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
-from sims_image.experiments import halving as search
+from sims_image.experiments import halving
 from sims_image.models.presets import PRESETS
 from tests.image import test_digits_experiments as experiments
 from tests.image import tiny
@@ -22,10 +22,10 @@ MEASURED = {"--features": "pixels", "--sampler": "heun:2"}
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """A tiny preset, and few samplers to retune over."""
-    kept, search.RHOS, search.TOPS = (search.RHOS, search.TOPS), (5.0,), (1.0,)
+    kept, halving.RHOS, halving.TOPS = (halving.RHOS, halving.TOPS), (5.0,), (1.0,)
     PRESETS["tiny"] = tiny.preset(tiny.EDM, tiny.recipe(budget="0.08k", lr=1e-2))
     yield
-    search.RHOS, search.TOPS = kept
+    halving.RHOS, halving.TOPS = kept
     del PRESETS["tiny"]
 
 

@@ -576,7 +576,7 @@ def test_a_full_disk_keeps_what_is_done_and_the_command_goes_on(tmp_path, monkey
         patch.setattr(preparing, "COMMIT_BYTES", 10_000)
         home = {"append": writing.Growing, "flush": writing.Growing}.get(where, preparing)
         full_disk(patch, home, where, after)
-        with pytest.raises(InputError, match=r"--out.*the disk is full.*make room and repeat"):
+        with pytest.raises(InputError, match=r"^out.*the disk is full.*make room and repeat"):
             prepare(settings)
     assert not out.exists() and (tmp_path / (out.name + ".preparing")).exists()
     assert len(prepare(settings)) == 300 and sorted(p.name for p in tmp_path.iterdir()) == ["in", out.name]

@@ -290,7 +290,7 @@ def test_cifar100(tmp_path):
             data = made(tmp_path, source, split=split, label_column="coarse_label")
             assert same(data, images, coarse) and data.classes == [f"c{k}" for k in range(20)]
         assert "--label-column coarse_label" in notes(source)
-        with pytest.raises(InputError, match=r"--label-column.*fine_label, coarse_label"):
+        with pytest.raises(InputError, match=r"^label_column.*fine_label, coarse_label"):
             made(tmp_path, source, label_column="label")
     lone = tmp_path / "torchvision"
     lone.mkdir()

@@ -114,7 +114,7 @@ def test_latents_of_any_width(tmp_path, channels, dtype):
     again = prepare(Prepare(source=str(kept.path), out=str(tmp_path / "m.zip"), format="edm-zip"))
     assert data.sha256 == kept.sha256 == again.sha256
     assert np.array_equal(again.images(range(6)), images) and kept.dtype == dtype
-    with pytest.raises(InputError, match=r"--size.*taken as it is"):
+    with pytest.raises(InputError, match=r"^size.*taken as it is"):
         prepare(Prepare(source=str(data.path), out=str(tmp_path / "n"), size=2))
 
 
@@ -211,7 +211,7 @@ def test_a_spoilt_folder_is_refused(made, tmp_path, spoil):
     path = spoilt_folder(made, tmp_path, SPOILT[spoil][0])
     with pytest.raises(InputError, match=SPOILT[spoil][1]) as caught:
         open_dataset(path)
-    assert caught.value.argument == "--data" and "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert caught.value.argument == "data" and "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_verification_is_free_or_asked_for(made, tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_verification_is_free_or_asked_for(made, tmp_path, monkeypatch):
 
 
 def test_paths_that_are_no_data_set(tmp_path):
-    with pytest.raises(InputError, match=r"--data.*no such data set"):
+    with pytest.raises(InputError, match=r"^data.*no such data set"):
         open_dataset(tmp_path / "typo")
     (tmp_path / "typo.preparing").mkdir()
     with pytest.raises(InputError, match="half made"):

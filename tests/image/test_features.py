@@ -32,7 +32,7 @@ def test_pixels_are_the_image(data):
     np.testing.assert_allclose(found(images), images.reshape(5, -1) / 127.5 - 1, atol=1e-6)
     np.testing.assert_array_equal(found(torch.from_numpy(images)), found(images))
     assert found.metric == "FD-pixels" and found.width == 192
-    with pytest.raises(InputError, match="images: got '3x9x8'"):
+    with pytest.raises(InputError, match="image batch: got '3x9x8'"):
         found(np.zeros((2, 3, 9, 8), np.uint8))
     with pytest.raises(InputError, match="decode latents"):
         found(images.astype(np.float32))
@@ -162,7 +162,7 @@ def test_only_the_published_weights_make_it_fid(inception, monkeypatch, data):
     assert other.metric == f"FD-inception-{sha256[:8]}" and other(data.images(slice(0, 2))).shape == (2, 2048)
     monkeypatch.setattr(features, "INCEPTION_SHA256", sha256)
     assert extractor("inception", weights=path).metric == "FID"
-    with pytest.raises(InputError, match="fetch https://somewhere/weights and name it with --weights"):
+    with pytest.raises(InputError, match="fetch https://somewhere/weights and name it with `weights`"):
         extractor("inception")
 
 
@@ -173,9 +173,9 @@ def test_weights_that_are_not_weights(inception, tmp_path):
     with pytest.raises(InputError, match="not a file of plain tensors"):
         extractor("inception", weights=path, weights_sha256=sha256)
     for name, file in (("inception", "weights-inception-2015-12-05"), ("dinov2", "dinov2_vitl14_pretrain.pth")):
-        with pytest.raises(InputError, match=rf"--weights.*no such file; --weights names .* from https://\S*{file}"):
+        with pytest.raises(InputError, match=rf"^weights.*no such file; `weights` names .* from https://\S*{file}"):
             extractor(name, weights=tmp_path / "nothing.pth")
-    with pytest.raises(InputError, match=r"--weights.*https://\S*dinov2_vitl14_pretrain.pth.*name it with --weights"):
+    with pytest.raises(InputError, match=r"^weights.*https://\S*dinov2_vitl14_pretrain.pth.*name it with `weights`"):
         extractor("dinov2")
     with pytest.raises(InputError, match="take no weights"):
         extractor("pixels", weights=path)
@@ -185,7 +185,7 @@ def test_weights_that_are_not_weights(inception, tmp_path):
     torch.save({"a": torch.zeros(3)}, path)
     with pytest.raises(InputError, match="not DINOv2's weights"):
         extractor("dinov2", weights=path)
-    with pytest.raises(InputError, match="name it with --weights"):
+    with pytest.raises(InputError, match="name it with `weights`"):
         extractor("dinov2")
     with pytest.raises(InputError, match="did you mean 'inception'"):
         extractor("incepton")
@@ -223,7 +223,7 @@ def test_dinov2_from_a_file(tmp_path, data):
     assert found.metric == "FD-DINOv2-64x2" and found.width == 64
     assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert found(data.images(slice(0, 2))).shape == (2, 64)
-    with pytest.raises(InputError, match="weights-sha256"):
+    with pytest.raises(InputError, match="weights_sha256"):
         extractor("dinov2", weights=path, weights_sha256="00")
     del state["norm.bias"]
     torch.save(state, path)

@@ -122,8 +122,8 @@ def test_options_that_contradict(pair):
     assert parse_schedule("0.5,2", 3, False) == GuidanceSchedule.parse("held:3+interval:0.5:2")
     assert parse_schedule("", None, True) == GuidanceSchedule.parse("predictor")
     assert parse_schedule("", None, False) == GuidanceSchedule()
-    for given, said in ((("", 0, False), "--refresh-every"), (("", 2, True), "--predictor-only"),
-                        (("2,1", 2, False), "--interval")):  # fmt: skip
+    for given, said in ((("", 0, False), "^refresh_every"), (("", 2, True), "^predictor_only"),
+                        (("2,1", 2, False), "^interval")):  # fmt: skip
         with pytest.raises(InputError, match=said):
             parse_schedule(*given)
 
@@ -154,11 +154,11 @@ def test_ways_to_evaluate_a_pair(config, text, tmp_path):
 def test_stacked_is_on_record_and_takes_one_architecture(pair):
     assert guided(pair, engine=Engine("stacked")).identity["engine"] == "stacked"
     assert "engine" not in guided(pair).identity and "schedule" not in guided(pair).identity
-    with pytest.raises(InputError, match="--pair"):
+    with pytest.raises(InputError, match=r"^pair"):
         load_model(pair[0], guide=pair[2], omega=1.0, engine=Engine("stacked"))
     apart = load_model(pair[0], guide=pair[2], omega=1.0, engine=Engine("overlapped"))
     assert torch.equal(floats(apart), floats(load_model(pair[0], guide=pair[2], omega=1.0)))
-    with pytest.raises(InputError, match="--pair"):
+    with pytest.raises(InputError, match=r"^pair"):
         Engine("parallel")
 
 

@@ -59,7 +59,7 @@ def test_splits_are_splits_whatever_lies_beside_them(tmp_path, kind, train, test
     for split, k in (("test", 1), ("val", 2)):
         assert shades(made(tmp_path, source, split=split)) == [("cat", 10 + k), ("dog", 200 + k)]
     assert shades(made(tmp_path, source, split=val)) == [("cat", 12), ("dog", 202)]  # by the folder's own name
-    with pytest.raises(InputError, match=r"--split: got 'extra'.*train, test, val"):
+    with pytest.raises(InputError, match=r"^split: got 'extra'.*train, test, val"):
         made(tmp_path, source, split="extra")
 
 
@@ -67,7 +67,7 @@ def test_splits_are_splits_whatever_lies_beside_them(tmp_path, kind, train, test
 def test_classes_that_are_called_like_splits_wait_for_a_word(tmp_path, kind):
     files = {f"{name}/0.png": flat(k) for k, name in enumerate(("bus", "car", "train"))}
     source = tree(tmp_path, files, kind)
-    with pytest.raises(InputError, match="'train' is called like a split, 'bus' beside it is not; --split none"):
+    with pytest.raises(InputError, match="'train' is called like a split, 'bus' beside it is not; `split` none"):
         made(tmp_path, source)
     assert shades(made(tmp_path, source, split="none")) == [("bus", 0), ("car", 1), ("train", 2)]
     assert shades(made(tmp_path, source, split="train")) == [(None, 2)]
@@ -77,7 +77,7 @@ def test_classes_that_are_called_like_splits_wait_for_a_word(tmp_path, kind):
 @pytest.mark.parametrize("names", [("seg_train", "seg_test", "seg_pred"), ("trainA", "trainB", "testA", "testB")])
 def test_folders_that_speak_of_splits_wait_for_a_word(tmp_path, kind, names):
     source = tree(tmp_path, {f"{name}/{k}.png": flat(k) for k, name in enumerate(names)}, kind)
-    with pytest.raises(InputError, match="are called like splits; --split NAME takes the folder NAME"):
+    with pytest.raises(InputError, match="are called like splits; `split` NAME takes the folder NAME"):
         made(tmp_path, source)
     assert shades(made(tmp_path, source, split=names[1])) == [(None, 1)]
     assert made(tmp_path, source, split="none").classes == sorted(names)

@@ -63,7 +63,7 @@ def test_an_auxiliary_that_is_its_base_is_refused(learner, data):
     """One step at the bottom of a ramp: not another model, and nothing to search, confirm or report."""
     model = learner.fit(data, seed=Seed(1))
     ramped = replace(learner, finetuning={"lr_rampup": "1k"})
-    with pytest.raises(InputError, match=r"--budget: got '8'; .*still the base, bit for bit"):
+    with pytest.raises(InputError, match=r"^budget: got '8'; .*still the base, bit for bit"):
         ramped.finetune(model, data, 8, seed=Seed(2))
     moved = ramped.finetune(model, data, 16, seed=Seed(2))
     assert checkpoints.summary(moved.base).sha256 != checkpoints.summary(model.base).sha256

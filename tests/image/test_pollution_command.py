@@ -121,16 +121,16 @@ def test_bad_input(data):
             pollution_plan,
             pollute,
             {
-                "--pollution": {"pollution": "0"},
-                "--omega.*at least one value above 0": {"omega": "0"},
-                "--omega.*between 0 and": {"omega": "-1,1"},
-                "--ideal.*holds 12 images and each draw takes 24": {"ideal": few},
+                "^pollution": {"pollution": "0"},
+                "^omega.*at least one value above 0": {"omega": "0"},
+                "^omega.*between 0 and": {"omega": "-1,1"},
+                "^ideal.*holds 12 images and each draw takes 24": {"ideal": few},
             },
         ),
         (
             retrain_plan,
             retrain,
-            {"--rounds": {"rounds": 1}, "--ratio": {"ratio": "-1"}, "--objective": {"objective": "x"}},
+            {"^rounds": {"rounds": 1}, "^ratio": {"ratio": "-1"}, "^objective": {"objective": "x"}},
         ),
     ):
         for argument, bad in cases.items():

@@ -100,7 +100,7 @@ def test_refusals(run, data, tmp_path):
             command(["sims", "--data", str(data), "--base", "tiny", "--base-ema", "0.05", "--dry-run"])
     finally:
         del PRESETS["tiny"]
-    with pytest.raises(InputError, match="--base-ema"):
+    with pytest.raises(InputError, match=r"^base_ema"):
         at_width(run.checkpoint, 0.5)
     with pytest.raises(InputError, match="keep more snapshots"):
         at_width(run.snapshots[0] / "ema-0.050", 0.27)

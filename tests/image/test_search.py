@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sims_core.sampling import Sampler
-from sims_image.experiments import halving as search
+from sims_image.experiments import halving
 from sims_image.experiments.options import Sims
 from sims_image.experiments.plan import AUTO, plan
 from sims_image.sampling.seeds import Seeds
@@ -21,18 +21,20 @@ def run(true, candidates, seeds, noise, rng):
         calls.append((key, len(part)))
         return {"value": true[key] + noise * rng.normal() / np.sqrt(len(part))}
 
-    turns = search.rounds(len(candidates), seeds)
-    return *search.halve(candidates, turns, measure, lambda cell: cell["value"]), calls
+    turns = halving.rounds(len(candidates), seeds)
+    return *halving.halve(candidates, turns, measure, lambda cell: cell["value"]), calls
 
 
 def test_rounds_are_prefixes_of_the_search_seeds():
     seeds = Seeds.span(500, 1800)
-    found = search.rounds(24, seeds)
+    found = halving.rounds(24, seeds)
     assert [len(part) for part in found] == [200, 600, 1800] and found[-1] == seeds
     assert all(next(iter(part)) == 500 for part in found)
-    assert [len(p) for p in search.rounds(24, Seeds.span(0, 300))] == [100, 300]  # a third round would be of 33
+    assert [len(p) for p in halving.rounds(24, Seeds.span(0, 300))] == [100, 300]  # a third round would be of 33
     assert (
-        [len(p) for p in search.rounds(3, seeds)] == [1800] == [len(p) for p in search.rounds(24, seeds, halving=False)]
+        [len(p) for p in halving.rounds(3, seeds)]
+        == [1800]
+        == [len(p) for p in halving.rounds(24, seeds, halving=False)]
     )
 
 
@@ -44,9 +46,9 @@ def test_halving_keeps_the_better_third_and_costs_what_is_planned():
     assert best == min(true, key=lambda key: true[key])
     ranked = sorted(candidates, key=lambda key: true[key])
     assert [set(turn.cells) for turn in found] == [set(ranked[:24]), set(ranked[:8]), set(ranked[:3])]
-    assert [search.survivors(24, k) for k in range(3)] == [24, 8, 3]
+    assert [halving.survivors(24, k) for k in range(3)] == [24, 8, 3]
     images = sum(n for _, n in calls)
-    assert search.planned(24, search.rounds(24, Seeds.span(0, 900)), 5, 2) == (
+    assert halving.planned(24, halving.rounds(24, Seeds.span(0, 900)), 5, 2) == (
         5 * images + 2 * 1300,
         900 * (24 * 5 + 2),
     )
@@ -65,11 +67,11 @@ def test_halving_under_noise_loses_little():
 def test_retuned_samplers_cost_no_more(text):
     base = Sampler.parse(text)
     for nfe in (9, 12, 18):
-        found = search.retunings(base, nfe)
+        found = halving.retunings(base, nfe)
         assert all(nfe / 2 < sampler.nfe <= nfe for sampler in found) and len(set(found)) == len(found)
         assert found[0].name == base.name and found[0].sigma_max == base.sigma_max
         assert {(s.rho, s.sigma_max) for s in found} >= {(3.0, 20.0), (10.0, 80.0)}
-    assert search.at_most(Sampler("heun", 5), 18) == Sampler("heun", 9)
+    assert halving.at_most(Sampler("heun", 5), 18) == Sampler("heun", 9)
 
 
 def test_auto_reads_its_grid(tmp_path, monkeypatch):

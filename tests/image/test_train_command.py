@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(data, monkeypatch):
         real(state, path, *rest)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(InputError, match=r"--out.*No space left.*last good: run/snapshots/0000000040"):
+    with pytest.raises(InputError, match=r"^out.*No space left.*last good: run/snapshots/0000000040"):
         train(start(data))
     assert torch.load("run/state.pt", weights_only=True)["images"] == 32
     assert not [p for p in Path("run").rglob(".*.part*")]
@@ -225,35 +225,35 @@ def load_same(a, b) -> bool:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"preset": "tinny"}, r"--preset.*did you mean 'tiny'"),
-        ({"preset": ""}, "--preset.*choose from cifar10-cond"),
-        ({"data": ""}, "--data.*name a data set"),
-        ({"data": "nowhere"}, "--data.*no such data set"),
-        ({"from_": "nowhere"}, "--from.*there is nothing"),
-        ({"budget": "12"}, "--budget.*unit"),
-        ({"budget": "0k"}, "--budget"),
-        ({"budget": "5x"}, "--budget: got '5x'; a training length in images, with a unit: 50k, 200Mi$"),
-        ({"log_every": "1.5"}, "--log-every: got '1.5'; give a number of images: 5000, 50k, 3Mi$"),
-        ({"log_every": "0"}, "--log-every.*above 0"),
-        ({"snapshots": "1Mi"}, "--snapshots.*training ends at 0.08k"),
-        ({"snapshots": "soon"}, "--snapshots"),
-        ({"lr": -1.0}, "--lr: .*positive"),
-        ({"lr": math.inf}, "--lr: "),
-        ({"lr_decay": "exponential"}, "--lr-decay.*choose from"),
-        ({"precision": "fp8"}, "--precision"),
+        ({"preset": "tinny"}, r"^preset.*did you mean 'tiny'"),
+        ({"preset": ""}, "^preset.*choose from cifar10-cond"),
+        ({"data": ""}, "^data.*name a data set"),
+        ({"data": "nowhere"}, "^data.*no such data set"),
+        ({"from_": "nowhere"}, "^from_.*there is nothing"),
+        ({"budget": "12"}, "^budget.*unit"),
+        ({"budget": "0k"}, "^budget"),
+        ({"budget": "5x"}, "^budget: got '5x'; a training length in images, with a unit: 50k, 200Mi$"),
+        ({"log_every": "1.5"}, "^log_every: got '1.5'; give a number of images: 5000, 50k, 3Mi$"),
+        ({"log_every": "0"}, "^log_every.*above 0"),
+        ({"snapshots": "1Mi"}, "^snapshots.*training ends at 0.08k"),
+        ({"snapshots": "soon"}, "^snapshots"),
+        ({"lr": -1.0}, "^lr: .*positive"),
+        ({"lr": math.inf}, "^lr: "),
+        ({"lr_decay": "exponential"}, "^lr_decay.*choose from"),
+        ({"precision": "fp8"}, "^precision"),
         ({"objective": "flow"}, "objective.*choose from edm, edm2"),
-        ({"augment": 0.5, "preset": "tiny2"}, "--augment.*takes no augmentation labels"),
-        ({"network": "dropout"}, "--network.*write name=value"),
+        ({"augment": 0.5, "preset": "tiny2"}, "^augment.*takes no augmentation labels"),
+        ({"network": "dropout"}, "^network.*write name=value"),
         ({"network": "colour=3"}, "colour"),
-        ({"network": "label_dim=4"}, "--data.*3 classes, the network has 4"),
-        ({"microbatch": -1}, "--microbatch"),
-        ({"device": "abacus"}, "--device"),
-        ({"device": "cuda:99"}, "--device.*CUDA devices"),
-        ({"raw": "never"}, "--raw"),
-        ({"sampler": "heun"}, "--sampler"),
+        ({"network": "label_dim=4"}, "^data.*3 classes, the network has 4"),
+        ({"microbatch": -1}, "^microbatch"),
+        ({"device": "abacus"}, "^device"),
+        ({"device": "cuda:99"}, "^device.*CUDA devices"),
+        ({"raw": "never"}, "^raw"),
+        ({"sampler": "heun"}, "^sampler"),
         ({"ema_widths": (0.1, 0.1001), "preset": "tiny2"}, "three decimals"),
         ({"ema_widths": (0.4,), "preset": "tiny2"}, "EMA width"),
-        ({"seed": -1}, "--seed"),
+        ({"seed": -1}, "^seed"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(data, settings, words):
@@ -272,15 +272,15 @@ def test_data_and_network_must_agree(data, tmp_path):
         (Train(from_="base", data=unlabelled, budget="1k"), "no labels, and the network is class-conditional"),
         (Train(from_="base", data=large, budget="1k"), "images are 3x16x16, the network takes 3x8x8"),
         (Train(from_="base", data=two, budget="1k"), "2 classes, the network has 3"),
-        (Train(from_="base", data=data), "--budget"),
+        (Train(from_="base", data=data), "^budget"),
         (Train(from_="base", data=data, budget="1k", network="num_blocks=2"), "weights do not fit"),
     ]:
         with pytest.raises(InputError, match=words):
             train(replace(settings, out="run", device="cpu"))
     assert plan(start(large)).notes == ("the images are 3x16x16; preset tiny was made for 3x8x8",)
     huge = str(tiny.write_data(tmp_path / "huge.zip", size=32).path)
-    with pytest.raises(InputError, match=r"--data: .*3x32x32, and the preset is for 3x8x8: choose cifar10-cond, .*"
-                                         r"train with --network img_resolution=32"):  # fmt: skip
+    with pytest.raises(InputError, match=r"^data: .*3x32x32, and the preset is for 3x8x8: choose cifar10-cond, .*"
+                                         r"train with `network` img_resolution=32"):  # fmt: skip
         plan(start(huge))
     assert plan(start(huge, network="img_resolution=32")).config["img_resolution"] == 32
     free = plan(start(unlabelled, network="label_dim=0"))

@@ -6,7 +6,6 @@ from dataclasses import replace
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sims_core.errors import InputError, choose
 from sims_image.data.archives import impostor, passed_over
@@ -38,7 +37,7 @@ KINDS: dict[str, tuple[str, str]] = {
 
 def open_source(request: Request, kind: str = "") -> Source:
     """The source at ``request.path``; ``kind`` overrules what its looks say. Raises `InputError`."""
-    chosen = choose("--kind", kind, KINDS) if kind else ""
+    chosen = choose("kind", kind, KINDS) if kind else ""
     if not chosen:
         chosen, path = kind_of(request)
         request = replace(request, path=path)
@@ -81,7 +80,7 @@ def _file_kind(request: Request) -> str:
     what = impostor(begin) or recognised([path.name])[1]
     if what:
         raise InputError(request.argument, str(path), f"not read: it is {what}")
-    raise InputError(request.argument, str(path), f"not recognised; --kind says what it is ({', '.join(KINDS)})")
+    raise InputError(request.argument, str(path), f"not recognised; `kind` says what it is ({', '.join(KINDS)})")
 
 
 def _folder_kind(path: Path) -> tuple[str, Path]:

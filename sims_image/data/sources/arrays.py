@@ -92,7 +92,7 @@ def _npz(request: Request) -> Source:
         split, images, names = _chosen(request, arrays)
         hidden = next((name for name in members if names == "" and name.lower() == _beside(images)), "")
         if hidden and request.labelled:
-            words = "labels are one whole number an image, and these are none; --unlabelled goes without"
+            words = "labels are one whole number an image, and these are none; `unlabelled` goes without"
             raise InputError(request.argument, f"{path.name}: {hidden.removesuffix('.npy')}", words)
         item = f"{path.name}: {images}"
         with open_member(request, archive, members[f"{images}.npy"], item) as handle:
@@ -148,7 +148,7 @@ def _chosen(request: Request, arrays: dict[str, Any]) -> tuple[str, str, str]:
     if {"mu", "sigma"} <= set(known):
         words = "these are statistics, not images: `evaluate --reference` reads them"
     elif {"data", "labels"} <= set(known):
-        words = f"it holds {npz_words(arrays)}; a batch of downsampled ImageNet is read with --kind imagenet"
+        words = f"it holds {npz_words(arrays)}; a batch of downsampled ImageNet is read with `kind` imagenet"
     else:
         words = f"it holds {npz_words(arrays)}; images are arr_0, of shape (N, H, W) or (N, H, W, 3), labels arr_1"
     raise InputError(request.argument, str(request.path), words)
@@ -167,7 +167,7 @@ def _labels(request: Request, item: str, found: NDArray[Any], count: int) -> Lab
         found = found.astype(np.int64)
     if found.ndim == 2:
         words = (
-            f"labels are one whole number an image, not {found.shape} (several, or one-hot?); --unlabelled goes without"
+            f"labels are one whole number an image, not {found.shape} (several, or one-hot?); `unlabelled` goes without"
         )
         raise InputError(request.argument, item, words)
     highest = int(found.max()) + 1 if found.size and found.dtype.kind in "iu" else 1

@@ -41,17 +41,17 @@ class Request:
     class_map: str = ""
     labelled: bool = True
     progress: bool = False
-    argument: str = "--source"
+    argument: str = "source"
 
     def no_split(self) -> str:
         """'' for a source without splits. Raises `InputError` if one was asked for."""
         if self.split:
-            raise InputError("--split", self.split, "this source has no splits; leave it out")
+            raise InputError("split", self.split, "this source has no splits; leave it out")
         return ""
 
     def choose_split(self, known: Sequence[str]) -> str:
         """The split asked for, the first one by default."""
-        return choose("--split", self.split, known) if self.split else known[0]
+        return choose("split", self.split, known) if self.split else known[0]
 
 
 @dataclass(frozen=True)

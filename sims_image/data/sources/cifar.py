@@ -107,7 +107,7 @@ def open_cifar(request: Request) -> Source:
             expected = "not in the archive; is it whole? (pictures in an archive: unpack it and give the folder)"
             raise InputError(request.argument, f"{path.name}: {absent}", expected)
     asked = request.label_column.removesuffix("s") or next(iter(one.columns))
-    key, called = one.columns[choose("--label-column", asked, one.columns)]
+    key, called = one.columns[choose("label_column", asked, one.columns)]
     classes = _classes(request, one.meta, called, batches[one.meta])
     images, labels = [], []
     for name in one.splits[split]:

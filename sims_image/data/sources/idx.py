@@ -85,7 +85,7 @@ def _images_of(request: Request, split: str) -> Path:
         raise InputError(request.argument, str(request.path), words)
     if not there:
         words = f"no {SPLITS[split][0]}-images-idx3-ubyte[.gz] in {request.path}; or name the file of images"
-        raise InputError("--split", split, words)
+        raise InputError("split", split, words)
     return there[0]
 
 
@@ -115,7 +115,7 @@ def _labels_beside(request: Request, images: Path) -> Path:
     for name in (stem, plain, plain + ".gz"):
         if name in beside:
             return beside[name]
-    raise InputError(request.argument, str(images.parent / stem), "no such file of labels; --unlabelled goes without")
+    raise InputError(request.argument, str(images.parent / stem), "no such file of labels; `unlabelled` goes without")
 
 
 def _read(request: Request, path: Path, *, dimensions: int) -> NDArray[np.uint8]:

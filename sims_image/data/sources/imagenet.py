@@ -209,7 +209,7 @@ def _renumbered(request: Request, labels: Labels) -> tuple[Labels, list[str], li
             "that class folders and NVIDIA's networks have; --class-map FILE renumbers"
         )
         return labels, numbered(CLASSES + 1)[1:], [note]
-    argument = "--class-map" if request.class_map else request.argument
+    argument = "class_map" if request.class_map else request.argument
     try:
         lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeError) as error:

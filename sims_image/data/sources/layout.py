@@ -141,20 +141,20 @@ def _choose(request: Request, folders: Sequence[str], notes: list[str]) -> str:
     if not named:
         one, other = list(alike.values())[:2]
         like = f"'{shown(other)}' and '{shown(one)}' are called like splits"
-        expected = f"{like}; --split NAME takes the folder NAME, --split {NO_SPLIT} makes each folder a class"
+        expected = f"{like}; `split` NAME takes the folder NAME, `split` {NO_SPLIT} makes each folder a class"
         raise InputError(request.argument, str(request.path), expected)
     others = [name for name in folders if not split_of(name)]
     if others and not request.split:
         like = f"'{shown(named[0])}' is called like a split, '{shown(others[0])}' beside it is not"
-        expected = f"{like}; --split {NO_SPLIT} makes each of them a class, --split NAME takes the folder NAME"
+        expected = f"{like}; `split` {NO_SPLIT} makes each of them a class, `split` NAME takes the folder NAME"
         raise InputError(request.argument, str(request.path), expected)
     there = [split for split in _SPLITS if any(split_of(name) == split for name in named)]
     asked = split_of(request.split) or request.split
-    split = choose("--split", asked, [*there, NO_SPLIT]) if asked else there[0]
+    split = choose("split", asked, [*there, NO_SPLIT]) if asked else there[0]
     mine = [name for name in named if split_of(name) == split]
     if len(mine) > 1:
         expected = f"'{shown(mine[0])}' and '{shown(mine[1])}' are both called so; give the name of one"
-        raise InputError("--split", request.split or split, expected)
+        raise InputError("split", request.split or split, expected)
     if len(there) > 1 and not request.split:
         notes.append(f"splits {', '.join(there)}: {split} is taken (--split)")
     return mine[0]
@@ -167,7 +167,7 @@ def _splits_below(request: Request, names: list[str]) -> tuple[list[str], str, l
     if "" in found or len(found) < 2 or request.split == NO_SPLIT:
         return names, "", []
     there = [split for split in _SPLITS if split in found]
-    split = choose("--split", split_of(request.split) or request.split, there) if request.split else there[0]
+    split = choose("split", split_of(request.split) or request.split, there) if request.split else there[0]
     mine = [name for name, part in zip(names, parts, strict=True) if split_of(part[1]) == split]
     note = f"splits {', '.join(there)} below the class folders: {split} is taken (--split)"
     return mine, split, [] if request.split else [note]
@@ -180,7 +180,7 @@ def _by_folder(request: Request, names: Sequence[str]) -> tuple[Labels | None, l
         return None, [], []
     if "" in tops:
         lost = next(name for name in names if "/" not in name)
-        words = "lies beside class folders; move it into one, or give --unlabelled"
+        words = "lies beside class folders; move it into one, or give `unlabelled`"
         raise InputError(request.argument, shown(lost), words)
     classes = ordered(tops)
     note = "class folders are numbers and stand in their order; torchvision sorts them as text"

@@ -142,7 +142,7 @@ def _image_column(request: Request, schema: pa.Schema) -> str:
         return _binary(kind)
 
     if request.image_column:
-        return _named(schema, "--image-column", request.image_column, fits, "bytes, or a struct with bytes")
+        return _named(schema, "image_column", request.image_column, fits, "bytes, or a struct with bytes")
     marked = [name for name, feature in _features(schema).items() if feature.get("_type") == "Image"]
     for name in (*marked, *_IMAGE_COLUMNS):
         if name in schema.names and fits(schema.field(name).type):
@@ -151,7 +151,7 @@ def _image_column(request: Request, schema: pa.Schema) -> str:
     if len(fitting) == 1:
         return str(fitting[0])
     raise InputError(
-        request.argument, str(request.path), f"which column holds pictures? --image-column NAME of {schema.names}"
+        request.argument, str(request.path), f"which column holds pictures? `image_column` NAME of {schema.names}"
     )
 
 
@@ -163,13 +163,13 @@ def _label_column(request: Request, schema: pa.Schema) -> tuple[str, str]:
     """The column of labels ('' if there is none), and a note. Raises `InputError` for one that cannot be classes."""
     if request.label_column:
         what = "whole numbers, truth values or strings"
-        return _named(schema, "--label-column", request.label_column, _labelling, what), ""
+        return _named(schema, "label_column", request.label_column, _labelling, what), ""
     marked = [name for name, feature in _features(schema).items() if feature.get("_type") == "ClassLabel"]
     called = [name for name in dict.fromkeys((*_LABEL_COLUMNS, *marked)) if name in schema.names]
     fitting = [name for name in called if _labelling(schema.field(name).type)]
     if called and not fitting:
         words = f"holds {schema.field(called[0]).type}: classes are whole numbers, truth values or strings;"
-        expected = f"{words} --label-column names another column, --unlabelled goes without"
+        expected = f"{words} `label_column` names another column, `unlabelled` goes without"
         raise InputError(request.argument, f"column {shown(called[0])}", expected)
     if not called:
         return "", f"no column of labels among {', '.join(map(shown, schema.names))}; --label-column names one"
@@ -211,14 +211,14 @@ def _labels(
         return None, [], [f"no labels: {item} is empty"] if len(values) else []
     if values.null_count:
         row = next(k for k, valid in enumerate(values.is_valid().to_numpy()) if not valid)
-        raise InputError(request.argument, f"row {row}", f"has no label in {item}; --unlabelled goes without")
+        raise InputError(request.argument, f"row {row}", f"has no label in {item}; `unlabelled` goes without")
     names = _features(schema).get(column, {}).get("names")
     names = [str(name) for name in names] if isinstance(names, list) else None
     labels = np.array(values.to_pylist(), dtype=object)
     if labels.ndim > 1 or isinstance(labels[0], list):
         row = next((k for k, label in enumerate(labels) if len(label) != 1), -1)
         if row >= 0:
-            words = f"has {len(labels[row])} labels in {item}; one an image is read, --unlabelled goes without"
+            words = f"has {len(labels[row])} labels in {item}; one an image is read, `unlabelled` goes without"
             raise InputError(request.argument, f"row {row}", words)
         labels = np.array([label[0] for label in labels], dtype=object)
     if isinstance(labels[0], str):

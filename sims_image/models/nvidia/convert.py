@@ -121,8 +121,8 @@ def import_nvidia(path: str | Path, out: str | Path | None = None, *, replace: b
     )
     folder = Path(path.stem if out is None else out)
     if (folder / RECORD).exists() and not replace:
-        words = "a checkpoint is there; --replace writes over it, or name another folder with --out"
-        raise InputError("--out", str(folder), words)
+        words = "a checkpoint is there; `replace` writes over it, or name another folder with `out`"
+        raise InputError("out", str(folder), words)
     found = save(folder, network, record, replace=replace)
     return Checkpoint(
         found.path, found.config, found.preconditioning, found.parameters, found.sha256, found.record, network

@@ -119,7 +119,7 @@ class ImageLearner(Derived):
         if start is not None:
             options = replace(options, **{"snapshots": "", **self.retraining, "from_": str(start.base)})
             options = replace(options, budget=options.budget or self._preset_budget())
-        result = self._train("fit", options, start)
+        result = self._train("fit", options, data, start)
         weights = self.fit_weights if start is None else self.weights
         return ImageModel(_choose(result, result.snapshots[-1], weights), classes=shares)
 
@@ -143,7 +143,7 @@ class ImageLearner(Derived):
                 **self.finetuning,
             },
         )
-        result = self._train("finetune", options, model)
+        result = self._train("finetune", options, data, model)
         place = next(p for p in result.snapshots if int(p.name) >= images)
         made = ImageModel(_choose(result, place, self.weights), classes=model.classes)
         if checkpoints.summary(made.base).sha256 == checkpoints.summary(model.base).sha256:
@@ -156,20 +156,20 @@ class ImageLearner(Derived):
         images = images_of("budget", f"{float(budget):.0f}" if _is_number(budget) else str(budget), self.mi)
         changed = {"snapshots": "", "snapshot_every": "", **self.rebuilding}
         options = replace(self.training, data=str(data.path), seed=seed.integer(), **changed)
-        result = self._train("rebuild", replace(options, budget=f"{images / 1000:.9g}k"), None)
+        result = self._train("rebuild", replace(options, budget=f"{images / 1000:.9g}k"), data, None)
         place = _choose(result, result.snapshots[-1], self.fit_weights)
         return ImageModel(place, classes=_shares(data.open()))
 
     def _preset_budget(self) -> str:
         return PRESETS[choose("preset", self.training.preset, PRESETS)].recipe.budget
 
-    def _train(self, kind: str, options: Train, parent: ImageModel | None) -> Result:
+    def _train(self, kind: str, options: Train, data: ImageData, parent: ImageModel | None) -> Result:
         known = {k: v for k, v in asdict(options).items() if k not in ("data", "from_", "out", "device", "workers")}
-        known |= {"data": ImageData(Path(options.data)).sha256}
+        known |= {"data": data.sha256}
         known |= {"from": None if parent is None else checkpoints.summary(parent.base).sha256}
         options = replace(options, out=str(self._folder(kind, known)))
         with _among(self.processes, options.device) as processes:
-            return run_session(options, processes, progress=self.progress)
+            return run_session(options, processes, data=data.open(), progress=self.progress)
 
     # ------------------------------------------------------------------- sampling
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,24 @@ from sims_image.processes import Processes
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set as files."""
+    """A data set as files, opened once."""
 
     path: Path
 
+    @classmethod
+    def of(cls, data: Dataset) -> ImageData:
+        """An opened data set."""
+        found = cls(data.path)
+        found.__dict__["_opened"] = data
+        return found
+
+    @cached_property
+    def _opened(self) -> Dataset:
+        return open_dataset(self.path)
+
     def open(self) -> Dataset:
-        """Open it."""
-        return open_dataset(self.path, verify=False)
+        """Open it, or take what is open. Raises `InputError`, as `open_dataset`."""
+        return self._opened
 
     @property
     def sha256(self) -> str:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sims_core.guidance import FULL
 from sims_core.lab.runs import kept_json, write_atomic, write_failure, write_json
 from sims_core.sampling import Sampler
-from sims_image.data.dataset import open_dataset
+from sims_image.experiments.checks import Real
 from sims_image.experiments.plan import Plan
 from sims_image.learner import ImageLearner, ImageModel
 from sims_image.metrics.features import extractor
@@ -52,17 +52,16 @@ def _save(path: Path, *, features: Any) -> None:
 class Bench:
     """Measures models: each cell once, kept as ``cells/HASH.json`` by all that decides it."""
 
-    def __init__(self, planned: Plan, learner: ImageLearner, processes: Processes) -> None:
+    def __init__(self, planned: Plan, learner: ImageLearner, real: Real, processes: Processes) -> None:
         settings = planned.settings
         self.plan, self.learner, self.processes = planned, learner, processes
-        self.data = open_dataset(settings.data)
-        heldout = open_dataset(settings.heldout, argument="heldout") if settings.heldout else None
+        self.data = real.data
 
         def make() -> Reference:
             network = extractor(
                 settings.features, weights=settings.weights or None, dataset=self.data, device=processes.device
             )
-            return Reference.of(self.data, network, heldout=heldout)
+            return Reference.of(self.data, network, heldout=real.heldout)
 
         self.reference: Reference = processes.together(make) or make()
         self.folder = Path(settings.out) / "cells"

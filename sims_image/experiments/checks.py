@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sims_image.training.plan import recipe_of
 
 
 def omegas_of(text: str, grid: str = "") -> list[float]:
-    """The extrapolation strengths above 0 of ``--omega``; 0, the base, is always measured besides.
+    """The extrapolation strengths above 0 of ``text``; 0, the base, is always measured besides.
 
     grid: what of ``text`` is the grid; default all. Raises `InputError` for one below 0, or for none above.
     """
@@ -44,18 +44,31 @@ def finetuning_of(settings: Sims) -> dict[str, Any]:
     return found | ({"lr_rampup": settings.lr_rampup} if settings.lr_rampup else {})
 
 
+@dataclass(frozen=True)
+class Real:
+    """The real images of an experiment, opened: what its base is trained on, and held-out ones (None without)."""
+
+    data: Dataset
+    heldout: Dataset | None
+
+    @classmethod
+    def open(cls, settings: Sims) -> Real:
+        """Those that ``settings`` name. Raises `InputError`, also where the two do not go together."""
+        data = open_dataset(settings.data)
+        held = further(settings.heldout, "heldout", data) if settings.heldout else None
+        check_real(data, held, arguments=("data", "heldout"))
+        return cls(data, held)
+
+
 def check_inputs(
-    settings: Sims, preset: str, checkpoint: str, config: dict[str, Any], budgets: Sequence[int] = ()
-) -> Dataset:
-    """Refuse what the run would: data, held-out images, labels, sampler, features, fine-tuning, device.
+    settings: Sims, real: Real, preset: str, checkpoint: str, config: dict[str, Any], budgets: Sequence[int] = ()
+) -> None:
+    """Refuse what the run would: data, labels, sampler, features, fine-tuning, device.
 
     preset, checkpoint: of the base (`sims_image.experiments.plan.base_of`). config: its network's. budgets: of
-    auxiliaries, increasing. Returns ``--data``.
-    Raises `InputError` naming the option.
+    auxiliaries, increasing. Raises `InputError`.
     """
-    data = open_dataset(settings.data, verify=False)
-    held = further(settings.heldout, "heldout", data) if settings.heldout else None
-    check_real(data, held, arguments=("data", "heldout"))
+    data = real.data
     shape = (config["img_channels"], config["img_resolution"], config["img_resolution"])
     if checkpoint and data.shape != shape:
         raise InputError("data", settings.data, f"its images are {by(data.shape)}, the base's {by(shape)}")
@@ -73,7 +86,6 @@ def check_inputs(
         raise InputError(argument, error.value, error.expected) from None
     check_budgets(budgets, recipe)
     choose_device(settings.device)
-    return data
 
 
 def check_budgets(budgets: Sequence[int], recipe: Recipe) -> None:
@@ -93,7 +105,7 @@ def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:
 
     least: images that each draw from it takes.
     """
-    found = open_dataset(path, argument=argument, verify=False)
+    found = open_dataset(path, argument=argument)
     if found.shape != data.shape:
         raise InputError(argument, path, f"its images are {by(found.shape)}, those of `data` {by(data.shape)}")
     if len(found) < least:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from sims_core.control import COMPLEMENTS, complement, distribution_control
 from sims_core.errors import InputError, choose, shown
 from sims_core.seeds import Seed
-from sims_image.data.dataset import open_dataset
+from sims_image.data.dataset import Dataset
 from sims_image.experiments import control_report
-from sims_image.experiments.checks import at_hand, omegas_of
+from sims_image.experiments.checks import omegas_of
 from sims_image.experiments.costs import ledger
 from sims_image.experiments.judging import Judging
 from sims_image.experiments.laboratory import Checked, Lab, check
@@ -70,8 +70,8 @@ def plan(settings: Control) -> tuple[Checked, list[float]]:
     checked = check(settings)
     if checked.config.get("label_dim"):
         raise _conditional(settings, checked)
-    if at_hand(settings):
-        check_target(settings)
+    if checked.real is not None:
+        check_target(settings, checked.real.data)
     return checked, omegas
 
 
@@ -92,9 +92,8 @@ def _conditional(settings: Control, checked: Checked) -> InputError:
     return InputError("base", settings.base, words)
 
 
-def check_target(settings: Control) -> None:
+def check_target(settings: Control, data: Dataset) -> None:
     """Refuse a classifier that cannot be had and a target that does not fit its classes. Raises `InputError`."""
-    data = open_dataset(settings.data, verify=False)
     if settings.classifier:
         classes: Sequence[str] = judge(settings.classifier, data).classes
     else:
@@ -107,10 +106,9 @@ def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     checked, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
-    labelled = open_dataset(settings.data, verify=False)
 
     def make() -> Judge:
-        return judge(settings.classifier, labelled, device=processes.device)
+        return judge(settings.classifier, lab.labelled, device=processes.device)
 
     judging = Judging(lab, processes.together(make) or make())
     outcome = control_report.Outcome(lab, judging)

@@ -27,11 +27,11 @@ from sims_core.guidance import FULL
 from sims_core.lab.runs import provenance, write_atomic, write_json
 from sims_core.lab.style import save
 from sims_core.seeds import Seed
-from sims_image.data.dataset import open_dataset
+from sims_image.data.dataset import Dataset
 from sims_image.data.sheets import write_sheet
 from sims_image.experiments.arms import half_interval
 from sims_image.experiments.bench import Bench
-from sims_image.experiments.checks import at_hand, check_inputs
+from sims_image.experiments.checks import Real, at_hand, check_inputs
 from sims_image.experiments.options import Laboratory, Retraining
 from sims_image.experiments.plan import Plan, base_of, make_learner
 from sims_image.learner import WEIGHTS, ImageData, ImageLearner, ImageModel
@@ -62,7 +62,10 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Checked:
-    """Options that make sense. training: of a model from scratch; recipe, config: its recipe, the base's network."""
+    """Options that make sense. training: of a model from scratch; recipe, config: its recipe, the base's network.
+
+    real, more: opened images, and further ones of some experiments; None in a dry run without.
+    """
 
     settings: Laboratory
     preset: str
@@ -71,6 +74,8 @@ class Checked:
     training: Train
     recipe: Recipe
     config: dict[str, Any]
+    real: Real | None
+    more: Dataset | None = None
 
 
 def retraining_of(settings: Retraining, mi: int) -> dict[str, Any]:
@@ -86,8 +91,11 @@ def retraining_of(settings: Retraining, mi: int) -> dict[str, Any]:
     return found
 
 
-def check(settings: Laboratory) -> Checked:
-    """Options and, where they are at hand, data, checked; nothing is built. Raises `InputError` naming the option."""
+def check(settings: Laboratory, real: Real | None = None) -> Checked:
+    """Options and, where they are at hand, data, checked; nothing is built. real: opened before, for the same options.
+
+    Raises `InputError`.
+    """
     if not settings.data and not (settings.dry_run and settings.images):
         raise InputError("data", "", "name the data set of real images (see `sims_image prepare`)")
     choose("auxiliary_data", settings.auxiliary_data, AUXILIARY_DATA)
@@ -100,11 +108,12 @@ def check(settings: Laboratory) -> Checked:
             raise InputError(name, getattr(settings, name), f"give a whole number of at least {least}")
     preset, checkpoint, mi = base_of(settings)
     recipe = PRESETS[choose("base", preset, PRESETS)].recipe
-    there = at_hand(settings)
-    real = len(open_dataset(settings.data, verify=False)) if there else settings.images
-    if not real:
+    if real is None and at_hand(settings):
+        real = Real.open(settings)
+    count = settings.images if real is None else len(real.data)
+    if not count:
         raise InputError("images", 0, f"{settings.data} is not there; say how many real images it will have")
-    given = {"n": settings.n, "synthetic": settings.synthetic or str(real), "budget": settings.budget}
+    given = {"n": settings.n, "synthetic": settings.synthetic or str(count), "budget": settings.budget}
     given |= {"auxiliary": settings.auxiliary_size or given["synthetic"]}
     given |= {"fit": settings.fit_budget or str(recipe.images)}
     names = {"auxiliary": "auxiliary_size", "fit": "fit_budget"}
@@ -122,12 +131,14 @@ def check(settings: Laboratory) -> Checked:
         sheet=0,
         snapshots=str(counts["fit"]) if recipe.ema == "halflife" else "",
     )
-    planned = plan_training(replace(training, data=settings.data if there else "", dry_run=True))
+    planned = plan_training(
+        replace(training, data="" if real is None else settings.data, dry_run=True), None if real is None else real.data
+    )
     config = checkpoints.summary(checkpoint).config if checkpoint else planned.config
-    if there:
-        check_inputs(settings, preset, checkpoint, config)
-    sizes = Sizes(real=real, **counts)
-    return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config)
+    if real is not None:
+        check_inputs(settings, real, preset, checkpoint, config)
+    sizes = Sizes(real=count, **counts)
+    return Checked(settings, preset, checkpoint, sizes, training, planned.recipe, config, real)
 
 
 class Lab:
@@ -146,14 +157,20 @@ class Lab:
             rebuilding=rebuilding,
             budgets=(),
         )
-        self._planned, self.rows = planned, list[dict[str, Any]]()
-        self.data: ImageData = self.fitting(ImageData(Path(settings.data)))
+        assert checked.real is not None  # or `check` has refused
+        self._planned, self._real, self.rows = planned, checked.real, list[dict[str, Any]]()
+        self.data: ImageData = self.fitting(ImageData.of(checked.real.data))
         self.folder = Path(settings.out)
+
+    @property
+    def labelled(self) -> Dataset:
+        """The real images with the labels that they came with."""
+        return self._real.data
 
     @cached_property
     def bench(self) -> Bench:
         """What measures; made when first asked for, since it computes the real images' features."""
-        return Bench(self._planned, self.learner, self.processes)
+        return Bench(self._planned, self.learner, self._real, self.processes)
 
     def fitting(self, data: ImageData) -> ImageData:
         """The data without labels that an unconditional network would not give its samples."""

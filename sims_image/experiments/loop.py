@@ -19,10 +19,9 @@ from sims_core.lab.grids import parse_grid
 from sims_core.loop import Policy, parse_policy, self_consuming_loop
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_image.data.dataset import open_dataset
 from sims_image.data.derived import ImageData
 from sims_image.experiments import loop_report
-from sims_image.experiments.checks import at_hand, further
+from sims_image.experiments.checks import further
 from sims_image.experiments.costs import ledger
 from sims_image.experiments.laboratory import Checked, Lab, check, summarise
 from sims_image.experiments.options import Laboratory, Loop
@@ -47,7 +46,7 @@ class Arm:
 
 def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     """What is asked for, checked. Raises `InputError`."""
-    policy = read_policy(settings.loop)
+    policy, real = read_policy(settings.loop), None
     if settings.generations < 1:
         raise InputError("generations", settings.generations, "give a whole number of at least 1")
     if policy.needs and not settings.more:
@@ -55,12 +54,13 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     if policy.ratio is not None:
         if settings.synthetic:
             raise InputError("synthetic", settings.synthetic, f"the loop '{settings.loop}' fixes it; leave it out")
-        real = check(settings).sizes.real
-        settings = replace(settings, synthetic=str(max(1, round(policy.ratio * real))))
-    checked = check(settings)
-    if settings.more and at_hand(settings):
+        first = check(settings)
+        real = first.real
+        settings = replace(settings, synthetic=str(max(1, round(policy.ratio * first.sizes.real))))
+    checked = check(settings, real)
+    if settings.more and checked.real is not None:
         least = checked.sizes.real if "fresh" in policy.needs else 0
-        further(settings.more, "more", open_dataset(settings.data, verify=False), least)
+        checked = replace(checked, more=further(settings.more, "more", checked.real.data, least))
     omegas = parse_grid("omega", settings.omega, low=0, high=1e6)
     arms: list[Arm] = []
     for method in (part.strip() for part in settings.method.split(",")):
@@ -94,7 +94,7 @@ def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] 
     found = processes.together(lambda: plan(settings)) or plan(settings)
     checked, policy, arms = found
     lab = Lab(checked, processes)
-    more = lab.fitting(ImageData(Path(settings.more))) if settings.more else None
+    more = None if checked.more is None else lab.fitting(ImageData.of(checked.more))
     for trial in range(settings.trials):
         for arm in arms:
             run_arm(lab, arm, policy, trial, generations=settings.generations, more=more)

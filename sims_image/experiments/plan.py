@@ -9,7 +9,7 @@ from typing import Any
 from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.errors import InputError, choose
 from sims_core.guidance import GuidanceSchedule
-from sims_image.experiments.checks import check_inputs, finetuning_of, grids_of, omegas_of
+from sims_image.experiments.checks import Real, check_inputs, finetuning_of, grids_of, omegas_of
 from sims_image.experiments.halving import rounds
 from sims_image.experiments.options import Sims
 from sims_image.learner import WEIGHTS, ImageLearner, budgets_of
@@ -119,14 +119,14 @@ def base_of(settings: Sims) -> tuple[str, str, int]:
     return found.record.preset, settings.base, found.record.mi
 
 
-def check_data(planned: Plan) -> dict[str, Any]:
+def check_data(planned: Plan, real: Real) -> dict[str, Any]:
     """The base's network arguments. Raises `InputError` for all that can be refused before anything is made."""
     settings = planned.settings
     if planned.checkpoint:
         config = checkpoints.summary(planned.checkpoint).config
     else:
-        config = plan_training(Train(preset=planned.preset, data=settings.data)).config
-    check_inputs(settings, planned.preset, planned.checkpoint, config, planned.budgets)
+        config = plan_training(Train(preset=planned.preset, data=settings.data), real.data).config
+    check_inputs(settings, real, planned.preset, planned.checkpoint, config, planned.budgets)
     return config
 
 

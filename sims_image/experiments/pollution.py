@@ -8,6 +8,7 @@ own samples. `docs/images-pollution.md` says what is our reading.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ import pandas as pd
 from sims_core.errors import InputError
 from sims_core.lab.grids import parse_grid
 from sims_core.loop import POLICIES, Turn
-from sims_image.data.dataset import open_dataset
 from sims_image.data.derived import ImageData
 from sims_image.experiments import pollution_report
-from sims_image.experiments.checks import at_hand, further, omegas_of
+from sims_image.experiments.checks import further, omegas_of
 from sims_image.experiments.costs import ledger
 from sims_image.experiments.laboratory import Checked, Lab, check
 from sims_image.experiments.loop import Arm, bound, drawn
@@ -39,8 +39,8 @@ def plan(settings: Pollution) -> tuple[Checked, list[float], list[float]]:
     if checked.checkpoint and not settings.warm:
         words = "with a checkpoint as base, the polluted models start from it: give `warm` and `retrain_budget`"
         raise InputError("base", settings.base, words)
-    if settings.ideal and at_hand(settings):
-        further(settings.ideal, "ideal", open_dataset(settings.data, verify=False), checked.sizes.real)
+    if settings.ideal and checked.real is not None:
+        checked = replace(checked, more=further(settings.ideal, "ideal", checked.real.data, checked.sizes.real))
     return checked, doses, omegas
 
 
@@ -48,7 +48,7 @@ def conduct(settings: Pollution, processes: Processes) -> tuple[Path, Sequence[s
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     checked, doses, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
-    ideal = lab.fitting(ImageData(Path(settings.ideal))) if settings.ideal else None
+    ideal = None if checked.more is None else lab.fitting(ImageData.of(checked.more))
     for trial in range(settings.trials):
         run_trial(lab, doses, omegas, ideal, trial)
     if not processes.first:

@@ -20,7 +20,7 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.experiments import arms, halving, sims_report, widths
 from sims_image.experiments.bench import Bench
-from sims_image.experiments.checks import at_hand, grids_of
+from sims_image.experiments.checks import Real, at_hand, grids_of
 from sims_image.experiments.halving import survivors
 from sims_image.experiments.options import Sims
 from sims_image.experiments.plan import Plan, check_data, make_learner, plan
@@ -36,10 +36,13 @@ from sims_image.training.estimate import here, measure
 def conduct(settings: Sims, processes: Processes) -> Path | None:
     """The whole experiment. Returns the report's page in the first process. Raises `InputError`."""
     planned = processes.together(lambda: plan(settings)) or plan(settings)
-    processes.together(lambda: check_data(planned))
+    real = processes.together(lambda: Real.open(settings)) or Real.open(settings)
+    processes.together(lambda: check_data(planned, real))
     learner = make_learner(planned, processes)
-    bench = Bench(planned, learner, processes)  # first, since it needs what may be missing: data, weights of features
-    data, seed = ImageData(Path(settings.data)), Seed(settings.seed)
+    bench = Bench(
+        planned, learner, real, processes
+    )  # first, since it needs what may be missing: data, weights of features
+    data, seed = ImageData.of(real.data), Seed(settings.seed)
     chosen_data = AUXILIARY_DATA[settings.auxiliary_data]
 
     def negatives(base: ImageModel, n: Any, *, seed: Seed) -> ImageData:
@@ -85,7 +88,7 @@ def describe(settings: Sims) -> str:
     preset = PRESETS[planned.preset]
     there = at_hand(settings)
     if there:
-        config = check_data(planned)
+        config = check_data(planned, Real.open(settings))
     else:
         config = checkpoints.summary(planned.checkpoint).config if planned.checkpoint else preset.config()
     sampler = settings.sampler or PRESETS[planned.preset].sampler

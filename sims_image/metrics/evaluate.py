@@ -106,7 +106,7 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
         dataset=reference,
     )
     if settings.base:
-        asked = _planned(settings, device)
+        asked = _planned(settings, device, reference)
         few, where, source = ("seeds", settings.seeds), ("base", settings.base), None
         count, shape, dtype = len(asked.seeds), asked.model.shape, asked.model.dtype_made
     else:
@@ -144,12 +144,9 @@ def _opened(path: str, argument: str) -> Dataset | None:
     return open_dataset(path, argument=argument, verify=False)
 
 
-def _planned(settings: Evaluate, device: torch.device) -> Request:
-    """The images of --base that are asked for. Raises `InputError`."""
-    data = settings.data
-    if not data and Path(settings.reference).suffix not in (".npz", ".pkl"):
-        data = settings.reference
-    planned = request(replace(settings, out="evaluate", data=data), device)
+def _planned(settings: Evaluate, device: torch.device, reference: Dataset | None) -> Request:
+    """The images of a base that are asked for, with the labels of ``reference`` unless other data are named."""
+    planned = request(replace(settings, out="evaluate"), device, None if settings.data else reference)
     if planned.model.dtype_made != np.uint8 and settings.features != "pixels":
         words = "the model makes latents: decode them to measure in such features, or take `features` pixels"
         raise InputError("base", settings.base, words)

@@ -10,7 +10,7 @@ import torch
 from sims_core.errors import InputError
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Sampler
-from sims_image.data.dataset import open_dataset
+from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.models.denoiser import make_sampler
 from sims_image.models.posthoc import at_width
 from sims_image.sampling import generation
@@ -87,8 +87,11 @@ def choose_sampler(
     return found
 
 
-def request(settings: Generate, device: torch.device) -> Request:
-    """What ``settings`` ask for, loaded and checked. Raises `InputError` naming the option."""
+def request(settings: Generate, device: torch.device, data: Dataset | None = None) -> Request:
+    """What ``settings`` ask for, loaded and checked. data: opened, in place of what ``settings`` name.
+
+    Raises `InputError`.
+    """
     if not settings.base:
         raise InputError("base", "", "name a checkpoint to sample from")
     if not settings.out and not settings.dry_run:
@@ -101,7 +104,8 @@ def request(settings: Generate, device: torch.device) -> Request:
     seeds = Seeds.parse(settings.seeds)
     schedule = parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only)
     engine = Engine(settings.pair, settings.compile, settings.cuda_graph)
-    data = open_dataset(settings.data, verify=False) if settings.data else None
+    if data is None and settings.data:
+        data = open_dataset(settings.data, verify=False)
     settings = _at_widths(settings)
     model = load_model(
         settings.base,

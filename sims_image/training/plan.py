@@ -51,8 +51,11 @@ class Plan:
         return Path("runs") / f"train-{self.preset or 'checkpoint'}-{_digest(self.settings)}"
 
 
-def plan(train: Train) -> Plan:
-    """What ``train`` asks for, checked. Raises `InputError` naming the argument that is wrong, or missing."""
+def plan(train: Train, data: Dataset | None = None) -> Plan:
+    """What ``train`` asks for, checked. data: opened, in place of what ``train`` names.
+
+    Raises `InputError` naming the argument that is wrong, or missing.
+    """
     choose("raw", train.raw, RAW)
     for name in ("seed", "sheet", "workers", "microbatch"):
         if (getattr(train, name) or 0) < 0:
@@ -62,13 +65,7 @@ def plan(train: Train) -> Plan:
     if parent is not None and not train.budget:
         raise InputError("budget", "", "say how many images to fine-tune for, such as 1Mi")
     recipe = recipe_of(train, preset.recipe, fine_tuning=parent is not None)
-    data = None
-    if train.data:
-        data = open_dataset(train.data)
-    elif name == "digits" and not train.dry_run:
-        data = _digits()
-    elif not train.dry_run:
-        raise InputError("data", "", "name a data set (see `sims_image prepare`) to train on")
+    data = _opened(train, name) if data is None else data
     config = _config(train, preset, recipe, parent, data)
     table = timetable(
         recipe, snapshots=train.snapshots, every=train.snapshot_every, log=train.log_every, state=train.state_every
@@ -224,8 +221,14 @@ def _shape_note(preset: Preset, name: str, data: Dataset | None) -> str | None:
     return f"the images are {by(data.shape)}; preset {name} was made for {by(preset.shape)}"
 
 
-def _digits() -> Dataset:
-    """scikit-learn's digits, made on first use."""
+def _opened(train: Train, preset: str) -> Dataset | None:
+    """The data set that ``train`` names; of the preset digits, scikit-learn's, made on first use. None in a dry run."""
+    if train.data:
+        return open_dataset(train.data)
+    if train.dry_run:
+        return None
+    if preset != "digits":
+        raise InputError("data", "", "name a data set (see `sims_image prepare`) to train on")
     return prepare(Prepare(source="digits", out="data/digits"))
 
 

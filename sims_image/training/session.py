@@ -28,7 +28,7 @@ from sims_core.errors import InputError, reason
 from sims_core.lab.runs import RunFolder, write_atomic, write_failure
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_image.data.dataset import to_pixels
+from sims_image.data.dataset import Dataset, to_pixels
 from sims_image.data.sheets import sheet_labels, write_sheet
 from sims_image.models import checkpoints, torchfiles
 from sims_image.models.denoiser import draw_samples, make_sampler
@@ -77,9 +77,11 @@ def train(settings: Train, *, progress: bool = False) -> Result:
         return run_session(settings, processes, progress=progress)
 
 
-def run_session(settings: Train, processes: Processes, *, progress: bool = False) -> Result:
-    """`train` among ``processes``."""
-    planned = processes.together(lambda: plan(settings)) or plan(settings)
+def run_session(
+    settings: Train, processes: Processes, *, data: Dataset | None = None, progress: bool = False
+) -> Result:
+    """`train` among ``processes``. data: opened, in place of what ``settings`` name."""
+    planned = processes.together(lambda: plan(settings, data)) or plan(settings, data)
     out = Path(settings.out) if settings.out else planned.folder
     part, passes = shares("batch", planned.recipe.batch, processes.world, settings.microbatch)
     with ExitStack() as stack:

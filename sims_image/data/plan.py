@@ -90,7 +90,7 @@ class Plan:
         return [*self.source.notes, *empty_note(self.classes, empty)]
 
     def outputs(self) -> list[Output]:
-        """Every data set to make; the one at --out comes last."""
+        """Every data set to make; the one at ``out`` comes last."""
         out = followed(self.settings.out)
         main = Output(out, self.name, ~self.held)
         if not self.held.any():

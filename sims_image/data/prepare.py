@@ -97,7 +97,7 @@ def _difference(part: str, there: Any, here: Any) -> str:
 
 
 def make(planned: Plan, folder: RunFolder, there: Sequence[bool], *, progress: bool) -> None:
-    """Write the arrays and records below ``folder``, then move them to where they belong, --out last.
+    """Write the arrays and records below ``folder``, then move them to where they belong, ``out`` last.
 
     there: which outputs are in their place already, of an earlier start that was killed while moving them.
 

@@ -51,7 +51,7 @@ class Judged:
 class Judging:
     """A classifier, how it errs on held-out images, and the real images of every class.
 
-    Real images are those of --heldout where it is given, else of --data; their classes are their labels, or the
+    Real images are those held out where there are any, else the data; their classes are their labels, or the
     classifier's word where they have none. errors: (K, K) counts on held-out labelled images, None without.
     """
 

@@ -23,7 +23,7 @@ from sims_image.training.options import Train
 from sims_image.training.plan import plan as plan_training
 from sims_image.training.schedules import images_of
 
-#: the grid of --omega auto
+#: the grid of omega 'auto'
 AUTO = "0:3:0.25"
 
 
@@ -68,7 +68,7 @@ class Plan:
 
 
 def plan(settings: Sims) -> Plan:
-    """What ``settings`` ask for. Raises `InputError` naming the option."""
+    """What ``settings`` ask for. Raises `InputError`."""
     if not settings.data:
         raise InputError("data", "", "name the data set that the base is trained on (see `sims_image prepare`)")
     choose("auxiliary_data", settings.auxiliary_data, AUXILIARY_DATA)

@@ -83,7 +83,7 @@ def _check(settings: Evaluate) -> None:
 class Prepared:
     """What is to be measured, opened and known to make sense, before anything is computed.
 
-    reference: None where statistics stand for it. request: the images of --base; source: those of --images. count: how
+    reference: None where statistics stand for it. request: a model's images; source: those that are there. count: how
     many.
     """
 
@@ -95,7 +95,7 @@ class Prepared:
 
 
 def prepared(settings: Evaluate, device: torch.device) -> Prepared:
-    """Everything that can be refused at once, in a dry run as in a real one. Raises `InputError` naming the option."""
+    """Everything that can be refused at once, in a dry run as in a real one. Raises `InputError`."""
     _check(settings)
     reference, heldout = _opened(settings.reference, "reference"), _opened(settings.heldout, "heldout")
     check_real(reference, heldout, arguments=("reference", "heldout"))

@@ -48,7 +48,7 @@ def parse_interval(text: str) -> tuple[float, float] | None:
 
 
 def parse_schedule(interval: str, refresh_every: int | None, predictor_only: bool) -> GuidanceSchedule:
-    """Where the second network is evaluated. Raises `InputError` naming the option."""
+    """Where the second network is evaluated. Raises `InputError`."""
     if refresh_every is not None and refresh_every < 1:
         raise InputError("refresh_every", refresh_every, "give a number of steps of at least 1")
     if refresh_every is not None and predictor_only:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,69 @@ def test_imports_run_downward(package):
 def test_no_file_outgrows_its_room(package):
     long = {p.name: n for p in (ROOT / package).rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
     assert not long
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the three packages, by its dotted name."""
+    found = {}
+    for package in FORBIDDEN:
+        for path in (ROOT / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def arrows() -> dict[str, set[str]]:
+    """Which modules each one imports, also inside functions and for types alone."""
+    files, found = modules(), {}
+    for name, path in files.items():
+        named = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                named |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, path
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                named |= {one if one in files else str(node.module) for one in full}
+        found[name] = (named & set(files)) - {name}
+    return found
+
+
+def test_there_is_no_circle():
+    left = arrows()
+    while loose := {name for name, wanted in left.items() if not wanted & set(left)}:
+        left = {name: wanted for name, wanted in left.items() if name not in loose}
+    assert not {name: wanted & set(left) for name, wanted in left.items()}
+
+
+#: the rooms of sims_image from the ground up; what lies outside of them is a room of its own
+ROOMS = ["processes", "options", "pickles", "data", "models", "training", "sampling", "metrics"]
+ROOMS += ["learner", "experiments", "info", "commands", "__main__"]
+
+
+def test_rooms_of_images_import_downward():
+    def room(name: str) -> int | None:
+        package, _, rest = name.partition(".")
+        return ROOMS.index(rest.split(".")[0]) if package == "sims_image" and rest else None
+
+    climbing = [
+        f"{name} imports {other}"
+        for name, wanted in arrows().items()
+        for other in wanted
+        if (here := room(name)) is not None and (there := room(other)) is not None and there > here
+    ]
+    assert not climbing
+
+
+def test_no_library_error_of_images_names_an_option():
+    """Below the commands an error is about an argument, by its own name; its words too."""
+    for name, path in modules().items():
+        if not name.startswith("sims_image.") or name in ("sims_image.commands", "sims_image.__main__"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            if called in ("InputError", "choose", "write_failure", "images_of"):
+                assert not re.search(r"(?<![\w-])--[a-z]", ast.unparse(node)), (path, node.lineno)
 
 
 def run(code: str) -> str:

@@ -20,7 +20,7 @@ from sims_image.data.sources.foreign import hint
 from sims_image.data.stores import Labels, edm_labels
 
 LISTING = "dataset.json"
-#: ``--split`` of folders that are classes in spite of their names
+#: the split of folders that are classes in spite of their names
 NO_SPLIT = "none"
 _SPLITS = {
     "train": r"train(ing)?",

@@ -382,14 +382,14 @@ def test_a_zip_whose_record_lies(tmp_path):
 def test_sizes_and_shapes(tmp_path):
     wide = pixels(3)[:, :, :, :6]
     source = folder(tmp_path / "wide", wide)
-    refused(tmp_path, source, r"00000\.png.*6x8 is not square; `prepare` with --size N")
-    refused(tmp_path, source, r"00000\.png.*6x8 is not square; `prepare` with --crop center", size=4, crop="none")
+    refused(tmp_path, source, r"00000\.png.*6x8 is not square; `prepare` with `size` N")
+    refused(tmp_path, source, r"00000\.png.*6x8 is not square; `prepare` with `crop` center", size=4, crop="none")
     mixed = folder(tmp_path / "mixed", IMAGES)
     (mixed / "00007.png").write_bytes(png(pixels(1, side=9)[0]))
-    refused(tmp_path, mixed, r"00007\.png.*9x9 among 8x8 pictures; remove it, or `prepare` with --size N")
+    refused(tmp_path, mixed, r"00007\.png.*9x9 among 8x8 pictures; remove it, or `prepare` with `size` N")
     grey = folder(tmp_path / "grey", IMAGES[:, :1])
     (grey / "00007.png").write_bytes(png(IMAGES[0]))
-    refused(tmp_path, grey, r"00007\.png.*colour.*--gray or --rgb")
+    refused(tmp_path, grey, r"00007\.png.*colour.*`gray` or `rgb`")
     for name, images in (("w.zip", wide), ("m.zip", [*IMAGES[:3], pixels(1, side=9)[0]])):
         match = "not square" if name == "w.zip" else r"img00000003\.png.*(9, 9)"
         with pytest.raises(InputError, match=match):
@@ -512,7 +512,7 @@ def test_bad_parquet(tmp_path):
     written("row 3.*no label", label=[0, 1, 2, None] + [0] * 8)
     written("row 3.*is labelled -1", label=[0, 1, 2, -1] + [0] * 8)
     written("row 2.*no picture of its own", image=[*good[:2], None, *good[3:]])
-    written("which column holds pictures.*--image-column", image=[1] * 12)
+    written("which column holds pictures.*`image_column`", image=[1] * 12)
     features = {"image": {"_type": "Image"}, "label": {"names": ["a", "b"], "_type": "ClassLabel"}}
     table = pa.table({"image": good, "label": [0, 1, 2] * 4})
     named = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
@@ -528,7 +528,7 @@ def test_bad_parquet(tmp_path):
 
 def test_unknown_files(tmp_path):
     for name, match in (
-        ("a.xyz", "not recognised; --kind"),
+        ("a.xyz", "not recognised; `kind`"),
         ("a.npz", "not a whole zip file"),
         ("a.rar", "an archive"),
         ("train_batch.bin", "a format that is not read"),

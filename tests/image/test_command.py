@@ -46,13 +46,14 @@ def test_a_verb_gets_its_options(monkeypatch):
 )
 def test_errors_name_the_option_of_the_argument(argument, option, monkeypatch, capsys):
     def refuse(settings):
-        raise InputError(argument, 1, "give 2")
+        raise InputError(argument, 1, "give `loud`, or what `prepare` makes with `class_map`")
 
     verb = Verb("Refuse.", refuse, "echo_for_test:Echo", names={"place": "HERE"})
     monkeypatch.setitem(VERBS, "echo", verb)
     monkeypatch.setitem(sys.modules, "sims_image.echo_for_test", sys.modules[__name__])
     assert main_with_errors(run, ["echo"]) == 2
-    assert capsys.readouterr().err == f"error: {option}: got '1'; give 2\n"
+    told = "give --loud, or what `prepare` makes with --class-map"
+    assert capsys.readouterr().err == f"error: {option}: got '1'; {told}\n"
 
 
 def test_no_verb_at_all_lists_them(capsys, monkeypatch):

@@ -157,7 +157,7 @@ def test_only_the_published_weights_make_it_fid(inception, monkeypatch, data):
     path, sha256 = inception
     with pytest.raises(InputError, match="not FID's network") as caught:
         extractor("inception", weights=path)
-    assert f"--weights-sha256 {sha256}" in str(caught.value)
+    assert f"`weights_sha256` {sha256}" in str(caught.value)
     other = extractor("inception", weights=path, weights_sha256=sha256)
     assert other.metric == f"FD-inception-{sha256[:8]}" and other(data.images(slice(0, 2))).shape == (2, 2048)
     monkeypatch.setattr(features, "INCEPTION_SHA256", sha256)

@@ -20,8 +20,7 @@ from PIL import Image
 from sims_core.errors import InputError
 from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
-from sims_image.experiments import bench, halving
-from sims_image.experiments import sims_report as report
+from sims_image.experiments import bench, halving, sims_report
 from sims_image.experiments.arms import Arm
 from sims_image.experiments.options import Sims
 from sims_image.experiments.plan import plan
@@ -227,7 +226,9 @@ def test_a_full_disk_and_a_kill_lose_nothing(run, tmp_path, monkeypatch):
     process.wait()
     assert not (tmp_path / "out/report").exists() and len(list(cells.glob("*.json"))) >= 5
     with monkeypatch.context() as patch:  # now the report finds no room
-        patch.setattr(report, "write_json", lambda path, content: full(path, calls.clear() or calls.extend([0, 0])))
+        patch.setattr(
+            sims_report, "write_json", lambda path, content: full(path, calls.clear() or calls.extend([0, 0]))
+        )
         with pytest.raises(InputError, match=r"--out.*the disk is full.*all that was measured is kept"):
             command(words)
     command(words)

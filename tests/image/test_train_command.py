@@ -19,8 +19,7 @@ from sims_image.commands import run as command
 from sims_image.models import checkpoints
 from sims_image.models.ema import HalfLife, Power, reconstruct
 from sims_image.models.presets import PRESETS, Recipe
-from sims_image.training import estimate, session
-from sims_image.training import trainer as training
+from sims_image.training import estimate, session, trainer
 from sims_image.training.options import Train
 from sims_image.training.plan import plan
 from sims_image.training.schedules import learning_rate, ramp_warning, shares, timetable
@@ -175,7 +174,7 @@ def test_share_of_way():
 
 def test_divergence_keeps_what_was_good(data, monkeypatch):
     """The rate explodes after good snapshots: the run names the last, keeps it, and stops at the same step again."""
-    monkeypatch.setattr(training, "learning_rate", lambda recipe, seen: 1e-3 if seen < 56 else 1e39)
+    monkeypatch.setattr(trainer, "learning_rate", lambda recipe, seen: 1e-3 if seen < 56 else 1e39)
     settings = start(data, budget="0.16k", snapshot_every="16", state_every="16", sheet=0)
     with pytest.raises(DivergedError, match="the weights were not finite in step 8") as caught:
         train(settings)

@@ -198,7 +198,7 @@ def test_wrong_ways_round_and_wrong_shapes(real, heldout, pixels, reference, tmp
         ("n", lambda: evaluate(made, reference, n=0)),
         ("source", lambda: evaluate([np.zeros((20, 3, 9, 9), np.uint8)], reference)),
         ("source", lambda: evaluate([(np.arange(20),)], reference)),
-        ("images", lambda: evaluate([np.zeros((20, 3, 8, 8), np.float32)], reference)),
+        ("image batch", lambda: evaluate([np.zeros((20, 3, 8, 8), np.float32)], reference)),
         ("features", lambda: evaluate(made, reference, features=Extractor("x", "FD-x", "1", 2, lambda x: x))),
         ("reference", lambda: evaluate(made, "nowhere", features=pixels)),
     ):

@@ -285,7 +285,7 @@ def test_low_precision_says_what_it_costs(pair, tmp_path):
         ({"schedule": GuidanceSchedule(interval=(1.0, 2.0))}, "^interval"),
         ({"schedule": GuidanceSchedule(2)}, "^refresh_every"),
         ({"schedule": GuidanceSchedule(1, hold=False)}, "^predictor_only"),
-        ({"auxiliary": True, "omega": 1.0, "merge": True, "schedule": GuidanceSchedule(2)}, "^refresh_every"),
+        ({"auxiliary": True, "omega": 1.0, "merge": True, "schedule": GuidanceSchedule(2)}, "^merge.*`refresh_every`"),
         ({"engine": Engine("stacked")}, "^pair"),
         ({"auxiliary": True, "omega": 1.0, "merge": True, "engine": Engine("overlapped")}, "^pair"),
         ({"auxiliary": True, "omega": 1.0, "engine": Engine(cuda_graph=True)}, "^cuda_graph"),

@@ -1,43 +1,41 @@
 """SIMS at image scale: data sets, networks, training, checkpoints, and one verb a function.
 
-Names are imported on first use, so that ``import sims_image`` and ``--help`` stay cheap (no torch).
+The names below are imported on first use, so that ``import sims_image`` and ``--help`` stay cheap (no torch).
+Everything else is imported from its own module.
 """
 
 from __future__ import annotations
 
 import sims_core as sims_core  # isort: skip  # first: from then on Ctrl-C ends a command in one line
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from sims_core import __version__ as __version__
 
-_HOMES: dict[str, tuple[str, ...]] = {
-    "training.augment": ("Augmentation",),
-    "models.checkpoints": ("Checkpoint", "Record"),
-    "data.dataset": ("Dataset", "open_dataset", "to_pixels", "to_unit"),
-    "models.ema": ("reconstruct",),
-    "sampling.generation": ("stream",),
-    "sampling.guided": ("Model", "load_model"),
-    "info": ("describe",),
-    "learner": ("ImageLearner",),
-    "models.networks": ("Preconditioned", "build", "parameter_count"),
-    "models.nvidia.convert": ("import_nvidia",),
-    "data.options": ("Prepare",),
-    "models.presets": ("PRESETS", "Preset", "Recipe"),
-    "metrics.references": ("Statistics", "read_statistics"),
-    "training.options": ("Train",),
-    "training.trainer": ("DivergedError", "Trainer"),
-}
-_WHERE = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_WHERE)
+if TYPE_CHECKING:
+    from sims_image.data.dataset import Dataset as Dataset
+    from sims_image.data.dataset import open_dataset as open_dataset
+    from sims_image.info import describe as describe
+    from sims_image.learner import ImageLearner as ImageLearner
+    from sims_image.metrics.report import Report as Report
+    from sims_image.models.checkpoints import Checkpoint as Checkpoint
+    from sims_image.models.checkpoints import load as load
+    from sims_image.models.nvidia.convert import import_nvidia as import_nvidia
+    from sims_image.models.presets import PRESETS as PRESETS
+    from sims_image.models.presets import Preset as Preset
+    from sims_image.sampling.guided import Model as Model
+    from sims_image.sampling.guided import load_model as load_model
+    from sims_image.verbs import Outcome as Outcome
+    from sims_image.verbs import control as control
+    from sims_image.verbs import evaluate as evaluate
+    from sims_image.verbs import generate as generate
+    from sims_image.verbs import loop as loop
+    from sims_image.verbs import pollution as pollution
+    from sims_image.verbs import prepare as prepare
+    from sims_image.verbs import retrain as retrain
+    from sims_image.verbs import sims as sims
+    from sims_image.verbs import train as train
+else:
+    from sims_core.front import lazy
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
-        raise AttributeError(f"module 'sims_image' has no attribute {name!r}")
-    return getattr(import_module(f"sims_image.{_WHERE[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+    __getattr__, __dir__, __all__ = lazy(__name__)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sims_core import __version__
 from sims_core.errors import InputError, choose, shown
 from sims_core.lab.command import options_of, parse_command
+from sims_core.lab.script import Command
 
 if TYPE_CHECKING:
     from sims_image.data.options import Prepare
@@ -46,17 +47,12 @@ def prepare(settings: Prepare) -> None:
 
 def train(settings: Train) -> None:
     """Train, or fine-tune."""
-    from sims_core.lab.runs import RunFolder
-    from sims_image.training.estimate import describe
-    from sims_image.training.plan import plan
+    from sims_image import verbs
     from sims_image.training.session import train
     from sims_image.training.trainer import DivergedError
 
     if settings.dry_run:
-        planned = plan(settings)
-        if planned.data is not None:
-            RunFolder.check(settings.out or planned.folder, planned.settings)
-        print(describe(planned, settings))
+        print(verbs.train.told(settings))
         return
     try:
         result = train(settings, progress=True)
@@ -68,28 +64,18 @@ def train(settings: Train) -> None:
 
 def generate(settings: Generate) -> None:
     """Draw images from a checkpoint."""
-    from sims_image.processes import choose_device, start
-    from sims_image.sampling import generation
-    from sims_image.sampling.generate import notes, request
+    from sims_image import verbs
+    from sims_image.processes import start
+    from sims_image.sampling.generate import generate
 
     if settings.dry_run:
-        planned = request(settings, choose_device(settings.device))
-        said = notes(planned)
-        if settings.out and not settings.restart:
-            generation.check_out(planned, settings.out)
-        lines = generation.estimate(planned, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
-        print("\n".join([f"{key:>10}  {value}" for key, value in lines] + [f"note: {note}" for note in said]))
+        print(verbs.generate.told(settings))
         return
     with start(settings.device) as processes:
-        loaded = processes.together(lambda: (request(settings, processes.device),))
-        planned = loaded[0] if loaded is not None else request(settings, processes.device)
-        for note in processes.together(lambda: notes(planned)) or ():
-            print(f"note: {note}")
-        made = generation.write(
-            planned, settings.out, processes=processes, rows=settings.sheet, progress=True, restart=settings.restart
-        )
+        made = generate(settings, processes, progress=True)
     if made is not None:
-        print(f"{made.path}: {len(made)} images, {planned.settings['nfe']} evaluations each, sha256 {made.sha256}")
+        nfe = made.record["source"]["nfe"]
+        print(f"{made.path}: {len(made)} images, {nfe} evaluations each, sha256 {made.sha256}")
 
 
 def evaluate(settings: Evaluate) -> None:
@@ -268,6 +254,15 @@ def overview() -> str:
     )
 
 
+def commands() -> dict[str, Command]:
+    """For the script ``sims``, whose name the verb 'sims' leaves to it."""
+    named = {"sims": "self-improve"}
+    return {
+        named.get(name, name): Command(verb.what, verb.cls, partial(_called, name, f"sims {named.get(name, name)}"))
+        for name, verb in VERBS.items()
+    }
+
+
 def run(argv: Sequence[str]) -> None:
     """Run one verb. Raises `InputError`, about an option where an option is to blame."""
     name, *words = argv or [""]
@@ -277,7 +272,12 @@ def run(argv: Sequence[str]) -> None:
     if name in ("--version", "-V"):
         print(__version__)
         return
-    verb = VERBS[choose("verb", name, VERBS)]
+    _called(choose("verb", name, VERBS), f"sims_image {name}", words)
+
+
+def _called(name: str, prog: str, words: Sequence[str]) -> None:
+    """Run the verb ``name`` as the command ``prog``."""
+    verb = VERBS[name]
     cls, presets = verb.cls(), None
     if verb.published:
         from sims_image.experiments.published import recipes
@@ -286,7 +286,7 @@ def run(argv: Sequence[str]) -> None:
     if verb.first and words and not words[0].startswith("-"):
         words = [f"--{verb.first}", *words]
     about = verb.about or str(cls.__doc__)
-    settings = parse_command(cls, words, prog=f"sims_image {name}", description=about, presets=presets)
+    settings = parse_command(cls, words, prog=prog, description=about, presets=presets)
     with about_options(settings, verb.names):
         verb.run(settings)
 

@@ -15,6 +15,7 @@ from sims_core.lab.command import main_with_errors
 #: loaded when it is asked for.
 GROUPS = {
     "Points and Gaussians (a laptop; also python -m sims_toy.NAME)": "sims_toy.studies",
+    "Images (also sims_image VERB)": "sims_image.commands",
 }
 
 

@@ -13,6 +13,7 @@ from sims_core.sampling import Sampler
 from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.models.denoiser import make_sampler
 from sims_image.models.posthoc import at_width
+from sims_image.processes import Processes
 from sims_image.sampling import generation
 from sims_image.sampling.engine import Engine
 from sims_image.sampling.generation import Request
@@ -140,6 +141,17 @@ def request(settings: Generate, device: torch.device, data: Dataset | None = Non
         min(settings.batch, len(seeds)),
         settings.name or Path(settings.out).name or "generated",
         classes if len(classes) == model.network.label_dim else (),
+    )
+
+
+def generate(settings: Generate, processes: Processes, *, progress: bool = False) -> Dataset | None:
+    """The command in one call; the data set in the first process, None in the others. Raises `InputError`."""
+    loaded = processes.together(lambda: (request(settings, processes.device),))
+    planned = loaded[0] if loaded is not None else request(settings, processes.device)
+    for note in processes.together(lambda: notes(planned)) or ():
+        print(f"note: {note}")
+    return generation.write(
+        planned, settings.out, processes=processes, rows=settings.sheet, progress=progress, restart=settings.restart
     )
 
 

@@ -141,7 +141,7 @@ def test_front_pages_are_short_and_their_checkers_see_what_runs():
     from sims_core.guidance import guided
 
     assert sims_core.guided is guided and homes("sims_core")["guided"] == "sims_core.guidance"
-    for package in ("sims_core", "sims_toy"):
+    for package in ("sims_core", "sims_toy", "sims_image"):
         module = importlib.import_module(package)
         assert set(module.__all__) == {*homes(package), "__version__"}
     assert len(sims_core.__all__) <= 26

@@ -23,7 +23,9 @@ def test_help_lists_every_command_in_its_group(capsys):
         assert all(one.what in line for one, line in zip(commands.values(), block, strict=False))
 
 
-@pytest.mark.parametrize(("wrong", "near"), [("sweeep", "sweep"), ("toy-polution", "toy-pollution")])
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("sweeep", "sweep"), ("toy-polution", "toy-pollution"), ("evalute", "evaluate")]
+)
 def test_an_unknown_command_is_one_line_with_the_nearest(wrong, near, capsys):
     assert main_with_errors(script.run, [wrong]) == 2
     said = capsys.readouterr().err
@@ -37,6 +39,11 @@ def test_a_command_runs_under_its_name(capsys, tmp_path):
     with pytest.raises(SystemExit):
         script.run(["sampling-cost", "--help"])
     assert "usage: sims sampling-cost " in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        script.run(["self-improve", "--help"])
+    assert "usage: sims self-improve " in capsys.readouterr().out
+    assert main_with_errors(script.run, ["generate", "--out", str(tmp_path / "made")]) == 2
+    assert capsys.readouterr().err.startswith("error: --base: got ''")
 
 
 def test_help_is_cheap():
@@ -61,5 +68,6 @@ def completed(words, tmp_path):
 def test_bash_completes_commands_and_options(tmp_path):
     assert completed(["sims", "sta"], tmp_path) == ["stability"]
     assert completed(["sims", "sweep", "--omeg"], tmp_path) == ["--omega"]
+    assert completed(["sims", "generate", "--auxiliary-e"], tmp_path) == ["--auxiliary-ema"]
     assert "#compdef sims" in script.completion("zsh")
     assert main_with_errors(script.run, ["--print-completion", "fish"]) == 2

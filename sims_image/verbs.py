@@ -1,0 +1,204 @@
+"""The verbs as functions: ``train(preset="digits", data="data/digits")`` is ``sims_image train --preset digits ...``.
+
+Keyword arguments are the fields of the verb's options, with their types and defaults; `Verb.plan` says what a call
+would do and cost, as ``--dry-run`` does. They run in one process; several take the command, under torchrun.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+
+from sims_core.errors import InputError, choose
+from sims_image.data import options as data_options
+from sims_image.experiments import options as experiment_options
+from sims_image.metrics.options import Evaluate
+from sims_image.sampling.options import Generate
+from sims_image.training.options import Train
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sims_image.data.dataset import Dataset
+    from sims_image.metrics.report import Report
+    from sims_image.models.checkpoints import Checkpoint
+
+P = ParamSpec("P")
+Settings = TypeVar("Settings")
+Made = TypeVar("Made")
+
+
+class Verb(Generic[P, Settings, Made]):
+    """A verb: called with its options, it makes what it makes.
+
+    options: their dataclass. make: of them. told: what they ask for, and its cost, in words. published: the verb whose
+    published settings ``preset`` takes; '' if none are.
+    """
+
+    def __init__(
+        self,
+        options: Callable[P, Settings],
+        make: Callable[[Settings], Made],
+        told: Callable[[Settings], str],
+        published: str = "",
+    ) -> None:
+        self._options, self._make, self.told, self._published = options, make, told, published
+        self.__doc__ = options.__doc__
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Made:
+        """Do it. Raises `InputError` about an argument."""
+        settings = self._settings(*args, **kwargs)
+        if getattr(settings, "dry_run", False):
+            raise InputError("dry_run", True, "call the verb's plan(...), which returns what it would do")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            words = "several processes run the command: torchrun --nproc_per_node N -m sims_image VERB ..."
+            raise InputError("WORLD_SIZE", os.environ["WORLD_SIZE"], words)
+        return self._make(settings)
+
+    def plan(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """What the call would do and cost, in words; nothing is made. Raises `InputError` about an argument."""
+        return self.told(replace(self._settings(*args, **kwargs), dry_run=True))  # type: ignore[type-var]
+
+    def _settings(self, *args: P.args, **kwargs: P.kwargs) -> Settings:
+        given = self._options(*args, **kwargs)
+        preset = getattr(given, "preset", "") if self._published else ""
+        if not preset:
+            return given
+        from sims_image.experiments.published import recipes
+
+        known = recipes(self._published)
+        named = [field.name for field in fields(given)][: len(args)]  # type: ignore[arg-type]
+        chosen = {**dict(zip(named, args, strict=True)), **kwargs}
+        found: Settings = replace(known[choose("preset", preset, known)], **chosen)
+        return found
+
+
+def _prepare(settings: data_options.Prepare) -> Dataset:
+    from sims_image.data.prepare import prepare
+
+    return prepare(settings)
+
+
+def _told_prepare(settings: data_options.Prepare) -> str:
+    from sims_image.data.plan import plan
+
+    return "\n".join(plan(settings).lines())
+
+
+def _train(settings: Train) -> Checkpoint:
+    from sims_image.models.checkpoints import load
+    from sims_image.training.session import train
+
+    return load(train(settings).checkpoint)
+
+
+def _told_train(settings: Train) -> str:
+    from sims_core.lab.runs import RunFolder
+    from sims_image.training.estimate import describe
+    from sims_image.training.plan import plan
+
+    planned = plan(settings)
+    if planned.data is not None:
+        RunFolder.check(settings.out or planned.folder, planned.settings)
+    return describe(planned, settings)
+
+
+def _generate(settings: Generate) -> Dataset:
+    from sims_image.processes import start
+    from sims_image.sampling.generate import generate
+
+    with start(settings.device) as processes:
+        made = generate(settings, processes)
+    assert made is not None  # one process
+    return made
+
+
+def _told_generate(settings: Generate) -> str:
+    from sims_image.processes import choose_device
+    from sims_image.sampling import generation
+    from sims_image.sampling.generate import notes, request
+
+    planned = request(settings, choose_device(settings.device))
+    said = notes(planned)
+    if settings.out and not settings.restart:
+        generation.check_out(planned, settings.out)
+    lines = generation.estimate(planned, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
+    return "\n".join([f"{key:>10}  {value}" for key, value in lines] + [f"note: {note}" for note in said])
+
+
+def _evaluate(settings: Evaluate) -> Report:
+    from sims_image.metrics.evaluate import evaluate
+    from sims_image.processes import start
+
+    with start(settings.device) as processes:
+        found = evaluate(settings, processes)
+    assert found is not None  # one process
+    return found
+
+
+def _told_evaluate(settings: Evaluate) -> str:
+    from sims_image.metrics.evaluate import describe
+
+    return describe(settings)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an experiment left: the folder of its report, with results.json, tables and figures."""
+
+    folder: Path
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """What results.json holds: settings, metric, data, provenance, and what `words` has."""
+        found: dict[str, Any] = json.loads((self.folder / "results.json").read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def words(self) -> list[str]:
+        """The conclusion."""
+        return [str(line) for line in self.results["conclusion"]]
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of the report. Raises `InputError` for a name that it does not have."""
+        import pandas as pd
+
+        names = sorted(path.stem for path in self.folder.glob("*.csv"))
+        return pd.read_csv(self.folder / f"{choose('name', name, names)}.csv")
+
+
+def _experiment(name: str) -> tuple[Callable[[experiment_options.Sims], Outcome], Callable[[Any], str]]:
+    """What ``sims_image.experiments.NAME`` makes, and what it says that it would."""
+
+    def settled(settings: experiment_options.Sims) -> experiment_options.Sims:
+        return replace(settings, out=settings.out or f"runs/{name}")
+
+    def make(settings: experiment_options.Sims) -> Outcome:
+        from sims_image.processes import start
+
+        module, settings = import_module(f"sims_image.experiments.{name}"), settled(settings)
+        with start(settings.device) as processes:
+            module.conduct(settings, processes)
+        return Outcome(Path(settings.out) / "report")
+
+    def told(settings: experiment_options.Sims) -> str:
+        words: str = import_module(f"sims_image.experiments.{name}").describe(settled(settings))
+        return words
+
+    return make, told
+
+
+prepare = Verb(data_options.Prepare, _prepare, _told_prepare)
+train = Verb(Train, _train, _told_train)
+generate = Verb(Generate, _generate, _told_generate)
+evaluate = Verb(Evaluate, _evaluate, _told_evaluate)
+sims = Verb(experiment_options.Sims, *_experiment("sims"), "sims")
+loop = Verb(experiment_options.Loop, *_experiment("loop"), "loop")
+pollution = Verb(experiment_options.Pollution, *_experiment("pollution"), "pollution")
+retrain = Verb(experiment_options.Retrain, *_experiment("retrain"), "retrain")
+control = Verb(experiment_options.Control, *_experiment("control"), "control")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from sims_core import __version__
 from sims_core.errors import InputError, choose, shown
 from sims_core.lab.command import options_of, parse_command
 from sims_core.lab.script import Command
+from sims_image.sampling.options import older_guidance
 
 if TYPE_CHECKING:
     from sims_image.data.options import Prepare
@@ -287,6 +289,10 @@ def _called(name: str, prog: str, words: Sequence[str]) -> None:
         words = [f"--{verb.first}", *words]
     about = verb.about or str(cls.__doc__)
     settings = parse_command(cls, words, prog=prog, description=about, presets=presets)
+    older = older_guidance(settings)
+    if older:
+        words = "--interval, --refresh-every and --predictor-only go with the next release"
+        print(f"note: write --guidance {older}; {words}", file=sys.stderr)
     with about_options(settings, verb.names):
         verb.run(settings)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
@@ -18,7 +19,7 @@ from sims_core.errors import InputError, choose
 from sims_image.data import options as data_options
 from sims_image.experiments import options as experiment_options
 from sims_image.metrics.options import Evaluate
-from sims_image.sampling.options import Generate
+from sims_image.sampling.options import Generate, older_guidance
 from sims_image.training.options import Train
 
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ class Verb(Generic[P, Settings, Made]):
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             words = "several processes run the command: torchrun --nproc_per_node N -m sims_image VERB ..."
             raise InputError("WORLD_SIZE", os.environ["WORLD_SIZE"], words)
+        older = older_guidance(settings)
+        if older:
+            words = "interval, refresh_every and predictor_only go with the next release"
+            warnings.warn(f"write guidance={older!r}; {words}", FutureWarning, stacklevel=2)
         return self._make(settings)
 
     def plan(self, *args: P.args, **kwargs: P.kwargs) -> str:

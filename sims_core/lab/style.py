@@ -23,20 +23,31 @@ REGIME = {
     "divergent": "#4d4d4d",
     "undecided": "#ffffff",
 }
+
+
+class _Colours(dict[str, str]):
+    """Colours by name; a method from outside is drawn in black."""
+
+    def __missing__(self, name: str) -> str:
+        return "#000000"
+
+
 #: Methods (Okabe-Ito; a red and a brown in place of its oranges, which are a regime's).
-METHOD = {
-    "standard": "#4d4d4d",
-    "equal-cost": "#b2182b",
-    "retuned": "#e07b91",
-    "sims": "#0072b2",
-    "neon": "#009e73",
-    "autoguidance": "#cc79a7",
-    "continued": "#8c6d31",
-    "random": "#999999",
-    "rebuilt": "#56b4e9",
-    "auxiliary": "#882255",
-    "real": "#000000",
-}
+METHOD = _Colours(
+    {
+        "standard": "#4d4d4d",
+        "equal-cost": "#b2182b",
+        "retuned": "#e07b91",
+        "sims": "#0072b2",
+        "neon": "#009e73",
+        "autoguidance": "#cc79a7",
+        "continued": "#8c6d31",
+        "random": "#999999",
+        "rebuilt": "#56b4e9",
+        "auxiliary": "#882255",
+        "real": "#000000",
+    }
+)
 #: An ordered family of curves, light to dark.
 SEQUENCE = ("#a6cbe3", "#5a9bc9", "#2467a4", "#0b2f5f")
 #: What stands outside an ordered family, such as a loop without real data.

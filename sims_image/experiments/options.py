@@ -50,12 +50,15 @@ class Sims:
     """File with the feature network's weights (inception, dinov2)."""
     sampler: str = ""
     """heun:18, euler:40, ddim:50; default the preset's."""
+    guidance: str = ""
+    """Where the auxiliary is evaluated: full (the default), held:K, predictor, interval:LOW:HIGH, or several joined by
+    '+' (see `generate --help`)."""
     interval: str = ""
-    """LOW,HIGH: guide at these noise levels only."""
+    """LOW,HIGH: an older way to write --guidance interval:LOW:HIGH."""
     refresh_every: int | None = None
-    """Evaluate the auxiliary once every so many steps, and hold its correction in between; default: in full."""
+    """K: an older way to write --guidance held:K."""
     predictor_only: bool = False
-    """Evaluate it at the first evaluation of each step only (Heun's predictor)."""
+    """An older way to write --guidance predictor."""
     pair: str = "sequential"
     """How the two networks are evaluated: sequential, overlapped or stacked (see `generate --help`)."""
     compile: bool = False
@@ -133,6 +136,7 @@ class Laboratory(Sims):
     controls: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
     base_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
     auxiliary_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
+    guidance: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
     interval: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
     refresh_every: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
     predictor_only: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False

@@ -17,7 +17,7 @@ from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
 from sims_image.sampling.engine import Engine
-from sims_image.sampling.generate import parse_schedule
+from sims_image.sampling.generate import schedule_of
 from sims_image.sampling.seeds import Seeds
 from sims_image.training.options import Train
 from sims_image.training.plan import plan as plan_training
@@ -94,7 +94,7 @@ def plan(settings: Sims) -> Plan:
         settings,
         tuple(omegas),
         budgets_of("budgets", settings.budgets, mi),
-        parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only),
+        schedule_of(settings),
         preset,
         checkpoint,
         ranges[0],

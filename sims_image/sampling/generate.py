@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from sims_image.sampling import generation
 from sims_image.sampling.engine import Engine
 from sims_image.sampling.generation import Request
 from sims_image.sampling.guided import Model, default_sampler, load_model
-from sims_image.sampling.options import Generate
+from sims_image.sampling.options import Generate, older_guidance
 from sims_image.sampling.seeds import Labels, Seeds
 
 
@@ -38,24 +39,12 @@ def _numbers(argument: str, text: str, count: int, syntax: str) -> list[float]:
     return values
 
 
-def parse_interval(text: str) -> tuple[float, float] | None:
-    """Read LOW,HIGH; '' is None. Raises `InputError`."""
-    if not text:
-        return None
-    low, high = _numbers("interval", text, 2, "LOW,HIGH in sigma, such as 0.8,3")
-    if low > high:
-        raise InputError("interval", text, f"it is reversed; write {high:g},{low:g}")
-    return low, high
-
-
-def parse_schedule(interval: str, refresh_every: int | None, predictor_only: bool) -> GuidanceSchedule:
-    """Where the second network is evaluated. Raises `InputError`."""
-    if refresh_every is not None and refresh_every < 1:
-        raise InputError("refresh_every", refresh_every, "give a number of steps of at least 1")
-    if refresh_every is not None and predictor_only:
-        words = "`refresh_every` holds the correction at the corrector, where `predictor_only` has none; choose one"
-        raise InputError("predictor_only", True, words)
-    return GuidanceSchedule(int(predictor_only) or refresh_every or 0, not predictor_only, parse_interval(interval))
+def schedule_of(settings: Any) -> GuidanceSchedule:
+    """Where a verb's second network is evaluated, by its options `guidance` or the older ones. Raises `InputError`."""
+    older = older_guidance(settings)
+    if settings.guidance and older:
+        raise InputError("guidance", settings.guidance, f"the older options ask for {older}; write all of it here")
+    return GuidanceSchedule.parse(settings.guidance or older or "full")
 
 
 def choose_sampler(
@@ -103,7 +92,7 @@ def request(settings: Generate, device: torch.device, data: Dataset | None = Non
         if getattr(settings, name) < 0:
             raise InputError(name, getattr(settings, name), "give a whole number of at least 0")
     seeds = Seeds.parse(settings.seeds)
-    schedule = parse_schedule(settings.interval, settings.refresh_every, settings.predictor_only)
+    schedule = schedule_of(settings)
     engine = Engine(settings.pair, settings.compile, settings.cuda_graph)
     if data is None and settings.data:
         data = open_dataset(settings.data, verify=False)

@@ -98,7 +98,7 @@ class Model:
             "omega": self.omega,
             "interval": None if interval is None else list(interval),
             "dtype": self.dtype,
-            **({"schedule": str(self.schedule)} if self.schedule.every else {}),
+            **({"schedule": str(self.schedule)} if self.schedule.every or self.schedule.rule != "linear" else {}),
             **({"engine": str(self.engine)} if self.engine != PLAIN else {}),
         }
 
@@ -153,12 +153,13 @@ def load_model(
             raise InputError("weight", weight, "it is the weight of a `guide`, and stands for `omega` (w = 1 + omega)")
         omega = weight - 1
     negative = auxiliary or guide
-    given: dict[str, Any] = {"omega": omega, **_asked(schedule), "merge": merge or None}
+    text = None if schedule == FULL else str(schedule)
+    given: dict[str, Any] = {"omega": omega, "guidance": text, "merge": merge or None}
     for name, value in given.items():
         if value is not None and not negative:
             raise InputError(name, value, "it needs a second network: `auxiliary` or `guide`")
     if merge and (guide or schedule != FULL):
-        odd = "a `guide`" if guide else " or ".join(f"`{name}`" for name in _asked(schedule))
+        odd = "a `guide`" if guide else f"`guidance` {schedule}"
         raise InputError("merge", True, f"merging weights takes an `auxiliary` and leaves no network for {odd}")
     if negative and omega is None:
         raise InputError("omega", "", "say how far to extrapolate, such as 1.5 (0 is the base)")
@@ -176,15 +177,6 @@ def load_model(
     return guide_with(
         alone, second, omega, kind="neon" if merge else "sims" if auxiliary else "autoguidance", schedule=schedule
     )
-
-
-def _asked(schedule: GuidanceSchedule) -> dict[str, Any]:
-    """The arguments that ask for a schedule."""
-    return {
-        **({"interval": schedule.interval} if schedule.interval is not None else {}),
-        **({"refresh_every": schedule.every} if schedule.every and schedule.hold else {}),
-        **({"predictor_only": True} if schedule.every and not schedule.hold else {}),
-    }
 
 
 def guide_with(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,16 @@ class Generate:
     """The same of the auxiliary, or guide."""
     weight: float | None = None
     """Autoguidance's own weight w = 1 + omega, in place of --omega."""
+    guidance: str = ""
+    """Where the second network is evaluated: full (the default), held:K (once every K steps, its correction kept in
+    between; omega is to be found again), predictor (at the first evaluation of each step only), interval:LOW:HIGH (at
+    these noise levels only), and a rule from outside; joined by '+'."""
     interval: str = ""
-    """LOW,HIGH: guide at these noise levels only."""
+    """LOW,HIGH: an older way to write --guidance interval:LOW:HIGH."""
     refresh_every: int | None = None
-    """Evaluate the second network once every so many steps, and hold its correction in between; omega is to be found
-    again. Default: wherever the base is evaluated."""
+    """K: an older way to write --guidance held:K."""
     predictor_only: bool = False
-    """Evaluate it at the first evaluation of each step only (Heun's predictor), the base alone at the others."""
+    """An older way to write --guidance predictor."""
     pair: str = "sequential"
     """How two networks are evaluated: sequential (in turn), overlapped (CUDA streams, or threads of a CPU), stacked
     (one call with both weights; one architecture)."""
@@ -81,3 +85,16 @@ class Generate:
     """auto, cpu, cuda or cuda:N."""
     dry_run: bool = False
     """Print what would be made, and its cost, and stop."""
+
+
+def older_guidance(settings: Any) -> str:
+    """The text of a schedule that was asked for by the options which --guidance stands for; '' if none was.
+
+    settings: of any verb. Those options go with the next release.
+    """
+    parts = [
+        "predictor" if getattr(settings, "predictor_only", False) else "",
+        "" if getattr(settings, "refresh_every", None) is None else f"held:{settings.refresh_every}",
+        f"interval:{settings.interval.replace(',', ':')}" if getattr(settings, "interval", "") else "",
+    ]
+    return "+".join(filter(None, parts))

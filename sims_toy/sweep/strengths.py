@@ -78,7 +78,7 @@ def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]
                     continue
                 dash, width, marker = _LOOK.get(method, ("-", 1.5, "o"))
                 at = part["omega"].tolist().index(part.loc[part["standard"].idxmin(), "omega"])
-                colour = METHOD.get(method, "#000000")
+                colour = METHOD[method]
                 band(above, part, "omega", "standard", color=colour, ls=dash, lw=width, marker=marker, ms=5, mfc="none",
                      markevery=[at])  # fmt: skip
                 ends.append((part["omega"], part["standard"], method, colour))
@@ -100,7 +100,7 @@ def _at_their_best(axis: Axes, here: pd.DataFrame, methods: Sequence[str]) -> No
             continue
         best = part.loc[part["standard"].idxmin()]
         reach = [[best["standard"] - best["standard_low"]], [best["standard_high"] - best["standard"]]]
-        colour = METHOD.get(method, "#000000")
+        colour = METHOD[method]
         axis.errorbar([best["standard"]], [-place], xerr=np.maximum(reach, 0), fmt="o", ms=4, color=colour, capsize=2)
         strength = "" if method in UNGUIDED else rf", $\omega$ = {best['omega']:g}"
         text = f"{best['standard']:.2f}, {best['nfe']} NFE{strength}"

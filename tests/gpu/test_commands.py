@@ -59,7 +59,7 @@ def given(options: dict[str, str]) -> list[str]:
     return [word for option in options.items() for word in option]
 
 
-@pytest.mark.parametrize("way", ["", "--merge", "--dtype bf16", "--refresh-every 2 --pair overlapped"])
+@pytest.mark.parametrize("way", ["", "--merge", "--dtype bf16", "--guidance held:2 --pair overlapped"])
 def test_generate(base, device, tmp_path, way):
     words = [
         "--base",

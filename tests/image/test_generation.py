@@ -282,10 +282,10 @@ def test_low_precision_says_what_it_costs(pair, tmp_path):
         ({"guide": True, "weight": 2.0, "omega": 1.0}, "^weight"),
         ({"guide": True, "omega": 2.0, "merge": True}, "^merge"),
         ({"merge": True}, "^merge"),
-        ({"schedule": GuidanceSchedule(interval=(1.0, 2.0))}, "^interval"),
-        ({"schedule": GuidanceSchedule(2)}, "^refresh_every"),
-        ({"schedule": GuidanceSchedule(1, hold=False)}, "^predictor_only"),
-        ({"auxiliary": True, "omega": 1.0, "merge": True, "schedule": GuidanceSchedule(2)}, "^merge.*`refresh_every`"),
+        ({"schedule": GuidanceSchedule(interval=(1.0, 2.0))}, "^guidance"),
+        ({"schedule": GuidanceSchedule(2)}, "^guidance"),
+        ({"schedule": GuidanceSchedule(1, hold=False)}, "^guidance: got 'predictor'"),
+        ({"auxiliary": True, "omega": 1.0, "merge": True, "schedule": GuidanceSchedule(2)}, "^merge.*guidance. held:2"),
         ({"engine": Engine("stacked")}, "^pair"),
         ({"auxiliary": True, "omega": 1.0, "merge": True, "engine": Engine("overlapped")}, "^pair"),
         ({"auxiliary": True, "omega": 1.0, "engine": Engine(cuda_graph=True)}, "^cuda_graph"),
@@ -470,7 +470,7 @@ def test_a_full_disk_loses_nothing(pair, tmp_path, monkeypatch, where):
 
 def words(pair, out):
     given = ["--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:3", "--batch", "32"]
-    given += ["--refresh-every", "2", "--interval", "0.01,60"]  # what is held must not outlive its batch
+    given += ["--guidance", "held:2+interval:0.01:60"]  # what is held must not outlive its batch
     return ["generate", *given, "--seeds", "0-599", "--out", str(out), "--device", "cpu"]
 
 

@@ -19,9 +19,10 @@ from sims_image.data.dataset import open_dataset, to_pixels
 from sims_image.models import checkpoints
 from sims_image.sampling import engine as engines
 from sims_image.sampling.engine import Engine
-from sims_image.sampling.generate import parse_schedule
+from sims_image.sampling.generate import schedule_of
 from sims_image.sampling.generation import stream
 from sims_image.sampling.guided import load_model
+from sims_image.sampling.options import Generate
 from sims_image.sampling.seeds import Labels
 from tests.image import tiny
 
@@ -101,16 +102,20 @@ def test_order_pieces_and_omega_zero(pair, text):
 def test_the_commands_record_the_schedule(pair, tmp_path, capsys):
     words = ["generate", "--base", pair[0], "--auxiliary", pair[1], "--omega", "1.5", "--sampler", "heun:4"]
     words += ["--batch", "4", "--seeds", "0-7", "--device", "cpu", "--out", str(tmp_path / "made")]
-    command([*words, "--refresh-every", "2", "--interval", "0.05,20"])
+    command([*words, "--guidance", "held:2+interval:0.05:20"])
+    assert "note:" not in capsys.readouterr().err
+    command([*words, "--refresh-every", "2", "--interval", "0.05,20"])  # the older words: the same images
+    said = "note: write --guidance held:2+interval:0.05:20; --interval, --refresh-every and --predictor-only go with"
+    assert capsys.readouterr().err.startswith(said)
     source = open_dataset(tmp_path / "made").record["source"]
     own, other = SAMPLER.evaluations(GuidanceSchedule(2, interval=(0.05, 20)))
     assert (source["schedule"], source["interval"]) == ("held:2+interval:0.05:20", [0.05, 20])
     assert (source["nfe"], source["nfe_base"]) == (own + other, own) == (8, 7)
     with pytest.raises(InputError, match=r"--out.*schedule: 'held:2\+interval:0.05:20' there"):
-        command([*words, "--predictor-only", "--interval", "0.05,20"])
+        command([*words, "--guidance", "predictor+interval:0.05:20"])
     data = tiny.write_data(tmp_path / "real.zip", count=24)
     said = ["evaluate", *words[1:-2], "--reference", str(data.path), "--features", "pixels", "--no-floor"]
-    command([*said, "--seeds", "0-23", "--predictor-only", "--out", str(tmp_path / "report.json")])
+    command([*said, "--seeds", "0-23", "--guidance", "predictor", "--out", str(tmp_path / "report.json")])
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["nfe"] == 11 and report["source"]["schedule"] == "predictor"
     capsys.readouterr()
@@ -118,14 +123,17 @@ def test_the_commands_record_the_schedule(pair, tmp_path, capsys):
     assert "in bf16 the guidance's error over signal is" in capsys.readouterr().out
 
 
-def test_options_that_contradict(pair):
-    assert parse_schedule("0.5,2", 3, False) == GuidanceSchedule.parse("held:3+interval:0.5:2")
-    assert parse_schedule("", None, True) == GuidanceSchedule.parse("predictor")
-    assert parse_schedule("", None, False) == GuidanceSchedule()
-    for given, said in ((("", 0, False), "^refresh_every"), (("", 2, True), "^predictor_only"),
-                        (("2,1", 2, False), "^interval")):  # fmt: skip
-        with pytest.raises(InputError, match=said):
-            parse_schedule(*given)
+def test_the_older_options_stand_for_a_text():
+    held = schedule_of(Generate(interval="0.5,2", refresh_every=3))
+    assert held == schedule_of(Generate(guidance="held:3+interval:0.5:2")) == GuidanceSchedule(3, interval=(0.5, 2))
+    assert schedule_of(Generate(predictor_only=True)) == GuidanceSchedule.parse("predictor")
+    assert schedule_of(Generate()) == GuidanceSchedule()
+    for wrong in (
+        {"refresh_every": 0}, {"refresh_every": 2, "predictor_only": True}, {"interval": "2,1"}, {"interval": "1"},
+        {"guidance": "held:2", "predictor_only": True}, {"guidance": "hold:2"},
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"^guidance"):
+            schedule_of(Generate(**wrong))
 
 
 # ---------------------------------------------------------------------- engines

@@ -170,7 +170,7 @@ def test_budgets_that_make_no_auxiliary_of_their_own(run, more, match, dry):
 def test_auto_halves_and_confirms_on_other_seeds(run, capsys):
     """Ten candidates on 50 images, the better four on 150; with the auxiliary held over both steps."""
     folder, words, _ = run
-    words = [*words, "--search", "150", "--omega", "auto:0.2:1:0.2", "--refresh-every", "2", "--no-controls"]
+    words = [*words, "--search", "150", "--omega", "auto:0.2:1:0.2", "--guidance", "held:2", "--no-controls"]
     command([*words, "--dry-run"])
     said = capsys.readouterr().out
     assert re.search("11 models on 50 images\n.*5 models on 150 images", said) and "(auxiliary: held:2)" in said
@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(run, tmp_path, mon
         ({"train_batch": 0}, "^train_batch"),
         ({"device": "cuda:99"}, "^device"),
         ({"pair": "parallel"}, "^pair"),
-        ({"refresh_every": 2, "predictor_only": True}, "^predictor_only"),
+        ({"guidance": "held:2+predictor"}, "^guidance"),
     ):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "torch_fidelity", None)  # as if it were not installed

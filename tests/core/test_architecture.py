@@ -76,7 +76,7 @@ def test_there_is_no_circle():
 
 #: the rooms of sims_image from the ground up; what lies outside of them is a room of its own
 ROOMS = ["processes", "options", "pickles", "data", "models", "training", "sampling", "metrics"]
-ROOMS += ["learner", "experiments", "info", "commands", "__main__"]
+ROOMS += ["learner", "experiments", "info", "verbs", "commands", "__main__"]
 
 
 def test_rooms_of_images_import_downward():

@@ -28,6 +28,7 @@ from sims_core.seeds import Seed
 from sims_toy.datasets import Distribution
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
+from sims_toy.networks.learner import UNBIASED, NetworkLearner
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.wasserstein import draw_real
 
@@ -202,8 +203,6 @@ def diagnose_network(
     sampler: Sampler, real: Gaussian, real_size: int, settings: NetworkSettings, *, trials: int = 32, seed: Seed
 ) -> Diagnosis:
     """The same for trained networks: what training adds is measured with a sampler that has no bias."""
-    from sims_toy.networks.learner import UNBIASED, NetworkLearner
-
     learner = NetworkLearner(sampler, np.arange(trials), settings)
     data = learner.draw(real, real_size, seed=seed.child("real"))
     base = learner.fit(data, seed=seed.child("fit"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 
@@ -22,7 +23,6 @@ from sims_toy.gaussian import Gaussian
 from sims_toy.sweep.figures import ellipse
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -58,8 +58,6 @@ class OneGaussian:
 
     def over_omega(self, omegas: Sequence[float]) -> pd.DataFrame:
         """One row an omega: ``w2`` of the samples' distribution to the real one, and its two standard deviations."""
-        import pandas as pd
-
         rows = []
         for omega in omegas:
             model = self.model(omega)

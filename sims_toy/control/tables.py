@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from sims_core.control import complement, density_law, largest_strength, total_variation, transport_law
 from sims_core.sampling import Sampler
@@ -15,9 +16,6 @@ from sims_toy.control.theory import CASES, best_omega, langevin, separatrix_shar
 from sims_toy.datasets import Mixture, parse_real
 from sims_toy.grid.cells import Array, Experiment
 from sims_toy.theory import data_noise
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: The sampler of the exact-score experiment and its strengths of guidance under Langevin dynamics.
 EXACT = "heun:40"
@@ -68,8 +66,6 @@ def _mean(values: Array, weights: Array, name: str) -> dict[str, float]:
 
 
 def _shares(experiment: Experiment, one: Mapping[str, Array], weights: Array, settings: dict[str, Any]) -> pd.DataFrame:
-    import pandas as pd
-
     mixture = _mixture(settings)
     own = one["shares"][0]  # the base's proportions, trial by trial
     v = data_noise(mixture.std**2 * np.eye(len(mixture.means[0])))
@@ -102,8 +98,6 @@ def _shares(experiment: Experiment, one: Mapping[str, Array], weights: Array, se
 def _quality(
     experiment: Experiment, one: Mapping[str, Array], weights: Array, settings: dict[str, Any]
 ) -> pd.DataFrame:
-    import pandas as pd
-
     floor = _tv_floor(settings)
     out = []
     for i, cell in enumerate(experiment.cells):
@@ -123,8 +117,6 @@ def _best(experiment: Experiment, one: Mapping[str, Array], weights: Array, sett
 
     What is reached is cross-fitted (`phase.held_out`): half the trials choose omega, the other half are measured.
     """
-    import pandas as pd
-
     groups: dict[tuple[str, str], list[int]] = {}
     for i, cell in enumerate(experiment.cells):
         if cell.method not in ("standard", "equal-cost"):
@@ -166,8 +158,6 @@ def _mixture(settings: dict[str, Any]) -> Mixture:
 
 def _scores(settings: dict[str, Any]) -> pd.DataFrame:
     """Exact mixture scores: what the ODE and what Langevin dynamics make of the shares, beside both laws."""
-    import pandas as pd
-
     mixture, target = _mixture(settings), settings["target"]
     p = np.array(settings["base"])
     ode = Sampler.parse(EXACT, sigma_data=parse_real(settings["real"]).spread)
@@ -199,8 +189,6 @@ def _scores(settings: dict[str, Any]) -> pd.DataFrame:
 
 def _reach(settings: dict[str, Any]) -> pd.DataFrame:
     """Exact scores, ODE: how near each complement comes to targets further and further away, and at which omega."""
-    import pandas as pd
-
     mixture = _mixture(settings)
     p, q = np.array(settings["base"]), np.array(settings["target"])
     ode = Sampler.parse(EXACT, sigma_data=parse_real(settings["real"]).spread)
@@ -232,8 +220,6 @@ def _reach(settings: dict[str, Any]) -> pd.DataFrame:
 
 def _cases() -> pd.DataFrame:
     """Exact scores, ODE, on `control_theory.CASES`: a row a case and class, with both laws and the separatrix."""
-    import pandas as pd
-
     out = []
     for number, case in enumerate(CASES):
         p, a = case.base, case.auxiliary

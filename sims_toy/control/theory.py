@@ -39,6 +39,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import solve_ivp
+from scipy.special import ndtri
+from scipy.stats import norm, qmc
 from torch import Tensor
 
 from sims_core.control import total_variation
@@ -93,9 +96,6 @@ def transport(
     mixture: Mixture, base: ArrayLike, auxiliary: ArrayLike, omega: float, sampler: Sampler, points: int = 2**12
 ) -> Sampled:
     """Exact mixture scores through the shared sampler, from ``points`` antithetic Sobol points."""
-    from scipy.special import ndtri
-    from scipy.stats import qmc
-
     half = ndtri(qmc.Sobol(len(mixture.means[0]), scramble=True, seed=0).random(points // 2))
     noise = torch.from_numpy(np.concatenate([half, -half]))
     denoiser = guided(mixture_denoiser(mixture, base), mixture_denoiser(mixture, auxiliary), omega)
@@ -110,9 +110,6 @@ def separatrix_share(mixture: Mixture, base: ArrayLike, auxiliary: ArrayLike, om
     log-odds. Backward in time all paths between the classes meet the separatrix; what the noise holds beyond it goes
     to the first class. Raises `InputError` for another number of classes.
     """
-    from scipy.integrate import solve_ivp
-    from scipy.stats import norm
-
     if len(mixture.means) != 2:
         raise InputError("mixture", len(mixture.means), "the separatrix is one of two classes")
     m = float(np.linalg.norm(np.subtract(*np.asarray(mixture.means)))) / 2

@@ -22,11 +22,13 @@ from sims_core.loop import Generation, parse_policy, self_consuming_loop
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import wasserstein
+from sims_toy.exact import ExactLearner
+from sims_toy.gaussian import Gaussian
 from sims_toy.grid.cells import Array, Cell, Experiment, Measurer, Values
+from sims_toy.networks.learner import NetworkLearner
 
 if TYPE_CHECKING:
     from sims_toy.datasets import Distribution
-    from sims_toy.gaussian import Gaussian
 
 #: Points of the empirical distances: generated and real ones, as many of each.
 POINTS = 1000
@@ -86,15 +88,11 @@ def measure(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]
 
 def standard(real: Gaussian | Distribution) -> Gaussian | Distribution:
     """The real distribution that learners see (`Distribution.standard`)."""
-    from sims_toy.gaussian import Gaussian
-
     return real if isinstance(real, Gaussian) else real.standard
 
 
 def spread(real: Gaussian | Distribution) -> float:
     """The root mean square standard deviation of the data that learners see: sigma_data."""
-    from sims_toy.gaussian import Gaussian
-
     if isinstance(real, Gaussian):
         return float(np.sqrt(real.cov[0].diagonal().numpy().mean()))
     return real.standard.spread
@@ -156,8 +154,6 @@ class Moment:
 
     @property
     def _gaussian(self) -> bool:
-        from sims_toy.gaussian import Gaussian
-
         return isinstance(self.real, Gaussian)
 
     @property
@@ -201,8 +197,6 @@ def _wander(moment: Moment) -> Array:
 
 
 def _real_mean(real: Gaussian | Distribution) -> Array:
-    from sims_toy.gaussian import Gaussian
-
     return np.asarray(real.mean[0].numpy() if isinstance(real, Gaussian) else real.reference.mean(0))
 
 
@@ -236,8 +230,6 @@ def quantity(name: str) -> Callable[[Moment], Array]:
 
 
 def _exact(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
-    from sims_toy.exact import ExactLearner
-
     schedule = GuidanceSchedule.parse(cell.guidance)
     return ExactLearner(sampler, streams, temperature=cell.temperature, ddof=experiment.ddof, guidance=schedule)
 
@@ -249,8 +241,6 @@ def _twin(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) 
 
 
 def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
-    from sims_toy.networks.learner import NetworkLearner
-
     schedule = GuidanceSchedule.parse(cell.guidance)
     return NetworkLearner(sampler, streams, experiment.network, temperature=cell.temperature, guidance=schedule)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -180,7 +181,6 @@ def _end_with(parent: int) -> None:
 def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
     """Run one piece with its learner, on one thread."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.lines import Line2D
 
 from sims_core.lab.style import METHOD, SEQUENCE, band, save, sequence, style, subplots
 
@@ -71,8 +73,6 @@ def _fresh(axis: Axes, paths: pd.DataFrame, settings: dict[str, Any]) -> None:
 
 def _legend(figure: Any, axes: Any) -> None:
     """One legend above all panels: the first panel's lines, then the loops', which the other three share."""
-    from matplotlib.lines import Line2D
-
     fresh, names = axes[0, 0].get_legend_handles_labels()
     loops, others = axes[1, 1].get_legend_handles_labels()
     dots = Line2D([], [], color="black", lw=0.6, ls=(0, (1, 2)))
@@ -98,8 +98,6 @@ def _curves(axis: Axes, paths: pd.DataFrame, name: str, *, geometric: bool = Fal
 
 def effective(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
     """Figure 'effective_size': n_e against n_s, and the admissible region n_e >= n_r, a column an n_r."""
-    from matplotlib.colors import LogNorm
-
     table, boundary = frames["effective"], frames["boundary"]
     sizes = settings["grid_real_size"]
     heats = sorted(table["temperature"].unique())

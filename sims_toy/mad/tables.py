@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sims_core.seeds import Seed
 from sims_toy import phase
+from sims_toy.mad import figures as mad_figures
 from sims_toy.mad import theory as mad_theory
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from sims_toy.grid.cells import Array, Cell, Experiment, Values
 
 
@@ -25,7 +25,6 @@ def make(
     """Tables 'paths', 'limits', 'effective', 'boundary', 'calibration' and 'collapse' (`docs/formats.md`)."""
     calibration = Calibration(parts["calibration"], values["calibration"]["w2"][:, :, 0])
     paths = [*_paths("fresh", parts, values, settings), *_paths("loops", parts, values, settings)]
-    import pandas as pd
 
     return {
         "paths": pd.DataFrame(paths),
@@ -112,8 +111,6 @@ def _log_volume(cell: Cell, t: int, dim: int, ddof: int) -> float:
 
 def _limits(part: Experiment, w2: Array, settings: dict[str, Any]) -> pd.DataFrame:
     """One row a cell: the limit, and its difference from the first n_ini's, paired."""
-    import pandas as pd
-
     weights = phase.resampling_weights(part.trials, Seed(part.seed))
     late = w2[:, :, _second_half(part.generations)].mean(2)
     rows = []
@@ -176,8 +173,6 @@ class Calibration:
 
     def table(self, settings: dict[str, Any]) -> pd.DataFrame:
         """One row a size, with the second-order closed form."""
-        import pandas as pd
-
         theory = np.sqrt(mad_theory.w2_squared(mad_theory.single(self.sizes, self.ddof), _identity(settings)))
         low, high = phase.interval(self.resampled, self.w2.shape[1])
         sizes = self.sizes.astype(int)
@@ -189,8 +184,6 @@ def _effective(part: Experiment, w2: Array, calibration: Calibration, settings: 
 
     ``effective_theory`` inverts the same calibration at the closed form's limit.
     """
-    import pandas as pd
-
     weights = phase.resampling_weights(part.trials, Seed(part.seed))
     late = w2[:, :, _second_half(part.generations)].mean(2)
     rows = []
@@ -224,8 +217,6 @@ def _effective(part: Experiment, w2: Array, calibration: Calibration, settings: 
 
 def _boundary(settings: dict[str, Any]) -> pd.DataFrame:
     """The least lambda_s at which n_e >= n_r, on a fine grid of n_s / n_r: second order."""
-    import pandas as pd
-
     ratios = np.geomspace(min(settings["grid_ratio"]), max(settings["grid_ratio"]), 61)
     frames = []
     for n_r in settings["grid_real_size"]:
@@ -243,8 +234,6 @@ def _collapse(part: Experiment, values: Values, settings: dict[str, Any]) -> pd.
     ``step``: mean of tr S_t / tr S_{t-1}, whose expectation is lambda_s for the fully synthetic loop (ddof = 1), as
     given S_{t-1} it is so in every generation. ``growth``: E W2^2 at the end over generation 1.
     """
-    import pandas as pd
-
     weights = phase.resampling_weights(part.trials, Seed(part.seed))
     rows = []
     d = settings["dimension"]
@@ -298,8 +287,6 @@ def _collapse(part: Experiment, values: Values, settings: dict[str, Any]) -> pd.
 
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
     """The figures, by `sims_toy.mad.figures`."""
-    from sims_toy.mad import figures as mad_figures
-
     return [*mad_figures.loops(frames, settings, folder / "mad"), *mad_figures.effective(frames, settings, folder)]
 
 

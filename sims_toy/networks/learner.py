@@ -15,6 +15,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.special import ndtri
+from scipy.stats import qmc
 from torch import Tensor
 
 from sims_core.devices import moved, present
@@ -97,8 +99,6 @@ def quadrature(dim: int) -> tuple[Tensor, Tensor]:
         nodes = np.stack([r * np.cos(angle), r * np.sin(angle)], -1).reshape(-1, 2)
         weights = np.repeat(w / 24, 24)
         return torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
-    from scipy.special import ndtri
-    from scipy.stats import qmc
 
     half = ndtri(qmc.Sobol(dim, scramble=True, seed=0).random_base2(10))
     nodes = np.concatenate([half, -half])

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from sims_core.algorithm import METHODS
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import phase
 from sims_toy.grid.cells import Array, Cell, Experiment
 from sims_toy.grid.measure import spread
 from sims_toy.pollution import theory as pollution_theory
+from sims_toy.pollution.figures import figure5
 from sims_toy.pollution.theory import VARIANT, Dose
 from sims_toy.theory import Mode, data_noise, plain_modes
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: The paper's names: standard training and SIMS, ideal (unpolluted) and polluted; and SIMS with its auxiliary on D_p.
 CURVES = ("ST-I", "ST-P", "SIMS-I", "SIMS-P", "SIMS-P*")
@@ -77,8 +77,6 @@ def make(
     parts: Mapping[str, Experiment], rows: Sequence[Row], w2: Mapping[str, Array], settings: dict[str, Any]
 ) -> dict[str, pd.DataFrame]:
     """All tables: 'curves' (every cell), 'best' (omega retuned), 'fixed' (|D_p| at a fixed omega), 'population'."""
-    import pandas as pd
-
     tables: dict[str, list[pd.DataFrame]] = {"curves": [], "best": [], "fixed": []}
     for name, part in parts.items():
         squared = w2[name][:, :, 0] ** 2
@@ -139,10 +137,6 @@ class _Study:
 
     def curves(self) -> pd.DataFrame:
         """Every cell: root mean square and mean W2 with intervals, and linear response beside."""
-        import pandas as pd
-
-        from sims_core.algorithm import METHODS
-
         rms = np.sqrt(phase.weighted(self.weights, self.squared.T))  # (resamples, cells)
         low, high = phase.interval(rms, self.experiment.trials)
         out = []
@@ -182,8 +176,6 @@ class _Study:
 
     def best(self) -> pd.DataFrame:
         """The best omega of each dose, the distance there, and whether pollution still helps (paired intervals)."""
-        import pandas as pd
-
         out = []
         for n in self.settings["real_size"]:
             clean = self.series(n, "SIMS-I", ratio=0.0)
@@ -225,8 +217,6 @@ class _Study:
 
     def fixed(self) -> pd.DataFrame:
         """The best dose of each fixed omega, whether a little pollution helps there, and how much the best one does."""
-        import pandas as pd
-
         out = []
         ratios = np.array(self.settings["pollution"])
         for n in self.settings["real_size"]:
@@ -286,8 +276,6 @@ def vertex(x: Array, y: Array) -> tuple[Array, Array]:
 
 def _population(experiment: Experiment, settings: dict[str, Any]) -> pd.DataFrame:
     """The limit of unlimited data by the exact learner: the best omega of each dose, and W2 at some fixed ones."""
-    import pandas as pd
-
     real = experiment.source(experiment.cells[0])
     eta = float(settings["budget"]) if settings["learner"] == "exact" else 1.0
     out = []
@@ -379,8 +367,6 @@ def _answer(best: pd.DataFrame, fixed: pd.DataFrame, n: int, settings: dict[str,
 
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
     """The figures, one a |D_r|: pollution, pollution-2, ..."""
-    from sims_toy.pollution.figures import figure5
-
     paths = []
     for number, n in enumerate(settings["real_size"]):
         stem = folder / (f"pollution-{number + 1}" if number else "pollution")

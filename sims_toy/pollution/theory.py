@@ -54,10 +54,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 
-from sims_core.algorithm import AUXILIARY_DATA
+from sims_core.algorithm import AUXILIARY_DATA, sims
 from sims_core.errors import InputError, choose
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
 from sims_toy.theory import Mode
 
@@ -210,9 +211,6 @@ def population(
 
     ratio: |D_p|/|D_r|; 0 is the clean base. An auxiliary on mixed data ('train+synthetic') sees |D_r| samples.
     """
-    from sims_core.algorithm import sims
-    from sims_toy.exact import ExactLearner
-
     w = np.asarray(omega, dtype=np.float64)
     learner, seed = ExactLearner(sampler, np.zeros(len(w), dtype=np.int64), noise=False), Seed(0)
     data = learner.draw(real, 1.0, seed=seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sims_core.guidance import GuidanceSchedule
 from sims_core.lab.style import METHOD, save, style, subplots
@@ -17,7 +18,6 @@ from sims_core.seeds import Seed
 from sims_toy import phase
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
 
     from sims_toy.grid.cells import Array, Cell, Experiment, Values
@@ -86,8 +86,6 @@ def _vertex(omegas: Array, means: Array) -> tuple[float, float]:
 
 def make(parts: Mapping[str, Experiment], values: dict[str, Values]) -> dict[str, pd.DataFrame]:
     """Tables 'costs' (one row a way of sampling) and 'curves' (one row a way and omega), of every part."""
-    import pandas as pd
-
     costs, curves = [], []
     for name, part in parts.items():
         w2 = values[name]["w2"][:, :, phase.last_generations(part.generations)].mean(2)

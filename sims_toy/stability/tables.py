@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sims_core.seeds import Seed
-from sims_toy import phase
+from sims_toy import phase, wasserstein
 from sims_toy.datasets import parse_real
+from sims_toy.grid.measure import POINTS
 from sims_toy.networks.settings import NetworkSettings
-from sims_toy.stability import theory
+from sims_toy.stability import figures, theory
 from sims_toy.stability.networks import curvature, w1_excess
 from sims_toy.theory import TOLERANCE
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from sims_toy.grid.cells import Array, Cell, Experiment, Values
 
 Frames = dict[str, "pd.DataFrame"]
@@ -36,8 +36,6 @@ def ratio_of(cell: Cell) -> float:
 
 def make(parts: dict[str, Experiment], values: dict[str, Values], settings: dict[str, Any]) -> Frames:
     """All tables of the study from its parts' values."""
-    import pandas as pd
-
     loops, found = parts["loops"], values["loops"]
     rounds = _distances(loops, found[settings["distance"]], settings)
     return {
@@ -59,11 +57,6 @@ def _mean_row(weights: Array, sample: Array) -> tuple[float, float, float]:
 
 def _distances(loops: Experiment, distance: Array, settings: dict[str, Any]) -> pd.DataFrame:
     """One row a cell and generation: distance, its ratio to the first round and to lambda = 0, its floor."""
-    import pandas as pd
-
-    from sims_toy import wasserstein
-    from sims_toy.grid.measure import POINTS
-
     weights = phase.resampling_weights(loops.trials, Seed(loops.seed))
     last = phase.last_generations(loops.generations)
     floors = {}
@@ -117,8 +110,6 @@ def _rates(loops: Experiment, found: Values, kicked: Values, settings: dict[str,
     The kicked loop's first model is a model of kick x data; its samples and those of the loop beside it share their
     noise, so that <x' - x, x> / <x, x> is the displacement of the scale, of which kick - 1 was put in.
     """
-    import pandas as pd
-
     weights = phase.resampling_weights(loops.trials, Seed(loops.seed))
     points = next(name for name in loops.quantities if name.startswith("points"))
     rows = []
@@ -147,8 +138,6 @@ def _constants(loops: Experiment, found: Values, settings: dict[str, Any]) -> pd
     where its loop's last network lies from there. ``reading`` 'smallest': alpha is along the smallest eigenvalue's
     direction, L the largest of all directions tried; 'displacement': both along the ratio's own direction.
     """
-    import pandas as pd
-
     network = NetworkSettings(**settings["network"])
     points = next(name for name in loops.quantities if name.startswith("points"))
     rows: list[dict[str, Any]] = []
@@ -217,8 +206,6 @@ def _closed_form() -> list[dict[str, Any]]:
 
 def _collapse(parts: dict[str, Experiment], values: dict[str, Values]) -> pd.DataFrame:
     """E sqrt(Sigma_t) by Monte-Carlo beside c_4(n)^t, for both estimators of the variance."""
-    import pandas as pd
-
     frames = []
     for ddof in (1, 0):
         part = parts[f"collapse{ddof}"]
@@ -246,8 +233,6 @@ def shown_rounds(generations: int) -> list[int]:
 
 def _samples(loops: Experiment, found: Values) -> pd.DataFrame:
     """The kept samples of trial 0 in the rounds that are shown."""
-    import pandas as pd
-
     points = next(name for name in loops.quantities if name.startswith("points"))
     frames = []
     for i, cell in enumerate(loops.cells):
@@ -260,8 +245,6 @@ def _samples(loops: Experiment, found: Values) -> pd.DataFrame:
 
 def draw(frames: Frames, settings: dict[str, Any], folder: Path) -> list[Path]:
     """`stability`, and `stability_samples_<data>` for each data set."""
-    from sims_toy.stability import figures
-
     paths = figures.overview(frames, folder / "stability", settings=settings)
     for number, name in enumerate(settings["real"]):
         kind = "".join(c if c.isalnum() else "-" for c in name.partition(":")[0].rsplit("/", 1)[-1])

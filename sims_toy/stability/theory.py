@@ -41,6 +41,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import quad, solve_ivp
+from scipy.linalg import expm
 from scipy.special import gammaln, logit, ndtri
 
 from sims_core.errors import InputError, choose
@@ -315,8 +316,6 @@ def predicted_jacobian(case: Case, lam: float, time: float = math.inf) -> Array:
 
     K + (1 - K) (A + lam B)^{-1} lam B: an optimiser that stops early forgets less, whatever lam is.
     """
-    from scipy.linalg import expm
-
     a, b = case.matrices
     full = np.linalg.solve(a + lam * b, lam * b)
     if math.isinf(time):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+from matplotlib.lines import Line2D
 
 from sims_core.algorithm import METHODS
 from sims_core.lab.style import METHOD, REGIME, band, save, sequence, spread, style, subplots
@@ -15,7 +17,6 @@ from sims_core.lab.style import METHOD, REGIME, band, save, sequence, spread, st
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
 
     from sims_core.guidance import Denoiser
     from sims_toy.gaussian import Gaussian
@@ -83,8 +84,6 @@ def figure4(
 
 def _regimes() -> list[Line2D]:
     """The legend of the panels over generations."""
-    from matplotlib.lines import Line2D
-
     names = [name for name in REGIME if name != "undecided"]
     found = [Line2D([], [], color=REGIME[name], lw=2.5, label=LABEL.get(name, name)) for name in names]
     return [*found, Line2D([], [], color="black", lw=1.3, ls="--", label="undecided (the worse's colour)")]
@@ -92,8 +91,6 @@ def _regimes() -> list[Line2D]:
 
 def _handles(under: str, methods: set[str]) -> list[Line2D]:
     """The legend of the panels over omega: the curves, what is drawn beneath, the controls."""
-    from matplotlib.lines import Line2D
-
     colour = sequence(1)[0]
     found = [Line2D([], [], color=colour, lw=1.8, label="over $\\omega$"),
              Line2D([], [], color=colour, lw=0.8, ls=_UNDER[under], label=under)]  # fmt: skip
@@ -290,8 +287,6 @@ def score_fields(
     ellipse: of 'real' in every panel, of a model in its own. sigma: the noise level shown. extent: half the side of the
     square shown. Returns the paths written.
     """
-    import torch
-
     ticks = np.linspace(-extent, extent, 15)
     grid = np.stack(np.meshgrid(ticks, ticks), -1).reshape(-1, 2)
     level = torch.tensor(sigma, dtype=torch.float64)

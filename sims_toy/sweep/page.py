@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from sims_core.algorithm import METHODS
@@ -22,9 +23,7 @@ from sims_core.errors import InputError
 from sims_core.lab.command import parse_command
 from sims_core.lab.runs import parse_json, write_atomic
 from sims_core.lab.style import METHOD, REGIME, sequence
-
-if TYPE_CHECKING:
-    import pandas as pd
+from sims_toy.sweep.report import caption, conclusion
 
 #: Axes on which a view of the page holds one value.
 VIEW = [
@@ -52,8 +51,6 @@ def write_page(folder: str | Path) -> Path:
 
     Raises `InputError` where the folder holds no finished sweep.
     """
-    import pandas as pd
-
     folder = Path(folder)
     try:
         settings = parse_json("--run", str(folder), (folder / "settings.json").read_bytes())["settings"]
@@ -85,8 +82,6 @@ def payload(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> dict[s
     frames: ``sweep``, ``regimes``, ``theory`` and ``boundaries`` of a run folder. A cell carries its regime, the
     interval of d_T / d_1(0), and its curves over generations with their intervals; non-finite numbers become null.
     """
-    from sims_toy.sweep.report import caption, conclusion
-
     regimes, sweep = _complete(frames["regimes"], settings), _complete(frames["sweep"], settings)
     guided = regimes["method"].map(lambda m: m in METHODS and "omega" in METHODS[m].takes)
     shown = regimes[guided] if guided.any() else regimes

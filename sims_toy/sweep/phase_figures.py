@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 
 from sims_core.lab.style import REGIME, save, style, subplots
 from sims_toy.sweep.figures import LABEL, UNGUIDED
@@ -15,7 +17,6 @@ from sims_toy.theory import TOLERANCE
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.lines import Line2D
 
 #: Boundaries by their regime: the look of the line and its name.
 _EDGE: dict[str, tuple[Any, float, str]] = {
@@ -41,8 +42,6 @@ def phase_diagram(
 
     regimes: with the rows of the controls, whose d_T / d_1(0) stand at the right.
     """
-    from matplotlib.patches import Patch, Rectangle
-
     part = regimes[(regimes["auxiliary_data"] == reading) & ~regimes["method"].isin(UNGUIDED)]
     omegas, sizes = (np.array(sorted(part[c].unique()), dtype=float) for c in ("omega", "synthetic_size"))
     x, y = _edges(omegas), np.exp(_edges(np.log(sizes)))
@@ -85,8 +84,6 @@ def phase_diagram(
 
 def _boundaries(axis: Axes, mine: pd.DataFrame) -> list[Line2D]:
     """Draw the boundaries, each kind in its own dashes; returns a legend's handles of those that can be seen."""
-    from matplotlib.lines import Line2D
-
     top = mine["omega_high"].max()  # where the search for boundaries ended: no boundary itself
     (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
     handles = []
@@ -106,8 +103,6 @@ def _boundaries(axis: Axes, mine: pd.DataFrame) -> list[Line2D]:
 
 def _measured(axis: Axes, part: pd.DataFrame, omegas: np.ndarray, sizes: np.ndarray) -> Line2D:
     """Marks at the measured best omega of each size, and level lines of d_T / d_1(0) between the sizes."""
-    from matplotlib.lines import Line2D
-
     grid = part.pivot_table("standard", "synthetic_size", "omega", aggfunc="min").reindex(sizes, columns=omegas)
     found = np.ma.masked_invalid(grid.to_numpy(dtype=float))
     if min(found.shape) > 1:

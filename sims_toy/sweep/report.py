@@ -7,10 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sims_core.algorithm import METHODS
 from sims_core.errors import shown
-from sims_toy import theory
+from sims_core.sampling import Sampler
+from sims_core.seeds import Seed
+from sims_toy import theory, wasserstein
+from sims_toy.datasets import Distribution, header_of
+from sims_toy.diagnosis import diagnose, diagnose_network, network_angle
+from sims_toy.gaussian import Gaussian
+from sims_toy.grid.measure import POINTS, spread
+from sims_toy.networks.learner import NetworkLearner
 from sims_toy.networks.settings import unusual
 from sims_toy.sweep import figures
 from sims_toy.sweep.phase_figures import phase_diagram
@@ -18,9 +26,6 @@ from sims_toy.sweep.strengths import comparison, strengths
 from sims_toy.sweep.tables import FACET, Twins, beneath, tables, theory_tables, trial_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from sims_toy.gaussian import Gaussian
     from sims_toy.grid.cells import Experiment
 
 #: Methods with a strength.
@@ -44,8 +49,6 @@ def make(
 
     exact: the part whose cells are exact, if any.
     """
-    import pandas as pd
-
     pairs, trials = [], []
     for name, part in parts.items():
         alone = trial_table(part, w2[name])
@@ -316,11 +319,6 @@ def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
 
 def floor(experiment: Experiment) -> str:
     """What two real samples of the empirical distance's size are apart, which no model can be expected to beat."""
-    from sims_core.seeds import Seed
-    from sims_toy import wasserstein
-    from sims_toy.datasets import Distribution, header_of
-    from sims_toy.grid.measure import POINTS
-
     real, name = experiment.source(experiment.cells[0]), experiment.quantities[0]
     seed, points = Seed(experiment.seed).child("floor"), POINTS
     distance = {"emd": wasserstein.exact, "sliced": wasserstein.sliced}[name]
@@ -347,18 +345,10 @@ def diagnosis(experiment: Experiment) -> str:
 
     Of points rather than moments: the distance's floor and the cosine.
     """
-    from sims_core.sampling import Sampler
-    from sims_core.seeds import Seed
-    from sims_toy.diagnosis import diagnose, diagnose_network, network_angle
-    from sims_toy.gaussian import Gaussian
-    from sims_toy.grid.measure import spread
-
     cell = experiment.cells[0]
     real = experiment.source(cell)
     sampler, seed = Sampler.parse(cell.sampler, sigma_data=spread(real)), Seed(experiment.seed)
     if experiment.quantities != ("w2",):
-        from sims_toy.networks.learner import NetworkLearner
-
         learner = NetworkLearner(sampler, np.arange(min(16, experiment.trials)), experiment.network)
         data = learner.draw(real, cell.real_size, seed=seed.child("real"))
         base = learner.fit(data, seed=seed.child("fit"))
@@ -374,8 +364,6 @@ def diagnosis(experiment: Experiment) -> str:
 
 def off_center(real: Gaussian) -> str:
     """A line where samplers, which start around 0 at a noise level of 80, are far from the data's place and size."""
-    from sims_toy.grid.measure import spread
-
     mean, scale = float(real.mean[0].norm()), spread(real)
     if mean <= 10 * scale and 0.02 <= scale <= 20:
         return ""

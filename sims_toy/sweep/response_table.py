@@ -6,17 +6,21 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from sims_core.errors import InputError
 from sims_core.sampling import Sampler
 from sims_toy import theory
+from sims_toy.exact import sampler_modes
+from sims_toy.gaussian import Gaussian
+from sims_toy.grid import run as experiments
 from sims_toy.grid.measure import spread
+from sims_toy.sweep import plan
 from sims_toy.sweep.options import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
 
 #: Generations that make a loop's end.
 _LAST = 10
@@ -28,8 +32,6 @@ def optima(rho: Sequence[float], shares: Sequence[float] = (0.125, 0.25, 0.5, 1.
     Plain first order (gain 1), auxiliary on train+synthetic data, |D_aux| = |D_s|. Columns: ``rho``, one a share, and
     ``ratio``, the largest of them over the smallest: near 1 where one omega serves all |D_s|.
     """
-    import pandas as pd
-
     rows = []
     for value in rho:
         modes = theory.plain_modes(1.0, 0.0 if math.isinf(value) else 1 / value)  # v = V_1 at |D_r| = 1
@@ -48,13 +50,6 @@ def error_parts(sweep: Sweep) -> pd.DataFrame:
     sweep's own omegas, nan elsewhere (at the limit: the mean over the last ten generations). One |D_s| and reading
     are looked at, the first. Raises `InputError` for another learner than the exact one.
     """
-    import pandas as pd
-
-    from sims_toy.exact import sampler_modes
-    from sims_toy.gaussian import Gaussian
-    from sims_toy.grid import run as experiments
-    from sims_toy.sweep import plan
-
     if sweep.learner != "exact":
         raise InputError("learner", sweep.learner, "the parts are those of the exact learner: say learner='exact'")
     experiment = plan(sweep).experiment

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from sims_core.algorithm import AUXILIARY_DATA, METHODS
+from sims_core.guidance import GuidanceSchedule
+from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import phase, theory
+from sims_toy.exact import sampler_modes
+from sims_toy.gaussian import Gaussian
 from sims_toy.grid.cells import Array, Cell, Experiment
 from sims_toy.grid.measure import spread
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Axes on which a figure holds one value; each combination gets figures of its own. 'aux' is |D_aux|, 0 for |D_s|.
 FACET = ["method", "loop", "sampler", "real_size", "budget", "aux", "temperature", "pollution"]
@@ -46,8 +48,6 @@ def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tup
     exact learner shows too (`sims_toy.phase.steadied`); regimes then say the twins' correlation over trials, the slope,
     and d_T without them.
     """
-    import pandas as pd
-
     weights = phase.resampling_weights(experiment.trials, Seed(experiment.seed))
     means, resampled, squares = _means(weights, w2, twins, Seed(experiment.seed))
     standards = {_setting(c): i for i, c in enumerate(experiment.cells) if c.method == "standard"}
@@ -137,8 +137,6 @@ def trial_table(experiment: Experiment, w2: Array) -> pd.DataFrame:
 
     What every interval and regime follows from: means over trials of these two.
     """
-    import pandas as pd
-
     cells = pd.DataFrame([asdict(cell) for cell in experiment.cells])[_TRIAL]
     rows = cells.loc[cells.index.repeat(experiment.trials)].reset_index(drop=True)
     last = phase.last_generations(experiment.generations)
@@ -233,9 +231,6 @@ def _regime(
     cell: Cell, w2: Array, mine: Array, standard: Array, mean: Array, standard_mean: Array, last: slice
 ) -> dict[str, Any]:
     """One row of regimes.csv."""
-    from sims_core.guidance import GuidanceSchedule
-    from sims_core.sampling import Sampler
-
     base, auxiliary = Sampler.parse(cell.sampler).evaluations(GuidanceSchedule.parse(cell.guidance))
     evaluations = base + (auxiliary if METHODS[cell.method].networks > 1 else 0)
     diverged = int((~np.isfinite(w2)).any(1).sum())
@@ -270,12 +265,6 @@ def theory_tables(experiment: Experiment | None, settings: dict[str, Any]) -> tu
     theory: W2 (root of E[W2^2]) at generation 1 and at convergence on a fine grid of omega. boundaries: the intervals
     of omega of each regime over a fine grid of |D_s|, and the optimum (omega_low = omega_high). Empty for the rest.
     """
-    import pandas as pd
-
-    from sims_core.sampling import Sampler
-    from sims_toy.exact import sampler_modes
-    from sims_toy.gaussian import Gaussian
-
     if experiment is None:
         return pd.DataFrame(columns=_CURVE), pd.DataFrame(columns=_EDGE)
     real = Gaussian.single(experiment.mean, experiment.covariance)

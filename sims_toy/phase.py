@@ -86,6 +86,13 @@ def interval(resampled: Array, trials: int) -> tuple[Array, Array]:
     return np.where(bad, np.inf, low), np.where(bad, np.inf, high)
 
 
+def mean_row(name: str, values: Array, weights: Array) -> dict[str, float]:
+    """Mean of values (trials,) and its interval, as ``name``, ``name_low`` and ``name_high``; inf where one diverged."""
+    low, high = interval(weighted(weights, values), len(values))
+    mean = float(values.mean()) if np.isfinite(values).all() else np.inf
+    return {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
 def share(count: int, trials: int) -> tuple[float, float, float]:
     """A share of trials and its Clopper-Pearson interval at `LEVEL`."""
     tail = (1 - LEVEL) / 2

@@ -40,13 +40,6 @@ def _identity(settings: dict[str, Any]) -> Array:
     return np.eye(int(settings["dimension"]))
 
 
-def _triple(name: str, values: Array, weights: Array) -> dict[str, float]:
-    """Mean and interval of values (trials,)."""
-    low, high = phase.interval(phase.weighted(weights, values[:, None]), len(values))
-    mean = float(values.mean()) if np.isfinite(values).all() else math.inf
-    return {name: mean, f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
-
-
 def _second_half(generations: int) -> slice:
     return slice(generations // 2, generations)
 
@@ -82,17 +75,17 @@ def _paths(
                 "initial_size": cell.initial_size or cell.real_size,
                 "generation": t + 1,
                 "trials": part.trials,
-                **_triple("w2", measured["w2"][i, :, t], weights),
-                **_triple("w2_sq", measured["w2"][i, :, t] ** 2, weights),
+                **phase.mean_row("w2", measured["w2"][i, :, t], weights),
+                **phase.mean_row("w2_sq", measured["w2"][i, :, t] ** 2, weights),
                 "w2_theory": float(np.sqrt(mad_theory.w2_squared(moments, _identity(settings)))),
-                **_triple("variance", variance, weights),
+                **phase.mean_row("variance", variance, weights),
                 "variance_median": float(np.median(variance)),
                 "variance_theory": float(moments.scale),
-                **_triple("mean_sq", measured["mean_sq"][i, :, t] / d, weights),
+                **phase.mean_row("mean_sq", measured["mean_sq"][i, :, t] / d, weights),
                 "mean_sq_theory": float(moments.mean),
             }
             if "log_volume" in measured:
-                row |= _triple("log_volume", measured["log_volume"][i, :, t], weights)
+                row |= phase.mean_row("log_volume", measured["log_volume"][i, :, t], weights)
                 row["log_volume_theory"] = _log_volume(cell, t, d, part.ddof)
             rows.append(row)
     return rows
@@ -125,10 +118,10 @@ def _limits(part: Experiment, w2: Array, settings: dict[str, Any]) -> pd.DataFra
                 "synthetic_size": cell.synthetic_size,
                 "initial_size": cell.initial_size,
                 "trials": part.trials,
-                **_triple("first", w2[i, :, 0], weights),
-                **_triple("limit", late[i], weights),
+                **phase.mean_row("first", w2[i, :, 0], weights),
+                **phase.mean_row("limit", late[i], weights),
                 "limit_theory": float(np.sqrt(mad_theory.w2_squared(limit, _identity(settings)))),
-                **_triple("difference", late[i] - anchor, weights),
+                **phase.mean_row("difference", late[i] - anchor, weights),
             }
         )
     return pd.DataFrame(rows)
@@ -203,7 +196,7 @@ def _effective(part: Experiment, w2: Array, calibration: Calibration, settings: 
                 "ratio": cell.synthetic_size / n_r,
                 "temperature": cell.temperature,
                 "trials": part.trials,
-                **_triple("limit", late[i], weights),
+                **phase.mean_row("limit", late[i], weights),
                 "limit_theory": float(predicted),
                 "effective": float(middle),
                 "effective_low": float(low),
@@ -255,11 +248,11 @@ def _collapse(part: Experiment, values: Values, settings: dict[str, Any]) -> pd.
             "synthetic_size": cell.synthetic_size,
             "generations": part.generations,
             "trials": part.trials,
-            **_triple("step", (variance[:, 1:] / variance[:, :-1]).mean(1), weights),
+            **phase.mean_row("step", (variance[:, 1:] / variance[:, :-1]).mean(1), weights),
             "step_theory": cell.temperature * (cell.synthetic_size - 1) / (cell.synthetic_size - part.ddof)
             if replaced
             else math.nan,
-            **_triple("rate", (log_volume[:, -1] - log_volume[:, 0]) / (part.generations - 1), weights),
+            **phase.mean_row("rate", (log_volume[:, -1] - log_volume[:, 0]) / (part.generations - 1), weights),
             "rate_theory": mad_theory.log_volume_rate(cell.synthetic_size, d, cell.temperature, part.ddof)
             if replaced
             else math.nan,

@@ -68,9 +68,9 @@ def best(values: Array, omegas: Sequence[float], weights: Array) -> dict[str, fl
 
 
 def _summary(values: Array, weights: Array) -> dict[str, float]:
-    low, high = phase.interval(phase.weighted(weights, values[:, None]), len(values))
+    found = phase.mean_row("w2", values, weights)
     se = float(values.std(ddof=1) / np.sqrt(len(values))) if np.isfinite(values).all() else np.inf
-    return {"w2": float(values.mean()), "w2_se": se, "w2_low": float(low[0]), "w2_high": float(high[0])}
+    return {"w2": found.pop("w2"), "w2_se": se, **found}
 
 
 def _vertex(omegas: Array, means: Array) -> tuple[float, float]:

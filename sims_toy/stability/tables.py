@@ -48,13 +48,6 @@ def make(parts: dict[str, Experiment], values: dict[str, Values], settings: dict
     }
 
 
-def _mean_row(weights: Array, sample: Array) -> tuple[float, float, float]:
-    """Mean over trials (trials,) and its bootstrap interval."""
-    low, high = phase.interval(phase.weighted(weights, sample), len(sample))
-    mean = float(sample.mean()) if np.isfinite(sample).all() else math.inf
-    return mean, float(low), float(high)
-
-
 def _distances(loops: Experiment, distance: Array, settings: dict[str, Any]) -> pd.DataFrame:
     """One row a cell and generation: distance, its ratio to the first round and to lambda = 0, its floor."""
     weights = phase.resampling_weights(loops.trials, Seed(loops.seed))
@@ -78,7 +71,7 @@ def _distances(loops: Experiment, distance: Array, settings: dict[str, Any]) -> 
             facts |= {name: value, f"{name}_low": float(ends[0]), f"{name}_high": float(ends[1])}
         facts |= _growth(distance[i], distance[zero[cell.real]], last, weights)
         for t in range(loops.generations):
-            mean, low, high = _mean_row(weights, distance[i][:, t])
+            mean, low, high = phase.mean_row("", distance[i][:, t], weights).values()
             floor, floor_low, floor_high = floors[cell.real]
             rows.append(
                 {

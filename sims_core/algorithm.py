@@ -154,6 +154,42 @@ def rebuilt(learner: Any, train: Data, **settings: Any) -> Trained[Any, Data]:
     return sims(_Rebuilding(learner), train, **settings)
 
 
+class Given:
+    """A learner that hands out what is made already where a method would make it: what methods share is made once.
+
+    base: what `fit` returns. synthetic: what `sample` returns. auxiliary: what `finetune` returns; with it nothing is
+    drawn or joined. What is None is the learner's. Example: SIMS, then its control from the same base and auxiliary::
+
+        made = sims(learner, data, n_synthetic=n, budget=b, omega=1.0, seed=seed)
+        given = Given(learner, base=made.base, auxiliary=made.auxiliary)
+        control = METHODS["random"](given, data, n_synthetic=n, budget=b, omega=1.0, seed=seed)
+    """
+
+    def __init__(self, learner: Any, *, base: Any, auxiliary: Any = None, synthetic: Any = None) -> None:
+        self._learner, self._base, self._auxiliary, self._synthetic = learner, base, auxiliary, synthetic
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._learner, name)
+
+    def fit(self, train: Any, *, seed: Seed, start: Any = None) -> Any:
+        """The base."""
+        return self._base
+
+    def sample(self, model: Any, n: Any, *, seed: Seed) -> Any:
+        """The synthetic items, or None where the auxiliary is there."""
+        if self._auxiliary is not None or self._synthetic is not None:
+            return self._synthetic
+        return self._learner.sample(model, n, seed=seed)
+
+    def union(self, first: Any, second: Any) -> Any:
+        """The learner's; None where the auxiliary is there."""
+        return None if self._auxiliary is not None else self._learner.union(first, second)
+
+    def finetune(self, model: Any, data: Any, budget: Any, *, seed: Seed) -> Any:
+        """The auxiliary."""
+        return self._learner.finetune(model, data, budget, seed=seed) if self._auxiliary is None else self._auxiliary
+
+
 class _Rebuilding:
     """A learner that trains its auxiliary from scratch instead of from the base."""
 

@@ -87,7 +87,7 @@ def interval(resampled: Array, trials: int) -> tuple[Array, Array]:
 
 
 def mean_row(name: str, values: Array, weights: Array) -> dict[str, float]:
-    """Mean of values (trials,) and its interval, as ``name``, ``name_low`` and ``name_high``; inf where one diverged."""
+    """Mean of values (trials,) with its interval: ``name``, ``name_low`` and ``name_high``; inf where one diverged."""
     low, high = interval(weighted(weights, values), len(values))
     mean = float(values.mean()) if np.isfinite(values).all() else np.inf
     return {name: mean, f"{name}_low": float(low), f"{name}_high": float(high)}

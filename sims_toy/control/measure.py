@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sims_core.algorithm import Trained, sims
+from sims_core.algorithm import METHODS, Given, Trained
 from sims_core.control import distribution_control
 from sims_core.errors import InputError
 from sims_core.lab.grids import parse_budget
@@ -89,11 +89,10 @@ def control(
     Algorithm 2's auxiliary; 'standard' and 'equal-cost' are the base.
     """
     if cell.method in ("standard", "equal-cost"):
-        base = learner.fit(data, seed=seed.child("fit"))
-        return Trained(base, base)
-    budget = parse_budget("budget", cell.budget).value
+        return METHODS[cell.method](learner, data, seed=seed)
+    settings = {"n_synthetic": cell.auxiliary_size, "budget": parse_budget("budget", cell.budget).value, "omega": omega}
     if cell.method == "sims":
-        return sims(learner, data, n_synthetic=cell.auxiliary_size, budget=budget, omega=omega, seed=seed)
+        return METHODS["sims"](learner, data, **settings, seed=seed)
     reading, _, strength = cell.auxiliary_data.partition("@")
     made = distribution_control(
         learner,
@@ -103,14 +102,13 @@ def control(
         target_shares=target,
         strength=float(strength),
         reading=reading,
-        budget=budget,
+        budget=settings["budget"],
         omega=omega,
         seed=seed,
     )
-    if cell.method == "control" or made.auxiliary is None:
+    if cell.method == "control":
         return made
-    other = learner.perturb(made.base, made.auxiliary, seed=seed.child("direction"))
-    return Trained(learner.extrapolate(made.base, other, omega), made.base, other)
+    return METHODS["random"](Given(learner, base=made.base, auxiliary=made.auxiliary), data, **settings, seed=seed)
 
 
 def shares(mixture: Mixture, points: Array) -> Array:

@@ -21,7 +21,7 @@ from sims_core import (
     self_consuming_loop,
     sims,
 )
-from sims_core.algorithm import autoguidance, continued, random_direction, rebuilt, standard
+from sims_core.algorithm import Given, autoguidance, continued, random_direction, rebuilt, standard
 from sims_core.control import complement
 from sims_core.learner import Mergeable, Perturbable, Rebuildable
 from sims_core.loop import forms
@@ -121,6 +121,21 @@ def test_rivals_and_controls_step_by_step():
         "standard": 1, "sims": 2, "neon": 1, "autoguidance": 2, "continued": 1, "random": 2, "rebuilt": 2,
         "equal-cost": 1, "retuned": 1,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sims", "neon", "random", "continued", "autoguidance", "rebuilt", "standard"])
+def test_methods_take_what_is_made_already(name):
+    """The same model as from nothing, and no base, sample or auxiliary made a second time."""
+    settings = {"n_synthetic": 4, "budget": 0.5, "omega": 2.0, "auxiliary_data": AUXILIARY_DATA["train+synthetic"]}
+    data, seed, method = (0.0, 4.0), Seed(3), METHODS[name]
+    made = METHODS["sims"].bind(**settings)(Numbers(), data, seed=seed)
+    auxiliary = made.auxiliary if name in ("sims", "neon", "random") else None
+    learner = Numbers()
+    given = Given(learner, base=made.base, auxiliary=auxiliary, synthetic=made.synthetic)
+    found = method.bind(**settings)(given, data, seed=seed)
+    assert found.model == method.bind(**settings)(Numbers(), data, seed=seed).model
+    trained = {"continued": ["finetune"], "autoguidance": ["rebuild"], "rebuilt": ["rebuild"]}
+    assert [call[0] for call in learner.calls] == trained.get(name, [])
 
 
 def test_complement_moves_away_from_the_target():

@@ -36,7 +36,7 @@ _MOST = {
 }
 
 
-def check_bounds(options: Any, prefix: str = "--") -> None:
+def check_bounds(options: Any, prefix: str = "") -> None:
     """Raise `InputError` for a whole number that no run can have, before memory is taken for it.
 
     options: a dataclass; those inside are checked under their dotted names. A field's own default is never too little:
@@ -45,14 +45,13 @@ def check_bounds(options: Any, prefix: str = "--") -> None:
     least = _least(type(options))
     for field in dataclasses.fields(options):
         name, value = field.name.rstrip("_"), getattr(options, field.name)
-        option = prefix + name.replace("_", "-")
         if dataclasses.is_dataclass(value):
-            check_bounds(value, option + ".")
+            check_bounds(value, f"{prefix}{name}.")
         elif isinstance(value, int) and not isinstance(value, bool):
             if value != field.default:
-                whole(option, value, least.get(field.name, value))
+                whole(prefix + name, value, least.get(field.name, value))
             if value > 0:
-                whole(option, value, most=_MOST.get(name.rpartition("_")[2], _MOST[""]))
+                whole(prefix + name, value, most=_MOST.get(name.rpartition("_")[2], _MOST[""]))
 
 
 def _least(cls: type) -> dict[str, int]:

@@ -68,8 +68,33 @@ def parse_command(
         if name in options_of(default):  # of the settings, and fixed: `tyro.conf.Fixed`
             raise InputError("option", name, "it does nothing in this command; leave it out")
         raise _unknown(name, [option for option in options_of(default) if option not in _fixed(cls)])
-    check_bounds(parsed)
+    with about_options(default):
+        check_bounds(parsed)
     return parsed
+
+
+@contextlib.contextmanager
+def about_options(
+    settings: object, *, names: Mapping[str, str] | None = None, others: Sequence[str] = ()
+) -> Iterator[None]:
+    """Errors about arguments become errors about the options of that name; what is no option stays as it is.
+
+    names: of arguments that have others. others: options of other commands, for what is expected, where arguments stand
+    in backticks.
+    """
+    try:
+        yield
+    except InputError as error:
+        known = options_of(settings)
+        called = (names or {}).get(error.argument) or _option_of(error.argument, known) or error.argument
+        expected = re.sub(r"`([\w.]+)`", lambda name: _option_of(name[1], [*known, *others]) or name[0], error.expected)
+        raise InputError(called, error.value, expected) from error
+
+
+def _option_of(argument: str, known: Sequence[str]) -> str:
+    """The option that an argument is at the command line; '' if it is none of ``known``."""
+    option = "--" + argument.rstrip("_").replace("_", "-")
+    return option if option in known else ""
 
 
 def listed(table: str, text: str) -> Any:
@@ -239,6 +264,9 @@ def _option(argv: Sequence[str], name: str) -> str:
 
 def _misread(argv: Sequence[str], words: str) -> InputError:
     """The parser's complaint, about the option that it names."""
+    nested = re.search(r"Error parsing \w+: ([\w.]+): got '(.*?)'; (.*)", words)  # refused by their own dataclass
+    if nested:
+        return InputError("--" + nested[1].replace("_", "-"), nested[2], nested[3])
     found = re.search(r"--[a-z][a-z.-]*[a-z]", words)
     name = found[0] if found else "arguments"
     listed = words.partition("Expected one of")[2]

@@ -161,7 +161,7 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: str | Path, settings: dict[str, Any], *, argument: str = "--out", otherwise: str = _OTHERWISE
+        cls, path: str | Path, settings: dict[str, Any], *, argument: str = "out", otherwise: str = _OTHERWISE
     ) -> RunFolder:
         """Create the folder, or return to it if its settings are these.
 
@@ -189,7 +189,7 @@ class RunFolder:
 
     @staticmethod
     def check(
-        path: str | Path, settings: dict[str, Any], *, argument: str = "--out", otherwise: str = _OTHERWISE
+        path: str | Path, settings: dict[str, Any], *, argument: str = "out", otherwise: str = _OTHERWISE
     ) -> None:
         """Refuse what `open` would refuse of what is there, and change nothing: for dry runs. Raises `InputError`."""
         record = Path(path) / "settings.json"
@@ -245,7 +245,7 @@ class RunFolder:
         self.close()
 
     @classmethod
-    def discard(cls, path: Path, *, argument: str = "--out") -> None:
+    def discard(cls, path: Path, *, argument: str = "out") -> None:
         """Delete what a run left unfinished at ``path``. Raises `InputError` while another process is at work in it."""
         if (path / "settings.json").is_file():
             folder = cls(path, {})

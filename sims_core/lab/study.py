@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sims_core.lab.bounds import check_bounds
-from sims_core.lab.command import main_with_errors, parse_command
+from sims_core.lab.command import about_options, main_with_errors, parse_command
 from sims_core.lab.options import RunOptions
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Study:
 
     command: its name. settings: JSON-able, all that decides the result. draw: from tables to figures in a folder.
     words: what the command prints of its tables, the conclusion last. note: what is recorded once, when the run is
-    finished. page: writes the run's interactive page, if it has one. bulky: tables that are kept as parquet alone.
+    finished. page: writes the run's page where it is an interactive one. bulky: tables that are kept as parquet alone.
     """
 
     command: str
@@ -74,7 +74,7 @@ class Result:
     """What a study left: its folder, its tables by name, its figures, and what there is to say.
 
     resumed_finished: whether the folder was whole already. note: what was recorded at the end (a sweep's diagnosis).
-    page: its interactive page, if it has one. bulky: tables that are kept as parquet alone.
+    page: the report. bulky: tables that are kept as parquet alone.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Result:
     resumed_finished: bool
     words: str
     note: str
-    page: Path | None = None
+    page: Path
     bulky: tuple[str, ...] = ()
 
 
@@ -98,7 +98,7 @@ def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> R
         try:
             return _carried_out(study, options, folder, progress=progress)
         except OSError as error:
-            raise write_failure("--out", out, error, "what is finished is kept") from None
+            raise write_failure("out", out, error, "what is finished is kept") from None
 
 
 def _carried_out(study: Study, options: RunOptions, folder: RunFolder, *, progress: bool) -> Result:
@@ -110,12 +110,23 @@ def _carried_out(study: Study, options: RunOptions, folder: RunFolder, *, progre
         frames = study.compute(folder, options, progress=progress)
         write_tables(out, frames, bulky=study.bulky)
     figures = study.draw(frames, study.settings, out)
-    page = study.page(frames, study.settings, out / "report.html") if study.page else None
+    words = study.words(frames, study.settings)
+    page = (study.page or partial(_page, study, words, figures))(frames, study.settings, out / "report.html")
     if not known:
         note = study.note() if study.note else ""
         folder.finish(seconds=round(time.monotonic() - started, 1), tables=sorted(frames), note=note)
     note = str((folder.facts or {}).get("note", ""))
-    return Result(out, frames, figures, known, study.words(frames, study.settings), note, page, study.bulky)
+    return Result(out, frames, figures, known, words, note, page, study.bulky)
+
+
+def _page(study: Study, words: str, figures: list[Path], frames: Frames, settings: Settings, path: Path) -> Path:
+    """The page of a study that has no interactive one: its words, figures, tables and settings."""
+    from sims_core.lab import report
+
+    pictures = {figure.stem: figure for figure in figures if figure.suffix == ".png"}
+    tables = (report.table(name, frame) for name, frame in frames.items() if name not in study.bulky)
+    parts = [report.Section("What was found", [words]), report.Section("Figures", pictures=pictures), *tables]
+    return report.write_report(path, study.command, [*parts, report.settings(settings)])
 
 
 def write_tables(folder: Path, frames: Mapping[str, pd.DataFrame], *, bulky: Iterable[str] = ()) -> None:
@@ -169,18 +180,18 @@ def command(
 
     def run(argv: Sequence[str]) -> None:
         options = parse_command(cls, argv, prog=prog, description=str(cls.__doc__), presets=presets)
-        study = plan(options)
-        if options.dry_run:
-            print(describe(study, estimate=True))
-            print(f"{'out':>16}  {options.out or study.folder}")
-            return
-        result = carry_out(study, options, progress=True)
+        with about_options(options):
+            study = plan(options)
+            if options.dry_run:
+                print(describe(study, estimate=True))
+                print(f"{'out':>16}  {options.out or study.folder}")
+                return
+            result = carry_out(study, options, progress=True)
         if result.resumed_finished:
             print(f"{result.folder} holds this run, finished: nothing to compute")
         if result.figures:
             print(f"figures: {', '.join(str(p) for p in result.figures if p.suffix == '.png')}")
-        if result.page:
-            print(f"page: {result.page}")
+        print(f"page: {result.page}")
         kinds = {name: "parquet" if name in study.bulky else "csv" for name in result.tables}
         print("tables:", ", ".join(str(result.folder / f"{name}.{kind}") for name, kind in kinds.items()))
         if result.note:

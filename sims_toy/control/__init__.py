@@ -80,29 +80,29 @@ def plan(options: Control) -> GridStudy:
     network = settle(options.network)
     real = parse_real(options.real) if options.real != "gaussian" else None
     if real is None or real.mixture is None:
-        raise InputError("--real", options.real, "control needs classes: mixture:P,Q,... or gaussians:K")
+        raise InputError("real", options.real, "control needs classes: mixture:P,Q,... or gaussians:K")
     weights = real.mixture.weights
     target = _target(options.target, len(weights))
-    readings = names("--complement", options.complement, COMPLEMENTS)
-    strengths = parse_grid("--strength", options.strength, low=0)
+    readings = names("complement", options.complement, COMPLEMENTS)
+    strengths = parse_grid("strength", options.strength, low=0)
     try:
         for reading, a in product(readings, strengths):
             complement(weights, target, a, reading=reading)
     except InputError as error:
-        raise InputError(f"--{error.argument}", error.value, error.expected) from None
-    omegas = sorted({0.0, *parse_grid("--omega", options.omega, low=0, high=20)})
+        raise InputError(error.argument, error.value, error.expected) from None
+    omegas = sorted({0.0, *parse_grid("omega", options.omega, low=0, high=20)})
     if len(omegas) < 3:
-        raise InputError("--omega", options.omega, "give at least two values besides 0: the best of them is sought")
-    whole("--points", options.points, SLICED[0])
+        raise InputError("omega", options.omega, "give at least two values besides 0: the best of them is sought")
+    whole("points", options.points, SLICED[0])
     at_most_cells(omegas, strengths, readings)
-    sampler = Sampler.parse(options.sampler, argument="--sampler")
+    sampler = Sampler.parse(options.sampler, argument="sampler")
     if sampler.name == "exact":
-        raise InputError("--sampler", "exact", "networks need a numerical sampler, such as heun:18")
+        raise InputError("sampler", "exact", "networks need a numerical sampler, such as heun:18")
     if not options.budget and not network.batch:
-        raise InputError("--budget", "", "with --network.batch 0 say how many samples an auxiliary sees, such as 50k")
+        raise InputError("budget", "", "with `network.batch` 0 say how many samples an auxiliary sees, such as 50k")
     budgets = budgets_of(options.budget or f"{network.steps * network.batch / 1000:g}k", "network")
     if len(budgets) > 1:
-        raise InputError("--budget", options.budget, "give one budget")
+        raise InputError("budget", options.budget, "give one budget")
 
     base = Cell("control", "standard", "augmentation", str(sampler), options.real_size, 0, real=options.real)
     guided = replace(base, auxiliary_size=options.auxiliary_size, budget=budgets[0])
@@ -149,7 +149,7 @@ def _target(text: str, classes: int) -> tuple[float, ...]:
     except ValueError:
         shares = []
     if len(shares) != classes or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
-        raise InputError("--target", text, f"give {classes} shares that sum to 1, or uniform")
+        raise InputError("target", text, f"give {classes} shares that sum to 1, or uniform")
     return tuple(s / sum(shares) for s in shares)
 
 

@@ -54,7 +54,7 @@ def measure(
     real = experiment.source(first)
     mixture = getattr(real, "mixture", None)
     if mixture is None:
-        raise InputError("--real", first.real, "control needs classes: mixture:P,Q,... or gaussians:K")
+        raise InputError("real", first.real, "control needs classes: mixture:P,Q,... or gaussians:K")
     sampler = Sampler.parse(first.sampler, sigma_data=spread(real))
     learner = NetworkLearner(sampler, np.tile(trials, len(cells)), experiment.network)
     seed = Seed(experiment.seed)
@@ -154,7 +154,7 @@ def selector(learner: Any, mixture: Mixture, n: int) -> Callable[[Any, Array, Se
             if not need.any():
                 return torch.stack([torch.cat(parts) for parts in kept])
         lacking = int(need.sum(0).argmax())
-        raise InputError("--target", f"class {lacking + 1}", f"the base makes too few of it in {ROUNDS * n} samples")
+        raise InputError("target", f"class {lacking + 1}", f"the base makes too few of it in {ROUNDS * n} samples")
 
     return draw
 

@@ -23,11 +23,11 @@ def settle(network: NetworkSettings) -> NetworkSettings:
 
     Raises `InputError` for a device, or compiled networks, that are not to be had.
     """
-    on_cpu = present("--network.device", network.device).type == "cpu"
+    on_cpu = present("network.device", network.device).type == "cpu"
     if network.backend == "numba" and not on_cpu:
-        raise InputError("--network.backend", "numba", "compiled networks run on the CPU; use torch, or auto")
+        raise InputError("network.backend", "numba", "compiled networks run on the CPU; use torch, or auto")
     if network.backend == "numba" and not numba_available():
-        raise InputError("--network.backend", "numba", f"numba is not installed, or not for here: {extra('fast')}")
+        raise InputError("network.backend", "numba", f"numba is not installed, or not for here: {extra('fast')}")
     if network.backend != "auto":
         return network
     return replace(network, backend="numba" if on_cpu and numba_available() else "torch")
@@ -35,15 +35,15 @@ def settle(network: NetworkSettings) -> NetworkSettings:
 
 def read_gaussian(real_mean: str, real_covariance: str) -> tuple[list[float], list[list[float]]]:
     """The real Gaussian's mean and covariance, as --real-mean and --real-covariance write them."""
-    mean = _numbers("--real-mean", real_mean)
-    covariance = [_numbers("--real-covariance", row) for row in real_covariance.split(";")]
+    mean = _numbers("real_mean", real_mean)
+    covariance = [_numbers("real_covariance", row) for row in real_covariance.split(";")]
     try:
         Gaussian.single(mean, covariance)
     except InputError as error:
-        name, text = ("--real-mean", real_mean) if error.argument == "mean" else ("--real-covariance", real_covariance)
+        name, text = ("real_mean", real_mean) if error.argument == "mean" else ("real_covariance", real_covariance)
         raise InputError(name, text, error.expected) from None
     except ValueError:
-        raise InputError("--real-covariance", real_covariance, "every row needs the same number of entries") from None
+        raise InputError("real_covariance", real_covariance, "every row needs the same number of entries") from None
     return mean, covariance
 
 
@@ -80,15 +80,15 @@ def _numbers(argument: str, text: str) -> list[float]:
 def budgets_of(text: str, learner: str) -> list[str]:
     """Budgets as text, since '0.3' and '50k' are of different kinds; the learner takes one kind only."""
     if ":" in text and learner == "exact":
-        return [f"{v:g}" for v in parse_grid("--budget", text, low=0, high=1)]
+        return [f"{v:g}" for v in parse_grid("budget", text, low=0, high=1)]
     words = {
         "exact": "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data",
-        "network": "networks take samples seen, with a unit (25.6k); eta in [0, 1] is for --learner exact",
+        "network": "networks take samples seen, with a unit (25.6k); eta in [0, 1] is for `learner` exact",
     }.get(learner, "")
-    budgets = [parse_budget("--budget", part, expected=words) for part in items("--budget", text)]
+    budgets = [parse_budget("budget", part, expected=words) for part in items("budget", text)]
     for budget in budgets:
         if learner == "exact" and budget.unit != "eta":
-            raise InputError("--budget", budget.text, words)
+            raise InputError("budget", budget.text, words)
         if learner == "network" and (budget.unit != "samples" or not budget.value):
-            raise InputError("--budget", budget.text, words)
+            raise InputError("budget", budget.text, words)
     return [b.text for b in budgets]

@@ -93,7 +93,7 @@ def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> I
     Cells of one size share their random draws (and networks of one size their batches), so they are kept together.
     """
     if chunk < 0:
-        raise InputError("--chunk", chunk, "give a positive number of rows, or 0 for the learner's own")
+        raise InputError("chunk", chunk, "give a positive number of rows, or 0 for the learner's own")
     groups: dict[tuple[Any, ...], list[int]] = {}
     for number, cell in enumerate(experiment.cells):
         trials = tuple(np.flatnonzero(missing[number]).tolist())
@@ -136,22 +136,22 @@ def _work(
 
 
 def connect(address: str) -> Any:
-    """A Dask client with at least one worker. Raises `InputError` naming --scheduler where there is none."""
+    """A Dask client with at least one worker. Raises `InputError` naming `scheduler` where there is none."""
     try:
         from distributed import Client
     except ImportError:
         expected = f"Dask is not installed: {extra('cluster')}"
-        raise InputError("--scheduler", address, expected) from None
+        raise InputError("scheduler", address, expected) from None
     try:
         client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:
         expected = f"no Dask scheduler answers there ({type(error).__name__})"
-        raise InputError("--scheduler", address, expected) from None
+        raise InputError("scheduler", address, expected) from None
     try:
         client.wait_for_workers(1, timeout=10)
     except TimeoutError:
         client.close()  # type: ignore[no-untyped-call]
-        raise InputError("--scheduler", address, "the scheduler has no workers") from None
+        raise InputError("scheduler", address, "the scheduler has no workers") from None
     return client
 
 

@@ -71,23 +71,21 @@ class NetworkSettings:
             ("warm_steps", 0),
         ):
             if getattr(self, name) < low:
-                raise InputError(
-                    f"--network.{name.replace('_', '-')}", getattr(self, name), f"give a whole number of at least {low}"
-                )
+                raise InputError(f"network.{name}", getattr(self, name), f"give a whole number of at least {low}")
         if not 0 <= self.ema < 1:
-            raise InputError("--network.ema", self.ema, "give a share of the training in [0, 1), such as 0.15")
+            raise InputError("network.ema", self.ema, "give a share of the training in [0, 1), such as 0.15")
         for name in ("rate", "auxiliary_rate"):
             if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"--network.{name.replace('_', '-')}", getattr(self, name), "give a positive number")
+                raise InputError(f"network.{name}", getattr(self, name), "give a positive number")
         if not 0 <= self.warm_rate < math.inf:
-            raise InputError("--network.warm-rate", self.warm_rate, "give a positive number, or 0 for the base's rate")
-        choose("--network.activation", self.activation, ("silu", "relu"))
-        choose("--network.parametrisation", self.parametrisation, ("edm", "epsilon"))
-        choose("--network.target", self.target, ("posterior", "plain"))
-        choose("--network.decay", self.decay, ("cosine", "linear", "constant"))
-        choose("--network.start", self.start, ("scratch", "warm"))
-        choose("--network.backend", self.backend, ("auto", "numba", "torch"))
-        choose("--network.time", self.time, ("matched", "sampler"))
+            raise InputError("network.warm_rate", self.warm_rate, "give a positive number, or 0 for the base's rate")
+        choose("network.activation", self.activation, ("silu", "relu"))
+        choose("network.parametrisation", self.parametrisation, ("edm", "epsilon"))
+        choose("network.target", self.target, ("posterior", "plain"))
+        choose("network.decay", self.decay, ("cosine", "linear", "constant"))
+        choose("network.start", self.start, ("scratch", "warm"))
+        choose("network.backend", self.backend, ("auto", "numba", "torch"))
+        choose("network.time", self.time, ("matched", "sampler"))
 
     def training(self, points: int, budget: float | None = None, *, warm: bool = False) -> Training:
         """Settings of a base (budget None), or of an auxiliary for ``budget`` samples seen, on ``points`` points.

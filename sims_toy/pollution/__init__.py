@@ -96,30 +96,30 @@ def plan(options: Pollution) -> GridStudy:
     from sims_toy.pollution import tables as report
 
     check_bounds(options)
-    learner = choose("--learner", options.learner, _DEFAULTS)
+    learner = choose("learner", options.learner, _DEFAULTS)
     filled = {k: v for k, v in _DEFAULTS[learner].items() if not getattr(options, k)}
     options = replace(options, network=settle(options.network), **filled)  # type: ignore[arg-type]
     converged = not options.budget
     if converged:
         options = replace(options, budget=_as_long_as_the_base(options.network))
-    choose("--auxiliary-data", options.auxiliary_data, AUXILIARY_DATA)
-    choose("--ideal", options.ideal, ("unpolluted", "same-size"))
-    ratios = sorted({0.0, *parse_grid("--pollution", options.pollution, low=0, high=10)})
-    omegas = sorted({0.0, options.fixed, *parse_grid("--omega", options.omega, low=0, high=20)})
+    choose("auxiliary_data", options.auxiliary_data, AUXILIARY_DATA)
+    choose("ideal", options.ideal, ("unpolluted", "same-size"))
+    ratios = sorted({0.0, *parse_grid("pollution", options.pollution, low=0, high=10)})
+    omegas = sorted({0.0, options.fixed, *parse_grid("omega", options.omega, low=0, high=20)})
     if len(ratios) < 3 or len(omegas) < 3:
-        argument, text = ("--pollution", options.pollution) if len(ratios) < 3 else ("--omega", options.omega)
+        argument, text = ("pollution", options.pollution) if len(ratios) < 3 else ("omega", options.omega)
         raise InputError(argument, text, "give at least two values besides 0: the best of them is sought")
-    at_most_cells(ratios, omegas, sizes("--real-size", options.real_size))
-    sampler = str(Sampler.parse(options.sampler, argument="--sampler"))
+    at_most_cells(ratios, omegas, sizes("real_size", options.real_size))
+    sampler = str(Sampler.parse(options.sampler, argument="sampler"))
     if sampler == "exact":
-        raise InputError("--sampler", sampler, "it has no drift, so SIMS has nothing to correct; write name:steps")
-    reals = sizes("--real-size", options.real_size)
+        raise InputError("sampler", sampler, "it has no drift, so SIMS has nothing to correct; write name:steps")
+    reals = sizes("real_size", options.real_size)
     for n in reals:
         if min(r * n for r in ratios if r) < 3:
-            raise InputError("--pollution", options.pollution, f"beside |D_r| = {n} the least dose is under 3 points")
+            raise InputError("pollution", options.pollution, f"beside |D_r| = {n} the least dose is under 3 points")
     budgets = budgets_of(options.budget, learner)
     if len(budgets) > 1:
-        raise InputError("--budget", options.budget, "give one budget")
+        raise InputError("budget", options.budget, "give one budget")
     mean, covariance = read_gaussian(options.real_mean, options.real_covariance)
     rows = report.rows(
         learner,
@@ -174,7 +174,7 @@ def plan(options: Pollution) -> GridStudy:
 
 def _as_long_as_the_base(network: NetworkSettings) -> str:
     if not network.batch:
-        raise InputError("--budget", "", "with --network.batch 0 say how many samples an auxiliary sees, such as 50k")
+        raise InputError("budget", "", "with `network.batch` 0 say how many samples an auxiliary sees, such as 50k")
     return f"{network.steps * network.batch / 1000:g}k"
 
 

@@ -81,19 +81,19 @@ def plan(options: SamplingCost) -> GridStudy:
     from sims_toy.sampling_cost import tables as cost_report
 
     check_bounds(options)
-    learner = choose("--learner", options.learner, TRIALS)
+    learner = choose("learner", options.learner, TRIALS)
     trials = options.trials or TRIALS[learner]
-    samplers = [Sampler.parse(s, argument="--sampler") for s in items("--sampler", options.sampler)]
+    samplers = [Sampler.parse(s, argument="sampler") for s in items("sampler", options.sampler)]
     if any(not s.steps for s in samplers):
-        raise InputError("--sampler", "exact", "an exact sampler evaluates nothing; write name:steps")
-    schedules = [GuidanceSchedule.parse(g, argument="--guidance") for g in items("--guidance", options.guidance)]
+        raise InputError("sampler", "exact", "an exact sampler evaluates nothing; write name:steps")
+    schedules = [GuidanceSchedule.parse(g, argument="guidance") for g in items("guidance", options.guidance)]
     bent = [s for s in schedules if learner == "exact" and not RULES[s.rule].affine]
     if bent:
-        raise InputError("--guidance", str(bent[0]), AFFINE)
-    omegas = sorted({0.0, *parse_grid("--omega", options.omega, low=-MOST_OMEGA, high=MOST_OMEGA)})
+        raise InputError("guidance", str(bent[0]), AFFINE)
+    omegas = sorted({0.0, *parse_grid("omega", options.omega, low=-MOST_OMEGA, high=MOST_OMEGA)})
     if len(omegas) < 3:
-        raise InputError("--omega", options.omega, "give at least three strengths, to find the best among them")
-    multiples = parse_grid("--more-steps", options.more_steps, low=1, high=100)
+        raise InputError("omega", options.omega, "give at least three strengths, to find the best among them")
+    multiples = parse_grid("more_steps", options.more_steps, low=1, high=100)
     at_most_cells(samplers, schedules, omegas, multiples)
     mean, covariance = read_gaussian(options.real_mean, options.real_covariance)
     budget, network = _budget(options, learner)
@@ -166,9 +166,9 @@ def _budget(options: SamplingCost, learner: str) -> tuple[str, NetworkSettings |
     else:
         text = options.budget or "1"
     expected = "the exact learner takes eta in [0, 1], networks take samples seen, with a unit (25.6k)"
-    unit = parse_budget("--budget", text, expected=expected).unit
+    unit = parse_budget("budget", text, expected=expected).unit
     if (unit == "eta") != (learner == "exact"):
-        raise InputError("--budget", text, expected)
+        raise InputError("budget", text, expected)
     return text, network
 
 

@@ -83,24 +83,24 @@ def plan(options: Stability) -> GridStudy:
 
     check_bounds(options)
     _check(options)
-    sampler = Sampler.parse(options.sampler, argument="--sampler")
+    sampler = Sampler.parse(options.sampler, argument="sampler")
     if not sampler.steps:
-        raise InputError("--sampler", options.sampler, "networks need a numerical sampler, such as rk4:8")
-    distance = choose("--distance", options.distance, ("sliced", "emd"))
-    ratios = sorted({0.0, *parse_grid("--ratio", options.ratio, low=0)})
+        raise InputError("sampler", options.sampler, "networks need a numerical sampler, such as rk4:8")
+    distance = choose("distance", options.distance, ("sliced", "emd"))
+    ratios = sorted({0.0, *parse_grid("ratio", options.ratio, low=0)})
     for ratio in ratios:
         if ratio and round(ratio * options.real_size) == 0:
-            expected = f"with {options.real_size} real points it leaves no synthetic one: raise it, or --real-size"
-            raise InputError("--ratio", f"{ratio:g}", expected)
+            expected = f"with {options.real_size} real points it leaves no synthetic one: raise it, or `real_size`"
+            raise InputError("ratio", f"{ratio:g}", expected)
     reals = list(dict.fromkeys(part.strip() for part in re.split(r",(?=\s*[A-Za-z./])", options.real)))
     digests = {}
     for name in reals:
         if name == "gaussian":
-            raise InputError("--real", name, "give one of the plane's data sets, such as gaussians:8 or moons")
+            raise InputError("real", name, "give one of the plane's data sets, such as gaussians:8 or moons")
         real = parse_real(name)
         if real.limit is not None and real.limit < max(POINTS, options.real_size):
             least = max(POINTS, options.real_size)
-            raise InputError("--real", name, f"the file holds {real.limit} points; give at least {least}")
+            raise InputError("real", name, f"the file holds {real.limit} points; give at least {least}")
         if real.digest:
             digests[name] = real.digest
     network = settle(options.network)
@@ -174,11 +174,11 @@ def plan(options: Stability) -> GridStudy:
 
 def _check(options: Stability) -> None:
     if options.probes > options.trials:
-        raise InputError("--probes", options.probes, f"there are {options.trials} trials")
+        raise InputError("probes", options.probes, f"there are {options.trials} trials")
     if not 0 < options.kick < 1:
-        raise InputError("--kick", options.kick, "give a factor in (0, 1), such as 0.8")
+        raise InputError("kick", options.kick, "give a factor in (0, 1), such as 0.8")
     if options.network.start != "warm":
-        raise InputError("--network.start", options.network.start, "retraining starts from the last round: say warm")
+        raise InputError("network.start", options.network.start, "retraining starts from the last round: say warm")
 
 
 def run_command(argv: Sequence[str]) -> None:

@@ -53,11 +53,11 @@ def write_page(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     try:
-        settings = parse_json("--run", str(folder), (folder / "settings.json").read_bytes())["settings"]
+        settings = parse_json("run", str(folder), (folder / "settings.json").read_bytes())["settings"]
         frames = {n: pd.read_parquet(folder / f"{n}.parquet") for n in ("sweep", "regimes", "theory", "boundaries")}
     except (OSError, ValueError, KeyError, TypeError):
         expected = "name the folder of a finished sweep (python -m sims_toy.sweep --out FOLDER)"
-        raise InputError("--run", str(folder), expected) from None
+        raise InputError("run", str(folder), expected) from None
     return save_page(frames, settings, folder / "report.html")
 
 
@@ -219,6 +219,6 @@ def _number(value: float) -> float | None:
 
 def run_command(argv: Sequence[str]) -> None:
     """The command itself: ``RUN`` or ``--run RUN``."""
-    words = ["--run", *argv] if argv and not argv[0].startswith("-") else list(argv)
+    words = ["run", *argv] if argv and not argv[0].startswith("-") else list(argv)
     options = parse_command(Page, words, prog="python -m sims_toy.page", description=str(Page.__doc__))
     print(write_page(options.run))

@@ -26,24 +26,24 @@ from sims_toy.sweep.tables import beneath
 def make_plan(sweep: Sweep) -> GridStudy:
     """What a `Sweep` asks for. Raises `InputError` for anything that cannot be run."""
     check_bounds(sweep)
-    learner = choose("--learner", sweep.learner, BY_LEARNER)
+    learner = choose("learner", sweep.learner, BY_LEARNER)
     if learner == "network":
         sweep = replace(sweep, network=settle(sweep.network))
     converged = not sweep.budget  # auxiliaries trained as long as their bases: eta = 1 of the exact learner
     sweep = _with_defaults(sweep, learner)
-    methods = names("--method", sweep.method, METHODS)
-    readings = items("--auxiliary-data", sweep.auxiliary_data)
+    methods = names("method", sweep.method, METHODS)
+    readings = items("auxiliary_data", sweep.auxiliary_data)
     for reading in readings:
-        parse_reading("--auxiliary-data", reading)
-    samplers = [Sampler.parse(s, argument="--sampler") for s in items("--sampler", sweep.sampler)]
-    policies = [parse_policy(p, argument="--loop") for p in items("--loop", sweep.loop)]
-    omegas = parse_grid("--omega", sweep.omega, low=-MOST_OMEGA, high=MOST_OMEGA)
-    temperatures = parse_grid("--temperature", sweep.temperature, low=0, high=1)
+        parse_reading("auxiliary_data", reading)
+    samplers = [Sampler.parse(s, argument="sampler") for s in items("sampler", sweep.sampler)]
+    policies = [parse_policy(p, argument="loop") for p in items("loop", sweep.loop)]
+    omegas = parse_grid("omega", sweep.omega, low=-MOST_OMEGA, high=MOST_OMEGA)
+    temperatures = parse_grid("temperature", sweep.temperature, low=0, high=1)
     if 0.0 in temperatures:
-        raise InputError("--temperature", sweep.temperature, "give lambda_s in (0, 1]")
-    real_sizes = sizes("--real-size", sweep.real_size)
-    synthetic_sizes = sizes("--synthetic-size", sweep.synthetic_size)
-    auxiliary_sizes = None if sweep.auxiliary_size == "same" else sizes("--auxiliary-size", sweep.auxiliary_size)
+        raise InputError("temperature", sweep.temperature, "give lambda_s in (0, 1]")
+    real_sizes = sizes("real_size", sweep.real_size)
+    synthetic_sizes = sizes("synthetic_size", sweep.synthetic_size)
+    auxiliary_sizes = None if sweep.auxiliary_size == "same" else sizes("auxiliary_size", sweep.auxiliary_size)
     budgets = budgets_of(sweep.budget, learner)
     distance, digest = _distance(sweep, learner, max(real_sizes))
     if learner == "network":
@@ -62,9 +62,9 @@ def make_plan(sweep: Sweep) -> GridStudy:
         if policy.ratio is not None:
             m = round(policy.ratio * n)  # the loop fixes |D_s|
             if m == 0 and auxiliary_sizes is None and any("n_synthetic" in METHODS[x].takes for x in methods):
-                expected = f"it leaves |D_s| = 0 beside {n}: say --auxiliary-size, or --method standard"
-                raise InputError("--loop", policy.name, expected)
-        for foreign in sizes("--pollution", sweep.pollution) if "pollution" in policy.needs else [0]:
+                expected = f"it leaves |D_s| = 0 beside {n}: say `auxiliary_size`, or `method` standard"
+                raise InputError("loop", policy.name, expected)
+        for foreign in sizes("pollution", sweep.pollution) if "pollution" in policy.needs else [0]:
             base = Cell(
                 learner, "standard", policy.name, str(sampler), n, m,
                 reference=str(sampler), temperature=heat, pollution=foreign, real=sweep.real,
@@ -98,7 +98,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
         (distance,),
     )
     parts = {"cells": experiment}
-    whole("--beside-trials", sweep.beside_trials or 2, 2)
+    whole("beside_trials", sweep.beside_trials or 2, 2)
     if beside:  # with the standard cells that their ratios need, and then the controls that they are compared with
         needed = [c for c in cells if c.method == "standard" or c in beside]
         needed += [c for c in cells if METHODS[c.method].resampled]
@@ -133,7 +133,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
     if digest:
         settings["real_sha256"] = digest
     if any("pollution" in p.needs for p in policies):
-        settings["pollution"] = sizes("--pollution", sweep.pollution)
+        settings["pollution"] = sizes("pollution", sweep.pollution)
     if learner == "network":
         settings["network"] = asdict(sweep.network)
         settings["overlay_trials"] = sweep.overlay_trials if "overlay" in parts else 0
@@ -165,11 +165,11 @@ def _retuned(sweep: Sweep, sampler: Sampler) -> list[str]:
     if not sweep.retuned:
         own = Sampler("rk4", min(4, (most + 1) // 4))
         return [str(own)] if own.steps and sampler.name != "rk4" else []
-    found = [Sampler.parse(text, argument="--retuned") for text in items("--retuned", sweep.retuned)]
+    found = [Sampler.parse(text, argument="retuned") for text in items("retuned", sweep.retuned)]
     for other in found:
         if not other.steps or other.nfe > most:
             expected = f"SIMS takes {most} evaluations with {sampler}; give a numerical sampler of no more"
-            raise InputError("--retuned", str(other), expected)
+            raise InputError("retuned", str(other), expected)
     if sweep.learner == "network":
         _refuse_for_networks(sweep, found)
     return [str(other) for other in found if str(other) != str(sampler)]
@@ -179,20 +179,20 @@ def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
     """The quantity that is measured, and the digest of a user's file."""
     gaussian = sweep.real == "gaussian"
     known = {"moments": "w2", "emd": "emd", "sliced": "sliced"}
-    name = choose("--distance", sweep.distance or ("moments" if gaussian else "sliced"), known)
+    name = choose("distance", sweep.distance or ("moments" if gaussian else "sliced"), known)
     if learner == "exact" and (not gaussian or name != "moments"):
-        argument, value = ("--distance", name) if gaussian else ("--real", sweep.real)
-        raise InputError(argument, value, "the exact learner knows Gaussians and their moments; use --learner network")
+        argument, value = ("distance", name) if gaussian else ("real", sweep.real)
+        raise InputError(argument, value, "the exact learner knows Gaussians and their moments; use `learner` network")
     if gaussian:
         return known[name], ""
     if name == "moments":
-        raise InputError("--distance", name, f"moments are no distance to '{sweep.real}'; use emd or sliced")
+        raise InputError("distance", name, f"moments are no distance to '{sweep.real}'; use emd or sliced")
     real = parse_real(sweep.real)
     if real.limit is not None and real.limit < POINTS:
         expected = f"the file holds {real.limit} points; give at least {max(POINTS, real_size)}: {POINTS} are compared"
-        raise InputError("--real", sweep.real, expected)
+        raise InputError("real", sweep.real, expected)
     if real.limit is not None and real.limit < real_size:
-        raise InputError("--real-size", real_size, f"the file of --real holds {real.limit} points")
+        raise InputError("real_size", real_size, f"the file of `real` holds {real.limit} points")
     return known[name], real.digest
 
 
@@ -204,12 +204,12 @@ def _with_defaults(sweep: Sweep, learner: str) -> Sweep:
     if sweep.budget:
         return sweep
     if not sweep.network.batch:
-        raise InputError("--budget", "", "with --network.batch 0 say how many samples an auxiliary sees, such as 50k")
+        raise InputError("budget", "", "with `network.batch` 0 say how many samples an auxiliary sees, such as 50k")
     return replace(sweep, budget=f"{sweep.network.steps * sweep.network.batch / 1000:g}k")  # as many as the base
 
 
 def _refuse_for_networks(sweep: Sweep, samplers: list[Sampler]) -> None:
     if any(s.name == "exact" for s in samplers):
-        raise InputError("--sampler", "exact", "networks need a numerical sampler, such as ddim:20 or rk4:8")
+        raise InputError("sampler", "exact", "networks need a numerical sampler, such as ddim:20 or rk4:8")
     if sweep.network.time == "sampler" and any(s.name != "ddim" for s in samplers):
-        raise InputError("--network.time", "sampler", "that time input is of the cosine grid: use --sampler ddim:N")
+        raise InputError("network.time", "sampler", "that time input is of the cosine grid: use `sampler` ddim:N")

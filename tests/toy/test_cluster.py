@@ -51,6 +51,6 @@ def test_a_killed_worker_does_not_change_the_table():
 
 
 def test_no_scheduler_is_one_clear_line():
-    with pytest.raises(InputError, match=r"--scheduler.*no Dask scheduler answers") as error:
+    with pytest.raises(InputError, match=r"scheduler.*no Dask scheduler answers") as error:
         experiment.run(plan(TINY).experiment, scheduler="tcp://127.0.0.1:9")
     assert "\n" not in str(error.value)

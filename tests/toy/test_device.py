@@ -110,5 +110,5 @@ def test_a_device_that_is_not_there_is_refused():
             settle(NetworkSettings(device=device))
     with gpu():
         assert settle(NetworkSettings(device="cuda")).backend == "torch"
-        with pytest.raises(InputError, match=r"--network\.backend"):
+        with pytest.raises(InputError, match=r"network\.backend"):
             settle(NetworkSettings(device="cuda", backend="numba"))

@@ -124,7 +124,7 @@ def test_files_that_hold_no_points_are_refused(tmp_path, name):
     else:
         path.write_bytes(FILES[name])
     with pytest.raises(
-        InputError, match=r"--real: got .*points.npy'; it (cannot be read as points|holds an array)"
+        InputError, match=r"real: got .*points.npy'; it (cannot be read as points|holds an array)"
     ) as no:
         datasets.from_file(path)
     assert str(no.value).isprintable()

@@ -204,7 +204,7 @@ def test_a_sweep_on_a_file_says_its_units_floor_and_header(tmp_path):
     assert result.note.startswith(words) and 0.2 < float(result.note[len(words) :].split()[0]) < 5
     assert "the first line of" in result.note and "'x,y', is taken as a header" in result.note
     np.savetxt(tmp_path / "p.csv", points[:500], delimiter=",")
-    with pytest.raises(InputError, match=r"--real: .*the file holds 500 points; give at least 1000: 1000 are compared"):
+    with pytest.raises(InputError, match=r"real: .*the file holds 500 points; give at least 1000: 1000 are compared"):
         studies.run(replace(sweep, out=str(tmp_path / "other")))
 
 

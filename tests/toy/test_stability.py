@@ -112,7 +112,7 @@ def test_the_scaled_policy():
     policy = parse_policy("scaled:0.8:mixed:0.5")
     assert policy.warm and policy.ratio == 0.5 and policy.name == "scaled:0.8:mixed:0.5"
     for bad in ("scaled:0:mixed:0.5", "scaled:x:mixed:0.5", "scaled:0.8:nothing", "scaled:0.8"):
-        with pytest.raises(InputError, match="--loop"):
+        with pytest.raises(InputError, match="loop"):
             parse_policy(bad, argument="--loop")
 
 

@@ -300,7 +300,7 @@ def test_the_retuned_control_never_costs_more_than_sims():
     assert controls(sampler="exact") == [] == controls(sampler="rk4:4")
     assert controls(retuned="rk4:4,heun:19") == ["rk4:4", "heun:19"] == controls(retuned="rk4:4,heun:19,rk4:4")
     for text in ("heun:20", "exact", "rk4"):
-        with pytest.raises(InputError, match="--retuned"):
+        with pytest.raises(InputError, match="retuned"):
             controls(retuned=text)
     names = [cell.method for cell in plan(SMALL).experiment.cells]
     assert names[:10] == 2 * ["standard", "equal-cost", "sims", "sims", "sims"] and names[10:] == 2 * ["retuned"]
@@ -696,7 +696,7 @@ def test_settings_record(small):
 
 
 def test_plan_refuses_before_anything_is_written(tmp_path):
-    with pytest.raises(InputError, match="--omega"):
+    with pytest.raises(InputError, match="omega"):
         studies.run(dataclasses.replace(SMALL, omega="3:1", out=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 

@@ -228,15 +228,15 @@ def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        ({"real": "moons", "learner": "exact"}, "--real"),
-        ({"real": "moonz"}, "--real"),
-        ({"real": "moons", "distance": "moments"}, "--distance"),
-        ({"distance": "emd", "learner": "exact"}, "--distance"),
-        ({"distance": "far"}, "--distance"),
-        ({"temperature": "0"}, "--temperature"),
-        ({"temperature": "1.5"}, "--temperature"),
-        ({"method": "sim"}, "--method"),
-        ({"pollution": "0", "loop": "polluted"}, "--pollution"),
+        ({"real": "moons", "learner": "exact"}, "real"),
+        ({"real": "moonz"}, "real"),
+        ({"real": "moons", "distance": "moments"}, "distance"),
+        ({"distance": "emd", "learner": "exact"}, "distance"),
+        ({"distance": "far"}, "distance"),
+        ({"temperature": "0"}, "temperature"),
+        ({"temperature": "1.5"}, "temperature"),
+        ({"method": "sim"}, "method"),
+        ({"pollution": "0", "loop": "polluted"}, "pollution"),
     ],
 )
 def test_bad_choices_name_their_option(options, argument):

@@ -231,7 +231,7 @@ def test_neons_published_toy_and_its_time_mismatch():
         (lambda: learner_for(1, sampler=Sampler.parse("exact")), "numerical sampler"),
         (lambda: learner_for(2).draw(REAL, np.array([3, 4]), seed=S), "share one size"),
         (lambda: learner_for(2).fit(torch.zeros(3, 5, 2), seed=S), "rows|seed"),
-        (lambda: NetworkSettings(rate=0.0), "--network.rate"),
+        (lambda: NetworkSettings(rate=0.0), "network.rate"),
         (lambda: NetworkSettings(start="warmish"), "did you mean 'warm'"),
     ],
 )

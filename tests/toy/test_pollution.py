@@ -186,16 +186,16 @@ def test_networks_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
-        ({"learner": "magic"}, "--learner"),
-        ({"pollution": "0"}, "--pollution"),
-        ({"pollution": "0,0.0001,1"}, "--pollution"),
-        ({"omega": "0"}, "--omega"),
-        ({"sampler": "exact"}, "--sampler"),
-        ({"ideal": "perfect"}, "--ideal"),
-        ({"auxiliary_data": "pollution"}, "--auxiliary-data"),
-        ({"trials": 1}, "--trials"),
-        ({"budget": "0.5,1"}, "--budget"),
-        ({"real_covariance": "1,2;2,1"}, "--real-covariance"),
+        ({"learner": "magic"}, "learner"),
+        ({"pollution": "0"}, "pollution"),
+        ({"pollution": "0,0.0001,1"}, "pollution"),
+        ({"omega": "0"}, "omega"),
+        ({"sampler": "exact"}, "sampler"),
+        ({"ideal": "perfect"}, "ideal"),
+        ({"auxiliary_data": "pollution"}, "auxiliary_data"),
+        ({"trials": 1}, "trials"),
+        ({"budget": "0.5,1"}, "budget"),
+        ({"real_covariance": "1,2;2,1"}, "real_covariance"),
     ],
 )
 def test_refusals(changes, argument):

@@ -158,18 +158,18 @@ def test_networks_take_schedules(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"sampler": "exact"}, "--sampler"),
-        ({"guidance": "hold:2"}, "--guidance"),
-        ({"omega": "1"}, "--omega"),
-        ({"more_steps": "0.5"}, "--more-steps"),
-        ({"budget": "50k"}, "--budget"),
-        ({"learner": "network", "budget": "0.5"}, "--budget"),
-        ({"trials": 1}, "--trials"),
-        ({"real_covariance": "1,2;2,1"}, "--real-covariance"),
+        ({"sampler": "exact"}, "sampler"),
+        ({"guidance": "hold:2"}, "guidance"),
+        ({"omega": "1"}, "omega"),
+        ({"more_steps": "0.5"}, "more_steps"),
+        ({"budget": "50k"}, "budget"),
+        ({"learner": "network", "budget": "0.5"}, "budget"),
+        ({"trials": 1}, "trials"),
+        ({"real_covariance": "1,2;2,1"}, "real_covariance"),
     ],
 )
 def test_bad_input_is_named(change, says):
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=rf"^{says}: got|did you mean '{says}'"):
         plan(dataclasses.replace(SMALL, **change))
 
 

@@ -253,15 +253,15 @@ def test_verdicts():
 @pytest.mark.parametrize(
     ("change", "argument"),
     [
-        ({"ratio": "0.001"}, "--ratio"),
-        ({"ratio": "-1"}, "--ratio"),
-        ({"real": "gaussian"}, "--real"),
-        ({"sampler": "exact"}, "--sampler"),
-        ({"distance": "sliced2"}, "--distance"),
-        ({"network": NetworkSettings()}, "--network.start"),
-        ({"kick": 1.0}, "--kick"),
-        ({"probes": 3}, "--probes"),
-        ({"generations": 1}, "--generations"),
+        ({"ratio": "0.001"}, "ratio"),
+        ({"ratio": "-1"}, "ratio"),
+        ({"real": "gaussian"}, "real"),
+        ({"sampler": "exact"}, "sampler"),
+        ({"distance": "sliced2"}, "distance"),
+        ({"network": NetworkSettings()}, "network.start"),
+        ({"kick": 1.0}, "kick"),
+        ({"probes": 3}, "probes"),
+        ({"generations": 1}, "generations"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(change, argument):

@@ -7,11 +7,9 @@ A verb imports what it runs when it runs, so that ``--help`` stays cheap. The li
 from __future__ import annotations
 
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -19,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sims_core import __version__
 from sims_core.errors import InputError, choose, shown
-from sims_core.lab.command import options_of, parse_command
+from sims_core.lab.command import about_options, options_of, parse_command
 from sims_core.lab.script import Command
 from sims_image.sampling.options import older_guidance
 
@@ -293,26 +291,10 @@ def _called(name: str, prog: str, words: Sequence[str]) -> None:
     if older:
         words = "--interval, --refresh-every and --predictor-only go with the next release"
         print(f"note: write --guidance {older}; {words}", file=sys.stderr)
-    with about_options(settings, verb.names):
+    with about_options(settings, verb.names, _every):
         verb.run(settings)
 
 
-@contextmanager
-def about_options(settings: object, names: Mapping[str, str]) -> Iterator[None]:
-    """Errors about arguments become errors about the options of that name; what is no option stays as it is.
-
-    names: of other arguments. In what is expected, arguments stand in backticks: they may be another verb's.
-    """
-    try:
-        yield
-    except InputError as error:
-        called = names.get(error.argument) or _option(error.argument, options_of(settings)) or error.argument
-        every = {option for verb in VERBS.values() for option in options_of(verb.cls()())}
-        expected = re.sub(r"`(\w+)`", lambda name: _option(name[1], every) or name[0], error.expected)
-        raise InputError(called, error.value, expected) from error
-
-
-def _option(argument: str, known: Container[str]) -> str:
-    """The option that an argument is at the command line; '' if it is none of ``known``."""
-    option = "--" + argument.rstrip("_").replace("_", "-")
-    return option if option in known else ""
+def _every() -> set[str]:
+    """The options of all verbs."""
+    return {option for verb in VERBS.values() for option in options_of(verb.cls()())}

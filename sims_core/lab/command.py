@@ -15,7 +15,7 @@ import sys
 import threading
 import typing
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NoReturn, TextIO, TypeVar
 
@@ -75,23 +75,24 @@ def parse_command(
 
 @contextlib.contextmanager
 def about_options(
-    settings: object, *, names: Mapping[str, str] | None = None, others: Sequence[str] = ()
+    settings: object, names: Mapping[str, str] | None = None, others: Callable[[], Iterable[str]] = tuple
 ) -> Iterator[None]:
     """Errors about arguments become errors about the options of that name; what is no option stays as it is.
 
-    names: of arguments that have others. others: options of other commands, for what is expected, where arguments stand
-    in backticks.
+    names: of arguments that are no options. others: options of other commands, for what is expected, where arguments
+    stand in backticks.
     """
     try:
         yield
     except InputError as error:
         known = options_of(settings)
         called = (names or {}).get(error.argument) or _option_of(error.argument, known) or error.argument
-        expected = re.sub(r"`([\w.]+)`", lambda name: _option_of(name[1], [*known, *others]) or name[0], error.expected)
+        every = {*known, *others()}
+        expected = re.sub(r"`([\w.]+)`", lambda name: _option_of(name[1], every) or name[0], error.expected)
         raise InputError(called, error.value, expected) from error
 
 
-def _option_of(argument: str, known: Sequence[str]) -> str:
+def _option_of(argument: str, known: Container[str]) -> str:
     """The option that an argument is at the command line; '' if it is none of ``known``."""
     option = "--" + argument.rstrip("_").replace("_", "-")
     return option if option in known else ""

@@ -40,7 +40,6 @@ BATCHES = {"digits": 32, "fashion16": 8, "cifar10-tiny": 2}
 WAYS: list[tuple[str, str | None, Engine]] = [
     ("base", None, Engine()),
     ("full", "full", Engine()),
-    ("full, stacked weights", "full", Engine("stacked")),
     ("predictor only", "predictor", Engine()),
     ("held over 1 step", "held:1", Engine()),
     ("held over 2 steps", "held:2", Engine()),

@@ -1,25 +1,23 @@
 """How the networks of a model are evaluated: in turn or both at once, as they are, compiled, or as CUDA graphs.
 
 Nothing here changes what is computed, only how it is rounded: 'overlapped' networks and CUDA graphs run the kernels of
-'sequential' ones; stacked and compiled networks differ from them by float32's rounding. All of it is on record.
+'sequential' ones; compiled networks differ from them by float32's rounding. All of it is on record.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sims_core.errors import InputError, choose
 
-PAIRS = ("sequential", "overlapped", "stacked")
+PAIRS = ("sequential", "overlapped")
 
 Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``network(x (B, C, H, W), sigma (1,), one-hot labels (B, classes) or None) -> D``, all on the networks' device."""
@@ -29,9 +27,9 @@ Network: TypeAlias = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 class Engine:
     """How to evaluate.
 
-    pair: two networks 'sequential' (in turn), 'overlapped' (on two CUDA streams, or on a CPU in two threads, each with
-    half of torch's threads) or 'stacked' (their weights as one batch of weights, one call; one architecture).
-    compiled: through torch.compile. cuda_graph: record the kernels of an evaluation once and replay them.
+    pair: two networks 'sequential' (in turn) or 'overlapped' (on two CUDA streams, or on a CPU in two threads, each
+    with half of torch's threads). compiled: through torch.compile. cuda_graph: record the kernels of an evaluation once
+    and replay them.
     Raises `InputError` for an unknown way.
     """
 
@@ -46,28 +44,22 @@ class Engine:
         parts = [self.pair, "compiled" if self.compiled else "", "cuda-graph" if self.cuda_graph else ""]
         return "+".join(filter(None, parts))
 
-    def check(self, network: nn.Module, other: nn.Module | None = None) -> None:
-        """Raises `InputError` where these networks cannot be evaluated so."""
+    def check(self, network: nn.Module) -> None:
+        """Raises `InputError` where a network cannot be evaluated so."""
         device = next(network.parameters()).device
         if self.cuda_graph and device.type != "cuda":
             raise InputError("cuda_graph", True, f"it needs a CUDA device; the networks are on {device}")
-        if self.pair == "stacked" and other is not None and _layout(network) != _layout(other):
-            raise InputError("pair", self.pair, "stacking weights takes two networks of one architecture")
 
 
 #: In turn, as they are.
 PLAIN = Engine()
 
 
-def _layout(network: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
-
-
 class Runner:
     """One network, or a pair, evaluated as an `Engine` says. Prepared at the first call, then kept."""
 
     def __init__(self, engine: Engine, network: nn.Module, other: nn.Module | None = None) -> None:
-        engine.check(network, other)
+        engine.check(network)
         self.engine, self.network, self.other = engine, network, other
 
     @cached_property
@@ -79,9 +71,6 @@ class Runner:
     def both(self) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
         """The pair: D of the network, D of the other one."""
         assert self.other is not None
-        if self.engine.pair == "stacked":
-            stacked = self._prepared(_stacked(self.network, self.other))
-            return lambda x, sigma, labels: cast("tuple[Tensor, Tensor]", stacked(x, sigma, labels).unbind())
         own, other = self.own, self._prepared(cast(Network, self.other))
         if self.engine.pair == "overlapped":
             device = next(self.network.parameters()).device
@@ -92,25 +81,6 @@ class Runner:
         if self.engine.compiled:
             network = torch.compile(network)
         return _Graph(network) if self.engine.cuda_graph else network
-
-
-def _stacked(network: nn.Module, other: nn.Module) -> Network:
-    """Both networks as one whose weights have a leading axis of two; returns (2, B, C, H, W)."""
-    weights, buffers = torch.func.stack_module_state([network, other])  # copies of both networks' weights
-    skeleton = copy.deepcopy(network).to("meta")
-
-    def one(weights: Any, buffers: Any, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        return cast(Tensor, torch.func.functional_call(skeleton, (weights, buffers), (x, sigma, labels)))
-
-    mapped = torch.vmap(one, in_dims=(0, 0, None, None, None))
-
-    def run(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        if x.device.type == "cpu":  # the CPU's fused attention has no rule for a batch of weights
-            with sdpa_kernel(SDPBackend.MATH):
-                return mapped(weights, buffers, x, sigma, labels)
-        return mapped(weights, buffers, x, sigma, labels)
-
-    return run
 
 
 def _in_threads(own: Network, other: Network) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:

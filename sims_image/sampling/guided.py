@@ -200,7 +200,7 @@ def guide_with(
         base.engine.check(network)
         return replace(base, network=network, kind=kind, auxiliary=_summary(negative), omega=omega)
     other_network = _ready(negative, base.dtype, base.device)
-    base.engine.check(base.network, other_network)
+    base.engine.check(base.network)
     return replace(base, other=other_network, kind=kind, auxiliary=_summary(negative), omega=omega, schedule=schedule)
 
 

@@ -111,9 +111,7 @@ def test_a_fault_in_a_step_is_found(data, monkeypatch, fault):
 # --------------------------------------------------------------------------------- sampling
 
 NETWORKS = [tiny.network(SMALL, seed=k).eval().requires_grad_(False) for k in (0, 1)]
-ENGINES = [
-    Engine(pair, cuda_graph=graph) for pair in ("sequential", "overlapped", "stacked") for graph in (False, True)
-]
+ENGINES = [Engine(pair, cuda_graph=graph) for pair in ("sequential", "overlapped") for graph in (False, True)]
 SAMPLER = Sampler("euler", 3, churn=Churn(40, 0.05, 50, 1.003))
 
 

@@ -286,7 +286,7 @@ def test_low_precision_says_what_it_costs(pair, tmp_path):
         ({"schedule": GuidanceSchedule(2)}, "^guidance"),
         ({"schedule": GuidanceSchedule(1, hold=False)}, "^guidance: got 'predictor'"),
         ({"auxiliary": True, "omega": 1.0, "merge": True, "schedule": GuidanceSchedule(2)}, "^merge.*guidance. held:2"),
-        ({"engine": Engine("stacked")}, "^pair"),
+        ({"engine": Engine("overlapped")}, "^pair"),
         ({"auxiliary": True, "omega": 1.0, "merge": True, "engine": Engine("overlapped")}, "^pair"),
         ({"auxiliary": True, "omega": 1.0, "engine": Engine(cuda_graph=True)}, "^cuda_graph"),
         ({"engine": Engine(cuda_graph=True)}, "^cuda_graph"),

@@ -150,20 +150,15 @@ def test_ways_to_evaluate_a_pair(config, text, tmp_path):
     paths = [str(tmp_path / name) for name in ("base", "auxiliary")]
     for path, network in zip(paths, networks, strict=True):
         checkpoints.save(path, network, checkpoints.Record())
-    plain, overlapped, stacked = (
-        floats(guided(paths, text, engine=Engine(name))) for name in ("sequential", "overlapped", "stacked")
-    )
+    plain, overlapped = (floats(guided(paths, text, engine=Engine(name))) for name in ("sequential", "overlapped"))
     assert torch.equal(overlapped, plain)
-    assert float((stacked - plain).norm() / plain.norm()) < 1e-5
-    zero = floats(guided(paths, text, omega=0.0, engine=Engine("stacked")))
+    zero = floats(guided(paths, text, omega=0.0, engine=Engine("overlapped")))
     assert torch.equal(zero, floats(load_model(paths[0])))
 
 
-def test_stacked_is_on_record_and_takes_one_architecture(pair):
-    assert guided(pair, engine=Engine("stacked")).identity["engine"] == "stacked"
+def test_the_engine_is_on_record_and_takes_two_architectures(pair):
+    assert guided(pair, engine=Engine("overlapped")).identity["engine"] == "overlapped"
     assert "engine" not in guided(pair).identity and "schedule" not in guided(pair).identity
-    with pytest.raises(InputError, match=r"^pair"):
-        load_model(pair[0], guide=pair[2], omega=1.0, engine=Engine("stacked"))
     apart = load_model(pair[0], guide=pair[2], omega=1.0, engine=Engine("overlapped"))
     assert torch.equal(floats(apart), floats(load_model(pair[0], guide=pair[2], omega=1.0)))
     with pytest.raises(InputError, match=r"^pair"):
@@ -187,22 +182,20 @@ def test_compiled_networks_are_called(pair, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("pairing", ["sequential", "stacked"])
-def test_compiled_code_draws_alike(pair, pairing):
-    found, plain = floats(guided(pair, engine=Engine(pairing, compiled=True))), floats(guided(pair))
+def test_compiled_code_draws_alike(pair):
+    found, plain = floats(guided(pair, engine=Engine(compiled=True))), floats(guided(pair))
     assert float((found - plain).norm() / plain.norm()) < 1e-5
     torch._dynamo.reset()
 
 
 @CUDA
-@pytest.mark.parametrize("engine", [Engine("overlapped"), Engine(cuda_graph=True), Engine("stacked", cuda_graph=True)])
+@pytest.mark.parametrize("engine", [Engine("overlapped"), Engine(cuda_graph=True)])
 def test_streams_and_graphs_on_a_gpu(pair, engine):
     def drawn(engine):
         model = guided(pair, "held:2", device="cuda", engine=engine)
         return images(model, range(12)).astype(int)
 
-    plain = drawn(Engine("stacked" if engine.pair == "stacked" else "sequential"))
-    assert np.abs(drawn(engine) - plain).max() <= 1
+    assert np.abs(drawn(engine) - drawn(Engine())).max() <= 1
 
 
 # ---------------------------------------------------------- nothing waits between steps
@@ -223,7 +216,7 @@ class NoWaiting(TorchDispatchMode):
     [
         ("full", None, "sequential"),
         ("held:2+interval:0.05:20", Churn(40, 0.05, 50, 1.003), "sequential"),
-        ("predictor", None, "stacked"),
+        ("predictor", None, "sequential"),
     ],
 )
 def test_no_step_waits_for_the_device(pair, text, churn, pairing):

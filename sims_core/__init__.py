@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from sims_core.sampling import generate as generate
     from sims_core.sampling import sample as sample
     from sims_core.seeds import Seed as Seed
+    from sims_core.torch_learner import TorchLearner as TorchLearner
 else:
     from sims_core.front import lazy
 

@@ -32,7 +32,7 @@ from sims_core.sampling import Sampler
 # ------------------------------------------------------------- what networks take and give
 
 #: What libraries call the argument that tells a network the noise.
-TIMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_labels")
+TIMES = ("timestep", "timesteps", "t", "time", "sigma", "sigmas", "noise_labels", "noise_level", "c_noise")
 
 
 def signature(network: Any) -> inspect.Signature:
@@ -201,10 +201,13 @@ def _path(path: Any) -> Form:
 
 
 def form_of(scheduler: Any) -> Form:
-    """What a scheduler of diffusers says of its networks; a path of flow_matching or of `PATHS` by name is taken too.
+    """What a scheduler of diffusers says of its networks.
 
-    Raises `InputError` for a scheduler that has neither betas nor the noise levels of flows or of EDM.
+    A path of flow_matching, one of `PATHS` by name and a view's form (``from_edm(network).form``) are taken too. Raises
+    `InputError` for a scheduler that has neither betas nor the noise levels of flows or of EDM.
     """
+    if isinstance(scheduler, Form):
+        return scheduler
     if isinstance(scheduler, str) or hasattr(getattr(scheduler, "scheduler", scheduler), "snr_inverse"):
         return _path(scheduler)
     config, kind = getattr(scheduler, "config", {}), type(scheduler).__name__

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from sims_core.denoiser import form_of, has_variance, prediction, signature, time_name, with_prediction
+from sims_core.denoiser import TIMES, form_of, has_variance, prediction, signature, time_name, with_prediction
 from sims_core.errors import InputError, extra
 from sims_core.guidance import Correction, GuidanceSchedule, Omega, check, extrapolate, strength_at
 
@@ -34,8 +34,8 @@ def guide(
     auxiliary: a network with the base's signature and output shape, or the name of a peft adapter on the base: then
     one network does for both. omega: a number, one a sample (B,), or a function of sigma; `Guided.omega` sets it.
     guidance: ``full``, ``held:K``, ``predictor``, ``interval:LOW:HIGH`` in sigma (`GuidanceSchedule`); a step is what
-    changes the timestep or sigma. scheduler: the loop's own, or a flow's path; it says what sigma a timestep is
-    (interval, omega of sigma) and which evaluation is the predictor's.
+    changes the timestep or sigma. scheduler: the loop's own, a flow's path or a view's form; it says what sigma a
+    timestep is (interval, omega of sigma) and which evaluation is the predictor's.
     Raises `InputError` for what cannot be done. Source: SIMS (arXiv 2408.16333), Algorithm 1, last line.
 
     >>> import torch
@@ -184,7 +184,7 @@ class Guided(nn.Module):
         given = {**dict(zip(self.__signature__.parameters, args, strict=False)), **kwargs}
         name = time_name(given)
         if name is None:
-            expected = "a schedule must find the noise among the arguments: call it timestep, t or sigma, or give full"
+            expected = f"no argument tells a schedule the noise: call it one of {', '.join(TIMES)}, or give full"
             raise InputError("guidance", str(self.guidance), expected)
         times = torch.as_tensor(given[name]).detach().reshape(-1)
         if bool((times != times[0]).any()):

@@ -8,12 +8,14 @@ A view knows both, casts to the network's dtype and the shape of time that it ex
 - `from_velocity`: flow matching (Meta's flow_matching, torchcfm)
 - `from_edm`: a plain network under EDM's preconditioning
 
-Each takes more keyword arguments, which go to the network at every call (class labels, text states).
+and `to_network` the way back. Each view takes more keyword arguments, which go to the network at every call (class
+labels, text states).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -327,3 +329,43 @@ def from_edm(network: Callable[..., Any], sigma_data: float = 0.5, **inputs: Any
     torch.Size([4, 2])
     """
     return View(network, _edm(sigma_data), inputs)
+
+
+class Network(nn.Module):
+    """What `to_network` returns: ``(x_t (B, ...), time)`` -> what that scheduler's networks predict, in x_t's dtype."""
+
+    def __init__(self, denoiser: Callable[..., Tensor], form: Form) -> None:
+        super().__init__()
+        self.denoiser, self.form = denoiser, form
+
+    def forward(self, x: Tensor, t: Tensor | float, **inputs: Any) -> Tensor:
+        """t: a number, zero-dim or (B,). inputs: the denoiser's."""
+        time = torch.as_tensor(t).detach().to("cpu", torch.float64)
+        low, high = self.form.span
+        # pure noise has no finite sigma, and data have no noise to predict
+        sigma = self.form.level(time).clamp(max(low, 1e-5), min(high, 1e5))
+        if sigma.ndim:
+            sigma = sigma.reshape(-1, *([1] * (x.ndim - 1)))
+        level = moved(sigma, x.device) if sigma.ndim else sigma
+        unscaled = x.double() / self.form.scale(level)
+        clean = functools.partial(self.form.clean, unscaled, level)
+        nothing = clean(torch.zeros_like(x, dtype=torch.float64))
+        slope = clean(torch.ones_like(x, dtype=torch.float64)) - nothing
+        found = self.denoiser(unscaled, level, **inputs).double()
+        return ((found - nothing) / slope).to(x.dtype)
+
+
+def to_network(denoiser: Callable[..., Tensor], scheduler: Any = None) -> Network:
+    """A denoiser as a network that other libraries' loops call: the inverse of a view.
+
+    scheduler: as `form_of`; a scheduler of diffusers, a flow's path, a view's form; None for k-diffusion, whose
+    networks are denoisers. Keywords of a call go to the denoiser.
+
+    >>> import torch
+    >>> from sims_core import denoiser
+    >>> gaussian = lambda x, sigma: x / (1 + sigma**2)  # of N(0, 1) data
+    >>> velocity = denoiser.to_network(gaussian, "cond-ot")
+    >>> velocity(torch.ones(1, 2), 0.5)  # half of it is noise: none to remove
+    tensor([[0., 0.]])
+    """
+    return Network(denoiser, _DENOISER if scheduler is None else form_of(scheduler))

@@ -93,7 +93,7 @@ def guided(
 
     omega: a number, a per-sample tensor, or a function of sigma returning either.
     interval: (low, high) in units of sigma, both ends included; outside it only the base is evaluated
-    (guidance intervals: Kynkaanniemi et al. 2024, arXiv 2404.07724). It needs one sigma a call.
+    (guidance intervals: Kynkaanniemi et al. 2024, arXiv 2404.07724). It needs one sigma a call, or equal ones.
     rule: of `RULES`. A number omega = 0 also evaluates the base alone, so that it is the base bit for bit.
     both: evaluates the two together, in place of ``base`` and ``auxiliary`` in turn.
     Raises `InputError` for a non-finite omega, an interval whose ends are reversed or negative, or no rule.
@@ -135,9 +135,10 @@ def check(omega: Omega, interval: tuple[float, float] | None) -> None:
 def _inside(interval: tuple[float, float] | None, sigma: Tensor) -> bool:
     if interval is None:
         return True
-    if sigma.numel() != 1:
-        raise InputError("sigma", tuple(sigma.shape), "an interval needs one sigma a call (a zero-dim tensor)")
-    return interval[0] <= float(sigma) <= interval[1]
+    level = sigma.reshape(-1)[0]
+    if bool((sigma != level).any()):
+        raise InputError("sigma", sigma.reshape(-1).tolist(), "an interval needs one sigma a call: all must be equal")
+    return interval[0] <= float(level) <= interval[1]
 
 
 # ------------------------------------------------- where the auxiliary is evaluated

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -81,8 +82,11 @@ class Guided(nn.Module):
 
     @omega.setter
     def omega(self, omega: Omega) -> None:
-        if not isinstance(omega, int | float | Tensor) and not callable(omega):
-            raise InputError("omega", omega, "give a finite number (0 is the base)")
+        given: object = omega
+        if isinstance(given, Real):  # numpy's numbers too
+            omega = float(given)
+        elif not isinstance(given, Tensor) and not callable(given):
+            raise InputError("omega", given, "give a finite number (0 is the base)")
         check(omega, None)
         self._omega = omega
 

@@ -335,3 +335,47 @@ def test_paths_by_name_are_their_formulas():
     alpha, sigma, *_ = denoiser.PATHS["cosine"][0](t)
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones_like(t))
     assert math.isclose(float(denoiser.form_of("cond-ot").level(torch.tensor(0.25))), 3.0)
+
+
+# ------------------------------------------------------------------------ the way back
+
+FORMS = [
+    ("DDPMScheduler", {"prediction_type": "epsilon"}, 400.0),
+    ("DDPMScheduler", {"prediction_type": "sample"}, 400.0),
+    ("DDPMScheduler", {"prediction_type": "v_prediction"}, 400.0),
+    ("FlowMatchEulerDiscreteScheduler", {}, 400.0),
+    ("EDMEulerScheduler", {"prediction_type": "v_prediction"}, -0.3),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "settings", "time"), FORMS)
+def test_a_view_and_back_is_the_network(name, settings, time):
+    scheduler = scheduled(name, settings)
+    network = Diffusers(1000.0)
+    back = denoiser.to_network(denoiser.from_diffusers(network, scheduler), scheduler)
+    for told in (torch.tensor(time), torch.tensor([time, time / 2])):
+        assert_near(back(NOISE, told), network(NOISE, told)[0], 1e-5)
+
+
+@torch.no_grad()
+def test_an_exact_denoiser_is_carried_by_other_libraries_samplers():
+    """The denoiser of N(2, 0.5^2) takes noise to its mean and deviation, in diffusers' loop and by an ODE solver."""
+
+    def exact(x, sigma):
+        return (0.25 * x + 2 * sigma**2) / (0.25 + sigma**2)
+
+    noise = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
+    scheduler, x = scheduled("DDIMScheduler", {"clip_sample": False}, steps=100), noise
+    network = denoiser.to_network(exact, scheduler)
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x).prev_sample
+    solver = pytest.importorskip("flow_matching.solver").ODESolver(velocity_model=denoiser.to_network(exact, "cond-ot"))
+    flown = solver.sample(x_init=noise, step_size=0.02, method="midpoint")
+    for made in (x, flown):  # a linear map of the noise, so that the draws' own error drops out
+        slope, offset = made.std() / noise.std(), made.mean() - noise.mean() * made.std() / noise.std()
+        assert abs(float(slope) - 0.5) < 0.02 and abs(float(offset) - 2) < 0.02
+    karras, told = denoiser.to_network(exact), torch.full((4000,), 2.0)
+    assert torch.equal(karras(noise, told), exact(noise.double(), torch.tensor(2.0)).float())
+    with pytest.raises(TypeError, match="class_cond"):
+        karras(noise, told, class_cond=1)

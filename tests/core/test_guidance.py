@@ -54,7 +54,7 @@ def test_interval_limits_the_guidance_and_its_cost():
     calls = []
 
     def counted(x, sigma):
-        calls.append(float(sigma))
+        calls.append(float(sigma.reshape(-1)[0]))
         return auxiliary(x, sigma)
 
     denoiser = guided(base, counted, 2.0, interval=(0.5, 2.0))
@@ -65,8 +65,10 @@ def test_interval_limits_the_guidance_and_its_cost():
         expected = guided(base, auxiliary, 2.0)(X, sigma) if inside else base(X, sigma)
         assert torch.equal(out, expected)
     assert calls == [0.5, 1.0, 2.0]
-    with pytest.raises(InputError, match="zero-dim"):
-        denoiser(X, torch.full((4, 1, 1), 1.0))
+    same, one = torch.full((4, 1, 1), 1.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    assert torch.equal(denoiser(X, same), denoiser(X, one))
+    with pytest.raises(InputError, match="an interval needs one sigma a call: all must be equal"):
+        denoiser(X, torch.arange(4.0).reshape(4, 1, 1))
 
 
 def test_half_precision_outputs_are_combined_in_float32():

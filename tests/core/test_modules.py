@@ -5,6 +5,7 @@ import doctest
 import importlib
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -63,6 +64,8 @@ def test_omega_zero_is_the_base_bit_for_bit_in_one_evaluation_and_can_be_set(pai
     assert torch.equal(model(X, 0.2), base(X, 0.2)) and auxiliary.called == [] and len(base.called) == 2
     model.omega = torch.tensor([0.0, 1.0, 0.0, 2.0])  # one a sample
     made = model(X, 0.2)
+    model.omega = np.float32(2.0)
+    torch.testing.assert_close(model(X, 0.2)[3], made[3])
     assert torch.equal(made[[0, 2]], base(X, 0.2)[[0, 2]])
     torch.testing.assert_close(made[3], line(*pair, 2.0, X, 0.2)[3])
     with pytest.raises(InputError, match="omega: got 'nan'"):

@@ -181,7 +181,7 @@ def test_bad_input(settings, data, words):
 
 def test_an_adapter_shares_the_bases_weights_and_at_minus_omega_is_neon(tmp_path):
     peft = pytest.importorskip("peft")
-    learner = learner_of(lora=2, finetuning=partial(torch.optim.Adam, lr=1e-2), network=partial(Network, 128))
+    learner = learner_of(lora=1, finetuning=partial(torch.optim.Adam, lr=1e-2), network=partial(Network, 256))
     base = learner.fit(POINTS, seed=S)
     base.net[0].bias.requires_grad_(False)
     before = copy.deepcopy(base.state_dict())
@@ -192,7 +192,7 @@ def test_an_adapter_shares_the_bases_weights_and_at_minus_omega_is_neon(tmp_path
     pair = learner.extrapolate(base, auxiliary, 1.5)
     count = sum(weight.numel() for weight in base.parameters())
     held = {id(weight): weight.numel() for weight in pair.parameters()}
-    assert sum(held.values()) < 1.08 * count  # a tiny network; 1.05 is met by test_modules' UNet
+    assert sum(held.values()) < 1.05 * count
     x, noise = torch.randn(50, 2), torch.zeros(50)
     with torch.no_grad():
         two = learner.extrapolate(base, plain(auxiliary), 1.5)(x, noise)

@@ -112,10 +112,10 @@ class Guided(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the base's."""
         kept: list[Any] = []
-        x = _sample(args, kwargs)
+        x, run = _sample(args, kwargs), self._runner()
 
         def evaluate(auxiliary: bool) -> Tensor:
-            output = self._evaluate(auxiliary, args, kwargs)
+            output = run(auxiliary, *args, **kwargs)
             kept.append(output)
             predicted = prediction(output)
             return predicted[:, : x.shape[1]] if x is not None and has_variance(predicted, x) else predicted
@@ -142,15 +142,23 @@ class Guided(nn.Module):
         if self._needs_sigma:
             sigma = self._sigma(name, time)
         strength = strength_at(self.omega, schedule.interval, sigma)
-        if strength is None or not (not schedule.every or schedule.hold or self._predicting(step)):
+        correcting = schedule.every > 0 and not schedule.hold and not self._predicting(step)
+        if strength is None or correcting:
             return base()
         return kept.guide(strength, step, base, both) if schedule.every else extrapolate(*both(), strength)
 
-    def _evaluate(self, auxiliary: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(self.auxiliary, str):
-            with _adapter(self.base, self.auxiliary, on=auxiliary):
-                return self.base(*args, **kwargs)
-        return (self.auxiliary if auxiliary else self.base)(*args, **kwargs)
+    def _runner(self) -> Callable[..., Any]:
+        """``(auxiliary, *args, **kwargs)`` -> the output of the one network or the other."""
+        base, other = self.base, self.auxiliary
+        if isinstance(other, nn.Module):
+            return lambda auxiliary, /, *args, **kwargs: (other if auxiliary else base)(*args, **kwargs)
+        layers = _layers(base, other)  # looked for at every call: adapters come and go
+
+        def run(auxiliary: bool, /, *args: Any, **kwargs: Any) -> Any:
+            with _switched(layers, other, on=auxiliary):
+                return base(*args, **kwargs)
+
+        return run
 
     # -------------------------------------------------------------------- schedules
 
@@ -281,12 +289,11 @@ def _layers(network: nn.Module, name: str) -> list[Any]:
 
 
 @contextmanager
-def _adapter(network: nn.Module, name: str, *, on: bool) -> Iterator[None]:
-    """The network with or without the adapter ``name``, beside the others that are active; afterwards as before.
+def _switched(layers: list[Any], name: str, *, on: bool) -> Iterator[None]:
+    """Layers with or without the adapter ``name``, beside the others that are active; afterwards as before.
 
     peft's own switches also set requires_grad, which is the user's: so the layers' state is set itself.
     """
-    layers = _layers(network, name)
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     try:
         for layer, (_, disabled) in zip(layers, before, strict=True):

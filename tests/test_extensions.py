@@ -60,7 +60,7 @@ def test_rule_on_points(tmp_path):
     curves = run(options).tables["curves"].set_index(["way", "omega"])["w2"]
     assert curves["full", 0.0] == curves["limited", 0.0] == curves["limited+held:2", 0.0]
     assert len({curves[way, 2.0] for way in ("full", "limited", "limited+held:2")}) == 3
-    with pytest.raises(InputError, match=r"--guidance: got 'limited'; exact Gaussians need a rule that is affine"):
+    with pytest.raises(InputError, match=r"guidance: got 'limited'; exact Gaussians need a rule that is affine"):
         plan(SamplingCost(guidance="full,limited"))
 
 

@@ -106,7 +106,7 @@ def test_the_learner_s_networks_are_on_its_device():
 
 def test_a_device_that_is_not_there_is_refused():
     for device, words in (("cuda:7", "CUDA devices"), ("gpu", "write cpu, cuda or cuda:N")):
-        with pytest.raises(InputError, match=f"--network.device: got '{device}'.*{words}"):
+        with pytest.raises(InputError, match=f"network.device: got '{device}'.*{words}"):
             settle(NetworkSettings(device=device))
     with gpu():
         assert settle(NetworkSettings(device="cuda")).backend == "torch"

@@ -123,7 +123,7 @@ def test_warm_training_has_its_own_steps_and_rate():
     assert (warm.steps, warm.schedule.peak) == (7, 1e-3)
     plain = NetworkSettings(steps=100, rate=1e-2)
     assert plain.training(50, warm=True) == plain.training(50)
-    with pytest.raises(InputError, match="warm-rate"):
+    with pytest.raises(InputError, match="warm_rate"):
         NetworkSettings(warm_rate=-1.0)
 
 

@@ -276,6 +276,31 @@ def test_adapters_that_are_not_there_or_merged_are_refused(adapted, monkeypatch)
         guide(adapted, "aux", 1.0)
 
 
+def test_a_peft_model_and_a_layer_that_was_trained_whole():
+    """peft's own wrapper as the base, with a module that the adapter replaces (modules_to_save)."""
+    peft = pytest.importorskip("peft")
+
+    class Headed(Told):
+        def __init__(self):
+            super().__init__(0.3)
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, x, t, shift=0.0):
+            return self.head(super().forward(x, t, shift))
+
+    plain = Headed()
+    config = peft.LoraConfig(r=2, target_modules=["layer"], modules_to_save=["head"], init_lora_weights=False)
+    model = peft.get_peft_model(copy.deepcopy(plain), config, adapter_name="aux")
+    with torch.no_grad():
+        model.base_model.model.head.modules_to_save["aux"].weight.add_(0.3)
+    auxiliary = copy.deepcopy(model).merge_and_unload()
+    for schedule in ("full", "held:1"):
+        toggled = guide(model, "aux", 1.5, guidance=schedule)(X, 0.2)
+        torch.testing.assert_close(toggled, line(plain, auxiliary, 1.5, X, 0.2), atol=1e-5, rtol=1e-5)
+    assert torch.equal(guide(model, "aux", 0.0)(X, 0.2), plain(X, 0.2))
+    assert model.active_adapters == ["aux"]
+
+
 def test_an_adapter_that_is_toggled_is_two_networks_at_the_memory_of_one():
     peft = pytest.importorskip("peft")
     from tests.core.foreign import conditional_unet

@@ -159,6 +159,7 @@ class Verb:
 
     about: what its help says at the top; default the class's docstring. first: the option whose value may come first
     without its name. published: whether ``--preset`` takes published settings. names: of arguments that are no options.
+    examples: words after the verb, with a remark after '#'; its help ends with them.
     """
 
     what: str
@@ -168,6 +169,7 @@ class Verb:
     first: str = ""
     published: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
 
     def cls(self) -> type[Any]:
         """The class of its options."""
@@ -176,6 +178,9 @@ class Verb:
         return found
 
 
+#: in examples: the data sets and the preset that most experiments name
+_DIGITS = "--data data/digits --heldout data/digits-heldout --base digits"
+
 VERBS: dict[str, Verb] = {
     "prepare": Verb(
         "make a data set: CIFAR-10, ImageNet-64, folders, IDX, zips, parquet, digits",
@@ -183,58 +188,116 @@ VERBS: dict[str, Verb] = {
         "data.options:Prepare",
         about="Make a data set of images that everything else reads. The first word is the source.",
         first="source",
+        examples=(
+            "digits --holdout 500 --out data/digits  # scikit-learn's, 500 of them held out",
+            "photos --size 64 --out data/photos  # a folder of pictures",
+        ),
     ),
-    "train": Verb("train a preset, or fine-tune a checkpoint", train, "training.options:Train"),
+    "train": Verb(
+        "train a preset, or fine-tune a checkpoint",
+        train,
+        "training.options:Train",
+        examples=(
+            "--preset digits --data data/digits --budget 100k --out runs/base  # minutes on a CPU",
+            "--from models/base --data made --budget 1Mi --out runs/auxiliary  # fine-tune on its own samples",
+        ),
+    ),
     "generate": Verb(
-        "draw images from a checkpoint: alone, SIMS, Neon or autoguidance", generate, "sampling.options:Generate"
+        "draw images from a checkpoint: alone, SIMS, Neon or autoguidance",
+        generate,
+        "sampling.options:Generate",
+        examples=(
+            "--base models/base --seeds 0-63 --out made  # the base alone",
+            "--base models/base --auxiliary models/auxiliary --omega 1 --out improved  # SIMS",
+        ),
     ),
     "evaluate": Verb(
-        "measure a model or images: FID, KID, precision, recall, and their floor", evaluate, "metrics.options:Evaluate"
+        "measure a model or images: FID, KID, precision, recall, and their floor",
+        evaluate,
+        "metrics.options:Evaluate",
+        examples=(
+            "--images made --reference data/digits --features classifier  # images that are there",
+            "--base models/base --seeds 0-9999 --reference data/digits --heldout data/digits-heldout  # a model",
+        ),
     ),
     "sims": Verb(
         "Algorithm 1 end to end: base, synthetic data, auxiliary, omega, report",
         sims,
         "experiments.options:Sims",
         published=True,
+        examples=(
+            f"{_DIGITS} --synthetic 5k --budgets 2k,4k  # a small one",
+            "--preset imagenet64 --base models/imagenet64-s --dry-run  # the published settings: what they cost",
+        ),
     ),
     "loop": Verb(
         "self-consuming generations: any data policy and method, measured one by one",
         partial(experiment, "loop"),
         "experiments.options:Loop",
         published=True,
+        examples=(
+            f"{_DIGITS} --loop augmentation --generations 3  # a small one",
+            "--preset cifar10 --dry-run  # the published settings: what they cost",
+        ),
     ),
     "pollution": Verb(
         "standard training and SIMS on polluted data, over the pollution's size",
         partial(experiment, "pollution"),
         "experiments.options:Pollution",
         published=True,
+        examples=(
+            f"{_DIGITS} --pollution 0,0.5,1  # a small one",
+            "--preset cifar10 --dry-run  # the published settings: what they cost",
+        ),
     ),
     "retrain": Verb(
         "iterative retraining on real and generated images, over their ratio",
         partial(experiment, "retrain"),
         "experiments.options:Retrain",
         published=True,
+        examples=(
+            f"{_DIGITS} --ratio 0,1,inf --rounds 3  # a small one",
+            "--preset cifar10 --dry-run  # the published settings: what they cost",
+        ),
     ),
     "control": Verb(
         "Algorithm 2: move class shares toward a target",
         partial(experiment, "control"),
         "experiments.options:Control",
         published=True,
+        examples=(
+            f"{_DIGITS} --network label_dim=0 --target 0=0.3  # more zeros",
+            "--preset ffhq64 --dry-run  # the published settings: what they cost",
+        ),
     ),
     "classify": Verb(
-        "train a classifier, see how it errs, judge the classes of images", classify, "metrics.options:Classify"
+        "train a classifier, see how it errs, judge the classes of images",
+        classify,
+        "metrics.options:Classify",
+        examples=(
+            "--data data/digits --heldout data/digits-heldout --out classifier  # train one, and see how it errs",
+            "--classifier classifier --images made  # judge images",
+        ),
     ),
     "import-nvidia": Verb(
         "read NVIDIA's EDM and EDM2 snapshots, without running them",
         import_nvidia,
         "options:ImportNvidia",
         names={"path": "FILE"},
+        examples=(
+            "edm-cifar10-32x32-uncond-vp.pkl --out models/cifar10-uncond  # EDM",
+            "edm2-img64-s-1073741-0.075.pkl --out models/imagenet64-s  # EDM2",
+        ),
     ),
     "info": Verb(
         "say what a data set, checkpoint, run folder or statistics file is",
         info,
         "options:Info",
         names={"path": "PATH"},
+        examples=(
+            "data/digits  # a data set",
+            "models/base runs/base  # a checkpoint and a run folder",
+        ),
     ),
 }
 
@@ -286,7 +349,7 @@ def _called(name: str, prog: str, words: Sequence[str]) -> None:
     if verb.first and words and not words[0].startswith("-"):
         words = [f"--{verb.first}", *words]
     about = verb.about or str(cls.__doc__)
-    settings = parse_command(cls, words, prog=prog, description=about, presets=presets)
+    settings = parse_command(cls, words, prog=prog, description=about, presets=presets, examples=verb.examples)
     older = older_guidance(settings)
     if older:
         words = "--interval, --refresh-every and --predictor-only go with the next release"

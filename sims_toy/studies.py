@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from sims_core.errors import InputError
+from sims_core.lab import study as machine
 from sims_core.lab.script import Command
-from sims_core.lab.study import carry_out, command
 
 if TYPE_CHECKING:
     from sims_core.lab.options import RunOptions
@@ -18,22 +18,71 @@ if TYPE_CHECKING:
 
 
 class _Study(NamedTuple):
-    """options: the dataclass in its room. name: of its command. what: it asks, in a line."""
+    """options: the dataclass in its room. name: of its command. what: it asks, in a line. examples: end its help."""
 
     options: str
     name: str
     what: str
+    examples: tuple[str, ...]
 
 
 #: By room, which has ``plan(options) -> Study`` and PRESETS. As commands of the script ``sims``, 'toy-' sets two apart
 #: from those on images.
 STUDIES = {
-    "sweep": _Study("Sweep", "sweep", "omega, or any other axis, through the self-consuming loop: Figure 4"),
-    "stability": _Study("Stability", "stability", "retraining on real data and own samples: does it stay stable?"),
-    "mad": _Study("Mad", "mad", "the loops of MAD: fresh data, collapse, accumulation"),
-    "pollution": _Study("Pollution", "toy-pollution", "why does a little polluted data help SIMS?"),
-    "control": _Study("Control", "toy-control", "Algorithm 2 on mixtures: class shares moved, and the price"),
-    "sampling_cost": _Study("SamplingCost", "sampling-cost", "what does guidance cost, and what does it buy?"),
+    "sweep": _Study(
+        "Sweep",
+        "sweep",
+        "omega, or any other axis, through the self-consuming loop: Figure 4",
+        (
+            "--learner exact --synthetic-size 250,1000 --trials 100  # the exact learner: seconds",
+            "--real moons --omega 0,0.5,1 --trials 4 --out runs/moons  # networks, on points in the plane",
+        ),
+    ),
+    "stability": _Study(
+        "Stability",
+        "stability",
+        "retraining on real data and own samples: does it stay stable?",
+        (
+            "--real moons --ratio 0,0.1,1 --trials 4  # one data set, three ratios",
+            "--preset paper --dry-run  # what the full grid would run, and cost",
+        ),
+    ),
+    "mad": _Study(
+        "Mad",
+        "mad",
+        "the loops of MAD: fresh data, collapse, accumulation",
+        (
+            "--dimension 3 --trials 50 --grid-trials 10  # a small version",
+            "--learner network --dry-run  # what trained networks would run, and cost",
+        ),
+    ),
+    "pollution": _Study(
+        "Pollution",
+        "toy-pollution",
+        "why does a little polluted data help SIMS?",
+        (
+            "--pollution 0,0.1,0.3,1 --omega 0:3:0.5 --real-size 1000 --trials 100  # a small version",
+            "--preset networks --out runs/networks  # trained networks",
+        ),
+    ),
+    "control": _Study(
+        "Control",
+        "toy-control",
+        "Algorithm 2 on mixtures: class shares moved, and the price",
+        (
+            "--real mixture:0.7,0.3 --target 0.5,0.5 --trials 4  # two classes, made even",
+            "--complement linear --strength 0.5,1,2 --omega 0:3:0.5  # three strengths of the linear complement",
+        ),
+    ),
+    "sampling_cost": _Study(
+        "SamplingCost",
+        "sampling-cost",
+        "what does guidance cost, and what does it buy?",
+        (
+            "--sampler heun:18 --guidance full,predictor,held:2 --trials 500  # three schedules",
+            "--learner network --sampler ddim:20 --omega 0:2:0.5  # trained networks",
+        ),
+    ),
 }
 
 
@@ -51,21 +100,37 @@ def run(options: RunOptions, *, progress: bool = False) -> Result:
     """
     for room in STUDIES:
         if type(options) is options_of(room):
-            return carry_out(import_module(f"sims_toy.{room}").plan(options), options, progress=progress)
+            return machine.carry_out(import_module(f"sims_toy.{room}").plan(options), options, progress=progress)
     known = ", ".join(study.options for study in STUDIES.values())
     raise InputError("options", type(options).__name__, f"give the options of a study: {known}")
+
+
+def command(room: str, prog: str = "") -> Callable[[Sequence[str]], None]:
+    """``argv -> None``: a study's command. prog: what its help calls it, default ``python -m sims_toy.<room>``."""
+    module, study = import_module(f"sims_toy.{room}"), STUDIES[room]
+    return machine.command(
+        options_of(room),
+        module.plan,
+        prog=prog or f"python -m sims_toy.{room}",
+        presets=module.PRESETS,
+        examples=study.examples,
+    )
+
+
+def main(room: str) -> None:
+    """Entry point of a study's module that is run."""
+    machine.main(command(room))
 
 
 def commands() -> dict[str, Command]:
     """For the script ``sims``."""
     return {
-        study.name: Command(study.what, partial(options_of, room), partial(_command, room, f"sims {study.name}"))
+        study.name: Command(study.what, partial(options_of, room), partial(_run, room, f"sims {study.name}"))
         for room, study in STUDIES.items()
     }
 
 
-def _command(room: str, prog: str, words: Sequence[str]) -> None:
-    """A study's command, on one thread a process: its workers share the machine."""
+def _run(room: str, prog: str, words: Sequence[str]) -> None:
+    """A study's command, on one thread per process: its workers share the machine."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    module = import_module(f"sims_toy.{room}")
-    command(options_of(room), module.plan, prog=prog, presets=module.PRESETS)(words)
+    command(room, prog)(words)

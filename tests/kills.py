@@ -38,9 +38,9 @@ def _run(words: Sequence[str]) -> None:
     from sims_core.lab.command import main_with_errors
 
     if words[0] == "sweep":
-        from sims_toy.sweep import run_command
+        from sims_toy.studies import command
 
-        code = main_with_errors(run_command, words[1:])
+        code = main_with_errors(command("sweep"), words[1:])
     else:
         from sims_image.commands import run
 

@@ -16,12 +16,16 @@ import threading
 import typing
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 
 from sims_core import STOPPED, __version__
 from sims_core.errors import InputError, choose, disk_failure, reason, shown
 from sims_core.lab.bounds import check_bounds
+
+if TYPE_CHECKING:
+    from tyro.constructors import StructConstructorSpec, StructTypeInfo
 
 Settings = TypeVar("Settings")
 
@@ -33,10 +37,12 @@ def parse_command(
     prog: str,
     description: str,
     presets: Mapping[str, Settings] | None = None,
+    examples: Sequence[str] = (),
 ) -> Settings:
     """Read ``argv`` into the dataclass ``cls``; ``--preset NAME`` changes the defaults, explicit options win.
 
-    Raises `InputError` for what cannot be read; ``--help`` prints and exits.
+    examples: words that can follow ``prog``, with a remark after '#'; the help ends with them. Raises `InputError` for
+    what cannot be read; ``--help`` prints and exits.
     """
     import tyro
 
@@ -48,6 +54,8 @@ def parse_command(
         name = _option(argv, "preset")
         if name:
             default = presets[choose("--preset", name, presets)]
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.struct_rule(_read_options)
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints), contextlib.redirect_stdout(_Printable.coloured(sys.stdout)):
@@ -58,9 +66,12 @@ def parse_command(
                 args=list(argv),
                 default=default,
                 return_unknown_args=True,
+                registry=registry,
             )
     except SystemExit as stop:
         if not stop.code:
+            if examples:
+                print("\n".join(["examples:", *(f"  {prog} {words}" for words in examples)]))
             raise
         raise _misread(argv, _one_line(complaints.getvalue())) from None
     if unknown:
@@ -71,6 +82,44 @@ def parse_command(
     with about_options(default):
         check_bounds(parsed)
     return parsed
+
+
+def _read_options(info: StructTypeInfo) -> StructConstructorSpec | None:
+    """How the parser reads a dataclass that is given with its defaults: help flows, whatever its lines in the source.
+
+    Options of a base class that has a ``GROUP`` come last, in a group of that name, and keep their own names.
+    """
+    from tyro import conf
+    from tyro.constructors import StructConstructorSpec, StructFieldSpec
+
+    cls, default = info.type, info.default
+    if not dataclasses.is_dataclass(cls):
+        return None
+    base: Any = next((parent for parent in cls.__mro__[1:] if "GROUP" in vars(parent)), None)
+    shared = [field.name for field in dataclasses.fields(base)] if base else []
+    bare = [conf.arg(prefix_name=False)] if "GROUP" in vars(cls) else []
+    hints, fields = typing.get_type_hints(cls, include_extras=True), []
+    for name in [field.name for field in dataclasses.fields(cls) if field.name not in shared]:
+        hint: Any = Annotated[(hints[name], *bare)] if bare else hints[name]
+        fields.append(StructFieldSpec(name, hint, getattr(default, name), partial(_help, cls, name)))
+    if base is None:
+        return StructConstructorSpec(cls, tuple(fields))
+    own = base(**{name: getattr(default, name) for name in shared})
+    fields.append(StructFieldSpec(base.GROUP, base, own, " ".join(str(base.__doc__).split())))
+    return StructConstructorSpec(lambda **given: cls(**vars(given.pop(base.GROUP)), **given), tuple(fields))
+
+
+def _help(cls: type, name: str) -> str:
+    """The docstring of a field, in one line."""
+    import docstring_parser
+
+    lines = (
+        parameter.description or ""
+        for parent in cls.__mro__[:-1]
+        for parameter in docstring_parser.parse_from_object(parent).params
+        if parameter.arg_name == name
+    )
+    return " ".join(next(lines, "").split())
 
 
 @contextlib.contextmanager

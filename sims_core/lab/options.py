@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from sims_core.lab.bounds import at_least
 from sims_core.lab.command import usual
@@ -13,6 +13,7 @@ from sims_core.lab.command import usual
 class RunOptions:
     """What every study takes besides its own options."""
 
+    GROUP: ClassVar[str] = "run"
     seed: Annotated[int, at_least(0)] = 0
     """Every random draw follows from it."""
     workers: Annotated[int, at_least(0), usual("one per core", "INT")] = 0

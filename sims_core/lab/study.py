@@ -175,11 +175,13 @@ def command(
     *,
     prog: str,
     presets: Mapping[str, Options] | None = None,
+    examples: Sequence[str] = (),
 ) -> Callable[[Sequence[str]], None]:
-    """``argv -> None``: the command of a study, to be handed to `main`."""
+    """``argv -> None``: the command of a study, to be handed to `main`. presets, examples: as of `parse_command`."""
 
     def run(argv: Sequence[str]) -> None:
-        options = parse_command(cls, argv, prog=prog, description=str(cls.__doc__), presets=presets)
+        about = str(cls.__doc__)
+        options = parse_command(cls, argv, prog=prog, description=about, presets=presets, examples=examples)
         with about_options(options):
             study = plan(options)
             if options.dry_run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated
 
@@ -10,7 +9,6 @@ from sims_core.errors import InputError, whole
 from sims_core.lab.bounds import at_least, check_bounds
 from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
@@ -151,8 +149,3 @@ def _target(text: str, classes: int) -> tuple[float, ...]:
     if len(shares) != classes or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise InputError("target", text, f"give {classes} shares that sum to 1, or uniform")
     return tuple(s / sum(shares) for s in shares)
-
-
-def run_command(argv: Sequence[str]) -> None:
-    """The command itself."""
-    command(Control, plan, prog="python -m sims_toy.control", presets=PRESETS)(argv)

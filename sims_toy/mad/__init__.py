@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +9,6 @@ from sims_core.errors import InputError, choose, whole
 from sims_core.lab.bounds import at_least, check_bounds, settled
 from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
@@ -202,8 +200,3 @@ def _network(options: Mad, learner: str) -> NetworkSettings | None:
     from sims_toy.grid.parse import settle
 
     return settle(options.network)
-
-
-def run_command(argv: Sequence[str]) -> None:
-    """The command itself."""
-    command(Mad, plan, prog="python -m sims_toy.mad", presets=PRESETS)(argv)

@@ -1,7 +1,6 @@
 """``python -m sims_toy.mad``."""
 
-from sims_core.lab.study import main
-from sims_toy.mad import run_command
+from sims_toy.studies import main
 
 if __name__ == "__main__":
-    main(run_command)
+    main("mad")

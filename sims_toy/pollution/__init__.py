@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -10,7 +9,6 @@ from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds, settled
 from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
@@ -176,8 +174,3 @@ def _as_long_as_the_base(network: NetworkSettings) -> str:
     if not network.batch:
         raise InputError("budget", "", "with `network.batch` 0 say how many samples an auxiliary sees, such as 50k")
     return f"{network.steps * network.batch / 1000:g}k"
-
-
-def run_command(argv: Sequence[str]) -> None:
-    """The command itself."""
-    command(Pollution, plan, prog="python -m sims_toy.pollution", presets=PRESETS)(argv)

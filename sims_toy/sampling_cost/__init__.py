@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,6 @@ from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
 from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
@@ -170,8 +168,3 @@ def _budget(options: SamplingCost, learner: str) -> tuple[str, NetworkSettings |
     if (unit == "eta") != (learner == "exact"):
         raise InputError("budget", text, expected)
     return text, network
-
-
-def run_command(argv: Sequence[str]) -> None:
-    """The command itself."""
-    command(SamplingCost, plan, prog="python -m sims_toy.sampling_cost", presets=PRESETS)(argv)

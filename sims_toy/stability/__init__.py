@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -11,7 +10,6 @@ from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
 from sims_core.lab.command import usual
 from sims_core.lab.options import RunOptions
-from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
@@ -179,8 +177,3 @@ def _check(options: Stability) -> None:
         raise InputError("kick", options.kick, "give a factor in (0, 1), such as 0.8")
     if options.network.start != "warm":
         raise InputError("network.start", options.network.start, "retraining starts from the last round: say warm")
-
-
-def run_command(argv: Sequence[str]) -> None:
-    """The command itself."""
-    command(Stability, plan, prog="python -m sims_toy.stability", presets=PRESETS)(argv)

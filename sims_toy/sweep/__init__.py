@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from sims_core.lab.study import command
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep.options import PRESETS, Sweep
@@ -17,8 +14,3 @@ def plan(sweep: Sweep) -> GridStudy:
     from sims_toy.sweep.planning import make_plan
 
     return make_plan(sweep)
-
-
-def run_command(argv: Sequence[str]) -> None:
-    """The command itself."""
-    command(Sweep, plan, prog="python -m sims_toy.sweep", presets=PRESETS)(argv)

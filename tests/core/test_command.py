@@ -1,8 +1,11 @@
 """What every command owes its user: one line for bad input, from a worker too, and output on any terminal."""
 
 import contextlib
+import dataclasses
 import pickle
+import shlex
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,22 @@ from sims_core.lab.command import main_with_errors, parse_command
 from sims_core.sampling import Sampler
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    width: int = 1
+    """Units."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    often: int = 2
+    """How often,
+    which is said in two lines."""
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    """Whole
+    options."""
 
 
 @pytest.mark.parametrize("value", ["a", 3, None, 1.5, [1, 2], Path("x"), lambda: 0])
@@ -121,17 +140,84 @@ def test_an_option_that_is_not_there_names_the_one_that_was_meant_and_not_all(op
     assert capsys.readouterr().err == f"error: option: got '{option}'; {hint}--help lists what there is\n"
 
 
-@pytest.mark.parametrize("word", ["--version", "-V"])
-@pytest.mark.parametrize("module", ["sims_image.__main__", "sims_toy.sweep", "sims_toy.mad"])
-def test_every_command_says_its_version(module, word, capsys):
-    from importlib import import_module
+def _examples():
+    """Every command of both scales, with each of its examples."""
+    from sims_image.commands import VERBS
+    from sims_toy.studies import STUDIES
 
+    known = {f"sims_image {name}": verb.examples for name, verb in VERBS.items()}
+    known |= {f"sims_toy {room}": study.examples for room, study in STUDIES.items()}
+    return [
+        pytest.param(*name.split(), words, id=f"{name} {words}") for name, found in known.items() for words in found
+    ]
+
+
+@pytest.mark.parametrize(("scale", "name", "words"), _examples())
+def test_an_example_can_be_run(scale, name, words, monkeypatch):
+    """Its options are read, and a study's are planned; those of images name files that are not here."""
+    from sims_image import commands
+    from sims_toy import studies
+
+    given = shlex.split(words, comments=True)
+    assert given and "#" in words
+    if scale == "sims_toy":
+        read = parse_command(studies.options_of(name), given, prog=name, description="", presets=presets(name))
+        assert plan(name, read).settings
+        return
+    run = []
+    monkeypatch.setitem(commands.VERBS, name, dataclasses.replace(commands.VERBS[name], run=run.append))
+    commands.run([name, *given])
+    assert run and run[0] != commands.VERBS[name].cls()()
+
+
+def presets(room):
+    return import_module(f"sims_toy.{room}").PRESETS
+
+
+def plan(room, options):
+    return import_module(f"sims_toy.{room}").plan(options)
+
+
+@pytest.mark.parametrize("command", ["sims_image train", "sims_toy control", "sims_toy sweep"])
+def test_help_flows_and_ends_with_two_examples(command, capsys):
+    from sims_image.commands import run as verbs
+    from sims_toy import studies
+
+    scale, name = command.split()
+    with pytest.raises(SystemExit):
+        verbs([name, "--help"]) if scale == "sims_image" else studies.command(name)(["--help"])
+    said = capsys.readouterr().out
+    prog = command if scale == "sims_image" else f"python -m sims_toy.{name}"
+    *_, head, first, second = said.splitlines()
+    assert head == "examples:" and all(line.startswith(f"  {prog} --") for line in (first, second))
+    if scale == "sims_toy":  # its own options first, the run's last and by themselves
+        order = ["--omega", " network options ", "--network.width", " run options ", "--seed INT", "--dry-run", head]
+        assert sorted(order, key=said.index) == order
+
+
+def test_the_docstring_of_an_option_is_one_flow(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+
+    def run(argv):
+        parse_command(Broken, argv, prog="x", description="", examples=["--often 3  # thrice"])
+
+    with pytest.raises(SystemExit):
+        run(["--help"])
+    said = capsys.readouterr().out
+    assert "How often, which is said in two lines. (default: 2)" in said and "Whole options" in said
+    assert said.endswith("examples:\n  x --often 3  # thrice\n")
+
+
+@pytest.mark.parametrize("word", ["--version", "-V"])
+@pytest.mark.parametrize("name", ["", "sweep", "mad"])
+def test_every_command_says_its_version(name, word, capsys):
     import sims_core
     import sims_image
     import sims_toy
+    from sims_image.commands import run as verbs
+    from sims_toy.studies import command
 
-    home = import_module(module)
-    run = getattr(home, "run", None) or home.run_command
+    run = command(name) if name else verbs
     with contextlib.suppress(SystemExit):
         run([word])
     assert capsys.readouterr().out == f"{sims_core.__version__}\n"

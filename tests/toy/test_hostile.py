@@ -13,13 +13,9 @@ import pytest
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_toy import datasets
-from sims_toy.control import run_command as control
-from sims_toy.mad import run_command as mad
-from sims_toy.pollution import run_command as pollution
-from sims_toy.sampling_cost import run_command as sampling_cost
-from sims_toy.stability import run_command as stability
-from sims_toy.sweep import run_command as sweep
+from sims_toy.studies import STUDIES, command
 
+sweep, stability, mad, pollution, control, sampling_cost = map(command, STUDIES)
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "9" * 5000
 

@@ -618,10 +618,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(words, says, tmp_path, capsys,
     import re
 
     from sims_core.lab.command import main_with_errors
-    from sims_toy.sweep import run_command
+    from sims_toy import studies
 
     monkeypatch.chdir(tmp_path)
-    assert main_with_errors(run_command, words) == 2
+    assert main_with_errors(studies.command("sweep"), words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and re.search(says, error)
     assert not list(tmp_path.iterdir())

@@ -55,7 +55,7 @@ def main() -> None:
     print(f"full grid, {size}, {cores} workers")
     print(f"  wall {wall:.1f} s, {loops / wall:.0f} loops/s")
 
-    base = Sweep(learner="exact", omega="0:5:1", synthetic_size="250", trials=100, generations=20)
+    base = Sweep(learner="exact", omega="0:5:1", synthetic="250", trials=100, generations=20)
     print("CPU seconds of one small grid, relative to the first row (medians of 5)")
     for name, changes in (
         ("|D_r| = 1,000, 100 trials", {}),
@@ -69,7 +69,7 @@ def main() -> None:
         figures[name] = seconds / first
         print(f"  {name:<28} {seconds:6.3f} s  x{seconds / first:.2f}")
 
-    network = Sweep(omega="0:2:1", synthetic_size="250", trials=8, generations=2 if args.quick else 10)
+    network = Sweep(omega="0:2:1", synthetic="250", trials=8, generations=2 if args.quick else 10)
     piece = plan(network).experiment
     timed(piece)  # compiles
     alone = sorted(timed(piece)[1] for _ in range(3))[1]

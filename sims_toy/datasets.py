@@ -72,7 +72,7 @@ class Distribution:
     def draw_labelled(self, n: int, seed: Seed) -> tuple[Points, Labels]:
         """n points (n, d) and the class of each, (n,)."""
         if self.limit is not None and n > self.limit:
-            raise InputError("real", self.name, f"the file holds {self.limit} points, and {n} are asked for")
+            raise InputError("data", self.name, f"the file holds {self.limit} points, and {n} are asked for")
         return self.sampler(n, seed.numpy())
 
     @cached_property
@@ -126,7 +126,7 @@ class Mixture:
 
 def _ring(count: int, weights: Sequence[float] = ()) -> Distribution:
     if count < 2:
-        raise InputError("real", f"gaussians:{count}", "give at least 2 components")
+        raise InputError("data", f"gaussians:{count}", "give at least 2 components")
     angle = 2 * math.pi * np.arange(count) / count
     means = tuple((2 * math.cos(a), 2 * math.sin(a)) for a in angle)
     mixture = Mixture(means, 0.2, tuple(weights))
@@ -136,15 +136,15 @@ def _ring(count: int, weights: Sequence[float] = ()) -> Distribution:
 def _gaussians(text: str) -> Distribution:
     """``gaussians:K``: K on a circle of radius 2, standard deviation .2, equal weights."""
     if text and not re.fullmatch("[0-9]{1,4}", text):
-        raise InputError("real", f"gaussians:{text}", "write gaussians:K with 2 to 9999 components, such as 8")
+        raise InputError("data", f"gaussians:{text}", "write gaussians:K with 2 to 9999 components, such as 8")
     return _ring(int(text or 8))
 
 
 def _mixture(text: str) -> Distribution:
     """``mixture:p,q,...``: the same ring with the given weights (they are divided by their sum)."""
-    weights = [v for part in text.split(",") if part for v in parse_grid("real", part, low=0)]
+    weights = [v for part in text.split(",") if part for v in parse_grid("data", part, low=0)]
     if not 2 <= len(weights) <= 9999 or not 0 < sum(weights) < math.inf:
-        raise InputError("real", f"mixture:{text}", "give two weights or more, up to 9999, such as mixture:0.7,0.3")
+        raise InputError("data", f"mixture:{text}", "give two weights or more, up to 9999, such as mixture:0.7,0.3")
     shares = [w / sum(weights) for w in weights]
     made = _ring(len(shares), shares)
     return Distribution(f"mixture:{text}", made.sampler, made.classes, mixture=made.mixture)
@@ -152,7 +152,7 @@ def _mixture(text: str) -> Distribution:
 
 def _takes_nothing(name: str, text: str) -> None:
     if text:
-        raise InputError("real", f"{name}:{text}", f"'{name}' takes nothing after a colon")
+        raise InputError("data", f"{name}:{text}", f"'{name}' takes nothing after a colon")
 
 
 def _moons(text: str) -> Distribution:
@@ -225,7 +225,7 @@ DATASETS: dict[str, Callable[[str], Distribution]] = {
 }
 
 
-def from_file(path: str | Path, *, argument: str = "real") -> Distribution:
+def from_file(path: str | Path, *, argument: str = "data") -> Distribution:
     """The points of a ``.npy`` or ``.csv`` file (n, 2); a draw takes n of them without repetition.
 
     A csv's first line is a header if none of its fields is a number, or if it numbers the columns (``0,1``), as pandas
@@ -289,7 +289,7 @@ def _header(content: bytes) -> str:
 
 
 def header_of(text: str) -> str:
-    """The header line of the csv file that ``--real`` names, '' if there is none (or no such file)."""
+    """The header line of the csv file that ``--data`` names, '' if there is none (or no such file)."""
     path = Path(text)
     return _header(path.read_bytes()) if path.suffix == ".csv" and path.is_file() else ""
 
@@ -307,7 +307,7 @@ def _array(path: Path) -> NDArray[Any]:
         raise ValueError(reason(error)) from None
 
 
-def parse_real(text: str, *, argument: str = "real") -> Distribution:
+def parse_real(text: str, *, argument: str = "data") -> Distribution:
     """A distribution by its name (``gaussians:8``, ``moons``, ...) or a file. Raises `InputError` for anything else."""
     if text.endswith((".npy", ".csv")):
         return from_file(text, argument=argument)

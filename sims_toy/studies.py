@@ -34,8 +34,8 @@ STUDIES = {
         "sweep",
         "omega, or any other axis, through the self-consuming loop: Figure 4",
         (
-            "--learner exact --synthetic-size 250,1000 --trials 100  # the exact learner: seconds",
-            "--real moons --omega 0,0.5,1 --trials 4 --out runs/moons  # networks, on points in the plane",
+            "--learner exact --synthetic 250,1000 --trials 100  # the exact learner: seconds",
+            "--data moons --omega 0,0.5,1 --trials 4 --out runs/moons  # networks, on points in the plane",
         ),
     ),
     "stability": _Study(
@@ -43,7 +43,7 @@ STUDIES = {
         "stability",
         "retraining on real data and own samples: does it stay stable?",
         (
-            "--real moons --ratio 0,0.1,1 --trials 4  # one data set, three ratios",
+            "--data moons --ratio 0,0.1,1 --trials 4  # one data set, three ratios",
             "--preset paper --dry-run  # what the full grid would run, and cost",
         ),
     ),
@@ -70,7 +70,7 @@ STUDIES = {
         "toy-control",
         "Algorithm 2 on mixtures: class shares moved, and the price",
         (
-            "--real mixture:0.7,0.3 --target 0.5,0.5 --trials 4  # two classes, made even",
+            "--data mixture:0.7,0.3 --target 0.5,0.5 --trials 4  # two classes, made even",
             "--complement linear --strength 0.5,1,2 --omega 0:3:0.5  # three strengths of the linear complement",
         ),
     ),

@@ -256,7 +256,7 @@ def commands(place: Path, *, names: Sequence[str] = ("prepare", "zip", "generate
         ),
         "sweep": (
             (
-                *("sweep", "--learner", "exact", "--omega", "0,1", "--synthetic-size", "50", "--trials", "60"),
+                *("sweep", "--learner", "exact", "--omega", "0,1", "--synthetic", "50", "--trials", "60"),
                 *("--generations", "3", "--chunk", "25", "--workers", "1", "--sampler", "ddim:5", "--out", "s"),
             ),
             lambda folder: _digest([p for p in folder.glob("s/*") if p.suffix in (".csv", ".parquet", ".svg")]),

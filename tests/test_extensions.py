@@ -43,7 +43,7 @@ def registered(monkeypatch):
 
 def test_policy_and_method_on_points(tmp_path):
     options = Sweep(
-        omega="0,2", synthetic_size="40", real_size="60", pollution="20,40", trials=2, generations=2, workers=1,
+        omega="0,2", synthetic="40", real_size="60", pollution="20,40", trials=2, generations=2, workers=1,
         sampler="ddim:5", network=TINY, method="twice", loop="dosed:2", overlay_trials=2, out=str(tmp_path / "run"),
     )  # fmt: skip
     made = run(options).tables["regimes"]

@@ -74,7 +74,7 @@ def test_make_runs_copies_and_recognises(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("make_figures", FIGURES / "make.py")
     make = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(make)
-    command = "python -m sims_toy.sweep --learner exact --omega 0,1 --synthetic-size 250 --trials 4 --generations 2"
+    command = "python -m sims_toy.sweep --learner exact --omega 0,1 --synthetic 250 --trials 4 --generations 2"
     pictures, tables = {"tiny.png": "figure4.png"}, {"tiny.csv": "regimes.csv"}
     tiny = replace(KNOWN["comparison"], name="tiny", command=command + " --workers 1", pictures=pictures, tables=tables)
     make.make(tiny, tmp_path / "runs", tmp_path / "to")

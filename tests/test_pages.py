@@ -25,7 +25,7 @@ def sweep(tmp_path_factory):
         Sweep(
             learner="exact",
             omega="0:3:1",
-            synthetic_size="125,250,1000",
+            synthetic="125,250,1000",
             auxiliary_data="train+synthetic,synthetic",
             trials=12,
             generations=6,
@@ -201,7 +201,7 @@ def test_it_prints_light_and_fits_a_narrow_window(sweep, browser):
 
 @pytest.mark.parametrize("options", [{"method": "standard", "loop": "augmentation,accumulate"}, {"generations": 1}])
 def test_other_sweeps_have_pages_too(tmp_path, browser, options):
-    settings = {"learner": "exact", "omega": "0,1", "synthetic_size": "250", "trials": 4, "generations": 3} | options
+    settings = {"learner": "exact", "omega": "0,1", "synthetic": "250", "trials": 4, "generations": 3} | options
     result = studies.run(Sweep(workers=1, out=str(tmp_path / "run"), **settings))
     visit(browser, result.page)
     assert text(browser, "#info strong").startswith("ω = ")

@@ -49,7 +49,7 @@ def parse_command(
     if list(argv) in (["--version"], ["-V"]):
         print(__version__)
         raise SystemExit(0)
-    default = cls()
+    argv, default = _renamed(cls, argv), cls()
     if presets is not None:
         name = _option(argv, "preset")
         if name:
@@ -167,6 +167,27 @@ def usual(words: str, kind: str = "STR") -> Any:
     import tyro
 
     return tyro.conf.arg(help_behavior_hint=f"(default: {words})", metavar=kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class formerly:  # noqa: N801  (read as an annotation: Annotated[str, formerly("real")])
+    """The name that an option had in the release before, which is still read, with a note."""
+
+    name: str
+
+
+def _renamed(cls: type, argv: Sequence[str]) -> list[str]:
+    """The words with the names that options have now."""
+    hints = typing.get_type_hints(cls, include_extras=True).items()
+    older = {m.name: name for name, hint in hints for m in getattr(hint, "__metadata__", ()) if isinstance(m, formerly)}
+    words = list(argv)
+    for here, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        now = older.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        if now:
+            words[here] = f"--{now.replace('_', '-')}{equals}{value}"
+            print(f"note: {name} is --{now.replace('_', '-')} now; {name} goes with the next release", file=sys.stderr)
+    return words
 
 
 class _Stopped(KeyboardInterrupt):

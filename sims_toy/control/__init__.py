@@ -7,7 +7,7 @@ from typing import Annotated
 
 from sims_core.errors import InputError, whole
 from sims_core.lab.bounds import at_least, check_bounds
-from sims_core.lab.command import usual
+from sims_core.lab.command import formerly, usual
 from sims_core.lab.options import RunOptions
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
@@ -25,7 +25,7 @@ class Control(RunOptions):
 
     preset: Annotated[str, usual("none")] = ""
     """Change the defaults: 'paper' is the full grid; 'two' has two classes, as the paper's own case."""
-    real: str = "mixture:0.5,0.3,0.2"
+    data: Annotated[str, formerly("real")] = "mixture:0.5,0.3,0.2"
     """Data with classes: mixture:P,Q,... or gaussians:K."""
     target: str = "uniform"
     """Target shares of the classes, such as 0.4,0.3,0.3, or uniform."""
@@ -55,7 +55,7 @@ PRESETS = {
     "paper": replace(
         Control(), preset="paper", strength="0.5,1,2", omega="0:3:0.125", trials=32, points=10_000,
     ),
-    "two": replace(Control(), preset="two", real="mixture:0.7,0.3", target="0.5,0.5", trials=16),
+    "two": replace(Control(), preset="two", data="mixture:0.7,0.3", target="0.5,0.5", trials=16),
 }  # fmt: skip
 
 
@@ -76,9 +76,9 @@ def plan(options: Control) -> GridStudy:
 
     check_bounds(options)
     network = settle(options.network)
-    real = parse_real(options.real) if options.real != "gaussian" else None
+    real = parse_real(options.data) if options.data != "gaussian" else None
     if real is None or real.mixture is None:
-        raise InputError("real", options.real, "control needs classes: mixture:P,Q,... or gaussians:K")
+        raise InputError("data", options.data, "control needs classes: mixture:P,Q,... or gaussians:K")
     weights = real.mixture.weights
     target = _target(options.target, len(weights))
     readings = names("complement", options.complement, COMPLEMENTS)
@@ -102,7 +102,7 @@ def plan(options: Control) -> GridStudy:
     if len(budgets) > 1:
         raise InputError("budget", options.budget, "give one budget")
 
-    base = Cell("control", "standard", "augmentation", str(sampler), options.real_size, 0, real=options.real)
+    base = Cell("control", "standard", "augmentation", str(sampler), options.real_size, 0, real=options.data)
     guided = replace(base, auxiliary_size=options.auxiliary_size, budget=budgets[0])
     kinds = [("control", f"{r}@{a:g}") for r in readings for a in strengths]
     kinds += [("sims", "synthetic"), ("random", kinds[0][1])]
@@ -114,7 +114,7 @@ def plan(options: Control) -> GridStudy:
     )  # fmt: skip
     settings = {
         "command": "sims_toy.control",
-        "real": options.real,
+        "real": options.data,
         "base": list(weights),
         "target": list(target),
         "complement": readings,

@@ -54,7 +54,7 @@ def measure(
     real = experiment.source(first)
     mixture = getattr(real, "mixture", None)
     if mixture is None:
-        raise InputError("real", first.real, "control needs classes: mixture:P,Q,... or gaussians:K")
+        raise InputError("data", first.real, "control needs classes: mixture:P,Q,... or gaussians:K")
     sampler = Sampler.parse(first.sampler, sigma_data=spread(real))
     learner = NetworkLearner(sampler, np.tile(trials, len(cells)), experiment.network)
     seed = Seed(experiment.seed)

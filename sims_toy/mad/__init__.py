@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sims_core.errors import InputError, choose, whole
 from sims_core.lab.bounds import at_least, check_bounds, settled
-from sims_core.lab.command import usual
+from sims_core.lab.command import formerly, usual
 from sims_core.lab.options import RunOptions
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
@@ -36,7 +36,7 @@ class Mad(RunOptions):
     """exact (no sampler bias; the exact learner's alone), ddim:N, euler:N, heun:N, rk4:N."""
     real_size: Annotated[int, at_least(2)] = 100
     """Fresh real points a generation, n_r, of experiment 1."""
-    synthetic_size: Annotated[int, at_least(1)] = 900
+    synthetic: Annotated[int, at_least(1), formerly("synthetic_size")] = 900
     """Synthetic points a generation, n_s, of experiment 1."""
     initial_size: str = "100,1000"
     """Sizes of the first data set, n_ini, of experiment 1."""
@@ -121,7 +121,7 @@ def plan(options: Mad) -> GridStudy:
 
     base = Cell(learner, "standard", "fresh", str(sampler), 1, 1, reference=str(sampler))
     limit = [
-        replace(base, real_size=options.real_size, synthetic_size=options.synthetic_size, initial_size=i, temperature=z)
+        replace(base, real_size=options.real_size, synthetic_size=options.synthetic, initial_size=i, temperature=z)
         for z in heats
         for i in initial
     ]
@@ -159,7 +159,7 @@ def plan(options: Mad) -> GridStudy:
         "dimension": d,
         "sampler": str(sampler),
         "real_size": options.real_size,
-        "synthetic_size": options.synthetic_size,
+        "synthetic_size": options.synthetic,
         "initial_size": initial,
         "temperature": heats,
         "grid_real_size": grid_real,

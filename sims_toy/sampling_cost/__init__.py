@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
-from sims_core.lab.command import usual
+from sims_core.lab.command import formerly, usual
 from sims_core.lab.options import RunOptions
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
@@ -49,7 +49,7 @@ class SamplingCost(RunOptions):
     """Generations of the augmentation loop; 0 is none. Quality is then also the mean of its last ten."""
     loop_trials: Annotated[int, at_least(4)] = 100
     """Repetitions of the loop."""
-    synthetic_size: Annotated[int, at_least(1)] = 1000
+    synthetic: Annotated[int, at_least(1), formerly("synthetic_size")] = 1000
     """Synthetic points a generation of the loop, |D_s|."""
     learner: Literal["exact", "network"] = "exact"
     """exact or network."""
@@ -97,7 +97,7 @@ def plan(options: SamplingCost) -> GridStudy:
     budget, network = _budget(options, learner)
 
     def base(sampler: Sampler) -> Cell:
-        sizes = (options.real_size, options.synthetic_size)
+        sizes = (options.real_size, options.synthetic)
         return Cell(learner, "standard", "augmentation", str(sampler), *sizes, reference=str(sampler))
 
     cells = []
@@ -138,7 +138,7 @@ def plan(options: SamplingCost) -> GridStudy:
         settings |= {
             "loop_generations": options.loop_generations,
             "loop_trials": options.loop_trials,
-            "synthetic_size": options.synthetic_size,
+            "synthetic_size": options.synthetic,
         }
     if network is not None:
         settings["network"] = asdict(network)

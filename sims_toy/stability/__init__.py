@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
-from sims_core.lab.command import usual
+from sims_core.lab.command import formerly, usual
 from sims_core.lab.options import RunOptions
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
@@ -31,7 +31,7 @@ class Stability(RunOptions):
 
     preset: Annotated[str, usual("none")] = ""
     """'paper' is the full grid: more trials, and the constants of several networks."""
-    real: str = "gaussians:8,moons"
+    data: Annotated[str, formerly("real")] = "gaussians:8,moons"
     """Data sets, with commas: gaussians:K, moons, pinwheel, swissroll, checkerboard, mixture:P,Q,..., or a file."""
     ratio: str = "0,0.001,0.01,0.1,0.5,1,2"
     """Synthetic-to-real ratios lambda, a grid; 0 (training goes on with real data alone) is always run."""
@@ -90,15 +90,15 @@ def plan(options: Stability) -> GridStudy:
         if ratio and round(ratio * options.real_size) == 0:
             expected = f"with {options.real_size} real points it leaves no synthetic one: raise it, or `real_size`"
             raise InputError("ratio", f"{ratio:g}", expected)
-    reals = list(dict.fromkeys(part.strip() for part in re.split(r",(?=\s*[A-Za-z./])", options.real)))
+    reals = list(dict.fromkeys(part.strip() for part in re.split(r",(?=\s*[A-Za-z./])", options.data)))
     digests = {}
     for name in reals:
         if name == "gaussian":
-            raise InputError("real", name, "give one of the plane's data sets, such as gaussians:8 or moons")
+            raise InputError("data", name, "give one of the plane's data sets, such as gaussians:8 or moons")
         real = parse_real(name)
         if real.limit is not None and real.limit < max(POINTS, options.real_size):
             least = max(POINTS, options.real_size)
-            raise InputError("real", name, f"the file holds {real.limit} points; give at least {least}")
+            raise InputError("data", name, f"the file holds {real.limit} points; give at least {least}")
         if real.digest:
             digests[name] = real.digest
     network = settle(options.network)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from sims_core.lab.bounds import at_least
-from sims_core.lab.command import listed, usual
+from sims_core.lab.command import formerly, listed, usual
 from sims_core.lab.options import RunOptions
 from sims_toy.networks.settings import NetworkSettings
 
@@ -27,7 +27,9 @@ class Sweep(RunOptions):
     the auxiliary is trained on); 'neon' is the published toy of Neon's appendix."""
     omega: str = "0:5"
     """Guidance strengths; 0 is the base. Negative values are allowed (write --omega=-1:1)."""
-    synthetic_size: Annotated[str, usual("250,1000 for networks, 125,250,500,1000 for the exact learner")] = ""
+    synthetic: Annotated[
+        str, formerly("synthetic_size"), usual("250,1000 for networks, 125,250,500,1000 for the exact learner")
+    ] = ""
     """Synthetic points a generation, |D_s|."""
     real_size: str = "1000"
     """Real points, |D_r|."""
@@ -66,7 +68,7 @@ class Sweep(RunOptions):
     """Repetitions of the readings of --auxiliary-data after the first; 0 is as many."""
     overlay_trials: Annotated[int, at_least(2)] = 400
     """Repetitions of the exact learner beneath the networks, from whose mean chance is taken out of theirs."""
-    real: str = "gaussian"
+    data: Annotated[str, formerly("real")] = "gaussian"
     """Real data: gaussian, gaussians:K, mixture:P,Q,..., moons, pinwheel, swissroll, checkerboard, or a .npy or .csv
     file of at least 1,000 points in the plane, in any unit. All but 'gaussian' need the network learner."""
     real_mean: str = "0,0"
@@ -79,8 +81,8 @@ class Sweep(RunOptions):
 
 #: Defaults that depend on the learner: what an empty option or a 0 stands for.
 BY_LEARNER = {
-    "exact": {"synthetic_size": "125,250,500,1000", "budget": "1", "generations": 100, "trials": 1000},
-    "network": {"synthetic_size": "250,1000", "budget": "", "generations": 20, "trials": 8},
+    "exact": {"synthetic": "125,250,500,1000", "budget": "1", "generations": 100, "trials": 1000},
+    "network": {"synthetic": "250,1000", "budget": "", "generations": 20, "trials": 8},
 }
 
 _NEON = NetworkSettings(
@@ -105,7 +107,7 @@ PRESETS = {
         Sweep(),
         preset="figure4",
         omega="0:5:0.5",
-        synthetic_size="125,250,500,1000",
+        synthetic="125,250,500,1000",
         auxiliary_data="train+synthetic,synthetic,real+synthetic",
         generations=100,
         trials=48,
@@ -119,7 +121,7 @@ PRESETS = {
         preset="neon",
         omega="-2:2:0.04",
         method="standard,neon",
-        synthetic_size="1000",
+        synthetic="1000",
         auxiliary_data="synthetic@0.9,synthetic@1.1",
         budget="50k,250k",
         generations=1,

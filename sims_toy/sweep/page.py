@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sims_core.algorithm import METHODS
 from sims_core.errors import InputError
-from sims_core.lab.command import parse_command
+from sims_core.lab.command import about_options, parse_command
 from sims_core.lab.runs import parse_json, write_atomic
 from sims_core.lab.style import METHOD, REGIME, sequence
 from sims_toy.sweep.report import caption, conclusion
@@ -221,4 +221,5 @@ def run_command(argv: Sequence[str]) -> None:
     """The command itself: ``RUN`` or ``--run RUN``."""
     words = ["--run", *argv] if argv and not argv[0].startswith("-") else list(argv)
     options = parse_command(Page, words, prog="python -m sims_toy.page", description=str(Page.__doc__))
-    print(write_page(options.run))
+    with about_options(options):
+        print(write_page(options.run))

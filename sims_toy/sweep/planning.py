@@ -42,7 +42,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
     if 0.0 in temperatures:
         raise InputError("temperature", sweep.temperature, "give lambda_s in (0, 1]")
     real_sizes = sizes("real_size", sweep.real_size)
-    synthetic_sizes = sizes("synthetic_size", sweep.synthetic_size)
+    synthetic_sizes = sizes("synthetic", sweep.synthetic)
     auxiliary_sizes = None if sweep.auxiliary_size == "same" else sizes("auxiliary_size", sweep.auxiliary_size)
     budgets = budgets_of(sweep.budget, learner)
     distance, digest = _distance(sweep, learner, max(real_sizes))
@@ -67,7 +67,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
         for foreign in sizes("pollution", sweep.pollution) if "pollution" in policy.needs else [0]:
             base = Cell(
                 learner, "standard", policy.name, str(sampler), n, m,
-                reference=str(sampler), temperature=heat, pollution=foreign, real=sweep.real,
+                reference=str(sampler), temperature=heat, pollution=foreign, real=sweep.data,
             )  # fmt: skip
             cells.append(base)
             if sampler.steps and any(METHODS[x].networks > 1 or METHODS[x].resampled for x in methods):
@@ -122,7 +122,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
         "temperature": temperatures,
         "generations": sweep.generations,
         "trials": sweep.trials,
-        "real": sweep.real,
+        "real": sweep.data,
         "real_mean": mean,
         "real_covariance": covariance,
         "distance": distance,
@@ -177,22 +177,22 @@ def _retuned(sweep: Sweep, sampler: Sampler) -> list[str]:
 
 def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
     """The quantity that is measured, and the digest of a user's file."""
-    gaussian = sweep.real == "gaussian"
+    gaussian = sweep.data == "gaussian"
     known = {"moments": "w2", "emd": "emd", "sliced": "sliced"}
     name = choose("distance", sweep.distance or ("moments" if gaussian else "sliced"), known)
     if learner == "exact" and (not gaussian or name != "moments"):
-        argument, value = ("distance", name) if gaussian else ("real", sweep.real)
+        argument, value = ("distance", name) if gaussian else ("data", sweep.data)
         raise InputError(argument, value, "the exact learner knows Gaussians and their moments; use `learner` network")
     if gaussian:
         return known[name], ""
     if name == "moments":
-        raise InputError("distance", name, f"moments are no distance to '{sweep.real}'; use emd or sliced")
-    real = parse_real(sweep.real)
+        raise InputError("distance", name, f"moments are no distance to '{sweep.data}'; use emd or sliced")
+    real = parse_real(sweep.data)
     if real.limit is not None and real.limit < POINTS:
         expected = f"the file holds {real.limit} points; give at least {max(POINTS, real_size)}: {POINTS} are compared"
-        raise InputError("real", sweep.real, expected)
+        raise InputError("data", sweep.data, expected)
     if real.limit is not None and real.limit < real_size:
-        raise InputError("real_size", real_size, f"the file of `real` holds {real.limit} points")
+        raise InputError("real_size", real_size, f"the file of `data` holds {real.limit} points")
     return known[name], real.digest
 
 

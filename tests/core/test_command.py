@@ -124,7 +124,7 @@ def test_other_failures_are_not_taken_for_it():
 
 @pytest.mark.parametrize(
     ("option", "meant"),
-    [("--omga", "--omega"), ("--learning-rate", "--lr"), ("--synthetic-sizes", "--synthetic-size"), ("--qqq", None)],
+    [("--omga", "--omega"), ("--learning-rate", "--lr"), ("--synthetics", "--synthetic"), ("--qqq", None)],
 )
 def test_an_option_that_is_not_there_names_the_one_that_was_meant_and_not_all(option, meant, capsys):
     from sims_image.training.options import Train
@@ -228,3 +228,14 @@ def test_every_command_says_its_version(name, word, capsys):
 def test_a_sampler_without_its_colon(text, right):
     with pytest.raises(InputError, match=f"write {right}"):
         Sampler.parse(text)
+
+
+@pytest.mark.parametrize("words", [["--synthetic-size", "40"], ["--synthetic_size=40"]])
+def test_the_older_name_of_an_option_is_read_with_a_note(words, capsys):
+    from sims_toy.mad import Mad
+
+    assert parse_command(Mad, words, prog="x", description="") == Mad(synthetic=40)
+    older = words[0].partition("=")[0]
+    assert capsys.readouterr().err == f"note: {older} is --synthetic now; {older} goes with the next release\n"
+    with pytest.raises(TypeError):
+        Mad(synthetic_size=40)

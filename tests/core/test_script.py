@@ -33,7 +33,7 @@ def test_an_unknown_command_is_one_line_with_the_nearest(wrong, near, capsys):
 
 
 def test_a_command_runs_under_its_name(capsys, tmp_path):
-    small = "--learner exact --omega 0,1 --synthetic-size 40 --real-size 60 --trials 2 --generations 2 --workers 1"
+    small = "--learner exact --omega 0,1 --synthetic 40 --real-size 60 --trials 2 --generations 2 --workers 1"
     script.run(["sweep", *small.split(), "--dry-run", "--out", str(tmp_path / "run")])
     assert f"out  {tmp_path / 'run'}" in capsys.readouterr().out
     with pytest.raises(SystemExit):

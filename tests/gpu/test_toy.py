@@ -50,7 +50,7 @@ def test_ensembles_are_the_cpu_s_in_distribution(device, graph):
 
 
 def test_the_sweep_with_networks_there(device, tmp_path):
-    words = ["-m", "sims_toy.sweep", "--omega", "0,1", "--synthetic-size", "100", "--real-size", "100", "--trials", "2"]
+    words = ["-m", "sims_toy.sweep", "--omega", "0,1", "--synthetic", "100", "--real-size", "100", "--trials", "2"]
     words += ["--generations", "2", "--overlay-trials", "2", "--workers", "1", "--out", str(tmp_path / "run")]
     words += ["--retuned", "", "--network.steps", "60", "--network.backend", "torch", "--network.device", str(device)]
     done = subprocess.run([sys.executable, *words], env=environment(), capture_output=True, text=True, timeout=200)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # Dask's own warnings are no
 
 TINY = Sweep(
     omega="0:2:1",
-    synthetic_size="50",
+    synthetic="50",
     real_size="80",
     trials=12,
     generations=4,

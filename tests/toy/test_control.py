@@ -176,7 +176,7 @@ def test_shares_may_be_measured_on_the_base():
 
 
 SMALL = Control(
-    real="mixture:0.7,0.3", target="0.5,0.5", omega="0,0.5,1", complement="linear", real_size=400, auxiliary_size=400,
+    data="mixture:0.7,0.3", target="0.5,0.5", omega="0,0.5,1", complement="linear", real_size=400, auxiliary_size=400,
     trials=2, points=2000,
     network=NetworkSettings(width=48, layers=2, steps=400), workers=1,
 )  # fmt: skip
@@ -211,8 +211,8 @@ def test_study_on_networks(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
-        ({"real": "moons"}, "real"),
-        ({"real": "gaussian"}, "real"),
+        ({"data": "moons"}, "data"),
+        ({"data": "gaussian"}, "data"),
         ({"target": "0.5,0.6"}, "target"),
         ({"target": "half,half"}, "target"),
         ({"target": "1,0", "complement": "geometric"}, "target"),

@@ -152,7 +152,7 @@ def test_bad_files(tmp_path, content, reason):
         np.save(path, content, allow_pickle=True)
     with pytest.raises(InputError, match=reason) as error:
         parse_real(str(path))
-    assert error.value.argument == "real" and "\n" not in str(error.value)
+    assert error.value.argument == "data" and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -161,4 +161,4 @@ def test_bad_files(tmp_path, content, reason):
 def test_bad_names(name):
     with pytest.raises(InputError) as error:
         parse_real(name)
-    assert error.value.argument == "real"
+    assert error.value.argument == "data"

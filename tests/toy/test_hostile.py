@@ -23,12 +23,12 @@ COMMANDS = [
     (sweep, "--sampler ddim:²", "2 to 10000 steps"),
     (sweep, "--sampler ddim:1000000000", "2 to 10000 steps"),
     (sweep, f"--sampler heun:{LONG}", "1 to 10000 steps"),
-    (sweep, "--real gaussians:²", "2 to 9999 components"),
-    (sweep, f"--real gaussians:{LONG}", "2 to 9999 components"),
-    (sweep, "--real gaussians:99999999", "2 to 9999 components"),
-    (sweep, "--real gaussian:", "did you mean 'gaussian'"),
-    (sweep, "--real mixture:0:1:0.00001", "up to 9999"),
-    (sweep, f"--real {'x' * 5000}.npy", "cannot be read as points"),
+    (sweep, "--data gaussians:²", "2 to 9999 components"),
+    (sweep, f"--data gaussians:{LONG}", "2 to 9999 components"),
+    (sweep, "--data gaussians:99999999", "2 to 9999 components"),
+    (sweep, "--data gaussian:", "did you mean 'gaussian'"),
+    (sweep, "--data mixture:0:1:0.00001", "up to 9999"),
+    (sweep, f"--data {'x' * 5000}.npy", "cannot be read as points"),
     (sweep, f"--loop {'scaled:1:' * 1500}augmentation", "--loop: got"),
     (sweep, "--loop scaled:1e400:augmentation", "factor C > 0"),
     (sweep, "--loop mixed:1e400", "ratio R >= 0"),
@@ -36,7 +36,7 @@ COMMANDS = [
     (sweep, "--budget 9e300Mi", "at most 1e+15 samples"),
     (sweep, f"--budget {LONG}k", "at most 1e+15 samples"),
     (sweep, "--learner exact --budget 9e400", "--budget: got"),
-    (sweep, "--synthetic-size 10000000000", "at most 1,000,000"),
+    (sweep, "--synthetic 10000000000", "at most 1,000,000"),
     (sweep, f"--real-size {LONG}", "is not finite"),
     (sweep, "--generations 1000000000", "--generations: got"),
     (sweep, "--generations 9000000 --learner exact", "at most 200,000,000 distances"),
@@ -46,7 +46,7 @@ COMMANDS = [
     (sweep, "--omega 0:1:1e-300", "use a larger step"),
     (sweep, "--omega 0:1e308:1e-308", "use a larger step"),
     (sweep, "--omega=-1e308:1e308:1e300", "use a larger step"),
-    (sweep, "--real-size 1:90000:1 --synthetic-size 1:90000:1", "at most 1,000,000"),
+    (sweep, "--real-size 1:90000:1 --synthetic 1:90000:1", "at most 1,000,000"),
     (sweep, "--workers 1000000000", "--workers: got"),
     (sweep, f"--seed {2**128}", "--seed: got"),
     (sweep, "--network.width 1000000000", "--network.width: got"),
@@ -77,7 +77,7 @@ def test_what_no_run_can_have_is_one_line(tmp_path, monkeypatch, capsys, command
     assert not list(tmp_path.iterdir())
 
 
-# ------------------------------------------------------------------ --real FILE
+# ------------------------------------------------------------------ --data FILE
 
 
 def header(text, version=b"\x01\x00"):
@@ -120,7 +120,7 @@ def test_files_that_hold_no_points_are_refused(tmp_path, name):
     else:
         path.write_bytes(FILES[name])
     with pytest.raises(
-        InputError, match=r"real: got .*points.npy'; it (cannot be read as points|holds an array)"
+        InputError, match=r"data: got .*points.npy'; it (cannot be read as points|holds an array)"
     ) as no:
         datasets.from_file(path)
     assert str(no.value).isprintable()
@@ -155,7 +155,7 @@ def test_altered_files_end_in_one_line_or_in_points(tmp_path, seed):
 
 # ------------------------------------------------------------- damaged run folders
 
-SMALL = ["--learner", "exact", "--omega", "0,1", "--synthetic-size", "50", "--trials", "60", "--generations", "2"]
+SMALL = ["--learner", "exact", "--omega", "0,1", "--synthetic", "50", "--trials", "60", "--generations", "2"]
 SMALL += ["--chunk", "50", "--workers", "1", "--sampler", "ddim:5", "--out", "run"]
 DAMAGE = {"empty": b"", "half": None, "a list": b"[]", "text": b"PK\x03\x04 no zip"}
 

@@ -188,7 +188,7 @@ def test_a_users_points_have_their_own_origin_and_unit(tmp_path):
     [("0,0", "2,1;1,2", False), ("50,8", "2,1;1,2", True), ("0,0", "90000,0;0,90000", True), ("9,0", "2,1;1,2", False)],
 )
 def test_a_gaussian_far_from_where_samplers_start_is_told(mean, covariance, said):
-    found = plan(Sweep(learner="exact", real_mean=mean, real_covariance=covariance, omega="0,1", synthetic_size="100"))
+    found = plan(Sweep(learner="exact", real_mean=mean, real_covariance=covariance, omega="0,1", synthetic="100"))
     assert ("samplers start around 0" in found.note()) == said
 
 
@@ -196,21 +196,21 @@ def test_a_sweep_on_a_file_says_its_units_floor_and_header(tmp_path):
     points = parse_real("moons").draw(1100, Seed(0)) * 20 + 1000
     np.savetxt(tmp_path / "p.csv", points, delimiter=",", header="x,y", comments="")
     sweep = Sweep(
-        omega="0,1", synthetic_size="40", real_size="60", trials=2, generations=1, workers=1, network=TINY,
-        real=str(tmp_path / "p.csv"), sampler="ddim:5", out=str(tmp_path / "run"), retuned="none",
+        omega="0,1", synthetic="40", real_size="60", trials=2, generations=1, workers=1, network=TINY,
+        data=str(tmp_path / "p.csv"), sampler="ddim:5", out=str(tmp_path / "run"), retuned="none",
     )  # fmt: skip
     result = studies.run(sweep)
     words = "floor of the sliced distance, 550 real points against 550 others: "
     assert result.note.startswith(words) and 0.2 < float(result.note[len(words) :].split()[0]) < 5
     assert "the first line of" in result.note and "'x,y', is taken as a header" in result.note
     np.savetxt(tmp_path / "p.csv", points[:500], delimiter=",")
-    with pytest.raises(InputError, match=r"real: .*the file holds 500 points; give at least 1000: 1000 are compared"):
+    with pytest.raises(InputError, match=r"data: .*the file holds 500 points; give at least 1000: 1000 are compared"):
         studies.run(replace(sweep, out=str(tmp_path / "other")))
 
 
 def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):
     sweep = Sweep(
-        omega="0,1", synthetic_size="40", real_size="60", trials=2, generations=2, workers=1, real="moons",
+        omega="0,1", synthetic="40", real_size="60", trials=2, generations=2, workers=1, data="moons",
         sampler="ddim:5", network=TINY, out=str(tmp_path / "run"), method="standard,sims,autoguidance,continued",
     )  # fmt: skip
     first = studies.run(sweep)
@@ -228,9 +228,9 @@ def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        ({"real": "moons", "learner": "exact"}, "real"),
-        ({"real": "moonz"}, "real"),
-        ({"real": "moons", "distance": "moments"}, "distance"),
+        ({"data": "moons", "learner": "exact"}, "data"),
+        ({"data": "moonz"}, "data"),
+        ({"data": "moons", "distance": "moments"}, "distance"),
         ({"distance": "emd", "learner": "exact"}, "distance"),
         ({"distance": "far"}, "distance"),
         ({"temperature": "0"}, "temperature"),
@@ -268,7 +268,7 @@ def test_a_loop_a_method_and_a_data_set_from_outside(monkeypatch, tmp_path):
     monkeypatch.setitem(datasets.DATASETS, "cross", cross)
     monkeypatch.setitem(measuring.QUANTITIES, "width", lambda moment: moment.points[..., 0].std(1))
     sweep = Sweep(
-        omega="0,2", synthetic_size="40", real_size="60", trials=2, generations=3, workers=1, real="cross",
+        omega="0,2", synthetic="40", real_size="60", trials=2, generations=3, workers=1, data="cross",
         sampler="ddim:5", network=TINY, out=str(tmp_path / "run"), method="lazy", loop="halves",
     )  # fmt: skip
     regimes = studies.run(sweep).tables["regimes"].set_index(["method", "omega"])

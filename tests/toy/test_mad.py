@@ -24,7 +24,7 @@ TRIALS = 3000
 SMALL = Mad(
     dimension=2,
     real_size=20,
-    synthetic_size=60,
+    synthetic=60,
     initial_size="20,200",
     grid_real_size="20,60",
     grid_ratio="0.2,1,5",
@@ -256,7 +256,7 @@ def test_networks_run_through_the_same_study(tmp_path):
     tiny = dataclasses.replace(
         SMALL, learner="network", initial_size="20", temperature="1", grid_real_size="12", grid_ratio="1",
         grid_temperature="1", loop_size=12, loop_generations=2, generations=4, trials=4, grid_trials=4,
-        real_size=12, synthetic_size=12, calibration_trials=4, out=str(tmp_path / "run"),
+        real_size=12, synthetic=12, calibration_trials=4, out=str(tmp_path / "run"),
         network=NetworkSettings(steps=4, batch=8, width=8, layers=1, backend="torch"),
     )  # fmt: skip
     result = studies.run(tiny)

@@ -26,7 +26,7 @@ from sims_toy.stability.networks import PointLoss, curvature, w1_excess
 ROOT = Path(__file__).resolve().parents[2]
 TINY = NetworkSettings(start="warm", width=6, layers=2, steps=20, warm_rate=2e-3, backend="torch")
 SMALL = Stability(
-    real="moons",
+    data="moons",
     ratio="0.5",
     real_size=60,
     generations=3,
@@ -255,7 +255,7 @@ def test_verdicts():
     [
         ({"ratio": "0.001"}, "ratio"),
         ({"ratio": "-1"}, "ratio"),
-        ({"real": "gaussian"}, "real"),
+        ({"data": "gaussian"}, "data"),
         ({"sampler": "exact"}, "sampler"),
         ({"distance": "sliced2"}, "distance"),
         ({"network": NetworkSettings()}, "network.start"),
@@ -273,7 +273,7 @@ def test_bad_input_is_refused_in_one_line(change, argument):
 def test_plans():
     full = plan(PRESETS["paper"])
     assert len(full.parts["loops"].cells) == 2 * 8 and full.settings["trials"] == 32
-    both = plan(dataclasses.replace(SMALL, real="mixture:0.7,0.3,moons", real_size=100))
+    both = plan(dataclasses.replace(SMALL, data="mixture:0.7,0.3,moons", real_size=100))
     assert both.settings["real"] == ["mixture:0.7,0.3", "moons"]
 
 

@@ -11,7 +11,7 @@ from sims_toy.studies import STUDIES
 
 def test_run_finds_the_study_of_its_options(tmp_path):
     options = sims_toy.Sweep(
-        learner="exact", omega="0,2", synthetic_size="40", real_size="60", trials=4, generations=2, workers=1,
+        learner="exact", omega="0,2", synthetic="40", real_size="60", trials=4, generations=2, workers=1,
         sampler="ddim:5", out=str(tmp_path / "run"),
     )  # fmt: skip
     made = sims_toy.run(options)

@@ -50,7 +50,7 @@ COLUMNS = [
     "ratio_standard_low",
     "ratio_standard_high",
 ]
-SMALL = Sweep(learner="exact", omega="0:4:2", synthetic_size="125,500", generations=6, trials=9, workers=1)
+SMALL = Sweep(learner="exact", omega="0:4:2", synthetic="125,500", generations=6, trials=9, workers=1)
 
 
 def command(*words, **options):
@@ -217,7 +217,7 @@ def test_real_plus_synthetic_diverges_and_says_so(tmp_path):
         SMALL,
         auxiliary_data="real+synthetic",
         omega="0,5",
-        synthetic_size="1000",
+        synthetic="1000",
         generations=20,
         out=str(tmp_path / "r"),
     )
@@ -254,7 +254,7 @@ def test_chunks_do_not_change_a_bit_in_any_dimension(learner, dim):
         real_covariance=covariance,
         sampler="ddim:5",
         real_size="60",
-        synthetic_size="40",
+        synthetic="40",
         trials=5,
         generations=2,
         network=NetworkSettings(steps=10, batch=16, width=8),
@@ -280,7 +280,7 @@ def test_standard_training_alone(tmp_path):
 
 
 def test_each_sampler_has_its_own_control(tmp_path):
-    sweep = dataclasses.replace(SMALL, sampler="ddim:20,ddim:10", synthetic_size="500", out=str(tmp_path / "run"))
+    sweep = dataclasses.replace(SMALL, sampler="ddim:20,ddim:10", synthetic="500", out=str(tmp_path / "run"))
     result = studies.run(sweep)
     regimes = result.tables["regimes"]
     for method, expected in (("equal-cost", ("ddim:40", "ddim:20")), ("retuned", ("rk4:4", "rk4:4"))):
@@ -292,7 +292,7 @@ def test_each_sampler_has_its_own_control(tmp_path):
 
 def test_the_retuned_control_never_costs_more_than_sims():
     def controls(**options):
-        cells = plan(Sweep(learner="exact", omega="0,1", synthetic_size="50", trials=2, **options)).experiment.cells
+        cells = plan(Sweep(learner="exact", omega="0,1", synthetic="50", trials=2, **options)).experiment.cells
         return [cell.sampler for cell in cells if cell.method == "retuned"]
 
     assert controls() == ["rk4:4"] and controls(sampler="heun:3") == ["rk4:2"]  # 5 evaluations a network
@@ -342,7 +342,7 @@ def test_trial_values_give_the_regimes_again(small):
 
 def test_omega_zero_stays_the_base_where_the_auxiliary_diverges(tmp_path):
     sweep = Sweep(
-        omega="0,2", synthetic_size="40", real_size="60", trials=3, generations=2, workers=1, budget="0.32k",
+        omega="0,2", synthetic="40", real_size="60", trials=3, generations=2, workers=1, budget="0.32k",
         network=NetworkSettings(steps=20, batch=16, width=8, auxiliary_rate=1e30), out=str(tmp_path / "run"),
     )  # fmt: skip
     regimes = studies.run(sweep).tables["regimes"].set_index(["method", "omega"])
@@ -371,7 +371,7 @@ EXACT_RUN = [
 NETWORK_RUN = [
     "--omega",
     "0:2:1",
-    "--synthetic-size",
+    "--synthetic",
     "40",
     "--real-size",
     "60",
@@ -429,7 +429,7 @@ def test_workers_end_with_a_killed_run(tmp_path):
         "400",
         "--generations",
         "2000",
-        "--synthetic-size",
+        "--synthetic",
         "50",
         "--learner",
         "exact",
@@ -483,7 +483,7 @@ def test_networks_beside_the_exact_learner(tmp_path):
     """The default learner: its rows first, the exact learner's beneath; chunks and workers do not change a bit."""
     tiny = Sweep(
         omega="0:2:1",
-        synthetic_size="40",
+        synthetic="40",
         real_size="60",
         trials=8,
         generations=3,
@@ -575,7 +575,7 @@ BAD = [
     (["--omega", ""], "empty"),
     (["--omega", "0:5:0"], "step"),
     (["--omega", "nan"], "not finite"),
-    (["--synthetic-size=-5"], "at least|between"),
+    (["--synthetic=-5"], "at least|between"),
     (["--real-size", "10.5"], "whole number"),
     (["--trials", "1"], "at least 2"),
     (["--trials=-3"], "at least 2"),
@@ -674,7 +674,7 @@ def test_presets_are_defaults_that_options_override(tmp_path):
 
 def test_every_axis_takes_a_grid(tmp_path):
     sweep = Sweep(
-        learner="exact", omega="0,1", real_size="100,200", synthetic_size="50:100:50", auxiliary_size="30,60",
+        learner="exact", omega="0,1", real_size="100,200", synthetic="50:100:50", auxiliary_size="30,60",
         budget="0:1:0.5",
         method="standard,sims,neon", loop="augmentation,fully-synthetic", sampler="ddim:5,heun:3,exact",
         auxiliary_data="synthetic,train+synthetic", generations=2, trials=3, workers=1, out=str(tmp_path / "run"),
@@ -704,7 +704,7 @@ def test_plan_refuses_before_anything_is_written(tmp_path):
 def test_a_sweep_of_one_generation_has_a_figure_of_its_own(tmp_path):
     """A line a reading and a panel a budget, with standard training across; nothing is said of convergence."""
     sweep = Sweep(
-        learner="exact", method="standard,neon", omega="-1:1:0.5", synthetic_size="200", budget="0.3,1",
+        learner="exact", method="standard,neon", omega="-1:1:0.5", synthetic="200", budget="0.3,1",
         auxiliary_data="synthetic,train+synthetic", generations=1, trials=9, workers=1, out=str(tmp_path / "run"),
     )  # fmt: skip
     result = studies.run(sweep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -108,6 +109,11 @@ def panels(count: int, *, height: float = 0.6) -> tuple[Figure, Any]:
     for axis in axes.flat[count:]:
         axis.set_axis_off()
     return figure, axes
+
+
+def footnote(figure: Figure, text: str, width: int, *, size: float = 7) -> None:
+    """Put what a figure was made with below its panels, from its left edge, in lines of ``width`` letters."""
+    figure.supxlabel(textwrap.fill(text, width), fontsize=size, ha="left", x=0.01)
 
 
 def band(axis: Axes, table: pd.DataFrame, x: str, y: str, *, color: str, alpha: float = 0.2, **line: Any) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sims_core.control import density_law, transport_law
-from sims_core.lab.style import METHOD, band, save, style, subplots
+from sims_core.lab.style import METHOD, band, footnote, save, style, subplots
 from sims_toy.control.tables import label, law_errors
 from sims_toy.control.theory import CASES, separatrix_share
 from sims_toy.networks.settings import unusual
@@ -46,7 +45,7 @@ def control_figure(frames: dict[str, pd.DataFrame], settings: dict[str, Any], st
         _reach(axes[3, 1], frames["reach"])
         _away(axes[4, 0])
         _law_errors(axes[4, 1], frames["cases"])
-        figure.supxlabel(textwrap.fill(_caption(settings), 134), fontsize=7, ha="left", x=0.01)
+        footnote(figure, _caption(settings), 134)
         return save(figure, stem)
 
 

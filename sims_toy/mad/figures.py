@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.lines import Line2D
 
-from sims_core.lab.style import METHOD, SEQUENCE, band, save, sequence, style, subplots
+from sims_core.lab.style import METHOD, SEQUENCE, band, footnote, save, sequence, style, subplots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +44,7 @@ def loops(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path)
         for axis in [*axes[:, 1].tolist(), axes[1, 0]]:
             axis.set_xlabel("generation")
         _legend(figure, axes)
-        figure.supxlabel(textwrap.fill(_caption(settings), 132), fontsize=7, ha="left", x=0.01)
+        footnote(figure, _caption(settings), 132)
         return save(figure, stem)
 
 
@@ -132,7 +131,7 @@ def effective(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder:
         bar = figure.colorbar(drawn, ax=axes[1].tolist(), label="$n_e / n_r$", extend="both", shrink=0.9)
         bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
         bar.ax.minorticks_off()
-        figure.supxlabel(textwrap.fill(_effective_caption(settings), 46 * len(sizes)), fontsize=7, ha="left", x=0.01)
+        footnote(figure, _effective_caption(settings), 46 * len(sizes))
         return save(figure, folder / "effective_size")
 
 

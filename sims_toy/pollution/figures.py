@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.lab.style import METHOD, band, save, style, subplots
+from sims_core.lab.style import METHOD, band, footnote, save, style, subplots
 from sims_toy.networks.settings import unusual
 
 if TYPE_CHECKING:
@@ -49,9 +48,7 @@ def figure5(frames: dict[str, pd.DataFrame], settings: dict[str, Any], n: int, s
         _population(axes[2, 1], frames["population"], settings)
         handles, labels = axes[0, 1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=7.5)
-        figure.supxlabel(
-            textwrap.fill(caption(settings, n, edge=_edge(tables["best"])), 134), fontsize=7, ha="left", x=0.01
-        )
+        footnote(figure, caption(settings, n, edge=_edge(tables["best"])), 134)
         return save(figure, stem)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from sims_core.guidance import GuidanceSchedule
-from sims_core.lab.style import METHOD, save, style, subplots
+from sims_core.lab.style import METHOD, footnote, save, style, subplots
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import phase
@@ -171,7 +170,7 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
                 axis.set_ylabel("")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=5)
-        figure.supxlabel(textwrap.fill(caption(settings), 50 * len(columns)), fontsize=7, ha="left", x=0.01)
+        footnote(figure, caption(settings), 50 * len(columns))
         return save(figure, folder / "sampling_cost")
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.lab.style import METHOD, OUTSIDE, save, sequence, style, subplots
+from sims_core.lab.style import METHOD, OUTSIDE, footnote, save, sequence, style, subplots
 from sims_toy.networks.settings import unusual
 from sims_toy.stability import theory
 from sims_toy.theory import TOLERANCE
@@ -77,7 +76,7 @@ def overview(frames: dict[str, pd.DataFrame], stem: Path, *, settings: dict[str,
             "bound, drawn where its condition holds; dotted verticals, its threshold. Second row: mean of the last "
             "rounds over that of real data alone, paired; grey line at 1.05."
         )
-        figure.supxlabel(textwrap.fill(caption, 150), fontsize=7, ha="left", x=0.01)
+        footnote(figure, caption, 150)
         return save(figure, stem)
 
 
@@ -234,5 +233,5 @@ def small_multiples(samples: pd.DataFrame, real: str, stem: Path, *, settings: d
                 if j == 0:
                     axis.set_ylabel(_name(ratio).replace(" synthetic", "\nsynthetic"), fontsize=7.5)
         caption = f"{real}: {len(mine) // len(ratios) // len(rounds)} samples of trial 0. {settings_line(settings)}"
-        figure.supxlabel(textwrap.fill(caption, 16 * len(rounds) + 12), fontsize=6, ha="left", x=0.01)
+        footnote(figure, caption, 16 * len(rounds) + 12, size=6)
         return save(figure, stem)

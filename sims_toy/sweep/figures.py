@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import torch
 from matplotlib.lines import Line2D
 
 from sims_core.algorithm import METHODS
-from sims_core.lab.style import METHOD, REGIME, band, save, sequence, spread, style, subplots
+from sims_core.lab.style import METHOD, REGIME, band, footnote, save, sequence, spread, style, subplots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +77,7 @@ def figure4(
             handles=_regimes(), loc="outside upper right", title="Over generations: the cell's regime", **look
         )
         figure.legend(handles=handles, loc="outside upper left", title="Elsewhere: blues by $|D_s|$", **look)
-        figure.supxlabel(textwrap.fill(caption, 128), fontsize=7, ha="left", x=0.01)
+        footnote(figure, caption, 128)
         return save(figure, stem)
 
 
@@ -315,7 +314,7 @@ def score_fields(
         for axis in axes[0]:
             axis.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
         if caption:
-            figure.supxlabel(textwrap.fill(caption, 40 * count), fontsize=7, ha="left", x=0.01)
+            footnote(figure, caption, 40 * count)
         return save(figure, stem)
 
 
@@ -361,5 +360,5 @@ def loops(sweep: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
         axis.set_ylim(0, None)
         _labels_right(axis, ends, axis.get_ylim()[1] * 0.045)
         axis.set(title="Standard training", xlabel="generation $t$", ylabel=r"$E[W_2(G^t, p_r)]$")
-        figure.supxlabel(textwrap.fill(caption, 104), fontsize=7, ha="left", x=0.01)
+        footnote(figure, caption, 104)
         return save(figure, stem)

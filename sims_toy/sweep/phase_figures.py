@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from sims_core.lab.style import REGIME, save, style, subplots
+from sims_core.lab.style import REGIME, footnote, save, style, subplots
 from sims_toy.sweep.figures import LABEL, UNGUIDED
 from sims_toy.theory import TOLERANCE
 
@@ -78,7 +77,7 @@ def phase_diagram(
         axis.set_xlabel(r"guidance $\omega$")
         axis.set_ylabel(r"synthetic samples a generation, $|D_s|$")
         _beside(axis, part, regimes, sizes)
-        figure.supxlabel(textwrap.fill(caption, 128), fontsize=7, ha="left", x=0.01)
+        footnote(figure, caption, 128)
         return save(figure, stem)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.lab.style import KINDS, METHOD, band, panels, save, style, subplots
+from sims_core.lab.style import KINDS, METHOD, band, footnote, panels, save, style, subplots
 from sims_toy.sweep.figures import UNGUIDED, label_ends
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def strengths(regimes: pd.DataFrame, standard: pd.DataFrame, stem: Path, *, capt
             axis.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, columnspacing=1)
         for axis in axes[:, 0]:
             axis.set_ylabel(r"$E[W_2(G^1, p_r)]$")
-        figure.supxlabel(textwrap.fill(caption, 64 * axes.shape[1]), fontsize=7, ha="left", x=0.01)
+        footnote(figure, caption, 64 * axes.shape[1])
         return save(figure, stem)
 
 
@@ -88,7 +87,7 @@ def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]
             above.set_title(f"$|D_s|$ = {size:g}", pad=15 if beyond else None)
             _at_their_best(below, here, methods)
         axes[0, 0].set_ylabel(r"$d_T(\omega)\,/\,d_1(0)$")
-        figure.supxlabel(textwrap.fill(caption, 66 * len(sizes)), fontsize=7, ha="left", x=0.01)
+        footnote(figure, caption, 66 * len(sizes))
         return save(figure, stem)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.lab.style import METHOD, OUTSIDE, save, sequence, style, subplots
+from sims_core.lab.style import METHOD, OUTSIDE, footnote, save, sequence, style, subplots
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,7 +44,7 @@ def error_parts(table: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
             axis.set_xlabel(r"guidance $\omega$")
         axes[0].set(title="First generation", ylabel=r"$E[W_2^2(G^t, p_r)]$", ylim=(0, None))
         axes[1].set(title="The loop at convergence")
-        figure.supxlabel(textwrap.fill(caption, 128), fontsize=7, ha="left", x=0.01)
+        footnote(figure, caption, 128)
         return save(figure, stem)
 
 
@@ -73,5 +72,5 @@ def eta_collapse(table: pd.DataFrame, stem: Path, *, trials: int) -> list[Path]:
             "N(0, [[2,1],[1,2]]), 1,000 real points, DDIM-20, auxiliary on 10,000 synthetic points; seed 0. These and "
             "the networks' usual settings are our reading; the paper does not state them."
         )
-        figure.supxlabel(textwrap.fill(caption, 125), fontsize=7, ha="left", x=0.01)
+        footnote(figure, caption, 125)
         return save(figure, stem)

@@ -113,17 +113,17 @@ def sims(settings: Sims) -> None:
         print(f"report: {page}")
 
 
-def experiment(name: str, settings: Laboratory) -> None:
-    """Any other experiment: what `conduct` and `describe` of ``sims_image.experiments.NAME`` do."""
+def experiment(module: str, settings: Laboratory) -> None:
+    """Any other experiment: what `conduct` and `describe` of ``sims_image.experiments.MODULE`` do."""
     from sims_image.processes import start
 
-    module = import_module(f"sims_image.experiments.{name}")
-    settings = replace(settings, out=settings.out or f"runs/{name}")
+    run = import_module(f"sims_image.experiments.{module}")
+    settings = replace(settings, out=settings.out or f"runs/{settings.verb}")
     if settings.dry_run:
-        print(module.describe(settings))
+        print(run.describe(settings))
         return
     with start(settings.device) as processes:
-        found = module.conduct(settings, processes)
+        found = run.conduct(settings, processes)
     if found is not None:
         folder, words = found
         print("\n".join([*words, f"report: {folder}"]))
@@ -252,7 +252,7 @@ VERBS: dict[str, Verb] = {
     ),
     "retrain": Verb(
         "iterative retraining on real and generated images, over their ratio",
-        partial(experiment, "retrain"),
+        partial(experiment, "loop"),
         "experiments.options:Retrain",
         published=True,
         examples=(
@@ -349,7 +349,9 @@ def _called(name: str, prog: str, words: Sequence[str]) -> None:
     if verb.first and words and not words[0].startswith("-"):
         words = [f"--{verb.first}", *words]
     about = verb.about or str(cls.__doc__)
-    settings = parse_command(cls, words, prog=prog, description=about, presets=presets, examples=verb.examples)
+    settings = parse_command(
+        cls, words, prog=prog, description=about, presets=presets, examples=verb.examples, others=_every
+    )
     older = older_guidance(settings)
     if older:
         words = "--interval, --refresh-every and --predictor-only go with the next release"

@@ -126,9 +126,9 @@ def _generate(settings: Generate) -> Dataset:
 def _told_generate(settings: Generate) -> str:
     from sims_image.processes import choose_device
     from sims_image.sampling import generation
-    from sims_image.sampling.generate import notes, request
+    from sims_image.sampling.generate import data_set, notes
 
-    planned = request(settings, choose_device(settings.device))
+    planned = data_set(settings, choose_device(settings.device))
     said = notes(planned)
     if settings.out and not settings.restart:
         generation.check_out(planned, settings.out)
@@ -177,22 +177,22 @@ class Outcome:
         return pd.read_csv(self.folder / f"{choose('name', name, names)}.csv")
 
 
-def _experiment(name: str) -> tuple[Callable[[experiment_options.Sims], Outcome], Callable[[Any], str]]:
-    """What ``sims_image.experiments.NAME`` makes, and what it says that it would."""
+def _experiment(module: str) -> tuple[Callable[[Any], Outcome], Callable[[Any], str]]:
+    """What ``sims_image.experiments.MODULE`` makes, and what it says that it would."""
 
-    def settled(settings: experiment_options.Sims) -> experiment_options.Sims:
-        return replace(settings, out=settings.out or f"runs/{name}")
+    def settled(settings: experiment_options.Experiment) -> experiment_options.Experiment:
+        return replace(settings, out=settings.out or f"runs/{settings.verb}")
 
-    def make(settings: experiment_options.Sims) -> Outcome:
+    def make(settings: experiment_options.Experiment) -> Outcome:
         from sims_image.processes import start
 
-        module, settings = import_module(f"sims_image.experiments.{name}"), settled(settings)
+        run, settings = import_module(f"sims_image.experiments.{module}"), settled(settings)
         with start(settings.device) as processes:
-            module.conduct(settings, processes)
+            run.conduct(settings, processes)
         return Outcome(Path(settings.out) / "report")
 
-    def told(settings: experiment_options.Sims) -> str:
-        words: str = import_module(f"sims_image.experiments.{name}").describe(settled(settings))
+    def told(settings: experiment_options.Experiment) -> str:
+        words: str = import_module(f"sims_image.experiments.{module}").describe(settled(settings))
         return words
 
     return make, told
@@ -205,5 +205,5 @@ evaluate = Verb(Evaluate, _evaluate, _told_evaluate)
 sims = Verb(experiment_options.Sims, *_experiment("sims"), "sims")
 loop = Verb(experiment_options.Loop, *_experiment("loop"), "loop")
 pollution = Verb(experiment_options.Pollution, *_experiment("pollution"), "pollution")
-retrain = Verb(experiment_options.Retrain, *_experiment("retrain"), "retrain")
+retrain = Verb(experiment_options.Retrain, *_experiment("loop"), "retrain")
 control = Verb(experiment_options.Control, *_experiment("control"), "control")

@@ -38,11 +38,12 @@ def parse_command(
     description: str,
     presets: Mapping[str, Settings] | None = None,
     examples: Sequence[str] = (),
+    others: Callable[[], Iterable[str]] = tuple,
 ) -> Settings:
     """Read ``argv`` into the dataclass ``cls``; ``--preset NAME`` changes the defaults, explicit options win.
 
-    examples: words that can follow ``prog``, with a remark after '#'; the help ends with them. Raises `InputError` for
-    what cannot be read; ``--help`` prints and exits.
+    examples: words that can follow ``prog``, with a remark after '#'; the help ends with them. others: options of other
+    commands, which do nothing in this one. Raises `InputError` for what cannot be read; ``--help`` prints and exits.
     """
     import tyro
 
@@ -76,9 +77,9 @@ def parse_command(
         raise _misread(argv, _one_line(complaints.getvalue())) from None
     if unknown:
         name = unknown[0].split("=")[0]
-        if name in options_of(default):  # of the settings, and fixed: `tyro.conf.Fixed`
+        if name in others():
             raise InputError("option", name, "it does nothing in this command; leave it out")
-        raise _unknown(name, [option for option in options_of(default) if option not in _fixed(cls)])
+        raise _unknown(name, options_of(default))
     with about_options(default):
         check_bounds(parsed)
     return parsed
@@ -302,15 +303,6 @@ def _unknown(name: str, known: Sequence[str]) -> InputError:
     initials = "--" + "".join(part[0] for part in name.strip("-").split("-") if part)
     near = [*difflib.get_close_matches(name, known, n=1), *(option for option in known if option == initials)]
     return InputError("option", name, (f"did you mean '{near[-1]}'? " if near else "") + "--help lists what there is")
-
-
-def _fixed(cls: type) -> set[str]:
-    """The options of a settings dataclass that its command does not offer."""
-    import tyro
-
-    hints = typing.get_type_hints(cls, include_extras=True)
-    fixed = [name for name, hint in hints.items() if tyro.conf.Fixed in getattr(hint, "__metadata__", ())]
-    return {"--" + name.replace("_", "-") for name in fixed}
 
 
 def options_of(settings: object, prefix: str = "--") -> list[str]:

@@ -47,6 +47,19 @@ def settings(content: Mapping[str, Any]) -> Section:
     return Section("Settings", rows=list(content.items()))
 
 
+def sections(
+    words: Sequence[str],
+    figures: Iterable[Path],
+    tables: Mapping[str, pd.DataFrame],
+    content: Mapping[str, Any],
+    *more: Section | None,
+) -> list[Section | None]:
+    """The parts of a study's page: its words, figures (those that are PNG), what else it shows, tables and settings."""
+    pictures = {figure.stem: figure for figure in figures if figure.suffix == ".png"}
+    shown = [table(name, frame) for name, frame in tables.items()]
+    return [Section("What was found", words), Section("Figures", pictures=pictures), *more, *shown, settings(content)]
+
+
 def write_report(path: Path, title: str, sections: Iterable[Section | None]) -> Path:
     """Write the page to ``path``, whole or not at all; sections that are None are left out. Returns the path."""
     import jinja2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -51,6 +52,11 @@ def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically, keys in the given order. Non-finite numbers are refused (they are not JSON)."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_atomic(path, lambda temporary: temporary.write_text(text))
+
+
+def digest(settings: Mapping[str, Any], length: int = 8) -> str:
+    """The first ``length`` hexadecimal digits of the SHA-256 of JSON-able settings, in any order of their names."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:length]
 
 
 def parse_json(argument: str, item: str, data: bytes) -> dict[str, Any]:

@@ -6,8 +6,6 @@ A study is a subclass of `Study`: `compute` makes its tables, `draw` its figures
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 import time
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sims_core.lab.bounds import check_bounds
 from sims_core.lab.command import about_options, main_with_errors, parse_command
 from sims_core.lab.options import RunOptions
+from sims_core.lab.runs import digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
 
 Frames = dict[str, "pd.DataFrame"]
 Settings = dict[str, Any]
-
-
-def digest(settings: Mapping[str, Any], length: int = 8) -> str:
-    """The first ``length`` hexadecimal digits of the SHA-256 of JSON-able settings, in any order of their names."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:length]
 
 
 @dataclass(frozen=True)
@@ -123,10 +117,8 @@ def _page(study: Study, words: str, figures: list[Path], frames: Frames, setting
     """The page of a study that has no interactive one: its words, figures, tables and settings."""
     from sims_core.lab import report
 
-    pictures = {figure.stem: figure for figure in figures if figure.suffix == ".png"}
-    tables = (report.table(name, frame) for name, frame in frames.items() if name not in study.bulky)
-    parts = [report.Section("What was found", [words]), report.Section("Figures", pictures=pictures), *tables]
-    return report.write_report(path, study.command, [*parts, report.settings(settings)])
+    tables = {name: frame for name, frame in frames.items() if name not in study.bulky}
+    return report.write_report(path, study.command, report.sections([words], figures, tables, settings))
 
 
 def write_tables(folder: Path, frames: Mapping[str, pd.DataFrame], *, bulky: Iterable[str] = ()) -> None:

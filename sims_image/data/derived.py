@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
+from sims_core.lab.runs import digest
 from sims_image.data.dataset import Dataset, block_length, open_dataset, to_pixels, to_unit
 from sims_image.data.folders import write_folder
 from sims_image.processes import Processes
@@ -83,10 +83,10 @@ class Derived:
         """The images at ``indices`` in that order, with their labels or without."""
         whole = data.open()
         labels = whole.labels[indices] if labelled and whole.labels is not None else None
-        digest = hashlib.sha256(np.ascontiguousarray(indices, "<i8").tobytes()).hexdigest()
+        chosen = hashlib.sha256(np.ascontiguousarray(indices, "<i8").tobytes()).hexdigest()
         step = block_length(whole.shape, whole.dtype)
         return self._write(
-            {"kind": "subset", "of": whole.sha256, "indices": digest, "labelled": labels is not None},
+            {"kind": "subset", "of": whole.sha256, "indices": chosen, "labelled": labels is not None},
             lambda: (whole.images(indices[k : k + step]) for k in range(0, len(indices), step)),
             len(indices),
             whole,
@@ -149,8 +149,7 @@ class Derived:
             self.processes.together(act)
 
     def _folder(self, kind: str, known: Any) -> Path:
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode()).hexdigest()[:12]
-        return self.root / f"{kind}-{digest}"
+        return self.root / f"{kind}-{digest(known, 12)}"
 
 
 def _blocks(data: Dataset) -> Iterator[Any]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from sims_core.algorithm import METHODS, Given
 from sims_core.guidance import FULL
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.halving import Cell, halve, planned, retunings, rounds
+from sims_image.experiments.plan import Plan
 from sims_image.experiments.search import Search
 from sims_image.learner import ImageData, ImageModel
 from sims_image.sampling.seeds import Seeds
@@ -57,42 +60,45 @@ def half_interval(values: Any) -> float:
 
 
 def confirm(
-    bench: Bench,
-    base: ImageModel,
-    auxiliaries: dict[int, ImageModel],
-    found: Search,
-    data: ImageData,
-    seed: Seed,
+    plan: Plan, bench: Bench, base: ImageModel, auxiliary: ImageModel, found: Search, data: ImageData, seed: Seed
 ) -> list[Arm]:
     """Measure the best model, the base, the naive fine-tune and the controls on the fresh seeds. The base is first."""
-    learner, auxiliary = bench.learner, auxiliaries[found.budget]
-    schedule = "" if bench.plan.schedule == FULL else f", auxiliary {bench.plan.schedule}"
+
+    def rival(name: str, given: Given, omega: float) -> ImageModel:
+        """What a method of the core makes of what is there."""
+        asked = {"n_synthetic": len(plan.synthetic), "budget": found.budget, "omega": omega}
+        model: ImageModel = METHODS[name].bind(**asked)(given, data, seed=seed).model
+        return model
+
+    alone = Given(bench.learner, base=base)
+    both = Given(bench.learner, base=base, auxiliary=auxiliary)
+    schedule = "" if bench.schedule == FULL else f", auxiliary {bench.schedule}"
     best = f"omega = {found.omega:g}, budget {found.budget:,}{schedule}"
     plans: list[tuple[str, str, ImageModel, Sampler | None]] = [
         ("base", "omega = 0", base, None),
-        ("SIMS", best, learner.extrapolate(base, auxiliary, found.omega), None),
+        ("SIMS", best, rival("sims", both, found.omega), None),
         ("naive fine-tune", f"the auxiliary alone, budget {found.budget:,}", auxiliary, None),
     ]
     spent: dict[str, int] = {}
-    if bench.plan.settings.controls:
-        further = learner.finetune(base, data, found.budget, seed=seed.child("control"))
-        strength, merged, spent["Neon"] = _neon(bench, base, auxiliary)
-        retuned, tried, spent["base, sampler retuned"] = _retuned(bench, base)
+    if plan.settings.controls:
+        strength, spent["Neon"] = _neon(plan, bench, base, lambda omega: rival("neon", both, omega))
+        retuned, tried, spent["base, sampler retuned"] = _retuned(plan, bench, base)
+        told = f"weights extrapolated, w = {strength:g} (chosen on the search seeds)"
         plans += [
             (*_more_steps(bench, base), base, bench.equal(base)),
             ("base, sampler retuned", f"{_told(retuned)}: the best of {tried} on the search seeds", base, retuned),
-            ("base trained further", f"on its own data for {found.budget:,} images", further, None),
             (
-                "random direction",
-                f"of the auxiliary's norm, {best}",
-                _random(bench, base, auxiliary, found, seed),
+                "base trained further",
+                f"on its own data for {found.budget:,} images",
+                rival("continued", alone, 0.0),
                 None,
             ),
-            ("Neon", f"weights extrapolated, w = {strength:g} (chosen on the search seeds)", merged, None),
+            ("random direction", f"of the auxiliary's norm, {best}", rival("random", both, found.omega), None),
+            ("Neon", told, rival("neon", both, strength), None),
         ]
     arms = []
     for name, note, model, sampler in plans:
-        cells = tuple(bench.measure(model, seeds, sampler=sampler) for seeds in bench.plan.confirm)
+        cells = tuple(bench.measure(model, seeds, sampler=sampler) for seeds in plan.confirm)
         values = tuple(bench.value(cell)["value"] for cell in cells)
         arms.append(Arm(name, note, int(cells[0]["settings"]["nfe"]), values, cells, spent.get(name, 0)))
         if bench.processes.first:
@@ -100,23 +106,23 @@ def confirm(
     return arms
 
 
-def _neon(bench: Bench, base: ImageModel, auxiliary: ImageModel) -> tuple[float, ImageModel, int]:
-    """(w, the best merged model of the grid on the search seeds, evaluations that took), by the search's own rounds."""
+def _neon(plan: Plan, bench: Bench, base: ImageModel, merged: Callable[[float], ImageModel]) -> tuple[float, int]:
+    """(the best w of the grid on the search seeds, evaluations that took), by the search's own rounds."""
 
     def measure(omega: float, seeds: Seeds) -> Cell:
-        return bench.measure(bench.learner.merge(base, auxiliary, omega), seeds)
+        return bench.measure(merged(omega), seeds)
 
-    omegas, plan = bench.plan.omegas[1:], bench.plan
+    omegas = plan.omegas[1:]
     turns = rounds(len(omegas), plan.search, halving=plan.halving)
     _, best = halve(omegas, turns, measure, lambda cell: bench.value(cell)["value"])
     cost, _ = planned(len(omegas), turns, bench.sampler(base.load()).nfe)
-    return best, bench.learner.merge(base, auxiliary, best), cost
+    return best, cost
 
 
-def _retuned(bench: Bench, base: ImageModel) -> tuple[Sampler, int, int]:
+def _retuned(plan: Plan, bench: Bench, base: ImageModel) -> tuple[Sampler, int, int]:
     """(the base's best sampler at SIMS's evaluations, of how many, evaluations that took), by successive halving."""
     options = retunings(bench.sampler(base.load()), bench.evaluations_of_sims(base))
-    turns = rounds(len(options), bench.plan.search)
+    turns = rounds(len(options), plan.search)
 
     def measure(sampler: Sampler, seeds: Seeds) -> Cell:
         return bench.measure(base, seeds, sampler=sampler)
@@ -132,33 +138,21 @@ def _told(sampler: Sampler) -> str:
 
 def _more_steps(bench: Bench, base: ImageModel) -> tuple[str, str]:
     """Name and note of the base with as many evaluations as SIMS."""
-    if bench.plan.schedule == FULL:
+    if bench.schedule == FULL:
         return "base, twice the steps", "as many evaluations as SIMS"
     return f"base, {bench.equal(base).steps} steps", "as many evaluations as SIMS, or nearly"
 
 
-def _random(bench: Bench, base: ImageModel, auxiliary: ImageModel, found: Search, seed: Seed) -> ImageModel:
-    """SIMS whose auxiliary is the base moved at random, each tensor as far as the real auxiliary's."""
-    moved = bench.learner.perturb(base, auxiliary, seed=seed.child("random"))
-    return bench.learner.extrapolate(base, moved, found.omega)
-
-
 def grids(
-    bench: Bench, base: ImageModel, auxiliary: ImageModel, found: Search, *, count: int = 32
+    plan: Plan, bench: Bench, base: ImageModel, auxiliary: ImageModel, found: Search, *, count: int = 32
 ) -> dict[str, NDArray[np.uint8]]:
     """Images (count, C, H, W) of base, naive fine-tune and SIMS from the same seeds. Empty for latents."""
-    seeds = Seeds.span(next(iter(bench.plan.confirm[0])), min(count, len(bench.plan.confirm[0])))
+    seeds = Seeds.span(next(iter(plan.confirm[0])), min(count, len(plan.confirm[0])))
     models = {
         "base": base,
         "naive fine-tune": auxiliary,
         f"SIMS, omega = {found.omega:g}": bench.learner.extrapolate(base, auxiliary, found.omega),
     }
-    if not bench.processes.first or bench.data.dtype != np.uint8 or bench.data.shape[0] not in (1, 3):
+    if not bench.processes.first or not bench.pictures:
         return {}
-    alone = replace(bench.processes, world=1)
-    kept, bench.processes = bench.processes, alone
-    try:
-        drawn = {name: list(bench.stream(model, seeds)[0]) for name, model in models.items()}
-    finally:
-        bench.processes = kept
-    return {name: np.concatenate([part[1] for part in parts]) for name, parts in drawn.items()}
+    return {name: bench.drawn(model, seeds) for name, model in models.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,20 +13,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from sims_core.guidance import FULL
-from sims_core.lab.runs import kept_json, write_atomic, write_failure, write_json
+from sims_core.guidance import FULL, GuidanceSchedule
+from sims_core.lab.runs import digest, kept_json, write_atomic, write_failure, write_json
 from sims_core.sampling import Sampler
+from sims_image.data.stores import Images
 from sims_image.experiments.checks import Real
-from sims_image.experiments.plan import Plan
+from sims_image.experiments.options import Experiment
 from sims_image.learner import ImageLearner, ImageModel
 from sims_image.metrics.features import extractor
 from sims_image.metrics.report import collect, evaluate
 from sims_image.metrics.samples import gathered
 from sims_image.metrics.targets import Reference
 from sims_image.processes import Processes
+from sims_image.sampling.engine import Engine
 from sims_image.sampling.generate import choose_sampler
 from sims_image.sampling.generation import stream
 from sims_image.sampling.guided import Model
+from sims_image.sampling.options import Paired
 from sims_image.sampling.seeds import Labels, Seeds
 
 
@@ -49,13 +51,28 @@ def _save(path: Path, *, features: Any) -> None:
         np.save(file, features)
 
 
-class Bench:
-    """Measures models: each cell once, kept as ``cells/HASH.json`` by all that decides it."""
+def engine_of(settings: Experiment) -> Engine:
+    """How an experiment's networks are evaluated. Raises `InputError` for an unknown way."""
+    pair = settings.pair if isinstance(settings, Paired) else Engine.pair
+    return Engine(pair, settings.compile, settings.cuda_graph)
 
-    def __init__(self, planned: Plan, learner: ImageLearner, real: Real, processes: Processes) -> None:
-        settings = planned.settings
-        self.plan, self.learner, self.processes = planned, learner, processes
-        self.data = real.data
+
+class Bench:
+    """Measures models: each cell once, kept as ``cells/HASH.json`` by all that decides it.
+
+    schedule: where the second network of a guided model is evaluated.
+    """
+
+    def __init__(
+        self,
+        settings: Experiment,
+        learner: ImageLearner,
+        real: Real,
+        processes: Processes,
+        schedule: GuidanceSchedule = FULL,
+    ) -> None:
+        self.settings, self.learner, self.processes, self.schedule = settings, learner, processes, schedule
+        self.data, self.engine = real.data, engine_of(settings)
 
         def make() -> Reference:
             network = extractor(
@@ -75,38 +92,55 @@ class Bench:
 
     def sampler(self, model: Model, *, doubled: bool = False) -> Sampler:
         """The experiment's sampler."""
-        found = choose_sampler(model, self.plan.settings.sampler)
+        found = choose_sampler(model, self.settings.sampler)
         return found.doubled() if doubled else found
 
     def evaluations_of_sims(self, base: ImageModel) -> int:
         """Network evaluations of an image of SIMS."""
-        return sum(self.sampler(base.load()).evaluations(self.plan.schedule))
+        return sum(self.sampler(base.load()).evaluations(self.schedule))
 
     def equal(self, base: ImageModel) -> Sampler:
         """The sampler with as many evaluations of one network as SIMS has of two: in full guidance, twice the steps."""
         found = self.sampler(base.load())
         more = self.evaluations_of_sims(base) / found.nfe
-        return found.doubled() if self.plan.schedule == FULL else replace(found, steps=round(found.steps * more))
+        return found.doubled() if self.schedule == FULL else replace(found, steps=round(found.steps * more))
 
     def stream(
-        self, image_model: ImageModel, seeds: Seeds, *, doubled: bool = False, sampler: Sampler | None = None
+        self,
+        image_model: ImageModel,
+        seeds: Seeds,
+        *,
+        doubled: bool = False,
+        sampler: Sampler | None = None,
+        alone: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
-        """(batches of this process's part of ``seeds``, all that decides the images). Arguments as `measure`."""
-        settings = self.plan.settings
+        """(batches of this process's part of ``seeds``, all that decides the images). Arguments as `measure`.
+
+        alone: this process's part is all of them.
+        """
+        settings = self.settings
         request = self.learner.request(image_model, seeds, root=settings.seed, device=self.processes.device)
         model = request.model
-        engine = self.plan.engine
         if model.other is None:
-            model = replace(model, engine=replace(engine, pair="sequential"))
+            model = replace(model, engine=replace(self.engine, pair="sequential"))
         else:
-            model = replace(model, schedule=self.plan.schedule, engine=engine)
+            model = replace(model, schedule=self.schedule, engine=self.engine)
         sampler = sampler or self.sampler(model, doubled=doubled)
         labels = Labels.parse(settings.labels, model.network.label_dim, data=self.data, names=self.data.classes)
         request = replace(request, model=model, sampler=sampler, labels=labels)
-        mine = [s for shard in request.shards[self.processes.rank :: self.processes.world] for s in shard]
-        assert isinstance(seeds, Seeds)
+        step = slice(None) if alone else slice(self.processes.rank, None, self.processes.world)
+        mine = [s for shard in request.shards[step] for s in shard]
         batches = stream(model, mine, batch=request.batch, sampler=request.sampler, labels=labels, root=settings.seed)
         return batches, request.settings
+
+    @property
+    def pictures(self) -> bool:
+        """Whether the images can be shown: no latents."""
+        return self.data.dtype == np.uint8 and self.data.shape[0] in (1, 3)
+
+    def drawn(self, model: ImageModel, seeds: Seeds, *, doubled: bool = False) -> Images:
+        """The images (len(seeds), C, H, W), all of them in this process."""
+        return np.concatenate([part[1] for part in self.stream(model, seeds, doubled=doubled, alone=True)[0]])
 
     def measure(
         self,
@@ -125,8 +159,7 @@ class Bench:
         batches, known = self.stream(image_model, seeds, doubled=doubled, sampler=sampler)
         held = None if self.reference.heldout is None else self.reference.heldout.sha256
         known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / f"{digest}.json"
+        path = self.folder / f"{digest(known, 16)}.json"
         beside = path.with_suffix(".npy")
         if not there(path, self.processes) or (features and not there(beside, self.processes, _whole)):
             sample = collect(self._told(batches, known, len(seeds)), self.reference.extractor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from sims_image.experiments.options import Sims
+from sims_image.experiments.options import Experiment
 
 #: what decides the numbers besides what a figure's title says
 _TOLD = ("sampler", "budget", "budgets", "lr", "retrain_budget", "retrain_lr", "fit_budget", "fit_lr", "features")
@@ -22,15 +22,15 @@ def plain_name(path: str) -> str:
     return parts[-1] if parts else ""
 
 
-def settings_line(settings: Sims, *, leave: tuple[str, ...] = (), width: int = 140) -> str:
+def settings_line(settings: Experiment, *, width: int = 140) -> str:
     """Base, sampler, budgets, learning rates and seed that an experiment was asked for, each where it was given.
 
-    leave: what the experiment does not use. width: characters a line.
+    width: characters a line.
     """
     given = [f"base {plain_name(settings.base)}"]
     for name in _TOLD:
         value = getattr(settings, name, None)
-        if name not in leave and value not in (None, ""):
+        if value not in (None, ""):
             text = f"{value:g}" if isinstance(value, float) else value
             given.append(f"{name.replace('_', ' ')} {text}")
     return textwrap.fill(", ".join([*given, f"seed {settings.seed}"]), width)

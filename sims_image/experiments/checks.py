@@ -11,7 +11,7 @@ from sims_core.errors import InputError
 from sims_core.lab.grids import parse_grid
 from sims_core.sampling import Sampler
 from sims_image.data.dataset import Dataset, by, open_dataset
-from sims_image.experiments.options import Sims
+from sims_image.experiments.options import Experiment, FineTuning, Sims
 from sims_image.metrics.features import check_features
 from sims_image.metrics.targets import check_real
 from sims_image.models.presets import PRESETS, Recipe
@@ -32,13 +32,15 @@ def omegas_of(text: str, grid: str = "") -> list[float]:
     return found
 
 
-def at_hand(settings: Sims) -> bool:
+def at_hand(settings: Experiment) -> bool:
     """Whether there are data to check: a dry run also prices what is to run elsewhere."""
     return bool(settings.data) and (not settings.dry_run or Path(settings.data).exists())
 
 
-def finetuning_of(settings: Sims) -> dict[str, Any]:
+def finetuning_of(settings: Experiment) -> dict[str, Any]:
     """The options of `Train` that auxiliaries are fine-tuned with, in place of the preset's."""
+    if not isinstance(settings, FineTuning):
+        return {}
     given = {"batch": settings.train_batch, "lr": settings.lr, "lr_decay": settings.lr_decay}
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     return found | ({"lr_rampup": settings.lr_rampup} if settings.lr_rampup else {})
@@ -52,7 +54,7 @@ class Real:
     heldout: Dataset | None
 
     @classmethod
-    def open(cls, settings: Sims) -> Real:
+    def open(cls, settings: Experiment) -> Real:
         """Those that ``settings`` name. Raises `InputError`, also where the two do not go together."""
         data = open_dataset(settings.data)
         held = further(settings.heldout, "heldout", data) if settings.heldout else None
@@ -61,7 +63,7 @@ class Real:
 
 
 def check_inputs(
-    settings: Sims, real: Real, preset: str, checkpoint: str, config: dict[str, Any], budgets: Sequence[int] = ()
+    settings: Experiment, real: Real, preset: str, checkpoint: str, config: dict[str, Any], budgets: Sequence[int] = ()
 ) -> None:
     """Refuse what the run would: data, labels, sampler, features, fine-tuning, device.
 

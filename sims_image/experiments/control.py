@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sims_core.algorithm import METHODS, Given
 from sims_core.control import COMPLEMENTS, complement, distribution_control
 from sims_core.errors import InputError, choose, shown
 from sims_core.seeds import Seed
@@ -153,14 +154,18 @@ def run_trial(lab: Lab, judging: Judging, outcome: Any, omegas: Sequence[float],
         seed=seed,
     )
     assert made.auxiliary is not None
-    plain_data = learner.sample(made.base, lab.sizes.auxiliary, seed=seed.child("plain"))
-    plain = learner.finetune(made.base, plain_data, lab.sizes.budget, seed=seed.child("finetune"))
-    chance = learner.perturb(made.base, made.auxiliary, seed=seed.child("direction"))
+    asked = {"n_synthetic": lab.sizes.auxiliary, "budget": lab.sizes.budget, "omega": 0.0}
+    own = learner.sample(made.base, lab.sizes.auxiliary, seed=seed.child("plain"))
+    parts: dict[str, dict[str, Any]] = {"sims": {"synthetic": own}, "random": {"auxiliary": made.auxiliary}}
+    rivals: dict[str, Any] = {
+        name: METHODS[name].bind(**asked)(Given(learner, base=made.base, **given), lab.data, seed=seed).auxiliary
+        for name, given in parts.items()
+    }
     add = outcome.adder(trial, known)
     add("base", 0.0, judging.measure(made.base, trial))
     add("equal-cost", 0.0, judging.measure(made.base, trial, doubled=True))
     add("auxiliary", 0.0, judging.measure(made.auxiliary, trial))
-    for name, auxiliary in (("control", made.auxiliary), ("sims", plain), ("random", chance)):
+    for name, auxiliary in {"control": made.auxiliary, **rivals}.items():
         for omega in omegas:
             model = learner.extrapolate(made.base, auxiliary, omega)
             add(name, omega, judging.measure(model, trial))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sims_core.lab.runs import kept, write_atomic, write_json
+from sims_core.lab.runs import digest, kept, write_atomic, write_json
 from sims_core.seeds import Seed
 from sims_image.experiments.bench import there
 from sims_image.experiments.laboratory import Lab
@@ -99,8 +98,7 @@ class Judging:
         seeds = Seeds.span(trial * lab.sizes.n, lab.sizes.n)
         batches, known = bench.stream(model, seeds, doubled=doubled)
         known |= {"features": bench.reference.extractor.sha256, "judge": self.judge.sha256, "real": self.real.sha256}
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
-        path = bench.folder / f"classes-{digest}.json"
+        path = bench.folder / f"classes-{digest(known, 16)}.json"
         statistics = partial(kept, read=_statistics)
         if not (there(path, lab.processes) and there(path.with_suffix(".npz"), lab.processes, statistics)):
             count, width = len(self.judge.classes), bench.reference.extractor.width

@@ -23,17 +23,18 @@ from matplotlib.figure import Figure
 
 from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.errors import InputError, choose
-from sims_core.guidance import FULL
-from sims_core.lab.runs import provenance, write_atomic, write_json
+from sims_core.lab import report
+from sims_core.lab.runs import provenance, write_json
+from sims_core.lab.study import write_tables
 from sims_core.lab.style import save
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset
 from sims_image.data.sheets import write_sheet
 from sims_image.experiments.arms import half_interval
-from sims_image.experiments.bench import Bench
+from sims_image.experiments.bench import Bench, engine_of
 from sims_image.experiments.checks import Real, at_hand, check_inputs
-from sims_image.experiments.options import Laboratory, Retraining
-from sims_image.experiments.plan import Plan, base_of, make_learner
+from sims_image.experiments.options import AuxiliaryData, Extrapolating, Laboratory, Loop, Retraining
+from sims_image.experiments.plan import base_of, make_learner
 from sims_image.learner import WEIGHTS, ImageData, ImageLearner, ImageModel
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS, Recipe
@@ -50,14 +51,16 @@ METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of images: measured, |D_s|, an auxiliary's samples and budget, a training from scratch, |D_r|."""
+    """Numbers of images: measured, |D_s|, a training from scratch, |D_r|, an auxiliary's samples and budget (0 where
+    there are none).
+    """
 
     n: int
     synthetic: int
-    auxiliary: int
-    budget: int
     fit: int
     real: int
+    auxiliary: int = 0
+    budget: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ def check(settings: Laboratory, real: Real | None = None) -> Checked:
     """
     if not settings.data and not (settings.dry_run and settings.images):
         raise InputError("data", "", "name the data set of real images (see `sims_image prepare`)")
-    choose("auxiliary_data", settings.auxiliary_data, AUXILIARY_DATA)
+    if isinstance(settings, AuxiliaryData):
+        choose("auxiliary_data", settings.auxiliary_data, AUXILIARY_DATA)
     choose("auxiliary_weights", settings.auxiliary_weights, WEIGHTS)
     choose("labels", settings.labels or "data", ("data", "uniform", "balanced"))
     if settings.objective:
@@ -106,6 +110,7 @@ def check(settings: Laboratory, real: Real | None = None) -> Checked:
     for name, least in (("trials", 1), ("batch", 1), ("seed", 0)):
         if getattr(settings, name) < least:
             raise InputError(name, getattr(settings, name), f"give a whole number of at least {least}")
+    engine_of(settings)
     preset, checkpoint, mi = base_of(settings)
     recipe = PRESETS[choose("base", preset, PRESETS)].recipe
     if real is None and at_hand(settings):
@@ -113,13 +118,15 @@ def check(settings: Laboratory, real: Real | None = None) -> Checked:
     count = settings.images if real is None else len(real.data)
     if not count:
         raise InputError("images", 0, f"{settings.data} is not there; say how many real images it will have")
-    given = {"n": settings.n, "synthetic": settings.synthetic or str(count), "budget": settings.budget}
-    given |= {"auxiliary": settings.auxiliary_size or given["synthetic"]}
+    given = {"n": settings.n, "synthetic": settings.synthetic or str(count)}
     given |= {"fit": settings.fit_budget or str(recipe.images)}
+    if isinstance(settings, Extrapolating):
+        given |= {"auxiliary": settings.auxiliary_size or given["synthetic"], "budget": settings.budget}
     names = {"auxiliary": "auxiliary_size", "fit": "fit_budget"}
     counts = {k: images_of(names.get(k, k), v, mi) for k, v in given.items()}
-    for name, least in (("n", 20), ("synthetic", 1), ("budget", 1), ("fit", 1), ("auxiliary", 1)):
-        if counts[name] < least:
+    for name, found in counts.items():
+        least = 20 if name == "n" else 1
+        if found < least:
             raise InputError(names.get(name, name), given[name], f"give at least {least} images")
     training = Train(
         preset=preset,
@@ -147,18 +154,18 @@ class Lab:
     def __init__(self, checked: Checked, processes: Processes) -> None:
         settings, sizes = checked.settings, checked.sizes
         self.checked, self.settings, self.sizes, self.processes = checked, settings, sizes, processes
-        none = Seeds.span(0, 1)
-        planned = Plan(settings, (), (), FULL, checked.preset, checked.checkpoint, none, none, ())
-        rebuilding = {"network": settings.guide_network or settings.network}
-        self.learner: ImageLearner = replace(
-            make_learner(planned, processes),
+        guide = settings.guide_network if isinstance(settings, Loop) else ""
+        self.learner: ImageLearner = make_learner(
+            settings,
+            checked.preset,
+            checked.checkpoint,
+            processes,
             training=checked.training,
             retraining=retraining_of(settings, checked.recipe.mi) if isinstance(settings, Retraining) else {},
-            rebuilding=rebuilding,
-            budgets=(),
+            rebuilding={"network": guide or settings.network},
         )
         assert checked.real is not None  # or `check` has refused
-        self._planned, self._real, self.rows = planned, checked.real, list[dict[str, Any]]()
+        self._real, self.rows, self.sheets = checked.real, list[dict[str, Any]](), dict[str, Path]()
         self.data: ImageData = self.fitting(ImageData.of(checked.real.data))
         self.folder = Path(settings.out)
 
@@ -170,7 +177,7 @@ class Lab:
     @cached_property
     def bench(self) -> Bench:
         """What measures; made when first asked for, since it computes the real images' features."""
-        return Bench(self._planned, self.learner, self._real, self.processes)
+        return Bench(self.settings, self.learner, self._real, self.processes)
 
     def fitting(self, data: ImageData) -> ImageData:
         """The data without labels that an unconditional network would not give its samples."""
@@ -213,17 +220,11 @@ class Lab:
 
     def grid(self, model: ImageModel, name: str, *, count: int = 32, doubled: bool = False) -> None:
         """A contact sheet of a model's first images, ``OUT/report/grid-NAME.png``. Nothing for latents."""
-        path = self.report / f"grid-{name}.png"
-        data = self.bench.data
-        pictures = data.dtype == np.uint8 and data.shape[0] in (1, 3)
-        if not self.processes.first or not pictures or path.exists():
+        if not self.processes.first or not self.bench.pictures:
             return
-        kept, self.bench.processes = self.bench.processes, replace(self.processes, world=1)
-        try:
-            drawn = list(self.bench.stream(model, Seeds.span(0, count), doubled=doubled)[0])
-        finally:
-            self.bench.processes = kept
-        write_sheet(path, np.concatenate([part[1] for part in drawn]), 8)
+        path = self.sheets[name] = self.report / f"grid-{name}.png"
+        if not path.exists():
+            write_sheet(path, self.bench.drawn(model, Seeds.span(0, count), doubled=doubled), 8)
 
     @property
     def report(self) -> Path:
@@ -233,13 +234,9 @@ class Lab:
         return folder
 
     def write(self, tables: dict[str, pd.DataFrame], figures: dict[str, Figure], words: Sequence[str]) -> Path:
-        """Write tables, figures and ``results.json``; returns the report's folder."""
-        for name, frame in tables.items():
-            stem = self.report / name
-            write_atomic(stem.with_suffix(".csv"), lambda p, f=frame: f.to_csv(p, index=False))  # type: ignore[misc]
-            write_atomic(stem.with_suffix(".parquet"), lambda p, f=frame: f.to_parquet(p, index=False))  # type: ignore[misc]
-        for name, figure in figures.items():
-            save(figure, self.report / name)
+        """Write tables, figures, ``results.json`` and ``report.html``; returns the report's folder."""
+        write_tables(self.report, tables)
+        drawn = [path for name, figure in figures.items() for path in save(figure, self.report / name)]
         used = self.bench.reference.heldout or self.bench.reference
         results = {
             "conclusion": list(words),
@@ -250,6 +247,11 @@ class Lab:
             "provenance": provenance(),
         }
         write_json(self.report / "results.json", results)
+        told = {"reference": f"{used.name}, {used.count:,} images", **asdict(self.settings)}
+        told.pop("out")  # equal runs write equal pages, wherever they are
+        samples = report.Section("Samples from the same seeds", pictures=self.sheets) if self.sheets else None
+        parts = report.sections(words, drawn, tables, told, samples)
+        report.write_report(self.report / "report.html", self.settings.verb, parts)
         return self.report
 
 

@@ -1,13 +1,14 @@
-"""self-consuming generations on images, by any policy and method of the core.
+"""Self-consuming generations on images, by any policy and method of the core; `retrain` is one with a ratio.
 
 The loop is `sims_core.loop.self_consuming_loop`, the methods are those of `sims_core.algorithm`; what is here says what
-to run, measures every generation, and reports. `docs/images-loops.md` describes it.
+to run, measures every generation, and reports: `docs/images-loops.md`. Iterative retraining on real and generated
+images (Bertrand et al. 2023, arXiv 2310.00429) is standard training under ``mixed:λ``: `docs/images-retrain.md`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ import pandas as pd
 from sims_core.algorithm import AUXILIARY_DATA, METHODS
 from sims_core.errors import InputError, choose
 from sims_core.lab.grids import parse_grid
-from sims_core.loop import Policy, parse_policy, self_consuming_loop
+from sims_core.loop import POLICIES, Policy, parse_policy, self_consuming_loop
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.derived import ImageData
-from sims_image.experiments import loop_report
+from sims_image.experiments import loop_report, retrain_report
 from sims_image.experiments.checks import further
 from sims_image.experiments.costs import ledger
-from sims_image.experiments.laboratory import Checked, Lab, check, summarise
-from sims_image.experiments.options import Laboratory, Loop
+from sims_image.experiments.laboratory import Checked, Lab, Sizes, check
+from sims_image.experiments.options import AuxiliaryData, Laboratory, Loop, Retrain
 from sims_image.learner import ImageLearner
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
@@ -33,19 +34,36 @@ from sims_image.training.schedules import images_of
 
 @dataclass(frozen=True)
 class Arm:
-    """One loop: a method, and its omega if it takes one."""
+    """One loop: a data policy and a method, with its omega if it takes one. known: what else its rows say of it."""
 
     method: str
     omega: float | None
+    policy: Policy
+    known: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """For tables and folders."""
+        """For tables."""
         return self.method if self.omega is None else f"{self.method} omega={self.omega:g}"
 
+    @property
+    def place(self) -> str:
+        """For folders."""
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.known.items())])
 
-def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
+    def synthetic(self, sizes: Sizes) -> int:
+        """|D_s|."""
+        ratio = self.policy.ratio
+        return sizes.synthetic if ratio is None else max(1, round(ratio * sizes.real))
+
+
+def plan(settings: Loop | Retrain) -> tuple[Checked, list[Arm]]:
     """What is asked for, checked. Raises `InputError`."""
+    if isinstance(settings, Retrain):
+        if settings.rounds < 2:
+            raise InputError("rounds", settings.rounds, "give a whole number of at least 2")
+        policies = ratios(settings.ratio)
+        return check(settings), [Arm("standard", None, one, {"ratio": ratio}) for ratio, one in policies.items()]
     policy, real = read_policy(settings.loop), None
     if settings.generations < 1:
         raise InputError("generations", settings.generations, "give a whole number of at least 1")
@@ -66,21 +84,38 @@ def plan(settings: Loop) -> tuple[Checked, Policy, list[Arm]]:
     for method in (part.strip() for part in settings.method.split(",")):
         known = [name for name, found in METHODS.items() if found.resampled != "retuned"]
         if "omega" not in METHODS[choose("method", method, known)].takes:
-            arms.append(Arm(method, None))
+            arms.append(Arm(method, None, policy))
         else:
-            arms += [Arm(method, omega) for omega in omegas]
-    return checked, policy, arms
+            arms += [Arm(method, omega, policy) for omega in omegas]
+    return checked, arms
 
 
-def bound(arm: Arm, settings: Laboratory, checked: Checked) -> Any:
-    """The arm's method with its settings. An auxiliary from scratch has a whole training's budget."""
+def ratios(text: str) -> dict[float, Policy]:
+    """The policies of retraining by their λ, 0 first: what all are compared with. Raises `InputError`."""
+    words = [part.strip() for part in text.split(",")]
+    finite = ",".join(word for word in words if word != "inf")
+    found = {ratio: f"mixed:{ratio:.12g}" for ratio in (0.0, *(parse_grid("ratio", finite, low=0) if finite else ()))}
+    policies = {ratio: read_policy(policy, argument="ratio") for ratio, policy in found.items()}
+    if "inf" in words:
+        policies[float("inf")] = replace(POLICIES["fully-synthetic"], warm=True)
+    return policies
+
+
+def bound(method: str, settings: Laboratory, checked: Checked, omega: float | None) -> Any:
+    """A method with its settings. An auxiliary from scratch has a whole training's budget."""
     sizes = checked.sizes
-    return METHODS[arm.method].bind(
+    reading = settings.auxiliary_data if isinstance(settings, AuxiliaryData) else AuxiliaryData.auxiliary_data
+    return METHODS[method].bind(
         n_synthetic=sizes.auxiliary,
-        budget=sizes.fit if arm.method in ("autoguidance", "rebuilt") else sizes.budget,
-        omega=arm.omega,
-        auxiliary_data=AUXILIARY_DATA[settings.auxiliary_data],
+        budget=sizes.fit if method in ("autoguidance", "rebuilt") else sizes.budget,
+        omega=omega,
+        auxiliary_data=AUXILIARY_DATA[reading],
     )
+
+
+def turns_of(settings: Loop | Retrain) -> int:
+    """Generations of each arm."""
+    return settings.rounds if isinstance(settings, Retrain) else settings.generations
 
 
 def doubled(learner: ImageLearner) -> ImageLearner:
@@ -89,48 +124,45 @@ def doubled(learner: ImageLearner) -> ImageLearner:
     return replace(learner, sampler=str(Sampler.parse(name, argument="sampler").doubled()))
 
 
-def conduct(settings: Loop, processes: Processes) -> tuple[Path, Sequence[str]] | None:
+def conduct(settings: Loop | Retrain, processes: Processes) -> tuple[Path, Sequence[str]] | None:
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
-    found = processes.together(lambda: plan(settings)) or plan(settings)
-    checked, policy, arms = found
+    checked, arms = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
     more = None if checked.more is None else lab.fitting(ImageData.of(checked.more))
     for trial in range(settings.trials):
         for arm in arms:
-            run_arm(lab, arm, policy, trial, generations=settings.generations, more=more)
+            run_arm(lab, arm, trial, more)
     if not processes.first:
         return None
-    rows = pd.DataFrame(lab.rows)
-    tables = {"generations": rows, "summary": summary(rows)}
-    words = loop_report.words(tables, lab)
-    return lab.write(tables, {"loop": loop_report.figure(tables, lab)}, words), words
+    report = retrain_report if isinstance(settings, Retrain) else loop_report
+    tables = report.tables(pd.DataFrame(lab.rows))
+    words = report.words(tables, lab)
+    return lab.write(tables, {settings.verb: report.figure(tables, lab)}, words), words
 
 
-def run_arm(
-    lab: Lab, arm: Arm, policy: Policy, trial: int, *, generations: int, more: ImageData | None = None, **known: Any
-) -> None:
-    """One loop, every generation measured. more: further images, for the loops that need them. known: for the rows."""
+def run_arm(lab: Lab, arm: Arm, trial: int, more: ImageData | None = None) -> None:
+    """One loop, every generation measured. more: further images, for the loops that need them."""
+    settings = lab.settings
+    assert isinstance(settings, Loop | Retrain)
     twice = METHODS[arm.method].resampled == "doubled"
-    count = lab.sizes.synthetic if policy.ratio is None else max(1, round(policy.ratio * lab.sizes.real))
     turns = self_consuming_loop(
         doubled(lab.learner) if twice else lab.learner,
         lab.data,
-        method=bound(arm, lab.settings, lab.checked),
-        policy=policy,
-        n_synthetic=count,
-        generations=generations,
+        method=bound(arm.method, settings, lab.checked, arm.omega),
+        policy=arm.policy,
+        n_synthetic=arm.synthetic(lab.sizes),
+        generations=turns_of(settings),
         seed=lab.trial(trial),
         fresh=None if more is None else lambda seed: drawn(lab, more, seed),
         pollution=more,
     )
-    place = " ".join([arm.name, *(f"{key}={value}" for key, value in known.items())])
     for turn in turns:
-        told: dict[str, Any] = {"arm": arm.name, "method": arm.method, "omega": arm.omega, **known}
+        told: dict[str, Any] = {"arm": arm.name, "method": arm.method, "omega": arm.omega, **arm.known}
         row = lab.quality(turn.model, trial, doubled=twice, **told, generation=turn.index, train=len(turn.train))
         parts = {"model": turn.model, "base": turn.trained.base, "auxiliary": turn.trained.auxiliary}
-        lab.note(place, trial, turn.index, parts, train=turn.train.path.name, quality=row)
+        lab.note(arm.place, trial, turn.index, parts, train=turn.train.path.name, quality=row)
         if trial == 0:
-            lab.grid(turn.model, f"{place.replace(' ', '-').replace('=', '')}-{turn.index:02d}", doubled=twice)
+            lab.grid(turn.model, f"{arm.place.replace(' ', '-').replace('=', '')}-{turn.index:02d}", doubled=twice)
 
 
 def read_policy(text: str, *, argument: str = "loop") -> Policy:
@@ -147,50 +179,36 @@ def drawn(lab: Lab, pool: ImageData, seed: Seed, *, argument: str = "more") -> I
     return lab.learner.subset(pool, seed.numpy().permutation(count)[: lab.sizes.real])
 
 
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means and intervals over trials, row by row an arm's generation.
-
-    ratio: to the arm's own first generation; minus_standard: difference to standard training at that generation;
-    to_first: ratio to the first generation of standard training. All are paired by trial.
-    """
-    rows = rows.copy()
-    own = rows[rows["generation"] == 1].set_index(["arm", "trial"])["frechet"]
-    plain = rows[rows["method"] == "standard"].set_index(["generation", "trial"])["frechet"]
-
-    def found(values: pd.Series, *keys: Any) -> Any:
-        return values.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy()
-
-    rows["ratio"] = rows["frechet"] / found(own, rows["arm"], rows["trial"])
-    rows["minus_standard"] = rows["frechet"] - found(plain, rows["generation"], rows["trial"])
-    rows["to_first"] = rows["frechet"] / found(plain, [1] * len(rows), rows["trial"])
-    values = ["frechet", "precision", "recall", "density", "coverage", "ratio", "minus_standard", "to_first"]
-    kept = [name for name in values if name in rows]
-    return summarise(rows, ["arm", "method", "omega", "generation"], kept)
-
-
-def describe(settings: Loop) -> str:
+def describe(settings: Loop | Retrain) -> str:
     """The plan and its cost in words."""
-    checked, policy, arms = plan(settings)
-    sizes, turns = checked.sizes, settings.generations * settings.trials
+    checked, arms = plan(settings)
+    sizes, trials, turns = checked.sizes, settings.trials, turns_of(settings)
     told = ledger(checked)
-    told.say("loop", f"{policy.name}, {settings.generations} generations, {settings.trials} trials")
-    told.say("|D_s|", f"{sizes.synthetic:,}")
+    if isinstance(settings, Retrain):
+        told.say("rounds", f"{turns}, {trials} trials, objective {checked.recipe.objective}")
+        if not checked.checkpoint:
+            told.train("first round", sizes.fit, trials)
+    else:
+        told.say("loop", f"{arms[0].policy.name}, {turns} generations, {trials} trials")
+        told.say("|D_s|", f"{sizes.synthetic:,}")
+    again = images_of("retrain_budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
     for arm in arms:
-        method = METHODS[arm.method]
+        method, later = METHODS[arm.method], (turns - 1) * trials
         networks = 2 if method.resampled == "doubled" else method.networks  # twice the steps cost as much
-        firsts = 0 if checked.checkpoint else settings.trials
-        if policy.warm:
-            told.train(f"{arm.name}: first training", sizes.fit, firsts)
-            again = images_of("retrain_budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
-            told.train("retraining", again, turns - settings.trials)
+        firsts = 0 if checked.checkpoint or isinstance(settings, Retrain) else trials
+        name = f"λ = {arm.known['ratio']:g}" if arm.known else arm.name
+        if not arm.policy.warm:
+            told.train(f"{name}: training", sizes.fit, later + firsts)
         else:
-            told.train(f"{arm.name}: training", sizes.fit, turns - settings.trials + firsts)
+            if not isinstance(settings, Retrain):
+                told.train(f"{name}: first training", sizes.fit, firsts)
+            told.train(f"{name}: retraining", again, later)
         if "budget" in method.takes:
             if "n_synthetic" in method.takes:
-                told.draw("its auxiliary's samples", sizes.auxiliary, turns)
+                told.draw("its auxiliary's samples", sizes.auxiliary, turns * trials)
             own = sizes.fit if arm.method == "rebuilt" else sizes.fit // 16 if arm.method == "autoguidance" else 0
-            told.train("its auxiliary", own or sizes.budget, turns)
-        told.draw("its samples", sizes.synthetic, turns - settings.trials, networks)
-        told.draw("measuring", sizes.n, turns, networks)
+            told.train("its auxiliary", own or sizes.budget, turns * trials)
+        told.draw("its samples", arm.synthetic(sizes), later, networks)
+        told.draw("measuring", sizes.n, turns * trials, networks)
     told.say("out", settings.out)
     return told.words

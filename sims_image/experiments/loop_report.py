@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from sims_core.lab.style import METHOD, band, style
 from sims_image.experiments.captions import settings_line
-from sims_image.experiments.laboratory import Lab, said
+from sims_image.experiments.laboratory import Lab, said, summarise
 
 #: panels of the figure: column, title
 PANELS = (
@@ -32,9 +34,31 @@ def colours(arms: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
+def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """'generations' (every trial) and 'summary': means and intervals over trials, one row per arm and generation.
+
+    ratio: to the arm's own first generation; minus_standard: difference to standard training at that generation;
+    to_first: ratio to the first generation of standard training. All are paired by trial.
+    """
+    generations, rows = rows, rows.copy()
+    own = rows[rows["generation"] == 1].set_index(["arm", "trial"])["frechet"]
+    plain = rows[rows["method"] == "standard"].set_index(["generation", "trial"])["frechet"]
+
+    def at(values: pd.Series, *keys: Any) -> Any:
+        return values.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy()
+
+    rows["ratio"] = rows["frechet"] / at(own, rows["arm"], rows["trial"])
+    rows["minus_standard"] = rows["frechet"] - at(plain, rows["generation"], rows["trial"])
+    rows["to_first"] = rows["frechet"] / at(plain, [1] * len(rows), rows["trial"])
+    values = ["frechet", "precision", "recall", "density", "coverage", "ratio", "minus_standard", "to_first"]
+    kept = [name for name in values if name in rows]
+    found = summarise(rows, ["arm", "method", "omega", "generation"], kept)
+    return {"generations": generations, "summary": found}
+
+
+def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
-    summary, rows, settings = tables["summary"], tables["generations"], lab.settings
+    summary, rows, settings = found["summary"], found["generations"], lab.settings
     panels = [panel for panel in PANELS if panel[0] in summary]
     shades, metric = colours(summary), lab.bench.reference.extractor.metric
     with style():
@@ -64,9 +88,9 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     return made
 
 
-def words(tables: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
+def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
     """What came out, in sentences that the numbers decide."""
-    summary = tables["summary"]
+    summary = found["summary"]
     metric = lab.bench.reference.extractor.metric
     last = int(summary["generation"].max())
     told = []

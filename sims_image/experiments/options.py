@@ -1,22 +1,20 @@
-"""What an experiment can be asked for: options of ``sims_image sims``, ``loop``, ``retrain`` and their siblings."""
+"""What an experiment can be asked for: options of ``sims_image sims``, ``loop``, ``retrain`` and their siblings.
+
+An experiment is composed of the options that it uses; one that has no say in it is none of its own.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from sims_core.lab.command import listed
+from sims_image.sampling.options import Compiled, Guidance, Machine, Paired
 
 
 @dataclass(frozen=True)
-class Sims:
-    """Self-improve a diffusion model with its own samples: base, synthetic data, auxiliary, omega, confirmation.
-
-    The same command goes on where a stopped one was, and another one in the same --out reuses what they share.
-    Several processes: torchrun --nproc_per_node N -m sims_image sims ...
-    """
+class Inputs:
+    """What an experiment starts from."""
 
     preset: str = ""
     """Published settings of this experiment, such as cifar10, ffhq64 or imagenet64; whatever is given besides wins."""
@@ -24,6 +22,87 @@ class Sims:
     """The base's training set: a folder that `prepare` made, or an EDM zip."""
     base: str = ""
     """A checkpoint, or a preset to train."""
+    heldout: str = ""
+    """Real images that no model was trained on; where given, distances are to them. `prepare --holdout` makes some."""
+    synthetic: str = ""
+    """|D_s|, a model's samples that the next one is trained on; default as many as there are real images."""
+    auxiliary_weights: str = "ema"
+    """Of a model trained from another: ema (as published) or raw; a short training's slow average hardly moves."""
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How a model is measured."""
+
+    n: str = "1k"
+    """Images by which a model is measured; each trial has its own."""
+    features: str = "lite0"
+    """Features of the Fréchet distance: inception (then it is the FID), lite0, classifier, dinov2 or pixels."""
+    weights: str = ""
+    """File with the feature network's weights (inception, dinov2)."""
+
+
+@dataclass(frozen=True)
+class Sampling(Compiled):
+    """How its images are drawn."""
+
+    sampler: str = ""
+    """heun:18, euler:40, ddim:50; default the preset's."""
+    labels: str = ""
+    """Classes: data (drawn as --data has them; the default), uniform or balanced."""
+    batch: int = 64
+    """Compute batch of sampling."""
+
+
+@dataclass(frozen=True)
+class Experiment(Machine, Sampling, Measuring, Inputs):
+    """Options of every experiment."""
+
+    seed: int = 0
+    """Root of all randomness."""
+    out: str = ""
+    """Where everything goes; default runs/<verb>."""
+    dry_run: bool = False
+    """Print the plan and its cost in network evaluations, and stop."""
+
+    @property
+    def verb(self) -> str:
+        """The command that takes them."""
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True)
+class FineTuning(Paired):
+    """How an auxiliary is fine-tuned, and evaluated beside its base."""
+
+    train_batch: int | None = None
+    """Images a step of fine-tuning; default the preset's."""
+    lr: float | None = None
+    """Learning rate of fine-tuning; default the preset's."""
+    lr_rampup: str = ""
+    """Its ramp, in images; the published 10M never end within a short budget."""
+    lr_decay: str | None = None
+    """Its decay: constant, inverse-sqrt or cosine; default the preset's."""
+
+
+@dataclass(frozen=True)
+class AuxiliaryData:
+    """The reading of what an auxiliary is fine-tuned on."""
+
+    auxiliary_data: str = "synthetic"
+    """What the auxiliary is fine-tuned on: synthetic (the model's own samples alone), train+synthetic (with what that
+    model was trained on), real+synthetic (with the real data). The paper's sources disagree; see docs/images-sims.md.
+    """
+
+
+@dataclass(frozen=True)
+class Sims(AuxiliaryData, FineTuning, Guidance, Experiment):
+    """Self-improve a diffusion model with its own samples: base, synthetic data, auxiliary, omega, confirmation.
+
+    The same command goes on where a stopped one was, and another one in the same --out reuses what they share.
+    Several processes: torchrun --nproc_per_node N -m sims_image sims ...
+    """
+
     heldout: str = ""
     """Real images that the base was not trained on; where given, omega is chosen by the distance to them."""
     out: str = "runs/sims"
@@ -44,33 +123,6 @@ class Sims:
     """Images of a confirmation."""
     repeats: int = 3
     """Confirmations, on disjoint seeds."""
-    features: str = "lite0"
-    """Features of the Fréchet distance: inception (then it is the FID), lite0, classifier, dinov2 or pixels."""
-    weights: str = ""
-    """File with the feature network's weights (inception, dinov2)."""
-    sampler: str = ""
-    """heun:18, euler:40, ddim:50; default the preset's."""
-    guidance: str = ""
-    """Where the auxiliary is evaluated: full (the default), held:K, predictor, interval:LOW:HIGH, or several joined by
-    '+' (see `generate --help`)."""
-    interval: str = ""
-    """LOW,HIGH: an older way to write --guidance interval:LOW:HIGH."""
-    refresh_every: int | None = None
-    """K: an older way to write --guidance held:K."""
-    predictor_only: bool = False
-    """An older way to write --guidance predictor."""
-    pair: str = "sequential"
-    """How the two networks are evaluated: sequential, overlapped or stacked (see `generate --help`)."""
-    compile: bool = False
-    """Compile the networks of what is measured (torch.compile)."""
-    cuda_graph: bool = False
-    """Replay their evaluations as CUDA graphs."""
-    labels: str = ""
-    """Classes: data (drawn as --data has them; the default), uniform or balanced."""
-    batch: int = 64
-    """Compute batch of sampling."""
-    seed: int = 0
-    """Root of all randomness."""
     auxiliary_weights: str = "ema"
     """ema (as published) or raw: a short fine-tune's slow average hardly moves; the report says how far it came."""
     base_ema: str = ""
@@ -78,44 +130,17 @@ class Sims:
     best pair with --auxiliary-ema on the search seeds, at the omega found, is confirmed. Default: as trained."""
     auxiliary_ema: str = ""
     """The same of the auxiliary."""
-    train_batch: int | None = None
-    """Images a step of fine-tuning; default the preset's."""
-    lr: float | None = None
-    """Learning rate of fine-tuning; default the preset's."""
-    lr_rampup: str = ""
-    """Its ramp, in images; the published 10M never end within a short budget."""
-    lr_decay: str | None = None
-    """Its decay: constant, inverse-sqrt or cosine; default the preset's."""
     controls: bool = True
     """Measure the control arms too: twice the steps, the sampler retuned, continued training, a random direction,
     Neon."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    dry_run: bool = False
-    """Print the plan and its cost in network evaluations, and stop."""
 
 
 @dataclass(frozen=True)
-class Laboratory(Sims):
-    """Options of every experiment, besides its own."""
+class Laboratory(Experiment):
+    """Options of every experiment over trials, with models trained from scratch."""
 
     trials: int = 3
     """Repetitions with other seeds of everything: training, sampling, measuring."""
-    n: str = "1k"
-    """Images by which a model is measured; each trial has its own."""
-    synthetic: str = ""
-    """|D_s|, a model's samples that the next one is trained on; default as many as there are real images."""
-    auxiliary_data: str = "synthetic"
-    """What the auxiliary is fine-tuned on: synthetic (the model's own samples alone), train+synthetic (with what that
-    model was trained on), real+synthetic (with the real data); see docs/images-sims.md."""
-    auxiliary_size: str = ""
-    """Samples that an auxiliary is made from; default --synthetic."""
-    heldout: str = ""
-    """Real images that no model was trained on; where given, distances are to them. `prepare --holdout` makes some."""
-    omega: str = "1"
-    """Extrapolation strength, or a grid of them."""
-    budget: str = "1Mi"
-    """Images that an auxiliary sees."""
     fit_budget: str = ""
     """Images that a model trained from scratch sees; default the preset's."""
     fit_lr: float | None = None
@@ -124,26 +149,24 @@ class Laboratory(Sims):
     """Training objective: edm or edm2; default the preset's."""
     network: str = ""
     """Arguments of the network that differ from the preset's: model_channels=16,label_dim=0."""
-    guide_network: str = ""
-    """The same of the second network of autoguidance and of the rebuilt auxiliary; default --network."""
     images: int = 0
     """Real images, for a --dry-run where --data is not at hand."""
-    out: str = ""
-    """Where everything goes; default runs/<verb>."""
-    budgets: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    search: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    repeats: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 2
-    controls: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
-    base_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    auxiliary_ema: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    guidance: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    interval: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    refresh_every: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
-    predictor_only: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
 
 
 @dataclass(frozen=True)
-class Retraining(Laboratory):
+class Extrapolating(FineTuning):
+    """Options of experiments that extrapolate away from auxiliaries."""
+
+    auxiliary_size: str = ""
+    """Samples that an auxiliary is made from; default --synthetic."""
+    budget: str = "1Mi"
+    """Images that an auxiliary sees."""
+    omega: str = "1"
+    """Extrapolation strength, or a grid of them."""
+
+
+@dataclass(frozen=True)
+class Retraining:
     """Options of experiments whose models may start from the previous one."""
 
     retrain_budget: str = ""
@@ -162,7 +185,7 @@ def loops() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Loop(Retraining):
+class Loop(Retraining, AuxiliaryData, Extrapolating, Laboratory):
     """Train generation after generation on data that hold the models' own samples, and measure each.
 
     The same command goes on where a stopped one was; more generations, methods, omegas or trials in the same --out make
@@ -178,41 +201,35 @@ class Loop(Retraining):
     """Of each loop; the first one trains on real data alone."""
     more: str = ""
     """Further images of the same kind: real ones to draw from (fresh), or D_p (polluted)."""
+    guide_network: str = ""
+    """Arguments of the second network of autoguidance and of the rebuilt auxiliary; default --network."""
 
 
 @dataclass(frozen=True)
-class Retrain(Retraining):
+class Retrain(Retraining, Laboratory):
     """Retrain a model, round after round, on all real images and λ times as many of its own, at every λ of a grid.
 
     λ = 0 trains on with real images alone, which the others are compared with; λ = inf leaves the real ones out.
     """
 
+    synthetic: str = ""
+    """Generated images of λ = inf; default as many as there are real ones."""
     ratio: str = "0,0.5,1,2"
     """Grid of λ, generated images per real one; inf for no real images (as many generated ones)."""
     rounds: int = 6
     """Of each λ; the first one trains on real images alone, from scratch or from --base."""
-    omega: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "1"
-    auxiliary_data: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "synthetic"
-    auxiliary_size: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    auxiliary_weights: str = "ema"
-    """Of a retrained model: ema (as published) or raw; a short training's slow average hardly moves."""
-    budget: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "1Mi"
-    guide_network: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    pair: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = "sequential"
-    lr: Annotated[float | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
-    lr_rampup: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    lr_decay: Annotated[str | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
-    train_batch: Annotated[int | None, tyro.conf.Fixed, tyro.conf.Suppress] = None
 
 
 @dataclass(frozen=True)
-class Pollution(Retraining):
+class Pollution(Retraining, AuxiliaryData, Extrapolating, Laboratory):
     """Train on real data polluted by a previous model's samples, with and without SIMS, over the size of the pollution.
 
     ST standard training, SIMS Algorithm 1; I ideal (no pollution), P polluted. SIMS is measured at every omega of a
     grid: the paper's comparison holds one fixed, and the best omega of each |D_p| is drawn beside it.
     """
 
+    synthetic: str = ""
+    """|D_s|, samples that an auxiliary is made from; default as many as there are real images."""
     pollution: str = "0,0.25,0.5,1"
     """Grid of |D_p| / |D_r|."""
     omega: str = "1"
@@ -224,13 +241,15 @@ class Pollution(Retraining):
 
 
 @dataclass(frozen=True)
-class Control(Laboratory):
+class Control(Extrapolating, Laboratory):
     """Move a model's class shares toward a target (Algorithm 2), and measure shares, classes and overall quality.
 
     Beside it: the base, the base with twice the steps, plain SIMS (an auxiliary with the base's own shares), and a
     random direction. The base must be unconditional: of a conditional one, ask for labels instead.
     """
 
+    synthetic: str = ""
+    """|D_s|, samples that an auxiliary is made from; default as many as there are real images."""
     target: str = "uniform"
     """Class shares to reach: uniform, one number a class (0.3,0.7), or NAME=SHARE,... with the rest shared out as the
     base has it. They are scaled to sum to 1."""

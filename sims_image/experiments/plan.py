@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.errors import InputError, choose
 from sims_core.guidance import GuidanceSchedule
+from sims_image.experiments.bench import engine_of
 from sims_image.experiments.checks import Real, check_inputs, finetuning_of, grids_of, omegas_of
 from sims_image.experiments.halving import rounds
-from sims_image.experiments.options import Sims
+from sims_image.experiments.options import Experiment, Sims
 from sims_image.learner import WEIGHTS, ImageLearner, budgets_of
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
-from sims_image.sampling.engine import Engine
 from sims_image.sampling.generate import schedule_of
 from sims_image.sampling.seeds import Seeds
 from sims_image.training.options import Train
@@ -61,11 +61,6 @@ class Plan:
         """The search seeds of each round of the search; one is a full grid."""
         return rounds(len(self.candidates), self.search, halving=self.halving)
 
-    @property
-    def engine(self) -> Engine:
-        """How networks are evaluated. Raises `InputError` for an unknown way."""
-        return Engine(self.settings.pair, self.settings.compile, self.settings.cuda_graph)
-
 
 def plan(settings: Sims) -> Plan:
     """What ``settings`` ask for. Raises `InputError`."""
@@ -77,6 +72,7 @@ def plan(settings: Sims) -> Plan:
     for name, least in (("repeats", 2), ("batch", 1), ("seed", 0)):
         if getattr(settings, name) < least:
             raise InputError(name, getattr(settings, name), f"give a whole number of at least {least}")
+    engine_of(settings)
     preset, checkpoint, mi = base_of(settings)
     mode, _, grid = settings.omega.partition(":")
     grids_of(settings, preset)
@@ -90,7 +86,7 @@ def plan(settings: Sims) -> Plan:
     ranges += [Seeds.span(first + k * sizes[2], sizes[2]) for k in range(settings.repeats)]
     for place, one in enumerate(ranges):
         assert all(one.overlap(other) is None for other in ranges[:place])
-    planned = Plan(
+    return Plan(
         settings,
         tuple(omegas),
         budgets_of("budgets", settings.budgets, mi),
@@ -101,11 +97,9 @@ def plan(settings: Sims) -> Plan:
         ranges[1],
         tuple(ranges[2:]),
     )
-    assert planned.engine  # or it raises
-    return planned
 
 
-def base_of(settings: Sims) -> tuple[str, str, int]:
+def base_of(settings: Experiment) -> tuple[str, str, int]:
     """(preset, checkpoint or '' if the preset is to be trained, what one Mi counts). Raises `InputError`."""
     if not settings.base:
         raise InputError("base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
@@ -130,22 +124,18 @@ def check_data(planned: Plan, real: Real) -> dict[str, Any]:
     return config
 
 
-def make_learner(planned: Plan, processes: Processes) -> ImageLearner:
-    """The learner of the experiment's stages."""
-    settings = planned.settings
-    finetuning = finetuning_of(settings)
-    if settings.auxiliary_ema and planned.budgets:  # averages to make others of
-        finetuning["snapshot_every"] = str(max(1, planned.budgets[-1] // 16))
-    return ImageLearner(
+def make_learner(settings: Experiment, preset: str, checkpoint: str, processes: Processes, **more: Any) -> ImageLearner:
+    """The learner of an experiment's stages. preset, checkpoint: of `base_of`. more: of its fields."""
+    learner = ImageLearner(
         Path(settings.out),
-        Train(preset=planned.preset, device=settings.device),
-        finetuning,
+        Train(preset=preset, device=settings.device),
+        finetuning_of(settings),
         sampler=settings.sampler,
         batch=settings.batch,
         weights=settings.auxiliary_weights,
-        budgets=planned.budgets,
-        base=Path(planned.checkpoint) if planned.checkpoint else None,
-        mi=PRESETS[planned.preset].recipe.mi,
+        base=Path(checkpoint) if checkpoint else None,
+        mi=PRESETS[preset].recipe.mi,
         processes=processes,
         progress=True,
     )
+    return replace(learner, **more)

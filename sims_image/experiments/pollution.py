@@ -23,7 +23,7 @@ from sims_image.experiments import pollution_report
 from sims_image.experiments.checks import further, omegas_of
 from sims_image.experiments.costs import ledger
 from sims_image.experiments.laboratory import Checked, Lab, check
-from sims_image.experiments.loop import Arm, bound, drawn
+from sims_image.experiments.loop import bound, drawn
 from sims_image.experiments.options import Pollution
 from sims_image.processes import Processes
 from sims_image.training.schedules import images_of
@@ -87,7 +87,7 @@ def run_dose(
     turn = Turn(1, lab.data, None, None, pollution=extra)
     train = lab.data if extra is None else POLICIES["polluted"].train(learner, turn)
     known: dict[str, Any] = {"dose": dose, "pollution": 0 if extra is None else len(extra), "train": len(train)}
-    method = bound(Arm("sims", 0.0), settings, lab.checked)
+    method = bound("sims", settings, lab.checked, 0.0)
     made = method(learner, train, real=lab.data, seed=lab.trial(trial).child("generation", 1), start=start)
     lab.quality(made.base, trial, scenario=f"ST-{scenario}", omega=0.0, **known)
     parts = {"base": made.base, "auxiliary": made.auxiliary}

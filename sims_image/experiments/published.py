@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sims_image.experiments.options import Control, Loop, Pollution, Retrain, Sims
+from sims_image.experiments.options import Control, Experiment, Loop, Pollution, Retrain, Sims
 
 #: verb -> name -> options
 _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -80,7 +80,7 @@ _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 #: verb -> class of its settings
-_OPTIONS: dict[str, type[Sims]] = {
+_OPTIONS: dict[str, type[Experiment]] = {
     "sims": Sims,
     "loop": Loop,
     "pollution": Pollution,

@@ -1,4 +1,4 @@
-"""The report of `sims_image retrain`: distance, precision and recall against rounds, a curve a λ."""
+"""The report of `sims_image retrain`: distance, precision and recall against rounds, one curve per λ."""
 
 from __future__ import annotations
 
@@ -7,12 +7,31 @@ from matplotlib.figure import Figure
 
 from sims_core.lab.style import OUTSIDE, band, sequence, style
 from sims_image.experiments.captions import settings_line
-from sims_image.experiments.laboratory import Lab, said
+from sims_image.experiments.laboratory import Lab, said, summarise
 
 
-def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
+def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """'rounds' (every trial) and 'summary': means and intervals over trials, one row per λ and round.
+
+    to_first, to_real: the distance's ratio to the first round's, and to that of λ = 0 at the same round, paired by
+    trial.
+    """
+    rows = rows.rename(columns={"generation": "round"}).drop(columns=["arm", "method", "omega"])
+    summary = rows.copy()
+    first = rows[rows["round"] == 1].set_index(["ratio", "trial"])["frechet"]
+    real = rows[rows["ratio"] == 0].set_index(["round", "trial"])["frechet"]
+    own = pd.MultiIndex.from_frame(rows[["ratio", "trial"]])
+    same = pd.MultiIndex.from_frame(rows[["round", "trial"]])
+    summary["to_first"] = rows["frechet"].to_numpy() / first.reindex(own).to_numpy()
+    summary["to_real"] = rows["frechet"].to_numpy() / real.reindex(same).to_numpy()
+    values = ["frechet", "to_first", "to_real", "precision", "recall", "density", "coverage"]
+    found = summarise(summary, ["ratio", "round"], [name for name in values if name in summary])
+    return {"rounds": rows, "summary": found}
+
+
+def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
     """One panel a quantity; bands are 95% intervals over trials."""
-    summary, metric = tables["summary"], lab.bench.reference.extractor.metric
+    summary, metric = found["summary"], lab.bench.reference.extractor.metric
     ratios = list(dict.fromkeys(summary["ratio"]))
     finite = [ratio for ratio in ratios if ratio < float("inf")]
     colours = dict(zip(finite, sequence(len(finite)), strict=True)) | {float("inf"): OUTSIDE}
@@ -25,7 +44,7 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
                 part = summary[summary["ratio"] == ratio]
                 label = "no real images" if ratio == float("inf") else f"λ = {ratio:g}"
                 band(axes, part, "round", column, color=colours[ratio], marker="o", ms=3, label=label)
-            floor = tables["rounds"]["floor"]
+            floor = found["rounds"]["floor"]
             if column == "frechet" and floor.notna().all():
                 axes.axhline(floor.mean(), color="black", lw=0.8, ls=":", label="real images")
             axes.set_title(title)
@@ -35,15 +54,15 @@ def figure(tables: dict[str, pd.DataFrame], lab: Lab) -> Figure:
         grid[1].legend(*grid[0].get_legend_handles_labels(), fontsize=7, loc="center")
         made.suptitle(
             f"{lab.data.open().name}, |D_r| = {lab.sizes.real:,}; n = {lab.sizes.n:,}, {lab.settings.trials} trials, "
-            f"bands are 95 % intervals over trials\n{settings_line(lab.settings, leave=('budget', 'lr'))}",
+            f"bands are 95 % intervals over trials\n{settings_line(lab.settings)}",
             fontsize=9,
         )
     return made
 
 
-def words(tables: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
+def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
     """What came out, in sentences that the numbers decide."""
-    summary, metric = tables["summary"], lab.bench.reference.extractor.metric
+    summary, metric = found["summary"], lab.bench.reference.extractor.metric
     last = int(summary["round"].max())
     told = []
     for _, row in summary[summary["round"] == last].iterrows():

@@ -8,6 +8,7 @@ import numpy as np
 
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.halving import Cell, Round, halve
+from sims_image.experiments.plan import Plan
 from sims_image.learner import ImageModel
 from sims_image.metrics.kid import drift_error_cosine
 from sims_image.sampling.seeds import Seeds
@@ -36,9 +37,8 @@ class Search:
         return self.rounds[-1].cells
 
 
-def search(bench: Bench, base: ImageModel, auxiliaries: dict[int, ImageModel]) -> Search:
+def search(plan: Plan, bench: Bench, base: ImageModel, auxiliaries: dict[int, ImageModel]) -> Search:
     """Measure omega x budget on the search seeds."""
-    plan = bench.plan
     zero = bench.measure(base, plan.search, features=True)
     real = (bench.reference.heldout or bench.reference).side.kept
     assert real is not None

@@ -11,10 +11,11 @@ of the synthetic set, of the search and of the confirmation are disjoint; what t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sims_core.algorithm import AUXILIARY_DATA, sims
+from sims_core.algorithm import AUXILIARY_DATA, METHODS, Given
 from sims_core.lab.runs import write_failure, write_json
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
@@ -25,7 +26,7 @@ from sims_image.experiments.halving import survivors
 from sims_image.experiments.options import Sims
 from sims_image.experiments.plan import Plan, check_data, make_learner, plan
 from sims_image.experiments.search import search
-from sims_image.learner import ImageData, ImageModel
+from sims_image.learner import ImageData, ImageLearner, ImageModel
 from sims_image.models import checkpoints
 from sims_image.models.cost import evaluation_flops, on_gpus
 from sims_image.models.presets import PRESETS
@@ -38,48 +39,50 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     real = processes.together(lambda: Real.open(settings)) or Real.open(settings)
     processes.together(lambda: check_data(planned, real))
-    learner = make_learner(planned, processes)
-    bench = Bench(
-        planned, learner, real, processes
-    )  # first, since it needs what may be missing: data, weights of features
+    learner = stages(planned, processes)
+    # first, since it needs what may be missing: data, weights of features
+    bench = Bench(settings, learner, real, processes, planned.schedule)
     data, seed = ImageData.of(real.data), Seed(settings.seed)
-    chosen_data = AUXILIARY_DATA[settings.auxiliary_data]
+    asked = {"n_synthetic": len(planned.synthetic), "auxiliary_data": AUXILIARY_DATA[settings.auxiliary_data]}
 
     def negatives(base: ImageModel, n: Any, *, seed: Seed) -> ImageData:
         return learner.draw(base, planned.synthetic, root=settings.seed)
 
-    made = sims(
-        learner,
-        data,
-        n_synthetic=len(planned.synthetic),
-        budget=planned.budgets[-1],
-        omega=0.0,
-        auxiliary_data=chosen_data,
-        negatives=negatives,
-        seed=seed,
-    )
+    largest = METHODS["sims"].bind(**asked, budget=planned.budgets[-1], omega=0.0, negatives=negatives)
+    made = largest(learner, data, seed=seed)
     assert made.synthetic is not None
-    tuned = chosen_data(learner, data, data, made.synthetic)
-    auxiliaries = {
-        budget: learner.finetune(made.base, tuned, budget, seed=seed.child("finetune")) for budget in planned.budgets
-    }
-    found = search(bench, made.base, auxiliaries)
+    given = Given(learner, base=made.base, synthetic=made.synthetic)
+    auxiliaries: dict[int, ImageModel] = {}
+    for budget in planned.budgets:
+        tuned = METHODS["sims"].bind(**asked, budget=budget, omega=0.0)(given, data, seed=seed)
+        assert tuned.auxiliary is not None
+        auxiliaries[budget] = tuned.auxiliary
+    found = search(planned, bench, made.base, auxiliaries)
     base, pair = made.base, None
     if settings.base_ema or settings.auxiliary_ema:
         grid = grids_of(settings, planned.preset)
-        pair = widths.search(bench, base, auxiliaries[found.budget], found.omega, *grid)
+        pair = widths.search(bench, planned.search, base, auxiliaries[found.budget], found.omega, *grid)
         base, auxiliaries[found.budget] = pair.base, pair.auxiliary
-    confirmed = arms.confirm(bench, base, auxiliaries, found, data, seed)
-    grids = arms.grids(bench, base, auxiliaries[found.budget], found)
+    confirmed = arms.confirm(planned, bench, base, auxiliaries[found.budget], found, data, seed)
+    grids = arms.grids(planned, bench, base, auxiliaries[found.budget], found)
     if not processes.first:
         return None
     try:
-        page = sims_report.write(bench, base, auxiliaries, made.synthetic, found, confirmed, grids)
+        page = sims_report.write(planned, bench, base, auxiliaries, made.synthetic, found, confirmed, grids)
         if pair is not None:
             write_json(page.with_name("ema_widths.json"), {"chosen": pair.widths, "tried": pair.cells})
     except OSError as error:
         raise write_failure("out", Path(settings.out), error, "all that was measured is kept") from None
     return page
+
+
+def stages(planned: Plan, processes: Processes) -> ImageLearner:
+    """The learner of the experiment's stages."""
+    learner = make_learner(planned.settings, planned.preset, planned.checkpoint, processes, budgets=planned.budgets)
+    if not planned.settings.auxiliary_ema:
+        return learner
+    often = {"snapshot_every": str(max(1, planned.budgets[-1] // 16))}  # averages to make others of
+    return replace(learner, finetuning=learner.finetuning | often)
 
 
 def describe(settings: Sims) -> str:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import base64
-import csv
-import html
-import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
+from sims_core.lab import report
+from sims_core.lab.report import Section
 from sims_core.lab.runs import provenance, write_atomic, write_json
+from sims_core.lab.study import write_tables
 from sims_core.lab.style import METHOD, sequence, style
 from sims_image.data.sheets import write_sheet
 from sims_image.experiments.arms import Arm
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.captions import plain_name, settings_line
 from sims_image.experiments.halving import planned
+from sims_image.experiments.plan import Plan
 from sims_image.experiments.search import Search
 from sims_image.learner import ImageData, ImageModel
 from sims_image.models import checkpoints
@@ -30,6 +31,7 @@ FEW = 6
 
 
 def write(
+    plan: Plan,
     bench: Bench,
     base: ImageModel,
     auxiliaries: dict[int, ImageModel],
@@ -39,23 +41,22 @@ def write(
     grids: dict[str, Any],
 ) -> Path:
     """Write figures, grids, ``table.csv``, ``results.json`` and ``report.html`` below OUT/report; returns the page."""
-    folder = Path(bench.plan.settings.out) / "report"
+    folder = Path(plan.settings.out) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     metric = bench.reference.extractor.metric
-    figure = panels(bench, found)
+    figure = panels(plan, bench, found)
     rows = [_row(arm, confirmed[0]) for arm in confirmed]
-    plan = bench.plan.settings
-    title = f"{bench.data.name}, sampler {plan.sampler or 'the default'}, base {plain_name(plan.base)}"
-    pictures = {"figure3.png": _png(figure), "arms.png": _png(arms_figure(rows, metric, title))}
-    for name, images in grids.items():
-        place = folder / f"grid-{name.split(',')[0].replace(' ', '-').lower()}.png"
-        write_sheet(place, images, 8)
-        pictures[place.name] = place.read_bytes()
-    for name in ("figure3.png", "arms.png"):
-        write_atomic(folder / name, lambda path, n=name: path.write_bytes(pictures[n]))  # type: ignore[misc]
-    words = conclusion(bench, found, confirmed)
+    settings = plan.settings
+    title = f"{bench.data.name}, sampler {settings.sampler or 'the default'}, base {plain_name(settings.base)}"
+    for name, made in {"figure3": figure, "arms": arms_figure(rows, metric, title)}.items():
+        write_atomic(folder / f"{name}.png", lambda path, f=made: f.savefig(path, format="png", dpi=150))  # type: ignore[misc]
+    sheets = {name: folder / f"grid-{name.split(',')[0].replace(' ', '-').lower()}.png" for name in grids}
+    for name, place in sheets.items():
+        write_sheet(place, grids[name], 8)
+    words = conclusion(plan, bench, found, confirmed)
     shares = {b: checkpoints.summary(m.base).record.training.get("ema_share_of_raw") for b, m in auxiliaries.items()}
-    _csv(folder / "table.csv", rows)
+    flat = [{k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
+    write_tables(folder, {"table": pd.DataFrame(flat)})
     results = {
         "conclusion": words,
         "metric": metric,
@@ -70,8 +71,8 @@ def write(
         "naive": [{"budget": b, **bench.value(cell)} for b, cell in found.naive.items()],
         "drift_error_cosine": {str(b): value for b, value in found.cosine.items()},
         "ema_share_of_raw": {str(b): share for b, share in shares.items()},
-        "cost": costs(bench, found, confirmed),
-        "settings": asdict(bench.plan.settings),
+        "cost": costs(plan, found, confirmed),
+        "settings": asdict(settings),
         "checkpoints": {
             "base": checkpoints.summary(base.base).sha256,
             **{f"auxiliary {b}": checkpoints.summary(m.base).sha256 for b, m in auxiliaries.items()},
@@ -80,15 +81,14 @@ def write(
         "provenance": provenance(),
     }
     write_json(folder / "results.json", results)
-    text = page(results, pictures, list(grids))
-    write_atomic(folder / "report.html", lambda path: path.write_text(text, encoding="utf-8"))
-    return folder / "report.html"
+    title = "Self-improving diffusion models with synthetic data"
+    return report.write_report(folder / "report.html", title, sections(results, folder, sheets))
 
 
 # ---------------------------------------------------------------------- words
 
 
-def conclusion(bench: Bench, found: Search, confirmed: Sequence[Arm]) -> list[str]:
+def conclusion(plan: Plan, bench: Bench, found: Search, confirmed: Sequence[Arm]) -> list[str]:
     """What came out, in sentences that the numbers decide."""
     metric, base, best = bench.reference.extractor.metric, confirmed[0], confirmed[1]
     change, half = best.against(base)
@@ -103,11 +103,9 @@ def conclusion(bench: Bench, found: Search, confirmed: Sequence[Arm]) -> list[st
                     f"{_pm(change, half)}")  # fmt: skip
     told[0] += f" ({base.mean:.4g} to {best.mean:.4g}, paired over {len(base.values)} disjoint sets of fresh seeds)."
     if len(found.rounds) > 1:
-        spent = costs(bench, found, confirmed)
+        spent = costs(plan, found, confirmed)
         share = 1 - spent["search"] / spent["search, as a full grid"]
-        sizes = ", ".join(
-            f"{len(turn.cells) - len(bench.plan.budgets)} at n = {len(turn.seeds):,}" for turn in found.rounds
-        )
+        sizes = ", ".join(f"{len(turn.cells) - len(plan.budgets)} at n = {len(turn.seeds):,}" for turn in found.rounds)
         told.append(f"omega and budget were chosen by successive halving ({sizes}): {spent['search']:,} evaluations, "
                     f"{share:.0%} less than the full grid.")  # fmt: skip
     if not found.helps:
@@ -167,9 +165,8 @@ def _without_n(estimate: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in estimate.items() if key != "n"}
 
 
-def costs(bench: Bench, found: Search, confirmed: Sequence[Arm]) -> dict[str, Any]:
+def costs(plan: Plan, found: Search, confirmed: Sequence[Arm]) -> dict[str, Any]:
     """What the experiment takes, in evaluations of one network (a training step is about three an image)."""
-    plan = bench.plan
     searched = [cell for turn in found.rounds for cell in turn.cells.values()]
     cells = {id(cell): cell for cell in [*searched, *found.naive.values()]}.values()
     base_nfe, nfe = int(confirmed[0].nfe), int(confirmed[1].nfe)
@@ -191,9 +188,9 @@ def costs(bench: Bench, found: Search, confirmed: Sequence[Arm]) -> dict[str, An
 # --------------------------------------------------------------------- figures
 
 
-def panels(bench: Bench, found: Search) -> Figure:
+def panels(plan: Plan, bench: Bench, found: Search) -> Figure:
     """Figure 3 of the paper: the distance against omega at each budget, and against the budget at a few omegas."""
-    plan, metric = bench.plan, bench.reference.extractor.metric
+    metric = bench.reference.extractor.metric
     whole = found.rounds[0].cells  # the only round that measured every candidate
     zero = bench.value(whole[plan.budgets[0], 0.0])
     floor = _floor(bench, whole[plan.budgets[0], 0.0])
@@ -269,27 +266,13 @@ def _curve(axes: Any, x: Sequence[float], cells: Sequence[dict[str, float]], col
     axes.fill_between(x, [c["low"] for c in cells], [c["high"] for c in cells], color=colour, alpha=0.15, lw=0)
 
 
-def _png(figure: Figure) -> bytes:
-    held = io.BytesIO()
-    figure.savefig(held, format="png", dpi=150)
-    return held.getvalue()
-
-
 # ------------------------------------------------------------------------ page
 
 
-def page(results: dict[str, Any], pictures: dict[str, bytes], grids: Sequence[str]) -> str:
-    """One self-contained HTML page: no scripts, images inline."""
-    metric, reference, settings = results["metric"], results["reference"], results["settings"]
-    n = results["arms"][0]["n"]
-    inline = {name: base64.b64encode(content).decode() for name, content in pictures.items()}
-    names = [name for name in pictures if name.startswith("grid-")]
-
-    def image(name: str, text: str) -> str:
-        source = f"data:image/png;base64,{inline[name]}"
-        return f'<figure><img src="{source}" alt="{_safe(text)}"><figcaption>{_safe(text)}</figcaption></figure>'
-
-    arms = [
+def sections(results: dict[str, Any], folder: Path, sheets: dict[str, Path]) -> list[Section | None]:
+    """The parts of the page. sheets: samples of each model, from the same seeds."""
+    metric, reference, arms = results["metric"], results["reference"], results["arms"]
+    confirmed = [
         [
             arm["arm"],
             arm["what"],
@@ -298,7 +281,7 @@ def page(results: dict[str, Any], pictures: dict[str, bytes], grids: Sequence[st
             f"{arm['minimum']:.4g}",
             f"{arm['minus_base']:+.3g} ± {arm['minus_base_half_interval']:.2g}",
         ]
-        for arm in results["arms"]
+        for arm in arms
     ]
     searched = [
         [f"{c['budget']:,}", f"{c['omega']:g}", c["nfe"], f"{c['n']:,}", f"{c['value']:.4g}",
@@ -310,62 +293,42 @@ def page(results: dict[str, Any], pictures: dict[str, bytes], grids: Sequence[st
          else f"{results['ema_share_of_raw'][b]:.3f}"]
         for b, value in results["drift_error_cosine"].items()
     ]  # fmt: skip
-    facts = {"reference": f"{reference['name']} ({reference['kind']}), {reference['images']:,} images", **settings}
-    facts.pop("out", None)  # equal runs write equal pages, wherever they are
+    facts = {"reference": f"{reference['name']} ({reference['kind']}), {reference['images']:,} images"}
+    facts |= {name: value for name, value in results["settings"].items() if name != "out"}  # equal runs, equal pages
     facts |= {f"sha256 of {name}": value for name, value in results["checkpoints"].items()}
     facts |= {"sha256 of reference": reference["sha256"], "version": results["provenance"]["version"]}
-    parts = [
-        "<h1>Self-improving diffusion models with synthetic data</h1>",
-        "<h2>Conclusion</h2>",
-        *(f"<p>{_safe(sentence)}</p>" for sentence in results["conclusion"]),
-        f"<h2>Confirmation: {_safe(metric)} on fresh seeds, n = {n:,}</h2>",
-        _table(["model", "", "evaluations an image", "mean and 95 % interval", "minimum", "difference to base"], arms),
-        image("arms.png", "All arms on fresh seeds; dashed: the base"),
-        "<p>Intervals are Student's over disjoint sets of seeds; differences are paired on them. Each stands for "
-        f"itself: {len(arms) - 1} comparisons at 95 % are not corrected for their number.</p>",
-        "<h2>Search: the distance against omega and budget</h2>",
-        image("figure3.png", f"{metric} on the search seeds; bands are 95 % intervals of drawing other samples"),
-        _table(["budget (images)", "drift-error cosine", "EMA's share of the raw weights' way"], side),
-        "<h2>Samples from the same seeds</h2>" if names else "",
-        *(image(name, title) for name, title in zip(names, grids, strict=True)),
-        "<h2>Cost, in network evaluations</h2>",
-        _table(["", "evaluations"], [[key, f"{value:,}"] for key, value in results["cost"].items()]),
-        "<h2>All cells of the search</h2>",
-        "<p>Distances at different n do not compare.</p>" if len({c["n"] for c in results["search"]}) > 1 else "",
-        _table(["budget", "omega", "evaluations an image", "n", metric, "95 % interval"], searched),
-        "<h2>Settings</h2>",
-        _table(["", ""], [[key, value] for key, value in facts.items()]),
+    return [
+        Section("Conclusion", results["conclusion"]),
+        Section(
+            f"Confirmation: {metric} on fresh seeds, n = {arms[0]['n']:,}",
+            [
+                "Intervals are Student's over disjoint sets of seeds; differences are paired on them. Each stands for "
+                f"itself: {len(arms) - 1} comparisons at 95 % are not corrected for their number."
+            ],
+            {"All arms on fresh seeds; dashed: the base": folder / "arms.png"},
+            ["model", "", "evaluations an image", "mean and 95 % interval", "minimum", "difference to base"],
+            confirmed,
+        ),
+        Section(
+            "Search: the distance against omega and budget",
+            pictures={
+                f"{metric} on the search seeds; bands are 95 % intervals of drawing other samples": folder
+                / "figure3.png"
+            },
+            head=["budget (images)", "drift-error cosine", "EMA's share of the raw weights' way"],
+            rows=side,
+        ),
+        Section("Samples from the same seeds", pictures=sheets) if sheets else None,
+        Section(
+            "Cost, in network evaluations",
+            head=["", "evaluations"],
+            rows=[[key, f"{value:,}"] for key, value in results["cost"].items()],
+        ),
+        Section(
+            "All cells of the search",
+            ["Distances at different n do not compare."] if len({c["n"] for c in results["search"]}) > 1 else [],
+            head=["budget", "omega", "evaluations an image", "n", metric, "95 % interval"],
+            rows=searched,
+        ),
+        report.settings(facts),
     ]
-    head = (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>SIMS</title><style>{_STYLE}</style></head>"
-    )
-    return head + "<body>" + "\n".join(parts) + "</body></html>\n"
-
-
-_STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse;margin:1em 0}td,th{border-bottom:1px solid #ccc;padding:.2em .8em;text-align:left}"
-    "figure{margin:1em 0}img{max-width:100%}figcaption{color:#555}"
-)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    def line(cells: Sequence[Any], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_safe(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return "<table>" + line(head, "th") + "".join(line(row, "td") for row in rows) + "</table>"
-
-
-def _safe(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def _csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    def save(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as handle:
-            table = csv.DictWriter(handle, list(rows[0]))
-            table.writeheader()
-            for row in rows:
-                table.writerow({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()})
-
-    write_atomic(path, save)

@@ -10,6 +10,7 @@ from sims_image.experiments.bench import Bench
 from sims_image.learner import ImageModel
 from sims_image.models import checkpoints
 from sims_image.models.posthoc import at_width
+from sims_image.sampling.seeds import Seeds
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,14 @@ class Widths:
 
 def search(
     bench: Bench,
+    seeds: Seeds,
     base: ImageModel,
     auxiliary: ImageModel,
     omega: float,
     base_widths: Sequence[float],
     auxiliary_widths: Sequence[float],
 ) -> Widths:
-    """The pair of widths with the least distance on the search seeds at ``omega``.
+    """The pair of widths with the least distance on ``seeds`` at ``omega``.
 
     An empty grid leaves that model as it is (width: its own, None where it has none).
     """
@@ -57,7 +59,7 @@ def search(
     tried = []
     for wide, first in models(base, base_widths, "base"):
         for narrow, second in models(auxiliary, auxiliary_widths, "auxiliary"):
-            cell = bench.measure(bench.learner.extrapolate(first, second, omega), bench.plan.search)
+            cell = bench.measure(bench.learner.extrapolate(first, second, omega), seeds)
             tried.append((bench.value(cell)["value"], wide, narrow, bench.value(cell), first, second))
     _, wide, narrow, _, first, second = min(tried, key=lambda row: row[0])
     found = Widths(first, second, (wide, narrow), tuple((b, a, cell) for _, b, a, cell, _, _ in tried))

@@ -146,7 +146,7 @@ def _opened(path: str, argument: str) -> Dataset | None:
 
 def _planned(settings: Evaluate, device: torch.device, reference: Dataset | None) -> Request:
     """The images of a base that are asked for, with the labels of ``reference`` unless other data are named."""
-    planned = request(replace(settings, out="evaluate"), device, None if settings.data else reference)
+    planned = request(settings, device, None if settings.data else reference)
     if planned.model.dtype_made != np.uint8 and settings.features != "pixels":
         words = "the model makes latents: decode them to measure in such features, or take `features` pixels"
         raise InputError("base", settings.base, words)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
-import tyro
-
-from sims_image.sampling.options import Generate
+from sims_image.sampling.options import Drawing, Machine
 
 
 @dataclass(frozen=True)
-class Evaluate(Generate):
+class Evaluate(Machine, Drawing):
     """Fréchet distance, KID, precision, recall, density and coverage of generated images, with errors and their floor.
 
     Either --base, a model whose images are measured as they are made and not stored (the options of `generate` say
@@ -47,9 +44,6 @@ class Evaluate(Generate):
     """Which images of --base: 0-49999, 0-99,500."""
     data: str = ""
     """Data set whose class shares --labels data uses; default the reference."""
-    name: Annotated[str, tyro.conf.Fixed, tyro.conf.Suppress] = ""
-    sheet: Annotated[int, tyro.conf.Fixed, tyro.conf.Suppress] = 0
-    restart: Annotated[bool, tyro.conf.Fixed, tyro.conf.Suppress] = False
     dry_run: bool = False
     """Print what would be measured, and its cost, and stop."""
 

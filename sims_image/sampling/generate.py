@@ -19,7 +19,7 @@ from sims_image.sampling import generation
 from sims_image.sampling.engine import Engine
 from sims_image.sampling.generation import Request
 from sims_image.sampling.guided import Model, default_sampler, load_model
-from sims_image.sampling.options import Generate, older_guidance
+from sims_image.sampling.options import Drawing, Generate, older_guidance
 from sims_image.sampling.seeds import Labels, Seeds
 
 
@@ -77,20 +77,17 @@ def choose_sampler(
     return found
 
 
-def request(settings: Generate, device: torch.device, data: Dataset | None = None) -> Request:
-    """What ``settings`` ask for, loaded and checked. data: opened, in place of what ``settings`` name.
+def request(settings: Drawing, device: torch.device, data: Dataset | None = None) -> Request:
+    """The images that ``settings`` ask for, loaded and checked. data: opened, in place of what ``settings`` name.
 
     Raises `InputError`.
     """
     if not settings.base:
         raise InputError("base", "", "name a checkpoint to sample from")
-    if not settings.out and not settings.dry_run:
-        raise InputError("out", "", "name the data set to make")
     if settings.batch < 1:
         raise InputError("batch", settings.batch, "give a positive compute batch")
-    for name in ("seed", "sheet"):
-        if getattr(settings, name) < 0:
-            raise InputError(name, getattr(settings, name), "give a whole number of at least 0")
+    if settings.seed < 0:
+        raise InputError("seed", settings.seed, "give a whole number of at least 0")
     seeds = Seeds.parse(settings.seeds)
     schedule = schedule_of(settings)
     engine = Engine(settings.pair, settings.compile, settings.cuda_graph)
@@ -128,15 +125,24 @@ def request(settings: Generate, device: torch.device, data: Dataset | None = Non
         labels,
         settings.seed,
         min(settings.batch, len(seeds)),
-        settings.name or Path(settings.out).name or "generated",
-        classes if len(classes) == model.network.label_dim else (),
+        classes=classes if len(classes) == model.network.label_dim else (),
     )
+
+
+def data_set(settings: Generate, device: torch.device) -> Request:
+    """The data set that ``settings`` ask for: `request`, named. Raises `InputError`."""
+    if settings.base and not settings.out and not settings.dry_run:
+        raise InputError("out", "", "name the data set to make")
+    if settings.sheet < 0:
+        raise InputError("sheet", settings.sheet, "give a whole number of at least 0")
+    found = request(settings, device)
+    return replace(found, name=settings.name or Path(settings.out).name or found.name)
 
 
 def generate(settings: Generate, processes: Processes, *, progress: bool = False) -> Dataset | None:
     """The command in one call; the data set in the first process, None in the others. Raises `InputError`."""
-    loaded = processes.together(lambda: (request(settings, processes.device),))
-    planned = loaded[0] if loaded is not None else request(settings, processes.device)
+    loaded = processes.together(lambda: (data_set(settings, processes.device),))
+    planned = loaded[0] if loaded is not None else data_set(settings, processes.device)
     for note in processes.together(lambda: notes(planned)) or ():
         print(f"note: {note}")
     return generation.write(
@@ -161,7 +167,7 @@ def notes(planned: Request) -> list[str]:
     return [note for note in found if note]
 
 
-def _at_widths(settings: Generate) -> Generate:
+def _at_widths(settings: Drawing) -> Drawing:
     """The settings with checkpoints of the EMA widths asked for in place of those named."""
     if settings.base_ema is not None:
         settings = replace(settings, base=str(at_width(settings.base, settings.base_ema)))

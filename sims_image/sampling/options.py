@@ -7,13 +7,52 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Generate:
-    """Generate images: a data set that `train` reads, with its labels, its making on record, and a contact sheet.
+class Guidance:
+    """Where a second network is evaluated."""
 
-    An image depends on the model, the sampler, --seed and its own number in --seeds; not on the number of processes,
-    their order, or interruptions. The same command goes on where a stopped one was. Several processes:
-    torchrun --nproc_per_node N -m sims_image generate ...
-    """
+    guidance: str = ""
+    """Where the second network is evaluated: full (the default), held:K (once every K steps, its correction kept in
+    between; omega is to be found again), predictor (at the first evaluation of each step only), interval:LOW:HIGH (at
+    these noise levels only), and a rule from outside; joined by '+'."""
+    interval: str = ""
+    """LOW,HIGH: an older way to write --guidance interval:LOW:HIGH."""
+    refresh_every: int | None = None
+    """K: an older way to write --guidance held:K."""
+    predictor_only: bool = False
+    """An older way to write --guidance predictor."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """How two networks are evaluated."""
+
+    pair: str = "sequential"
+    """How two networks are evaluated: sequential (in turn) or overlapped (CUDA streams, or threads of a CPU)."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """How a network is evaluated."""
+
+    compile: bool = False
+    """Compile the networks (torch.compile): minutes at first, faster then; not bit for bit the same."""
+    cuda_graph: bool = False
+    """Record an evaluation's CUDA kernels once and replay them."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a verb runs, and whether it does."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dry_run: bool = False
+    """Print what would be made, and its cost, and stop."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images of which model."""
 
     base: str = ""
     """Checkpoint to sample from."""
@@ -53,38 +92,38 @@ class Generate:
     """The same of the auxiliary, or guide."""
     weight: float | None = None
     """Autoguidance's own weight w = 1 + omega, in place of --omega."""
-    guidance: str = ""
-    """Where the second network is evaluated: full (the default), held:K (once every K steps, its correction kept in
-    between; omega is to be found again), predictor (at the first evaluation of each step only), interval:LOW:HIGH (at
-    these noise levels only), and a rule from outside; joined by '+'."""
-    interval: str = ""
-    """LOW,HIGH: an older way to write --guidance interval:LOW:HIGH."""
-    refresh_every: int | None = None
-    """K: an older way to write --guidance held:K."""
-    predictor_only: bool = False
-    """An older way to write --guidance predictor."""
-    pair: str = "sequential"
-    """How two networks are evaluated: sequential (in turn), overlapped (CUDA streams, or threads of a CPU), stacked
-    (one call with both weights; one architecture)."""
-    compile: bool = False
-    """Compile the networks (torch.compile): minutes at first, faster then; not bit for bit the same."""
-    cuda_graph: bool = False
-    """Record an evaluation's CUDA kernels once and replay them."""
     batch: int = 64
     """Compute batch (the number of images if that is less), on record: images are bit for bit the same at one, alike
     to 1e-5 between them."""
     dtype: str = "float32"
     """Of the networks' bodies: float32, bf16, fp16. Weights, and what guidance combines, stay float32."""
+
+
+@dataclass(frozen=True)
+class Drawing(Compiled, Paired, Guidance, Images):
+    """Images of a model, and how they are drawn."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The data set that holds them."""
+
     name: str = ""
     """The data set's name in records; default the folder's."""
     sheet: int = 8
     """Rows of sheet.png; 0 for none."""
     restart: bool = False
     """Delete what a start with other settings left unfinished beside --out (OUT.generating), and begin anew."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    dry_run: bool = False
-    """Print what would be made, and its cost, and stop."""
+
+
+@dataclass(frozen=True)
+class Generate(Machine, Written, Drawing):
+    """Generate images: a data set that `train` reads, with its labels, its making on record, and a contact sheet.
+
+    An image depends on the model, the sampler, --seed and its own number in --seeds; not on the number of processes,
+    their order, or interruptions. The same command goes on where a stopped one was. Several processes:
+    torchrun --nproc_per_node N -m sims_image generate ...
+    """
 
 
 def older_guidance(settings: Any) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from sims_core.errors import InputError, choose
+from sims_core.lab.runs import digest
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, by, open_dataset
@@ -48,7 +48,7 @@ class Plan:
     @property
     def folder(self) -> Path:
         """Where the run goes if no folder is named: the same settings meet the same folder."""
-        return Path("runs") / f"train-{self.preset or 'checkpoint'}-{_digest(self.settings)}"
+        return Path("runs") / f"train-{self.preset or 'checkpoint'}-{digest(self.settings)}"
 
 
 def plan(train: Train, data: Dataset | None = None) -> Plan:
@@ -230,7 +230,3 @@ def _opened(train: Train, preset: str) -> Dataset | None:
     if preset != "digits":
         raise InputError("data", "", "name a data set (see `sims_image prepare`) to train on")
     return prepare(Prepare(source="digits", out="data/digits"))
-
-
-def _digest(settings: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

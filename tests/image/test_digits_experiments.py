@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import json
+from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from sims_core.algorithm import METHODS
 from sims_image.commands import run as command
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
@@ -34,6 +38,9 @@ CASES = {
     "control": (["--target", "3=0.2", "--network", "augment_dim=0,label_dim=0", *AUXILIARY], "models", 6),
 }
 
+#: the methods of the core that each of them asks for
+ASKED = {"loop": {"standard", "sims"}, "pollution": {"sims"}, "retrain": {"standard"}, "control": {"sims", "random"}}
+
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
@@ -51,12 +58,23 @@ def test_from_digits_to_a_report(digits, tmp_path, verb, monkeypatch):
         monkeypatch.setattr("sims_image.experiments.control.ROUNDS", 12)
         words = [*words, "--classifier", "tests.image.test_digits_experiments:Lots"]
     given = ["--data", str(digits), "--heldout", f"{digits}-heldout", "--out", str(tmp_path / "out"), *COMMON, *words]
+    asked: list[str] = []
+
+    def spied(name: str, run: Any) -> Any:
+        return lambda *args, **more: asked.append(name) or run(*args, **more)
+
+    for name, method in METHODS.items():
+        monkeypatch.setitem(METHODS, name, replace(method, run=spied(name, method.run)))
     command([verb, *given])
+    assert set(asked) == ASKED[verb]
     report = tmp_path / "out/report"
     found = pd.read_parquet(report / f"{table}.parquet")
     assert len(found) == rows and found["frechet"].gt(0).all() and found["recall"].between(0, 1).all()
     results = json.loads((report / "results.json").read_text())
     assert results["data"]["images"] == 120 and results["reference"]["images"] == 240 and results["conclusion"]
+    page = (report / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 1 + len(list(report.glob("grid-*.png")))
+    assert results["conclusion"][0] in html.unescape(page) and f"<h2>{table}</h2>" in page
     assert (report / f"{verb}.png").stat().st_size > 10_000 and list(report.glob("grid-*.png"))
 
 

@@ -138,8 +138,8 @@ def test_bad_input(run, monkeypatch):
     }.items():
         with pytest.raises(InputError, match=argument):
             plan(replace(good, **bad))
-    checked, policy, _ = plan(replace(good, loop="mixed:0.5"))
-    assert policy.warm and checked.sizes.synthetic == 12
+    checked, arms = plan(replace(good, loop="mixed:0.5"))
+    assert arms[0].policy.warm and checked.sizes.synthetic == 12
 
 
 def test_intervals():

@@ -12,10 +12,10 @@ import pytest
 from sims_core.errors import InputError
 from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
+from sims_image.experiments.loop import plan as retrain_plan
 from sims_image.experiments.options import Pollution, Retrain
 from sims_image.experiments.pollution import plan as pollution_plan
 from sims_image.experiments.published import recipes
-from sims_image.experiments.retrain import plan as retrain_plan
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from tests.image import tiny

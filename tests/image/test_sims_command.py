@@ -72,6 +72,8 @@ def test_a_second_grid_reuses_everything_before_it(run):
     _, _, ((first, before), (second, after)) = run
     kept = [name for name in before if "/report/" not in name and not name.endswith(".features")]
     assert all(after[name] == before[name] for name in kept if re.search(r"/(fit|sample|finetune)-|/cells/", name))
+    runs = {re.search(r"/(finetune-\w+)/", name)[1] for name in after if "/finetune-" in name}
+    assert len(runs) == 2  # one for the auxiliaries of both budgets, one for the base that is trained further
     new = {name for name in after if "/cells/" in name} - set(before)
     cells = [len(found["search"]) for found in (first, second)]
     assert cells == [4, 6] and 2 <= len(new) <= 2 + 1 + 2 * 7  # two of the search, Neon's, and a changed choice's arms

@@ -23,7 +23,7 @@ images: install
 	$(BIN)/sims_image prepare digits --holdout 500 --out $(IMAGES)/digits
 	OMP_NUM_THREADS=1 $(BIN)/sims_image train --preset digits --data $(IMAGES)/digits --budget 100k --out $(IMAGES)/base
 	OMP_NUM_THREADS=1 $(BIN)/sims_image sims --data $(IMAGES)/digits --heldout $(IMAGES)/digits-heldout \
-	  --base $(IMAGES)/base/snapshots/0000100096/ema --out $(IMAGES)/sims --synthetic 1000 --budgets 4k,8k \
+	  --base $(IMAGES)/base/snapshots/0000100096/ema --out $(IMAGES)/sims --synthetic 1000 --budget 4k,8k \
 	  --omega 0.25,0.5,1,2 --search 300 --n 300 --repeats 3 --features classifier --sampler heun:5 --batch 100 \
 	  --auxiliary-weights raw --lr 1e-4 --lr-rampup 0 --lr-decay constant
 

@@ -58,7 +58,7 @@ keep
 # Algorithm 1: base, synthetic data, auxiliary, omega; naive fine-tune, twice the steps, sampler retuned, trained
 # further, a random direction, Neon
 sims=(sims --data "$run/data" --heldout "$run/heldout" --base "$(last "$run/base/snapshots/*/ema")")
-sims+=(--out "$run/sims" --synthetic "$SYNTHETIC" --budgets "$BUDGETS" --omega "$OMEGA" --sampler "$SAMPLER")
+sims+=(--out "$run/sims" --synthetic "$SYNTHETIC" --budget "$BUDGETS" --omega "$OMEGA" --sampler "$SAMPLER")
 sims+=(--features "$FEATURES" --auxiliary-weights raw --lr 1e-4 --lr-rampup 0 --lr-decay constant --repeats 2)
 sims+=(--batch "$COMPUTE" --train-batch "$BATCH" --device "$DEVICE")
 sims_image "${sims[@]}" --n "$COMPUTE" --search "$COMPUTE" --no-controls # the stages, and a first look

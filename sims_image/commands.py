@@ -226,7 +226,7 @@ VERBS: dict[str, Verb] = {
         "experiments.options:Sims",
         published=True,
         examples=(
-            f"{_DIGITS} --synthetic 5k --budgets 2k,4k  # a small one",
+            f"{_DIGITS} --synthetic 5k --budget 2k,4k  # a small one",
             "--preset imagenet64 --base models/imagenet64-s --dry-run  # the published settings: what they cost",
         ),
     ),
@@ -256,7 +256,7 @@ VERBS: dict[str, Verb] = {
         "experiments.options:Retrain",
         published=True,
         examples=(
-            f"{_DIGITS} --ratio 0,1,inf --rounds 3  # a small one",
+            f"{_DIGITS} --ratio 0,1,inf --generations 3  # a small one",
             "--preset cifar10 --dry-run  # the published settings: what they cost",
         ),
     ),

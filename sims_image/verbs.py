@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from sims_core.errors import InputError, choose
+from sims_core.lab.command import former_names
 from sims_image.data import options as data_options
 from sims_image.experiments import options as experiment_options
 from sims_image.metrics.options import Evaluate
@@ -70,6 +71,10 @@ class Verb(Generic[P, Settings, Made]):
         return self.told(replace(self._settings(*args, **kwargs), dry_run=True))  # type: ignore[type-var]
 
     def _settings(self, *args: P.args, **kwargs: P.kwargs) -> Settings:
+        for old, new in former_names(self._options).items():
+            if old in kwargs:
+                warnings.warn(f"{old} is {new} now; {old} goes with the next release", FutureWarning, stacklevel=3)
+                kwargs[new] = kwargs.pop(old)
         given = self._options(*args, **kwargs)
         preset = getattr(given, "preset", "") if self._published else ""
         if not preset:

@@ -217,7 +217,7 @@ def test_the_image_report_opens(tmp_path, browser):
     try:
         data = tiny.write_data(tmp_path / "tiny.zip", count=32).path
         words = ["sims", "--data", str(data), "--base", "tiny", "--out", str(tmp_path / "out"), "--synthetic", "24"]
-        words += ["--budgets", "16", "--search", "36", "--n", "36", "--repeats", "2", "--omega", "0,1"]
+        words += ["--budget", "16", "--search", "36", "--n", "36", "--repeats", "2", "--omega", "0,1"]
         words += ["--features", "pixels", "--sampler", "heun:2", "--auxiliary-weights", "raw", "--device", "cpu"]
         command(words)
     finally:

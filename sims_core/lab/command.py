@@ -177,11 +177,15 @@ class formerly:  # noqa: N801  (read as an annotation: Annotated[str, formerly("
     name: str
 
 
+def former_names(cls: Any) -> dict[str, str]:
+    """The names that fields of a settings dataclass had, with those that they have."""
+    hints = typing.get_type_hints(cls, include_extras=True).items()
+    return {m.name: name for name, hint in hints for m in getattr(hint, "__metadata__", ()) if isinstance(m, formerly)}
+
+
 def _renamed(cls: type, argv: Sequence[str]) -> list[str]:
     """The words with the names that options have now."""
-    hints = typing.get_type_hints(cls, include_extras=True).items()
-    older = {m.name: name for name, hint in hints for m in getattr(hint, "__metadata__", ()) if isinstance(m, formerly)}
-    words = list(argv)
+    older, words = former_names(cls), list(argv)
     for here, word in enumerate(words):
         name, equals, value = word.partition("=")
         now = older.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from sims_image.experiments.options import Experiment
 
 #: what decides the numbers besides what a figure's title says
-_TOLD = ("sampler", "budget", "budgets", "lr", "retrain_budget", "retrain_lr", "fit_budget", "fit_lr", "features")
+_TOLD = ("sampler", "budget", "lr", "retrain_budget", "retrain_lr", "fit_budget", "fit_lr", "features")
 
 
 def plain_name(path: str) -> str:

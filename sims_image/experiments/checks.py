@@ -96,10 +96,10 @@ def check_budgets(budgets: Sequence[int], recipe: Recipe) -> None:
     for one, other, count in zip(budgets, budgets[1:], steps[1:], strict=False):
         if count == -(-one // recipe.batch):
             words = f"both are {count} {'step' if count == 1 else 'steps'} of `train_batch` {recipe.batch}"
-            raise InputError("budgets", f"{one:,} and {other:,}", f"{words}, one and the same auxiliary; leave one out")
+            raise InputError("budget", f"{one:,} and {other:,}", f"{words}, one and the same auxiliary; leave one out")
     if steps and steps[0] == 1 and recipe.lr_rampup:
         words = f"that is one step of `train_batch` {recipe.batch}, whose learning rate is still 0"
-        raise InputError("budgets", f"{budgets[0]:,}", f"{words} (it ramps up): the auxiliary would be the base")
+        raise InputError("budget", f"{budgets[0]:,}", f"{words} (it ramps up): the auxiliary would be the base")
 
 
 def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:

@@ -60,8 +60,8 @@ class Arm:
 def plan(settings: Loop | Retrain) -> tuple[Checked, list[Arm]]:
     """What is asked for, checked. Raises `InputError`."""
     if isinstance(settings, Retrain):
-        if settings.rounds < 2:
-            raise InputError("rounds", settings.rounds, "give a whole number of at least 2")
+        if settings.generations < 2:
+            raise InputError("generations", settings.generations, "give a whole number of at least 2")
         policies = ratios(settings.ratio)
         return check(settings), [Arm("standard", None, one, {"ratio": ratio}) for ratio, one in policies.items()]
     policy, real = read_policy(settings.loop), None
@@ -113,11 +113,6 @@ def bound(method: str, settings: Laboratory, checked: Checked, omega: float | No
     )
 
 
-def turns_of(settings: Loop | Retrain) -> int:
-    """Generations of each arm."""
-    return settings.rounds if isinstance(settings, Retrain) else settings.generations
-
-
 def doubled(learner: ImageLearner) -> ImageLearner:
     """The learner with twice the sampler's steps."""
     name = learner.sampler or PRESETS[learner.training.preset].sampler
@@ -151,7 +146,7 @@ def run_arm(lab: Lab, arm: Arm, trial: int, more: ImageData | None = None) -> No
         method=bound(arm.method, settings, lab.checked, arm.omega),
         policy=arm.policy,
         n_synthetic=arm.synthetic(lab.sizes),
-        generations=turns_of(settings),
+        generations=settings.generations,
         seed=lab.trial(trial),
         fresh=None if more is None else lambda seed: drawn(lab, more, seed),
         pollution=more,
@@ -182,7 +177,7 @@ def drawn(lab: Lab, pool: ImageData, seed: Seed, *, argument: str = "more") -> I
 def describe(settings: Loop | Retrain) -> str:
     """The plan and its cost in words."""
     checked, arms = plan(settings)
-    sizes, trials, turns = checked.sizes, settings.trials, turns_of(settings)
+    sizes, trials, turns = checked.sizes, settings.trials, settings.generations
     told = ledger(checked)
     if isinstance(settings, Retrain):
         told.say("rounds", f"{turns}, {trials} trials, objective {checked.recipe.objective}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from sims_core.lab.command import listed
+from sims_core.lab.command import formerly, listed
 from sims_image.sampling.options import Compiled, Guidance, Machine, Paired
 
 
@@ -112,8 +112,8 @@ class Sims(AuxiliaryData, FineTuning, Guidance, Experiment):
     auxiliary_data: str = "synthetic"
     """What the auxiliary is fine-tuned on: synthetic (D_s alone), train+synthetic or real+synthetic (the same here:
     the base's training set is the real data). The paper's sources disagree; see docs/images-sims.md."""
-    budgets: str = "1,3,6Mi"
-    """Images that the auxiliary sees; the unit at the end holds for all."""
+    budget: Annotated[str, formerly("budgets")] = "1,3,6Mi"
+    """Images that the auxiliary sees, or several such numbers; the unit at the end holds for all."""
     omega: str = "0:2:0.25"
     """Grid of extrapolation strengths; 0, the base, is always among them. auto (0:3:0.25) or auto:GRID: by successive
     halving over them and the budgets, on few of the search seeds first, for a part of the grid's cost."""
@@ -216,7 +216,7 @@ class Retrain(Retraining, Laboratory):
     """Generated images of λ = inf; default as many as there are real ones."""
     ratio: str = "0,0.5,1,2"
     """Grid of λ, generated images per real one; inf for no real images (as many generated ones)."""
-    rounds: int = 6
+    generations: Annotated[int, formerly("rounds")] = 6
     """Of each λ; the first one trains on real images alone, from scratch or from --base."""
 
 

@@ -89,7 +89,7 @@ def plan(settings: Sims) -> Plan:
     return Plan(
         settings,
         tuple(omegas),
-        budgets_of("budgets", settings.budgets, mi),
+        budgets_of("budget", settings.budget, mi),
         schedule_of(settings),
         preset,
         checkpoint,

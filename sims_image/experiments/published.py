@@ -16,15 +16,15 @@ _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         # grid of omega ours [U]
         "cifar10": {
             **{"base": "cifar10-uncond", "data": "data/cifar10", "features": "inception", "n": "50k", "search": "10k"},
-            **{"synthetic": "6k", "budgets": "1,3,6Mi", "lr": 1e-4},
+            **{"synthetic": "6k", "budget": "1,3,6Mi", "lr": 1e-4},
         },
         "ffhq64": {
             **{"base": "ffhq64", "data": "data/ffhq64", "features": "inception", "n": "50k", "search": "10k"},
-            **{"synthetic": "18k", "budgets": "1,3,6Mi", "lr": 4e-6},
+            **{"synthetic": "18k", "budget": "1,3,6Mi", "lr": 4e-6},
         },
         "imagenet64": {
             **{"base": "imagenet64-edm2-s", "data": "data/imagenet64", "features": "inception", "n": "50k"},
-            **{"search": "10k", "synthetic": "50k", "budgets": "1,2,4Mi", "labels": "uniform"},
+            **{"search": "10k", "synthetic": "50k", "budget": "1,2,4Mi", "labels": "uniform"},
         },
     },
     "loop": {
@@ -61,11 +61,11 @@ _RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         # Bertrand et al.: EDM (ddpmpp), 0.05 Mi a retraining at batch 256; the grid of ratios and rounds are ours [U]
         "cifar10": {
             **{"base": "cifar10-uncond", "data": "data/cifar10", "images": 50_000, "features": "inception", "n": "50k"},
-            **{"ratio": "0,0.5,1", "rounds": 20, "retrain_budget": "0.05Mi", "retrain_batch": 256, "trials": 1},
+            **{"ratio": "0,0.5,1", "generations": 20, "retrain_budget": "0.05Mi", "retrain_batch": 256, "trials": 1},
         },
         "ffhq64": {
             **{"base": "ffhq64", "data": "data/ffhq64", "images": 70_000, "features": "inception", "n": "50k"},
-            **{"ratio": "0,0.5,1", "rounds": 20, "retrain_budget": "0.05Mi", "retrain_batch": 256, "trials": 1},
+            **{"ratio": "0,0.5,1", "generations": 20, "retrain_budget": "0.05Mi", "retrain_batch": 256, "trials": 1},
         },
     },
     "control": {

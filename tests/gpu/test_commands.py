@@ -96,7 +96,7 @@ def test_classify(device, tmp_path, capsys):
 
 def test_sims(base, digits, device, tmp_path):
     words = ["sims", *given(digits), "--base", base[0], *given(MEASURED), "--out", str(tmp_path / "out")]
-    words += ["--synthetic", "20", "--budgets", "16", "--search", "20", "--n", "20", "--repeats", "2", "--omega", "1"]
+    words += ["--synthetic", "20", "--budget", "16", "--search", "20", "--n", "20", "--repeats", "2", "--omega", "1"]
     command([*words, "--auxiliary-weights", "raw", "--device", device.type])
     arms = {arm["arm"] for arm in json.loads((tmp_path / "out/report/results.json").read_text())["arms"]}
     assert arms >= {"base", "SIMS", "base, twice the steps", "base trained further", "random direction", "Neon"}

@@ -8,10 +8,12 @@ from typing import Annotated
 import pytest
 import tyro
 
+import sims_image as si
 from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_image.__main__ import main
 from sims_image.commands import VERBS, Verb, overview, run
+from sims_image.training import estimate
 
 
 def test_every_verb_exists_and_is_listed():
@@ -87,7 +89,7 @@ def test_help_needs_no_torch():
             for o in ("omega", "auxiliary-data", "auxiliary-size", "budget", "guide-network", "pair", "lr")
         ),
         *(("retrain", o) for o in ("lr", "lr-rampup", "lr-decay", "train-batch")),
-        *((v, o) for v in ("loop", "pollution", "control") for o in ("budgets", "search", "controls", "interval")),
+        *((v, o) for v in ("loop", "pollution", "control") for o in ("search", "controls", "interval")),
         *((verb, "guide-network") for verb in ("pollution", "control")),
         *(("control", o) for o in ("auxiliary-data", "retrain-lr")),
         ("sims", "trials"),
@@ -102,6 +104,22 @@ def test_an_option_that_does_nothing_is_not_offered_and_not_taken(verb, option, 
     assert main_with_errors(run, [verb, f"--{option}", "1"]) == 2
     said = capsys.readouterr().err
     assert said == f"error: option: got '--{option}'; it does nothing in this command; leave it out\n"
+
+
+@pytest.mark.parametrize(
+    ("verb", "old", "new", "value"), [("sims", "budgets", "budget", "1k,2k"), ("retrain", "rounds", "generations", "3")]
+)
+def test_an_older_name_still_stands_for_its_option(verb, old, new, value, capsys, monkeypatch):
+    monkeypatch.setattr(estimate, "rate", lambda *_, **__: 1e6)  # else timed anew
+    words = [verb, "--preset", "cifar10", "--dry-run"]
+    run([*words, f"--{new}", value])
+    wanted = capsys.readouterr()
+    run([*words, f"--{old}", value])
+    found = capsys.readouterr()
+    assert found.out == wanted.out and not wanted.err
+    assert found.err == f"note: --{old} is --{new} now; --{old} goes with the next release\n"
+    with pytest.warns(FutureWarning, match=f"{old} is {new} now"):
+        assert getattr(si, verb).plan(preset="cifar10", **{old: int(value) if value == "3" else value})
 
 
 def test_help_of_loops_speaks_of_loops(capsys):

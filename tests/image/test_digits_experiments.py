@@ -34,7 +34,7 @@ AUXILIARY = ["--auxiliary-size", "20", "--budget", "16", "--omega", "1"]
 CASES = {
     "loop": (["--generations", "2", "--method", "standard,sims", *AUXILIARY], "generations", 4),
     "pollution": (["--pollution", "0.5", *AUXILIARY], "models", 6),
-    "retrain": (["--ratio", "1", "--rounds", "2", "--retrain-budget", "16"], "rounds", 4),
+    "retrain": (["--ratio", "1", "--generations", "2", "--retrain-budget", "16"], "rounds", 4),
     "control": (["--target", "3=0.2", "--network", "augment_dim=0,label_dim=0", *AUXILIARY], "models", 6),
 }
 

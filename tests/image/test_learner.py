@@ -190,9 +190,9 @@ def test_a_checkpoint_stands_for_the_fit(learner, data, tmp_path):
 
 
 def test_budget_lists():
-    assert budgets_of("--budgets", "1,3,6Mi", 2**20) == (2**20, 3 * 2**20, 6 * 2**20)
-    assert budgets_of("--budgets", "2M,10k,10k", 10**6) == (10_000, 2_000_000)
-    assert budgets_of("--budgets", "20", 10**6) == (20,)
+    assert budgets_of("--budget", "1,3,6Mi", 2**20) == (2**20, 3 * 2**20, 6 * 2**20)
+    assert budgets_of("--budget", "2M,10k,10k", 10**6) == (10_000, 2_000_000)
+    assert budgets_of("--budget", "20", 10**6) == (20,)
     for bad in ("", "0", "1,x"):
-        with pytest.raises(InputError, match="--budgets"):
-            budgets_of("--budgets", bad, 10**6)
+        with pytest.raises(InputError, match="--budget"):
+            budgets_of("--budget", bad, 10**6)

@@ -83,7 +83,7 @@ def test_pollution_is_nested_and_of_a_model_of_the_real_data_alone(polluted):
 @pytest.fixture(scope="module")
 def retrained(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("retrain") / "out"
-    words = ["retrain", "--data", str(data), "--out", str(out), *GIVEN, "--ratio", "0.5,inf", "--rounds", "3"]
+    words = ["retrain", "--data", str(data), "--out", str(out), *GIVEN, "--ratio", "0.5,inf", "--generations", "3"]
     command([*words, "--retrain-budget", "16", "--retrain-lr", "1e-2"])
     return out, {name: pd.read_parquet(out / f"report/{name}.parquet") for name in ("rounds", "summary")}
 
@@ -130,7 +130,7 @@ def test_bad_input(data):
         (
             retrain_plan,
             retrain,
-            {"^rounds": {"rounds": 1}, "^ratio": {"ratio": "-1"}, "^objective": {"objective": "x"}},
+            {"^generations": {"generations": 1}, "^ratio": {"ratio": "-1"}, "^objective": {"objective": "x"}},
         ),
     ):
         for argument, bad in cases.items():

@@ -66,7 +66,7 @@ def test_averages_after_the_checkpoint_play_no_part(run):
 
 def test_sims_searches_widths_and_confirms_the_best(run, data, tmp_path):
     words = ["sims", "--data", str(data), "--base", str(run.checkpoint), "--out", str(tmp_path / "out")]
-    words += ["--synthetic", "20", "--budgets", "128", "--omega", "1", "--search", "24", "--n", "24", "--repeats", "2"]
+    words += ["--synthetic", "20", "--budget", "128", "--omega", "1", "--search", "24", "--n", "24", "--repeats", "2"]
     words += ["--features", "pixels", "--sampler", "heun:2", "--no-controls", "--device", "cpu", "--lr-rampup", "0"]
     command([*words, "--base-ema", "0.06,0.1", "--auxiliary-ema", "0.05,0.12"])
     told = json.loads((tmp_path / "out/report/ema_widths.json").read_text())

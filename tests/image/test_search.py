@@ -78,7 +78,7 @@ def test_auto_reads_its_grid(tmp_path, monkeypatch):
     from sims_image.models.presets import PRESETS
 
     monkeypatch.setitem(PRESETS, "tiny", tiny.preset())
-    given = Sims(data=str(tmp_path), base="tiny", omega="auto", budgets="1k,2k", search="1800", n="900")
+    given = Sims(data=str(tmp_path), base="tiny", omega="auto", budget="1k,2k", search="1800", n="900")
     found = plan(given)
     assert found.halving and AUTO == "0:3:0.25" and found.omegas == tuple(k / 4 for k in range(13))
     assert len(found.candidates) == 24 and [len(part) for part in found.rounds] == [200, 600, 1800]

@@ -56,7 +56,7 @@ def run(tmp_path_factory):
         data = tiny.write_data(folder / "tiny.zip", count=48).path
         heldout = tiny.write_data(folder / "heldout.zip", count=48, seed=1).path
         words = ["sims", "--data", str(data), "--base", "tiny", "--heldout", str(heldout), "--out", str(folder / "out")]
-        words += ["--synthetic", "24", "--budgets", "16,32", "--search", "40", "--n", "40", "--repeats", "2"]
+        words += ["--synthetic", "24", "--budget", "16,32", "--search", "40", "--n", "40", "--repeats", "2"]
         words += ["--features", "pixels", "--sampler", "heun:2", "--auxiliary-weights", "raw", "--device", "cpu"]
         states = []
         for grid in ("0,1", "0:1:0.5"):
@@ -145,7 +145,7 @@ def test_dry_run_and_bad_input(run, capsys, tmp_path):
     assert sorted(folder.rglob("*")) == before
     given = {"data": str(folder / "tiny.zip"), "base": "tiny"}
     for bad in ({"data": ""}, {"base": ""}, {"base": "tyni"}, {"omega": "0"}, {"omega": "-1,0,1"},
-                {"synthetic": "3"}, {"repeats": 1}, {"auxiliary_data": "fake"}, {"budgets": "1,x"},
+                {"synthetic": "3"}, {"repeats": 1}, {"auxiliary_data": "fake"}, {"budget": "1,x"},
                 {"labels": "3"}):  # fmt: skip
         with pytest.raises(InputError, match=f"^{next(iter(bad))}: "):
             plan(Sims(**{**given, **bad}))
@@ -154,15 +154,15 @@ def test_dry_run_and_bad_input(run, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("more", "match"),
     [
-        (["--budgets", "9,16"], "--budgets: got '9 and 16'; both are 2 steps of --train-batch 8"),
-        (["--budgets", "3,8"], "--budgets: got '3 and 8'; both are 1 step of --train-batch 8"),
-        (["--budgets", "8,16", "--lr-rampup", "1k"], "--budgets: got '8'; .*the auxiliary would be the base"),
+        (["--budget", "9,16"], "--budget: got '9 and 16'; both are 2 steps of --train-batch 8"),
+        (["--budget", "3,8"], "--budget: got '3 and 8'; both are 1 step of --train-batch 8"),
+        (["--budget", "8,16", "--lr-rampup", "1k"], "--budget: got '8'; .*the auxiliary would be the base"),
     ],
 )
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_budgets_that_make_no_auxiliary_of_their_own(run, more, match, dry):
     folder, words, _ = run
-    words = [*words[: words.index("--budgets")], *words[words.index("--budgets") + 2 :]]
+    words = [*words[: words.index("--budget")], *words[words.index("--budget") + 2 :]]
     before = sorted(folder.rglob("*"))
     with pytest.raises(InputError, match=match):
         command([*words, "--omega", "0,1", *more, *dry])

@@ -2,8 +2,11 @@
 
 import copy
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -267,12 +270,24 @@ class Stream(IterableDataset):
         return iter(POINTS[: self.rows])
 
 
-@pytest.mark.parametrize("data", [Items(), Stream()], ids=["items", "stream"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_datasets(data, workers):
+def check_dataset(data, workers):
     learner = learner_of(workers=workers, budget=256)
     first = learner.fit(data, seed=S)
     assert same(first, learner.fit(data, seed=S)) and not same(first, learner.fit(data, seed=S.child("other")))
+
+
+@pytest.mark.parametrize("data", [Items(), Stream()], ids=["items", "stream"])
+def test_datasets(data):
+    check_dataset(data, 0)
+
+
+def test_datasets_read_by_a_process_of_their_own():
+    """In a fresh interpreter: coverage, which follows forks, makes torch's workers end with an error."""
+    code = "from tests.core.test_torch_learner import *\nfor data in (Items(), Stream()): check_dataset(data, 1)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_unions_and_scales():

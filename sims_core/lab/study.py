@@ -68,7 +68,7 @@ class Result:
     """What a study left: its folder, its tables by name, its figures, and what there is to say.
 
     resumed_finished: whether the folder was whole already. note: what was recorded at the end (a sweep's diagnosis).
-    page: the report. bulky: tables that are kept as parquet alone.
+    page: the report.
     """
 
     folder: Path
@@ -78,7 +78,6 @@ class Result:
     words: str
     note: str
     page: Path
-    bulky: tuple[str, ...] = ()
 
 
 def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> Result:
@@ -110,7 +109,7 @@ def _carried_out(study: Study, options: RunOptions, folder: RunFolder, *, progre
         note = study.note() if study.note else ""
         folder.finish(seconds=round(time.monotonic() - started, 1), tables=sorted(frames), note=note)
     note = str((folder.facts or {}).get("note", ""))
-    return Result(out, frames, figures, known, words, note, page, study.bulky)
+    return Result(out, frames, figures, known, words, note, page)
 
 
 def _page(study: Study, words: str, figures: list[Path], frames: Frames, settings: Settings, path: Path) -> Path:

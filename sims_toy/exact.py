@@ -1,5 +1,6 @@
 """The learner whose models are Gaussians: training is maximum likelihood, and nothing else is approximated.
 
+Another `sims_toy.estimators.Estimator` trains with a bias of its own; its models are Gaussians, or linear in x.
 Its sampler is `sims_core.sampling` itself. For Gaussians every guided denoiser is affine in x, so a fixed-step ODE
 solver is an affine map; running it on d + 1 points (the origin and the basis vectors) reads that map off, and with it
 the exact distribution of the samples. Data are sufficient statistics, drawn from their exact (normal and Wishart)
@@ -17,11 +18,13 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from sims_core.diffusion import EDM
 from sims_core.errors import InputError
 from sims_core.guidance import FULL, RULES, Denoiser, GuidanceSchedule, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import gaussian
+from sims_toy.estimators import Estimator, LinearDenoiser, between
 from sims_toy.gaussian import Gaussian, Statistics
 from sims_toy.theory import Mode
 
@@ -42,9 +45,9 @@ AFFINE = "exact Gaussians need a rule that is affine in the denoisers; networks 
 class ExactModel:
     """R models: ``base``, or the SIMS combination with ``auxiliary`` at ``omega`` (R,) on a guidance schedule."""
 
-    base: Gaussian
+    base: Gaussian | LinearDenoiser
     sampler: Sampler
-    auxiliary: Gaussian | None = None
+    auxiliary: Gaussian | LinearDenoiser | None = None
     omega: Tensor | None = None
     guidance: GuidanceSchedule = FULL
 
@@ -62,9 +65,11 @@ class ExactModel:
     def output(self) -> Gaussian:
         """The exact distribution of this model's samples, after the sampler."""
         if self.sampler.name == "exact":
-            if self.auxiliary is None or self.omega is None:
+            if isinstance(self.base, Gaussian) and (self.auxiliary is None or self.omega is None):
                 return self.base
-            fine = push(self._denoiser, replace(_FINE, sigma_data=self.sampler.sigma_data), self.base)
+            fine = push(self._denoiser, numerical(self.sampler), self.base)
+            if isinstance(self.base, LinearDenoiser) or self.omega is None:
+                return fine
             same = self.omega == 0
             return Gaussian(
                 torch.where(same[:, None], self.base.mean, fine.mean),
@@ -80,7 +85,12 @@ def bounded_distance(output: Gaussian, real: Gaussian) -> np.ndarray:
     return torch.where(w2 > limit, torch.tensor(float("inf"), dtype=w2.dtype), w2).numpy()
 
 
-def push(denoiser: Denoiser, sampler: Sampler, like: Gaussian) -> Gaussian:
+def numerical(sampler: Sampler) -> Sampler:
+    """The sampler itself, or the fine integration that stands for 'exact'."""
+    return sampler if sampler.steps else replace(_FINE, sigma_data=sampler.sigma_data)
+
+
+def push(denoiser: Denoiser, sampler: Sampler, like: Gaussian | LinearDenoiser) -> Gaussian:
     """The Gaussian that ``sampler`` makes of N(0, I) with an affine denoiser, row by row.
 
     The sampler is run on the origin and the d basis vectors; the affine map x -> b + A x that it applies is read off.
@@ -93,20 +103,26 @@ def push(denoiser: Denoiser, sampler: Sampler, like: Gaussian) -> Gaussian:
     return Gaussian(offset, gaussian.product(matrix.mT, matrix))
 
 
-def _sound(candidate: Gaussian) -> Tensor:
-    """Rows (R,) that are Gaussians: finite, with a positive definite covariance."""
+def _sound(candidate: Gaussian, slack: float = 0.0) -> Tensor:
+    """Rows (R,) that are Gaussians: finite, with a positive definite covariance (up to ``slack`` of its largest
+    eigenvalue, for those that are singular by design)."""
     finite = torch.isfinite(candidate.cov).all(dim=(1, 2)) & torch.isfinite(candidate.mean).all(1)
     safe = torch.where(finite[:, None, None], candidate.cov, torch.eye(candidate.dim, dtype=candidate.cov.dtype))
-    return finite & (gaussian.eigh(safe)[0][:, 0] > 0)
+    values = gaussian.eigh(safe)[0]
+    return finite & (values[:, 0] > -slack * values[:, -1])
 
 
-def sampler_modes(sampler: Sampler, real: Gaussian, step: float = 1e-6) -> tuple[Mode, ...]:
-    """The sampler's drift and gain at the real Gaussian (one row), mode by mode, for `sims_toy.theory`.
+def sampler_modes(
+    sampler: Sampler, real: Gaussian, estimator: Estimator | None = None, step: float = 1e-6
+) -> tuple[Mode, ...]:
+    """Drift and gain of training and sampling together at the real Gaussian (one row), for `sims_toy.theory`.
 
     In the real covariance's eigenbasis the modes do not mix: one for each entry of the mean and for each pair (i, j)
     of the covariance. Drifts are read off the sampler's affine map, gains by central differences of size ``step``.
+    With maximum likelihood both are the sampler's own. Shrinking mixes modes by the trace alone, which is held.
     """
-    learner = ExactLearner(sampler, noise=False)
+    learner = ExactLearner(sampler, noise=False, estimator=estimator)
+    held = learner.estimator.name == "shrink" and real.dim > 1
     values, vectors = (x[0] for x in real.eigen)
     d = real.dim
 
@@ -123,6 +139,8 @@ def sampler_modes(sampler: Sampler, real: Gaussian, step: float = 1e-6) -> tuple
         for j in range(i, d):
             outer = torch.outer(vectors[:, i], vectors[:, j])
             change = step * (outer + outer.T) / 2
+            if held and i == j:
+                change = change - step * (torch.eye(d, dtype=outer.dtype) - outer) / (d - 1)
             moved = (output(real.mean, real.cov + change)[1] - output(real.mean, real.cov - change)[1])[i, j]
             gain = moved / (2 * step * (1.0 if i == j else 0.5))
             if i == j:
@@ -134,6 +152,21 @@ def sampler_modes(sampler: Sampler, real: Gaussian, step: float = 1e-6) -> tuple
     return tuple(modes)
 
 
+def _turned(
+    base: Gaussian | LinearDenoiser, other: Gaussian | LinearDenoiser, mean: Tensor, matrix: Tensor
+) -> LinearDenoiser:
+    """The base moved along ``mean`` (R, d) and ``matrix`` (R, d, d) as far as ``other`` is, at every noise level."""
+
+    def along(direction: Tensor, change: Tensor) -> Tensor:
+        lengths = [gaussian.row_sum((x**2).flatten(1)).sqrt() for x in (change, direction)]
+        return direction * (lengths[0] / lengths[1]).reshape(-1, *[1] * (direction.ndim - 1))
+
+    return LinearDenoiser(
+        base.mean + along(mean, other.mean - base.mean),
+        lambda sigma: base.gain(sigma) + along(matrix, other.gain(sigma) - base.gain(sigma)),
+    )
+
+
 class ExactLearner:
     """Learner (`sims_core.learner.Learner`) over R rows of Gaussians.
 
@@ -143,6 +176,8 @@ class ExactLearner:
     temperature: samples from N(mu, temperature * S), the MAD paper's sampling bias lambda_s (arXiv 2307.01850).
     guidance: where the sampler of a guided model evaluates the auxiliary ('exact' has no steps, and an interval only).
     points: keep the moments of the very points that a network learner of the same streams draws: the network's twin.
+    estimator: what training is, maximum likelihood by default. The mean is fitted in full by all of them; decay and
+    early use EDM's preconditioning with the sampler's sigma_data.
     """
 
     def __init__(
@@ -155,6 +190,7 @@ class ExactLearner:
         temperature: float = 1.0,
         guidance: GuidanceSchedule | None = None,
         points: bool = False,
+        estimator: Estimator | None = None,
     ) -> None:
         if not 0 < temperature <= 1:
             raise InputError("temperature", temperature, "give lambda_s in (0, 1]")
@@ -165,6 +201,8 @@ class ExactLearner:
             raise InputError("guidance", str(self.guidance), "the exact sampler has no steps to hold a correction over")
         self.sampler, self.ddof, self.noise, self.temperature = sampler, ddof, noise, temperature
         self.points = points
+        self.estimator = estimator or Estimator()
+        self._slack = 1e-12 if self.estimator.name == "rank" else 0.0
         self.streams = np.asarray([0] if streams is None else streams, dtype=np.int64)
 
     @property
@@ -173,21 +211,53 @@ class ExactLearner:
         return len(self.streams)
 
     def fit(self, data: Statistics, *, seed: Seed, start: ExactModel | None = None) -> ExactModel:
-        """Maximum likelihood. It has one answer, so neither the seed nor a start matters."""
-        return ExactModel(gaussian.fit(data, self.ddof), self.sampler)
+        """The estimator's model of the data. It has one answer; only a warm early stop asks where training starts."""
+        if start is None or not self.estimator.warm:
+            return self._fitted(data)
+        before = start.base.at(self._levels) if isinstance(start.base, LinearDenoiser) else start.base
+        return self._fitted(data, before)
+
+    def _fitted(
+        self, data: Statistics, start: Gaussian | LinearDenoiser | None = None, trained: float | Tensor = 1.0
+    ) -> ExactModel:
+        likeliest = gaussian.fit(data, self.ddof)
+        edm = EDM(self.sampler.sigma_data)
+        return ExactModel(self.estimator.fit(likeliest, edm, start=start, trained=trained), self.sampler)
 
     def finetune(self, model: ExactModel, data: Statistics, budget: ArrayLike, *, seed: Seed) -> ExactModel:
-        """Move the model the fraction eta = ``budget`` of the way to the data's fit, in (mean, covariance).
+        """Move the model the fraction eta = ``budget`` of the way to the data's fit.
 
-        budget: eta in [0, 1], a number or (R,). This is how eta of a trained network is measured, inverted.
+        Gaussians move in (mean, covariance), other models in (mean, denoiser). A warm early stop is trained from the
+        model instead, for the share eta of its time. budget: eta in [0, 1], a number or (R,). This is how eta of a
+        trained network is measured, inverted.
         """
+        eta = self._eta(budget)
+        if self.estimator.warm:
+            return self._fitted(data, model.base, eta)
+        base, goal = model.base, self._fitted(data).base
+        if not isinstance(base, Gaussian) or not isinstance(goal, Gaussian):
+            return ExactModel(between(base, goal, eta), self.sampler)
+        mean = base.mean + eta[:, None] * (goal.mean - base.mean)
+        cov = base.cov + eta[:, None, None] * (goal.cov - base.cov)
+        return ExactModel(Gaussian(mean, cov), self.sampler)
+
+    def _eta(self, budget: ArrayLike) -> Tensor:
         eta = self._per_row("budget", budget)
         if bool(((eta < 0) | (eta > 1)).any()):
             raise InputError("budget", np.asarray(budget).tolist(), "the exact learner takes eta in [0, 1]")
-        goal = gaussian.fit(data, self.ddof)
-        mean = model.base.mean + eta[:, None] * (goal.mean - model.base.mean)
-        cov = model.base.cov + eta[:, None, None] * (goal.cov - model.base.cov)
-        return ExactModel(Gaussian(mean, cov), self.sampler)
+        return eta
+
+    @cached_property
+    def _levels(self) -> list[float]:
+        """The noise levels that the sampler evaluates a model at."""
+        found: list[float] = []
+
+        def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+            found.append(float(sigma))
+            return torch.zeros_like(x)
+
+        numerical(self.sampler)(denoiser, torch.zeros(1, 1, dtype=torch.float64))
+        return found
 
     def sample(self, model: ExactModel, n: ArrayLike, *, seed: Seed) -> Statistics:
         """Statistics of n points (a number or (R,)) that the sampler draws from the model."""
@@ -226,11 +296,16 @@ class ExactLearner:
         return replace(base, auxiliary=auxiliary.base, omega=strength, guidance=self.guidance)
 
     def merge(self, base: ExactModel, auxiliary: ExactModel, omega: ArrayLike) -> ExactModel:
-        """Neon on the parameters (mean, covariance); a result that is no covariance has diverged (NaN)."""
-        w = self._per_row("omega", omega)
-        mean = base.base.mean + w[:, None] * (base.base.mean - auxiliary.base.mean)
-        cov = base.base.cov + w[:, None, None] * (base.base.cov - auxiliary.base.cov)
-        good = _sound(Gaussian(mean, cov))
+        """Neon on the parameters (mean, covariance); a result that is no covariance has diverged (NaN).
+
+        The parameters of models that are no Gaussians are (mean, denoiser): there Neon is SIMS.
+        """
+        w, b, a = self._per_row("omega", omega), base.base, auxiliary.base
+        if not isinstance(b, Gaussian) or not isinstance(a, Gaussian):
+            return ExactModel(between(b, a, -w), self.sampler)
+        mean = b.mean + w[:, None] * (b.mean - a.mean)
+        cov = b.cov + w[:, None, None] * (b.cov - a.cov)
+        good = _sound(Gaussian(mean, cov), self._slack)
         nan = torch.tensor(float("nan"), dtype=cov.dtype)
         return ExactModel(
             Gaussian(torch.where(good[:, None], mean, nan), torch.where(good[:, None, None], cov, nan)), self.sampler
@@ -238,7 +313,10 @@ class ExactLearner:
 
     def rebuild(self, data: Statistics, budget: ArrayLike, *, seed: Seed) -> ExactModel:
         """A model that moved the fraction eta = ``budget`` from N(0, sigma_data^2 I), an untrained network's
-        distribution under EDM's preconditioning, to the data's fit."""
+        distribution under EDM's preconditioning, to the data's fit; an early stop is trained for that share of its
+        time."""
+        if self.estimator.name == "early":
+            return self._fitted(data, trained=self._eta(budget))
         dim = data.mean.shape[1]
         start = Gaussian.single(np.zeros(dim), self.sampler.sigma_data**2 * np.eye(dim)).expand(self.rows)
         return self.finetune(ExactModel(start, self.sampler), data, budget, seed=seed)
@@ -247,19 +325,22 @@ class ExactLearner:
         """The base moved as far as the auxiliary is from it in (mean, covariance), in a random direction.
 
         Where that is no covariance the opposite direction is taken, and where neither is the row has diverged (NaN).
+        Models that are no Gaussians are moved in (mean, denoiser), as far at every noise level.
         """
         b, a = base.base, auxiliary.base
         numbers = np.unique(self.streams)
         draws = {int(k): seed.child(int(k)).numpy().standard_normal((b.dim + 1, b.dim)) for k in numbers}
         noise = torch.from_numpy(np.stack([draws[int(k)] for k in self.streams]))
         mean, cov = noise[:, 0], (noise[:, 1:] + noise[:, 1:].mT) / 2
+        if not isinstance(b, Gaussian) or not isinstance(a, Gaussian):
+            return ExactModel(_turned(b, a, mean, cov), self.sampler)
         length = ((mean**2).sum(1) + (cov**2).sum((1, 2))).sqrt()
         goal = (((a.mean - b.mean) ** 2).sum(1) + ((a.cov - b.cov) ** 2).sum((1, 2))).sqrt()
         step = goal / length
         made = [
             Gaussian(b.mean + sign * step[:, None] * mean, b.cov + sign * step[:, None, None] * cov) for sign in (1, -1)
         ]
-        first, second = (_sound(g) for g in made)
+        first, second = (_sound(g, self._slack) for g in made)
         nan = torch.tensor(float("nan"), dtype=b.mean.dtype)
         mean = torch.where(first[:, None], made[0].mean, torch.where(second[:, None], made[1].mean, nan))
         cov = torch.where(first[:, None, None], made[0].cov, torch.where(second[:, None, None], made[1].cov, nan))

@@ -80,15 +80,22 @@ class Gaussian:
         """Mean (R, 1, d) and eigenvalues (R, d) in the memory order that `denoise` wants."""
         return rows_innermost(self.mean.unsqueeze(1)), rows_innermost(self.eigen[0])
 
+    def spectral(self, values: Tensor) -> Tensor:
+        """The matrices (R, d, d) with the covariances' eigenvectors and ``values`` (R, d), in the order of `eigen`."""
+        made = values[:, 0, None, None] * self._projectors[0]
+        for k in range(1, self.dim):
+            made = torch.addcmul(made, values[:, k, None, None], self._projectors[k])
+        return made
+
+    def gain(self, sigma: Tensor) -> Tensor:
+        """S (S + sigma^2 I)^-1, (R, d, d), sigma zero-dim."""
+        values = self._compact[1]
+        return self.spectral(values / (values + sigma**2))
+
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """E[y | x] = m + S (S + sigma^2 I)^-1 (x - m) for x (R, points, d), sigma zero-dim."""
-        mean, values = self._compact
-        shrink = values / (values + sigma**2)
-        gain = shrink[:, 0, None, None] * self._projectors[0]
-        for k in range(1, self.dim):
-            gain = torch.addcmul(gain, shrink[:, k, None, None], self._projectors[k])
-        centred = x - mean
-        return mean + product(centred, gain)
+        mean = self._compact[0]
+        return mean + product(x - mean, self.gain(sigma))
 
     def score(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Score of the noisy density N(m, S + sigma^2 I) at x (R, points, d): -(S + sigma^2 I)^-1 (x - m)."""
@@ -117,11 +124,11 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack([a[i % a.shape[0]].clone() @ b[i % b.shape[0]].clone() for i in range(rows)])
 
 
-def _row_sum(x: Tensor) -> Tensor:
-    """Sums (R,) over the entries of rows (R, d), in one order whatever R is."""
-    total = x[:, 0]
-    for k in range(1, x.shape[1]):
-        total = total + x[:, k]
+def row_sum(x: Tensor) -> Tensor:
+    """Sums (...,) over the last axis of x (..., d), in one order whatever the others are."""
+    total = x[..., 0]
+    for k in range(1, x.shape[-1]):
+        total = total + x[..., k]
     return total
 
 
@@ -243,8 +250,8 @@ def w2_squared(a: Gaussian, b: Gaussian) -> Tensor:
     bad = ~torch.isfinite(inner).all(dim=(1, 2))
     safe = torch.where(bad[:, None, None], torch.eye(a.dim, dtype=inner.dtype), inner)
     values = eigh((safe + safe.mT) / 2)[0]
-    trace = _row_sum((a.cov + b.cov).diagonal(dim1=1, dim2=2)) - 2 * _row_sum(values.clamp(min=0).sqrt())
-    total = _row_sum((a.mean - b.mean) ** 2) + trace.clamp(min=0)
+    trace = row_sum((a.cov + b.cov).diagonal(dim1=1, dim2=2)) - 2 * row_sum(values.clamp(min=0).sqrt())
+    total = row_sum((a.mean - b.mean) ** 2) + trace.clamp(min=0)
     return torch.where(bad | ~torch.isfinite(total), torch.tensor(float("inf"), dtype=total.dtype), total)
 
 

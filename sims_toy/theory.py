@@ -7,7 +7,9 @@ Write parameters as displacements from the real Gaussian. To first order
 * fitting n points of a distribution adds noise xi / sqrt(n) with E|xi|^2 = v (`data_noise`), in units of W2^2;
 * the sampler adds a drift beta (its bias at the real Gaussian) and passes a displacement on with a gain J: a model
   displaced by c gives samples displaced by beta + J c. J = 1 is the plain first order; the real J (0.84 to 0.93 for
-  DDIM-20) is read off the sampler itself, mode by mode (`sims_toy.exact.sampler_modes`).
+  DDIM-20) is read off the sampler itself, mode by mode (`sims_toy.exact.sampler_modes`). With an estimator that has a
+  bias of its own, beta is the error e of training and sampling together, J is M, their gain, and b is the displacement
+  of the data that the base is trained on: nothing else changes below.
 
 Generation t trains its base b_t on D_r (n points, noise eps_r, the same in every generation) with m points of
 generation t-1, lam = m / (n + m):
@@ -88,10 +90,10 @@ def standard_limit(n: float, m: float) -> float:
 
 @dataclass(frozen=True)
 class Mode:
-    """One direction of the parameters in which the sampler acts by itself.
+    """One direction of the parameters in which sampler and estimator act by themselves.
 
-    drift: the sampler's bias there, in the parameter's own units. noise: its share of v. gain: J, how much of a
-    displacement the sampler passes on. variance: the real variance, where the parameter is one (then W2^2 of a
+    drift: the bias of sampler and estimator there, in the parameter's own units. noise: its share of v. gain: J (or M),
+    how much of a displacement they pass on. variance: the real variance, where the parameter is one (then W2^2 of a
     displacement mu is (sqrt(variance + mu) - sqrt(variance))^2 rather than mu^2).
     """
 
@@ -248,6 +250,48 @@ def optimal_omega(setting: Setting, generation: float = math.inf) -> float:
 def error_at_optimum(setting: Setting, generation: float = math.inf) -> float:
     """E[W2^2] left at `optimal_omega`; plainly at generation 1 it is V_1 + beta^2 V_aux / (beta^2 + V_aux)."""
     return float(response(setting, optimal_omega(setting, generation), generation).w2_sq)
+
+
+def shrinkage(error: ArrayLike, drift: ArrayLike, noise: float = 0.0) -> float:
+    """omega* = <e, d> / (|d|^2 + V_aux): the omega that minimises E|e - omega (d + noise)|^2 at the first generation.
+
+    error: e, of the base. drift: d = eta M e, what one round of self-training adds to it. noise: V_aux, the expected
+    squared length of what the auxiliary's finite data add to d. 0 without drift and noise.
+    """
+    e, d = (np.asarray(x, dtype=np.float64) for x in (error, drift))
+    below = float(d @ d) + noise
+    return float(e @ d) / below if below > 0 else 0.0
+
+
+def least_cosine(low: float, high: float) -> float:
+    """Kantorovich's bound: cos(e, M e) >= 2 sqrt(mL) / (m + L) for M symmetric with spectrum in [m, L], 0 < m <= L."""
+    _spectrum(low, high)
+    return 2 * math.sqrt(low * high) / (low + high)
+
+
+def most_left(low: float, high: float) -> float:
+    """(L - m) / (L + m): the most of |e| that SIMS leaves at omega eta = 2 / (m + L), spectrum as `least_cosine`."""
+    _spectrum(low, high)
+    return (high - low) / (high + low)
+
+
+def _spectrum(low: float, high: float) -> None:
+    if not 0 < low <= high:
+        raise InputError("low", (low, high), "give the ends of a positive spectrum, 0 < low <= high")
+
+
+def iterated(spectrum: ArrayLike, omega: float, steps: float = math.inf) -> Array:
+    """What iterated SIMS leaves of each eigenvector of M after ``steps``: (1 - omega mu)^steps, `spectrum`'s shape.
+
+    The iteration is theta <- theta + omega (b - G(theta)) from theta = b, whose first step is SIMS. At the limit (inf)
+    0 where |1 - omega mu| < 1, 1 where mu = 0 (what self-training cannot see stays) and inf where it diverges.
+    Complex eigenvalues give complex factors at finite ``steps``.
+    """
+    factor = 1 - omega * np.asarray(spectrum)
+    if not math.isinf(steps):
+        return np.asarray(factor**steps)
+    size = np.abs(factor)
+    return np.where(np.isclose(factor, 1, rtol=0, atol=1e-9), 1.0, np.where(size < 1, 0.0, np.inf))
 
 
 def boundaries(setting: Setting, omega_max: float = 20.0) -> dict[str, list[tuple[float, float]]]:

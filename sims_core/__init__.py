@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from sims_core.diffusion import LogNormal as LogNormal
     from sims_core.diffusion import denoising_loss as denoising_loss
     from sims_core.errors import InputError as InputError
+    from sims_core.forecast import Outlook as Outlook
+    from sims_core.forecast import outlook as outlook
     from sims_core.guidance import GuidanceSchedule as GuidanceSchedule
     from sims_core.guidance import guided as guided
     from sims_core.learner import Learner as Learner

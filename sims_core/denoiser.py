@@ -88,7 +88,8 @@ class Form:
 
     time: sigma -> what it is told. level: the inverse. scale: sigma -> x_t / (y + sigma n). clean: ``(x, sigma,
     output) -> D``, x unscaled. span: the noise levels it knows. unit: of time, where some models are told time / unit.
-    scalar: it takes one time a call, zero-dim; else one a sample, (B,).
+    scalar: it takes one time a call, zero-dim; else one a sample, (B,). table: the levels of its training, float64 and
+    increasing, where those are steps 0, 1, ...
     """
 
     time: Callable[[Tensor], Tensor]
@@ -98,6 +99,7 @@ class Form:
     span: tuple[float, float] = (0.0, math.inf)
     unit: float = 1.0
     scalar: bool = False
+    table: Tensor | None = None
 
 
 def _same(sigma: Tensor) -> Tensor:
@@ -143,7 +145,7 @@ def _betas(alphas_cumprod: Tensor, predicted: str) -> Form:
 
     clean = _VARIANCE_PRESERVING[choose("prediction_type", predicted, _VARIANCE_PRESERVING)]
     span = (math.exp(logs[0]), math.exp(logs[-1]))
-    return Form(time, level, lambda sigma: (1 + sigma**2).rsqrt(), clean, span)
+    return Form(time, level, lambda sigma: (1 + sigma**2).rsqrt(), clean, span, table=torch.from_numpy(np.exp(logs)))
 
 
 def _rectified(steps: float) -> Form:

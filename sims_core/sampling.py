@@ -182,6 +182,8 @@ class Sampler:
 
     sigma_data: the data's standard deviation, which the angle grid and the angle coordinates use. rounded: takes the
     grid's levels, and churn's, to those that the network knows (iDDPM; EDM, Appendix C.3.4); None: it knows all.
+    schedule: ``steps ->`` the levels of the network's own schedule, decreasing to 0, which 'ddim' takes for its grid in
+    place of the cosine schedule's: N steps, as diffusers' DDIMScheduler.
     """
 
     name: str
@@ -192,12 +194,13 @@ class Sampler:
     rho: float = 7.0
     churn: Churn | None = None
     rounded: Levels | None = field(default=None, compare=False, repr=False)
+    schedule: Callable[[int], Tensor] | None = field(default=None, compare=False, repr=False)
 
     #: the most published are 4,000
     MOST_STEPS: ClassVar[int] = 10_000
     #: name -> (grid, solver, evaluations per step, evaluations saved at the end)
     KNOWN: ClassVar[dict[str, tuple[str, str, int, int]]] = {
-        "ddim": ("cosine", "euler", 1, 1),  # a grid of N points has N - 1 steps
+        "ddim": ("cosine", "euler", 1, 0),  # the cosine schedule's N points have N - 1 steps
         "euler": ("edm", "euler", 1, 0),
         "heun": ("edm", "heun", 2, 1),  # the last step is Euler
         "rk4": ("angle", "rk4", 4, 1),  # the slope at sigma = 0 is known
@@ -229,10 +232,8 @@ class Sampler:
         """Network evaluations a sample takes (of one network). 0 for 'exact'."""
         if not self.steps:
             return 0
-        grid, _, per_step, saved = self.KNOWN[self.name]
-        points = self.steps + (grid != "cosine")
-        merged = 0 if self.rounded is None else points - len(self.sigmas())
-        return per_step * (self.steps - merged) - saved
+        _, _, per_step, saved = self.KNOWN[self.name]
+        return per_step * (len(self.sigmas()) - 1) - saved
 
     def evaluations(self, schedule: GuidanceSchedule = FULL) -> tuple[int, int]:
         """How often a sample evaluates (base, auxiliary) on a guidance schedule (default: full), counted by a dry run.
@@ -269,7 +270,7 @@ class Sampler:
     def _grid(self) -> Tensor:
         grid = self.KNOWN[self.name][0]
         if grid == "cosine":
-            return cosine_sigmas(self.steps)
+            return cosine_sigmas(self.steps) if self.schedule is None else self.schedule(self.steps)
         if grid == "angle":
             return angle_sigmas(self.steps, self.sigma_data, self.sigma_max)
         return edm_sigmas(self.steps, self.sigma_min, self.sigma_max, self.rho)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core import __version__
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from sims_image.data.options import Prepare
     from sims_image.experiments.options import Laboratory, Sims
     from sims_image.metrics.options import Classify, Evaluate
-    from sims_image.options import ImportNvidia, Info
+    from sims_image.models.checkpoints import Checkpoint
+    from sims_image.options import ImportDiffusers, ImportNvidia, Info
     from sims_image.sampling.options import Generate
     from sims_image.training.options import Train
 
@@ -138,6 +140,23 @@ def import_nvidia(settings: ImportNvidia) -> None:
         raise InputError("path", "", "name the .pkl file to read")
     checkpoint = import_nvidia(settings.file, settings.out or None, replace=settings.replace)
     print("\n".join(describe(checkpoint.path)))
+    _tell_left_out(checkpoint)
+
+
+def import_diffusers(settings: ImportDiffusers) -> None:
+    """Make a checkpoint of a network of diffusers."""
+    from sims_image.info import describe
+    from sims_image.models.diffusers import import_diffusers
+
+    if not settings.folder:
+        raise InputError("folder", "", "name the folder to read")
+    out = settings.out or Path(settings.folder).resolve().name
+    checkpoint = import_diffusers(settings.folder, out, scheduler=settings.scheduler, replace=settings.replace)
+    print("\n".join(describe(checkpoint.path)))
+    _tell_left_out(checkpoint)
+
+
+def _tell_left_out(checkpoint: Checkpoint) -> None:
     left_out = checkpoint.record.provenance.get("left_out")
     if left_out:
         print(f"note: left out, as no settings: {', '.join(map(shown, left_out))}")
@@ -287,6 +306,16 @@ VERBS: dict[str, Verb] = {
         examples=(
             "edm-cifar10-32x32-uncond-vp.pkl --out models/cifar10-uncond  # EDM",
             "edm2-img64-s-1073741-0.075.pkl --out models/imagenet64-s  # EDM2",
+        ),
+    ),
+    "import-diffusers": Verb(
+        "read a network of diffusers: UNet2DModel, DiTTransformer2DModel",
+        import_diffusers,
+        "options:ImportDiffusers",
+        names={"folder": "FOLDER"},
+        examples=(
+            "ddpm-cifar10-32 --out models/ddpm  # a pipeline's folder",
+            "unet --scheduler DDPMScheduler --out models/mine  # a model alone, with its scheduler",
         ),
     ),
     "info": Verb(

@@ -16,17 +16,19 @@ from sims_image.data.archives import checked_members, impostor, open_zip, sha256
 from sims_image.data.dataset import open_dataset
 from sims_image.data.plan import empty_note
 from sims_image.metrics.references import METRICS, read_statistics
+from sims_image.models import hf
 from sims_image.models.checkpoints import PRECONDITIONING, Data, Summary, summary
+from sims_image.models.networks.imported import CLASS as IMPORTED
 from sims_image.models.nvidia.convert import Snapshot, read_snapshot
 from sims_image.models.nvidia.snapshots import read_file
 
 ARGUMENT = "PATH"
-KNOWN = "a data set, a checkpoint, a run folder, a snapshot of NVIDIA's or reference statistics"
+KNOWN = "a data set, a checkpoint, a run folder, a network of diffusers, a snapshot of NVIDIA's or reference statistics"
 
 
 def describe(path: str | Path) -> list[str]:
     """What is at ``path``, in a few lines. Raises `InputError` if it is nothing known, or damaged (it says where)."""
-    path = Path(path)
+    path = Path(str(path).removeprefix(hf.PREFIX))
     if not os.path.exists(path):
         raise InputError(ARGUMENT, str(path), "there is nothing; check the spelling")
     return [shown(line, 4000) for line in (_folder(path) if path.is_dir() else _file(path))]
@@ -103,6 +105,16 @@ def _checkpoint(path: Path) -> list[str]:
     return [*told, f"source: {shown(str(source))}, sha256 {record.provenance.get('source_sha256')}"] if source else told
 
 
+def _diffusers(path: Path) -> list[str]:
+    found = hf.read(path, argument=ARGUMENT)
+    return [
+        f"network of diffusers {found.path}",
+        f"network: {_network(found.config, PRECONDITIONING[found.config['class_name']])}",
+        f"sha256: {found.sha256}",
+        f"take it as it is: {hf.PREFIX}{path}; make a checkpoint of it: sims_image import-diffusers {path}",
+    ]
+
+
 def _run(path: Path) -> list[str]:
     settings = _json(path / "settings.json")
     given, known = settings.get("settings"), settings.get("provenance")
@@ -146,6 +158,9 @@ _FOLDERS: dict[str, Callable[[Path], list[str]]] = {
     "model.safetensors": _checkpoint,
     "dataset.json": _dataset,
     "settings.json": _run,
+    hf.INDEX: _diffusers,
+    hf.MODEL: _diffusers,
+    **{f"{part}/{hf.MODEL}": _diffusers for part in hf.PARTS},
 }
 
 # --------------------------------------------------------------------- words
@@ -155,7 +170,10 @@ def _network(config: dict[str, Any], preconditioning: str) -> str:
     classes = config.get("label_dim") or 0
     size, channels = config.get("img_resolution"), config.get("img_channels")
     conditions = f"{classes} classes" if classes else "unconditional"
-    return f"{config.get('model_type', 'EDM2 U-Net')} under {preconditioning}, {channels}x{size}x{size}, {conditions}"
+    name, under = config.get("model_type", "EDM2 U-Net"), preconditioning
+    if config.get("class_name") == IMPORTED:
+        name, under = config["model"]["_class_name"], config["scheduler"]["_class_name"]
+    return f"{name} under {under}, {channels}x{size}x{size}, {conditions}"
 
 
 def _data(data: Data | None) -> str:

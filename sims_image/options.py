@@ -1,4 +1,4 @@
-"""The options of the verbs that take files: ``sims_image info`` and ``import-nvidia``."""
+"""The options of the verbs that take files: ``sims_image info``, ``import-nvidia`` and their siblings."""
 
 from __future__ import annotations
 
@@ -10,12 +10,35 @@ import tyro
 
 @dataclass(frozen=True)
 class ImportNvidia:
-    """Read a published EDM or EDM2 snapshot, without running what is in it, and write a checkpoint."""
+    """Read a published EDM or EDM2 snapshot, without running what is in it, and write a checkpoint.
+
+    Neon's (Neon_EDM_*.pkl) and DDO's (edm-*-ddo.pkl, edm2-*-ddo.pkl) are such files too.
+    """
 
     file: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE.pkl")] = ""
     """NVIDIA's .pkl."""
     out: str = ""
     """The checkpoint's folder; default: named after the file, in the current folder."""
+    replace: bool = False
+    """Write over a checkpoint that is there."""
+
+
+@dataclass(frozen=True)
+class ImportDiffusers:
+    """Read a network of diffusers, UNet2DModel or DiTTransformer2DModel, and write a checkpoint that every verb takes.
+
+    The folder is a model's own (config.json and safetensors) or a pipeline's (model_index.json); nothing in it is run,
+    and nothing is fetched by name. --base hf:FOLDER takes it without a copy. Snapshots of EDM, EDM2, Neon and DDO are
+    pickles: import-nvidia reads them.
+    """
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")] = ""
+    """What `save_pretrained` wrote."""
+    out: str = ""
+    """The checkpoint's folder; default: named after it, in the current folder."""
+    scheduler: str = ""
+    """Its scheduler, where the folder has none: a folder or file of scheduler_config.json, or a class, such as
+    DDPMScheduler, for that one's defaults. It says what the network predicts."""
     replace: bool = False
     """Write over a checkpoint that is there."""
 

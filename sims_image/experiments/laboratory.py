@@ -138,9 +138,10 @@ def check(settings: Laboratory, real: Real | None = None) -> Checked:
         sheet=0,
         snapshots=str(counts["fit"]) if recipe.ema == "halflife" else "",
     )
-    planned = plan_training(
-        replace(training, data="" if real is None else settings.data, dry_run=True), None if real is None else real.data
-    )
+    dry = replace(training, data="" if real is None else settings.data, dry_run=True)
+    if not PRESETS[preset].network:  # what was imported is trained from its checkpoint alone
+        dry = replace(dry, from_=checkpoint, budget=training.budget or recipe.budget)
+    planned = plan_training(dry, None if real is None else real.data)
     config = checkpoints.summary(checkpoint).config if checkpoint else planned.config
     if real is not None:
         check_inputs(settings, real, preset, checkpoint, config)

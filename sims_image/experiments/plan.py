@@ -105,7 +105,7 @@ def base_of(settings: Experiment) -> tuple[str, str, int]:
         raise InputError("base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
     if settings.base in PRESETS and not Path(settings.base).exists():
         return settings.base, "", PRESETS[settings.base].recipe.mi
-    if not Path(settings.base).exists() and "/" not in settings.base:
+    if not Path(settings.base).exists() and not {"/", ":"} & set(settings.base):
         choose("base", settings.base, PRESETS)
     found = checkpoints.summary(settings.base, argument="base")
     if not found.record.preset:

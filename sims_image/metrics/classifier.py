@@ -27,7 +27,7 @@ from sims_core.lab.runs import parse_json, write_json
 from sims_core.seeds import Seed
 from sims_image.data.archives import sha256_file
 from sims_image.data.dataset import Dataset, cache_folder, to_unit
-from sims_image.models.checkpoints import read_weights
+from sims_image.models.fitting import read_weights
 from sims_image.training.batches import Order
 
 WEIGHTS, RECORD, FORMAT = "model.safetensors", "model.json", "sims-classifier 1"

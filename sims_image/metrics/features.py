@@ -24,7 +24,7 @@ from sims_image.data.archives import sha256_file
 from sims_image.data.dataset import Dataset, by, to_unit
 from sims_image.metrics.classifier import check_labelled, classifier
 from sims_image.metrics.vit import VisionTransformer
-from sims_image.models.checkpoints import read_weights
+from sims_image.models.fitting import read_weights
 from sims_image.models.torchfiles import load
 
 #: of torch-fidelity's weights-inception-2015-12-05-6726825d.pth, which are TensorFlow's (Heusel et al. 2017)

@@ -7,6 +7,7 @@ not live here but beside it, in the run that trains.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -19,13 +20,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sims_core.errors import InputError, shown
 from sims_core.lab.runs import followed, parse_json, provenance, write_failure, write_json
 from sims_image.data.archives import sha256_file
-from sims_image.models.fitting import build_with
+from sims_image.models import hf
+from sims_image.models.fitting import build_with, read_weights
+from sims_image.models.networks import parameter_count
+from sims_image.models.networks.imported import CLASS as IMPORTED
 
 #: of model.json; raised when older readers would misread
 FORMAT = 1
@@ -112,7 +116,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Summary:
-    """A checkpoint without its weights. sha256: of the weights' file. config: `networks.build` makes it."""
+    """A checkpoint without its weights. sha256: of the weights' file (of diffusers' folder: and of its settings).
+
+    config: `networks.build` makes it.
+    """
 
     path: Path
     config: dict[str, Any]
@@ -136,7 +143,10 @@ PRECONDITIONING = {
     "VEPrecond": "ve",
     "iDDPMPrecond": "iddpm",
     "Precond": "edm2",
+    IMPORTED: "diffusers",
 }
+#: recipe and sampler of imported networks: a name of `sims_image.models.presets.PRESETS`
+IMPORTED_PRESET = "diffusers"
 
 
 # ------------------------------------------------------------------- writing
@@ -164,7 +174,7 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
     parameters = sum(p.numel() for p in net.parameters())
     with _beside(folder) as temporary:
         try:
-            save_file(weights, temporary / WEIGHTS, metadata={"format": "pt"})
+            save_file(weights, temporary / WEIGHTS, metadata=_metadata(config))
         except SafetensorError as error:
             code = re.search(r"os error (\d+)", str(error))
             raise OSError(int(code[1]) if code else 0, shown(str(error))) from None
@@ -185,12 +195,20 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
     return Summary(folder, config, kind, parameters, sha256, record)
 
 
+def _metadata(config: dict[str, Any]) -> dict[str, str]:
+    """What the weights' file says of itself. Of an imported network its settings too, so that they count in its hash:
+    one set of weights under two schedulers is two networks. (One entry: several come in any order.)
+    """
+    own = {"network": json.dumps(config, sort_keys=True)}
+    return own if config["class_name"] == IMPORTED else {"format": "pt"}
+
+
 def _portable(value: Tensor) -> Tensor:
     value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
     return value.contiguous()
 
 
-def _shallow(record: Record) -> dict[str, Any]:
+def _shallow(record: Record | Summary) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
@@ -248,9 +266,12 @@ def _sync(folder: Path) -> None:
 def locate(path: str | Path, *, argument: str = "checkpoint") -> Path:
     """The checkpoint's folder: ``path`` itself, or the folder of the file inside it that ``path`` names.
 
-    Raises `InputError` for anything else; the message says what is there instead.
+    ``hf:FOLDER``, a network of diffusers, stays what it is. Raises `InputError` for anything else; the message says
+    what is there instead.
     """
     path = Path(path)
+    if _foreign(path):
+        return path
     folder = path.parent if path.name in (WEIGHTS, RECORD) else path
     if path.suffix in (".pkl", ".pickle") and path.is_file():
         raise InputError(argument, str(path), f"a pickle; run: sims_image import-nvidia {path}")
@@ -259,6 +280,8 @@ def locate(path: str | Path, *, argument: str = "checkpoint") -> Path:
     if not folder.is_dir():
         raise InputError(argument, str(path), f"not a checkpoint; name a folder with {WEIGHTS} and {RECORD}")
     missing = [name for name in (WEIGHTS, RECORD) if not (folder / name).is_file()]
+    if len(missing) == 2 and hf.there(folder):
+        raise InputError(argument, str(path), f"a folder of diffusers; write {hf.PREFIX}{path}")
     if len(missing) == 2:
         inside = [p.parent for p in folder.glob(f"**/{RECORD}") if not _hidden(p.relative_to(folder))]
         hint = f"checkpoints lie below it, such as {_best(inside)}" if inside else f"name a folder with {WEIGHTS}"
@@ -266,6 +289,11 @@ def locate(path: str | Path, *, argument: str = "checkpoint") -> Path:
     if missing:
         raise InputError(argument, str(path), f"the checkpoint has no {missing[0]}; it has been damaged or half copied")
     return folder
+
+
+def _foreign(path: str | Path) -> str:
+    """The folder of diffusers that ``hf:FOLDER`` names, '' where that is not meant."""
+    return str(path).removeprefix(hf.PREFIX) if str(path).startswith(hf.PREFIX) else ""
 
 
 def _best(found: Sequence[Path]) -> Path:
@@ -281,6 +309,8 @@ def _hidden(path: Path) -> bool:
 def summary(path: str | Path, *, argument: str = "checkpoint") -> Summary:
     """What a checkpoint says of itself, without reading its weights. Raises `InputError`, as `load` does."""
     folder = locate(path, argument=argument)
+    if _foreign(path):
+        return _of_diffusers(path, hf.read(_foreign(path), argument=argument), argument)
     item = str(folder / RECORD)
     try:
         content = parse_json(argument, item, (folder / RECORD).read_bytes())
@@ -301,6 +331,12 @@ def summary(path: str | Path, *, argument: str = "checkpoint") -> Summary:
     except (KeyError, TypeError, ValueError) as error:
         reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else shown(str(error))
         raise InputError(argument, item, f"the checkpoint's record is damaged ({reason})") from None
+
+
+def _of_diffusers(path: str | Path, found: hf.Folder, argument: str) -> Summary:
+    parameters = parameter_count(**found.config)
+    record = Record(preset=IMPORTED_PRESET, ema=Ema("unknown"), provenance={"source": str(found.path)})
+    return Summary(Path(path), found.config, PRECONDITIONING[IMPORTED], parameters, found.sha256, record)
 
 
 def _record(content: Any) -> Record:
@@ -330,6 +366,9 @@ def load(path: str | Path, *, argument: str = "checkpoint") -> Checkpoint:
     `InputError` naming what is missing, damaged, of another architecture, or newer than this version.
     """
     found = summary(path, argument=argument)
+    if _foreign(path):
+        tensors = hf.read(_foreign(path), argument=argument).tensors(argument)
+        return _loaded(found, build_with(found.config, tensors, str(path), argument=argument))
     weights = found.path / WEIGHTS
     try:
         sha256 = sha256_file(weights)
@@ -339,13 +378,9 @@ def load(path: str | Path, *, argument: str = "checkpoint") -> Checkpoint:
         raise InputError(
             argument, str(weights), f"truncated or changed: its SHA-256 is {sha256[:12]}..., not {found.sha256[:12]}..."
         )
-    network = build_with(found.config, read_weights(weights, argument=argument), str(weights), argument=argument)
-    return Checkpoint(found.path, found.config, found.preconditioning, found.parameters, sha256, found.record, network)
+    tensors = read_weights(weights, argument=argument)
+    return _loaded(found, build_with(found.config, tensors, str(weights), argument=argument))
 
 
-def read_weights(path: Path, *, argument: str = "checkpoint") -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises `InputError` if it is not whole."""
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(argument, str(path), f"not a whole safetensors file ({shown(str(error))})") from None
+def _loaded(found: Summary, network: torch.nn.Module) -> Checkpoint:
+    return Checkpoint(**_shallow(found), network=network)

@@ -15,6 +15,7 @@ from sims_core.guidance import Denoiser
 from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.models.networks import Preconditioned
+from sims_image.models.networks.imported import Imported
 
 
 def one_hot(network: Preconditioned, classes: Tensor | None) -> Tensor | None:
@@ -50,6 +51,7 @@ def make_sampler(name: str, network: Preconditioned, churn: tuple[float, float, 
         sigma_max=min(sampler.sigma_max, network.sigma_max),
         churn=Churn(*churn) if churn is not None else None,
         rounded=network.round_sigma if network.discrete else None,
+        schedule=network.schedule if isinstance(network, Imported) else None,
     )
 
 

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sims_core.errors import InputError, shown
 from sims_image.models.networks import build
+
+
+def read_weights(path: Path, *, argument: str = "checkpoint") -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `InputError` if it is not whole."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise InputError(argument, str(path), f"not a whole safetensors file ({shown(str(error))})") from None
 
 
 def build_with(

@@ -86,9 +86,10 @@ class Recipe:
 class Preset:
     """A network, the data it expects, its recipe and its sampler.
 
-    network: arguments of `sims_image.models.networks.build` apart from those the data give (`config`). shape: (C, H,
-    W); classes: how many, 0 for unconditional. sampler: as `sims_core.sampling.Sampler.parse` reads it; churn: EDM's
-    (S_churn, S_min, S_max, S_noise), or None for the deterministic sampler.
+    network: arguments of `sims_image.models.networks.build` apart from those the data give (`config`), none where a
+    recipe comes without a network. shape: (C, H, W); classes: how many, 0 for unconditional. sampler: as
+    `sims_core.sampling.Sampler.parse` reads it; churn: EDM's (S_churn, S_min, S_max, S_noise), or None for the
+    deterministic sampler.
     """
 
     network: Mapping[str, Any]
@@ -103,6 +104,9 @@ class Preset:
 
         Left out, both are the preset's own. Raises `InputError` for images that are not square.
         """
+        if not self.network:
+            words = "a recipe of imported networks, and no network: name a checkpoint"
+            raise InputError("preset", "diffusers", words)
         channels, height, width = shape or self.shape
         if height != width:
             raise InputError(
@@ -182,4 +186,6 @@ PRESETS: dict[str, Preset] = {
     "cifar10-tiny": _small(
         (3, 32, 32), 32, [1, 2, 2], attention=16, batch=128, budget="500k", lr=1e-3, lr_rampup=20_000
     ),
+    # fine-tunes what was imported: EDM's loss and average, the rate of diffusers' own training examples
+    "diffusers": Preset({}, (3, 32, 32), 0, Recipe(batch=128, lr=1e-4, lr_rampup=0, ema_rampup=None), "ddim:50"),
 }

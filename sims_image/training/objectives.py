@@ -7,7 +7,7 @@ the weighting and what it asks of the network; the loop owns data, draws, averag
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -43,17 +43,21 @@ class Objective(Protocol):
 class Denoising:
     """EDM's loss (arXiv 2206.00364, Eq. 2 and Table 1): weight(sigma) |D(y + sigma n; sigma) - y|^2.
 
-    levels: ln sigma is normal. edm: preconditioning with the network's sigma_data, which gives the weight.
+    levels: ln sigma is normal. edm: preconditioning with the network's sigma_data, which gives the weight. rounded: to
+    the levels that the network knows, of one that knows a table of them (of an imported network, whose timesteps are
+    then trained in EDM's proportions).
     """
 
     levels: LogNormal
     edm: EDM
+    rounded: Callable[[Tensor], Tensor] | None = None
 
     def __call__(
         self, network: Callable[..., Any], clean: Tensor, level: Tensor, noise: Tensor, conditions: Conditions
     ) -> Loss:
         """As `Objective`."""
         sigma = self.levels.from_normal(level)
+        sigma = sigma if self.rounded is None else self.rounded(sigma)
         s = sigma[:, None, None, None]
         value = denoising_loss(lambda x, s: network(x, s, **conditions), clean, s, noise, self.edm.weight(s))
         return Loss(value, sigma)
@@ -99,4 +103,6 @@ def make_objective(recipe: Recipe, network: Preconditioned) -> Objective:
     choose("objective", recipe.objective, OBJECTIVES)
     if recipe.objective == "edm2" and not network.has_logvar:
         raise InputError("objective", "edm2", "it learns a log-variance, which EDM2's networks have; choose edm")
-    return OBJECTIVES[recipe.objective](recipe, network.sigma_data)
+    found = OBJECTIVES[recipe.objective](recipe, network.sigma_data)
+    known = network.discrete and isinstance(found, Denoising)
+    return replace(found, rounded=network.round_sigma) if known else found  # type: ignore[type-var]

@@ -150,8 +150,8 @@ def _config(
     changed = _overrides(train.network)
     if parent is not None:
         config = {**parent.config, **changed}
-        if parent.preconditioning not in ("edm", "edm2"):
-            words = f"its preconditioning is {parent.preconditioning}; training knows those of EDM and EDM2"
+        if parent.preconditioning not in ("edm", "edm2", "diffusers"):
+            words = f"its preconditioning is {parent.preconditioning}; training knows those of EDM, EDM2 and diffusers"
             raise InputError("from_", train.from_, words)
     else:
         shape, classes = (None, None) if data is None else (data.shape, len(data.classes) if preset.classes else 0)

@@ -339,7 +339,7 @@ class _Session:
         """The weights that fine-tuning began with, or None."""
         if self.plan.parent is None:
             return None
-        return checkpoints.read_weights(self.plan.parent.path / checkpoints.WEIGHTS, argument="from_")
+        return checkpoints.load(self.plan.parent.path, argument="from_").network.state_dict()
 
 
 def sheet_of(network: Preconditioned, sampler: Sampler, rows: int, seed: Seed, path: Path, *, batch: int = 64) -> bool:

@@ -145,7 +145,7 @@ def test_every_multiple_of_edm2s_count_is_recovered(tmp_path):
 def test_presets_are_recognised_by_their_architecture():
     from sims_image.models.nvidia.convert import _preset
 
-    for name, preset in PRESETS.items():
+    for name, preset in ((name, preset) for name, preset in PRESETS.items() if preset.network):
         with torch.device("meta"):
             config = build(**preset.config()).config
         assert _preset(config | {"use_fp16": True}) == name

@@ -2,6 +2,7 @@
 
 - `layers`: linear maps, convolutions that resample, group normalisation, attention, embeddings.
 - `edm`: SongUNet (DDPM++, NCSN++) and DhariwalUNet (ADM). `preconditioning`: EDM's, VP's, VE's and iDDPM's.
+- `imported`: networks of diffusers under their schedulers.
 - `edm2`: the magnitude-preserving U-Net with its preconditioning and learned log-variance.
 
 ``build(**config)`` gives a module that is called as ``net(x, sigma, class_labels=None, augment_labels=None)``.
@@ -24,9 +25,10 @@ def build(**config: Any) -> Preconditioned:
 
     config: ``img_resolution``, ``img_channels``, ``label_dim`` (0: unconditional), and the arguments of the network
     and its preconditioning, flat. Arguments with ``model_type`` ('SongUNet' or 'DhariwalUNet') mean an EDM network,
-    others EDM2's; ``class_name`` says so explicitly: 'EDMPrecond', 'VPPrecond', 'VEPrecond', 'iDDPMPrecond', or
-    'Precond' for EDM2. What is left out has its published default; the network's ``config`` is complete, JSON-able,
-    and rebuilds it. Raises `InputError` for unknown or missing arguments and for values that make no network.
+    others EDM2's; ``class_name`` says so explicitly: 'EDMPrecond', 'VPPrecond', 'VEPrecond', 'iDDPMPrecond',
+    'Precond' for EDM2, or 'Diffusers' with the settings of ``model`` and ``scheduler``. What is left out has its
+    published default; the network's ``config`` is complete, JSON-able, and rebuilds it. Raises `InputError` for
+    unknown or missing arguments and for values that make no network.
     """
     cls, arguments = resolve(config)
     network = cls(**{name: value for name, value in arguments.items() if name != "class_name"})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sims_core.errors import InputError, choose, whole
+from sims_image.models.networks import imported
 from sims_image.models.networks.edm2 import Block, Precond, UNet
 from sims_image.models.networks.preconditioning import (
     MODELS,
@@ -25,6 +26,7 @@ CLASSES: dict[str, type[Preconditioned]] = {
     "VEPrecond": VEPrecond,
     "iDDPMPrecond": IDDPMPrecond,
     "Precond": Precond,
+    imported.CLASS: imported.Imported,
 }
 CHOICES = {
     "embedding_type": ("positional", "fourier"),
@@ -59,6 +61,8 @@ def resolve(config: Mapping[str, Any]) -> tuple[type[Preconditioned], dict[str, 
     given = {name: _plain(value) for name, value in config.items()}
     name = given.pop("class_name", "EDMPrecond" if "model_type" in given else "Precond")
     cls = CLASSES[choose("class_name", str(name).rpartition(".")[2], CLASSES)]
+    if cls is imported.Imported:
+        return cls, imported.resolve(given)
     known = _defaults(cls.__init__)
     if cls is Precond:
         known |= _defaults(UNet.__init__) | _defaults(Block.__init__)

@@ -30,7 +30,7 @@ class Preconditioned(nn.Module):
     """
 
     has_logvar: ClassVar[bool] = False
-    discrete: ClassVar[bool] = False
+    discrete: bool = False
     config: dict[str, Any]
     sigma_data: float = 0.5
     sigma_min: float = 0.0
@@ -237,7 +237,7 @@ class IDDPMPrecond(_UNetPrecond):
     """
 
     outputs: ClassVar[int] = 2
-    discrete: ClassVar[bool] = True
+    discrete: bool = True
     u: Tensor
 
     def __init__(

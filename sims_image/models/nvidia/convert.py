@@ -161,7 +161,7 @@ def _preset(config: Any) -> str | None:
     def architecture(settings: Any) -> dict[str, Any]:
         return {k: v for k, v in settings.items() if k != "use_fp16"}
 
-    for name, preset in PRESETS.items():
+    for name, preset in ((name, preset) for name, preset in PRESETS.items() if preset.network):
         wanted = preset.config()
         if all(config.get(k) == wanted[k] for k in ("img_resolution", "img_channels", "label_dim", "model_channels")):
             with torch.device("meta"):

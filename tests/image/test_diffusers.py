@@ -1,0 +1,261 @@
+"""Networks of diffusers as checkpoints: their own loop's images, training, every verb that takes a base, and back."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sims_core.errors import InputError
+from sims_core.sampling import SampleNoise
+from sims_core.seeds import Seed
+from sims_image.commands import run as command
+from sims_image.data.dataset import open_dataset
+from sims_image.models import checkpoints
+from sims_image.models.diffusers import import_diffusers
+from sims_image.models.presets import PRESETS
+from sims_image.sampling.generate import choose_sampler
+from sims_image.sampling.guided import load_model
+from sims_image.training.objectives import make_objective
+from tests.core import foreign
+from tests.image import tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+NOISE = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def ddim(**settings):
+    return foreign.diffusers.DDIMScheduler(clip_sample=False, **settings)
+
+
+def written(folder, network=None, scheduler=None, part="unet"):
+    """A folder as `save_pretrained` of a pipeline lays it out."""
+    (network or foreign.unet()).save_pretrained(folder / part)
+    (scheduler or ddim()).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def loop(network, scheduler, x, steps, **inputs):
+    """The loop of every pipeline of diffusers."""
+    scheduler.set_timesteps(steps)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            predicted = network(x, t.expand(len(x)), **inputs).sample[:, : x.shape[1]]
+            x = scheduler.step(predicted, t, x).prev_sample
+    return x
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("diffusers") / "ddpm")
+
+
+# ------------------------------------------------------------------------- sampling
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        ddim(),
+        ddim(steps_offset=1),
+        ddim(beta_schedule="scaled_linear", prediction_type="v_prediction", timestep_spacing="trailing"),
+        ddim(prediction_type="sample", beta_schedule="squaredcos_cap_v2"),
+        foreign.diffusers.FlowMatchEulerDiscreteScheduler(),
+    ],
+)
+def test_a_unet_samples_as_in_diffusers(tmp_path, scheduler):
+    """Import, then our sampler: the images of diffusers' own loop from the same noise."""
+    network = foreign.unet()
+    import_diffusers(written(tmp_path / "folder", network, scheduler), tmp_path / "checkpoint")
+    model = load_model(str(tmp_path / "checkpoint"))
+    sampler = choose_sampler(model, "ddim:5")
+    with torch.no_grad():
+        ours = sampler(model.denoiser(None), NOISE)
+    assert sampler.nfe == sampler.evaluations()[0] == 5
+    assert (ours - loop(network, scheduler, NOISE, 5)).abs().max() < 1e-4 * ours.abs().max()
+
+
+def test_a_dit_with_classes_generates_as_in_diffusers(tmp_path):
+    """The verb `generate`: noise by seed, a class, latents as they are; a predicted variance is left aside."""
+    network = foreign.dit(learned_variance=True)
+    base = f"hf:{written(tmp_path / 'dit', network, part='transformer')}"
+    words = ["--base", base, "--sampler", "ddim:5", "--device", "cpu", "--out", str(tmp_path / "made")]
+    command(["generate", *words, "--seeds", "0-3", "--labels", "7", "--batch", "4"])
+    made = open_dataset(tmp_path / "made").images(slice(None))
+    noise = SampleNoise(Seed(0), range(4))((4, 4, 8, 8)).float()
+    expected = loop(network, ddim(), noise, 5, class_labels=torch.full((4,), 7)).numpy()
+    assert made.dtype == np.float32 and np.abs(made - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_a_row_of_zeros_is_the_null_class(tmp_path):
+    network = foreign.dit()
+    found = import_diffusers(written(tmp_path / "dit", network, part="transformer"), tmp_path / "checkpoint").network
+    x, sigma = torch.randn(2, 4, 8, 8), torch.tensor(2.0)
+    with torch.no_grad():
+        level = found.round_sigma(sigma)
+        noise = network((x / (1 + level**2).sqrt()), found.index(level).expand(2), torch.full((2,), 1000)).sample
+        torch.testing.assert_close(found(x, level), x - level * noise)
+
+
+@pytest.mark.parametrize("body", [torch.bfloat16, torch.float16])
+def test_lower_precision_keeps_float32_weights(folder, body):
+    network = checkpoints.load(f"hf:{folder}").network
+    whole = network(NOISE, torch.tensor(1.0))
+    network.compute_dtype = body
+    lower = network(NOISE, torch.tensor(1.0))
+    assert lower.dtype == torch.float32 and {p.dtype for p in network.parameters()} == {torch.float32}
+    assert 0 < (lower - whole).abs().max() < 0.05
+
+
+# ------------------------------------------------------------------------- folders
+
+
+def test_a_folder_without_a_copy_is_the_same_base(folder, tmp_path):
+    command(["import-diffusers", str(folder), "--out", str(tmp_path / "checkpoint")])
+    for base in (f"hf:{folder}", f"hf:{folder / 'unet'}", str(tmp_path / "checkpoint")):
+        name = tmp_path / base.replace("/", "-")
+        command(["generate", "--base", base, "--out", str(name), "--seeds", "0-3", "--sampler", "ddim:3"])
+    made = [open_dataset(path).images(slice(None)) for path in sorted(tmp_path.glob("*-*"))]
+    assert len(made) == 3 and made[0].std() > 0
+    np.testing.assert_array_equal(made[0], made[1])
+    np.testing.assert_array_equal(made[0], made[2])
+
+
+def test_layouts(tmp_path, capsys):
+    """Flat repositories, half precision, files in parts, and names that attention had in older files."""
+    network, base = foreign.unet(), NOISE
+    wanted = import_diffusers(written(tmp_path / "plain", network), tmp_path / "wanted").network(
+        base, torch.tensor(1.0)
+    )
+    flat = tmp_path / "flat"
+    network.save_pretrained(flat, max_shard_size="20KB")
+    ddim().save_config(flat)
+    assert len(list(flat.glob("*.safetensors"))) > 1
+    assert torch.equal(import_diffusers(flat, tmp_path / "1").network(base, torch.tensor(1.0)), wanted)
+    weights = load_file(tmp_path / "plain/unet" / WEIGHTS)
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for now, before in older.items():
+        weights = {name.replace(f".{now}.", f".{before}."): value for name, value in weights.items()}
+    save_file(weights, tmp_path / "plain/unet" / WEIGHTS)
+    assert torch.equal(checkpoints.load(f"hf:{tmp_path / 'plain'}").network(base, torch.tensor(1.0)), wanted)
+    network.half().save_pretrained(tmp_path / "half/unet", variant="fp16")
+    half = import_diffusers(tmp_path / "half", tmp_path / "3", scheduler="DDIMScheduler").network
+    assert half.model.conv_in.weight.dtype == torch.float32
+    command(["info", str(tmp_path / "plain"), f"hf:{flat}", str(tmp_path / "3")])
+    assert "UNet2DModel under DDIMScheduler, 3x8x8, unconditional" in capsys.readouterr().out
+
+
+def test_one_set_of_weights_under_two_schedulers_is_two_checkpoints(folder, tmp_path):
+    kinds = ("DDPMScheduler", "FlowMatchEulerDiscreteScheduler", "DDPMScheduler")
+    made = [import_diffusers(folder, tmp_path / f"{k}", scheduler=kind).sha256 for k, kind in enumerate(kinds)]
+    assert made[0] == made[2] != made[1]
+    assert len({checkpoints.summary(f"hf:{folder}").sha256, *made}) == 3
+
+
+def changed(folder, **settings):
+    config = json.loads((folder / "unet/config.json").read_text()) | settings
+    (folder / "unet/config.json").write_text(json.dumps(config))
+
+
+def pickled(folder):
+    (folder / "unet" / WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda f: changed(f, _class_name="UNet3DConditionModel"), "'UNet3DConditionModel': read are UNet2DModel, DiT"),
+        (lambda f: (f / "unet/config.json").unlink(), "a folder with config.json, or a pipeline's"),
+        (lambda f: (f / "unet/config.json").write_text("{"), "not JSON"),
+        (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "name one by `scheduler` of import-diffusers"),
+        (lambda f: changed(f, sample_size=None), "must give the side of its square images"),
+        (lambda f: changed(f, out_channels=5), "predicts the 3 channels it sees"),
+        (lambda f: changed(f, layers_per_block=10**9), "a number of at most 256"),
+        (lambda f: changed(f, block_out_channels=[16, 16]), "another architecture"),
+        (lambda f: changed(f, down_block_types=["Nothing", "DownBlock2D"]), "diffusers makes none of it"),
+        (pickled, r"its weights are a pickle \(diffusion_pytorch_model.bin\)"),
+        (lambda f: (f / "unet" / WEIGHTS).write_bytes(b"0"), "not a whole safetensors file"),
+    ],
+)
+def test_what_is_not_read_is_one_line(tmp_path, break_it, told):
+    place = written(tmp_path / "folder")
+    break_it(place)
+    for read in (lambda: import_diffusers(place, tmp_path / "out"), lambda: checkpoints.load(f"hf:{place}")):
+        with pytest.raises(InputError, match=told) as caught:
+            read()
+        assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["import-diffusers", "google/ddpm-cifar10-32"], "FOLDER: got 'google/ddpm-cifar10-32'; there is no"),
+        (["import-diffusers"], "FOLDER: got ''; name the folder"),
+        (["import-diffusers", "{}", "--scheduler", "KarrasVeScheduler"], "--scheduler: got 'KarrasVeScheduler'"),
+        (["import-diffusers", "{}", "--scheduler", "{}/unet/config.json"], "give one with betas"),
+        (["generate", "--base", "{}", "--out", "x"], "write hf:"),
+        (["generate", "--base", "hf:{}", "--out", "x", "--sampler", "ddim:2000"], "--sampler: got 'ddim:2000'"),
+        (["train", "--preset", "diffusers", "--dry-run"], "--preset: got 'diffusers'; a recipe of imported networks"),
+    ],
+)  # fmt: skip
+def test_commands_name_their_options(folder, tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as caught:
+        command([word.format(folder) for word in words])
+    assert told in str(caught.value)
+
+
+def test_without_the_library_the_hint_installs_it(folder, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
+    with pytest.raises(InputError, match="pip install 'diffusers"):
+        checkpoints.summary(f"hf:{folder}")
+
+
+# ------------------------------------------------------------------------- training
+
+
+def test_the_loss_is_edm_s_on_the_denoiser(folder):
+    """At levels of its timesteps; of a network of noise it is (1 + sigma^2 / sigma_data^2) |eps - n|^2."""
+    network, raw = checkpoints.load(f"hf:{folder}").network, foreign.unet()
+    objective = make_objective(PRESETS["diffusers"].recipe, network)
+    level = torch.tensor([-1.0, 0.0, 1.5])
+    found = objective(network, NOISE * 0.3, level, NOISE.flip(0), {})
+    assert set(found.level.tolist()) <= set(network.levels.tolist())
+    s = found.level[:, None, None, None]
+    x = NOISE * 0.3 + s * NOISE.flip(0)
+    noise = raw(x / (1 + s**2).sqrt(), network.index(found.level)).sample
+    expected = (1 + s**2 / 0.25) * (noise - NOISE.flip(0)) ** 2
+    torch.testing.assert_close(found.value, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_training_goes_on_from_a_folder(folder, tmp_path):
+    data = tiny.write_data(tmp_path / "data.zip", classes=0)
+    words = ["--data", str(data.path), "--budget", "0.4k", "--batch", "8", "--lr", "3e-3", "--device", "cpu"]
+    command(["train", "--from", f"hf:{folder}", *words, "--out", str(tmp_path / "run"), "--ema-halflife", "50"])
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    last = sorted((tmp_path / "run/snapshots").iterdir())[-1]
+    made = checkpoints.summary(last / "ema")
+    assert made.record.parent == checkpoints.summary(f"hf:{folder}").sha256 and (last / "sheet.png").exists()
+    assert 0 < made.record.training["ema_share_of_raw"] < 1
+    assert made.config == checkpoints.summary(f"hf:{folder}").config
+
+
+def test_experiments_take_it_as_base(folder, tmp_path):
+    """Algorithm 1 with its controls, and a loop, from commands to reports."""
+    data = tiny.write_data(tmp_path / "data.zip", count=64, classes=0)
+    words = ["--data", str(data.path), "--base", f"hf:{folder}", "--features", "pixels", "--sampler", "ddim:3"]
+    words += ["--device", "cpu", "--synthetic", "32", "--train-batch", "8"]
+    sizes = ["--search", "20", "--n", "20", "--repeats", "2", "--budget", "32", "--omega", "0.5"]
+    command(["sims", *words, *sizes, "--out", str(tmp_path / "sims")])
+    results = json.loads((tmp_path / "sims/report/results.json").read_text())
+    assert {arm["arm"] for arm in results["arms"]} >= {"base", "SIMS", "Neon", "random direction"}
+    command(["sims", *words, *sizes, "--out", str(tmp_path / "sims"), "--dry-run"])
+    more = ["--generations", "2", "--trials", "1", "--method", "standard,sims", "--n", "20", "--budget", "32"]
+    command(["loop", *words, *more, "--out", str(tmp_path / "loop")])
+    assert (tmp_path / "loop/report/report.html").exists()

@@ -24,13 +24,10 @@ from scipy import stats
 
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
+from sims_core.slices import SlicedCdf
 
 Array = NDArray[np.float64]
 
-#: Places on each direction of the sliced distribution functions, over so many standard deviations to either side.
-PLACES, REACH = 128, 4.0
-#: Directions, at least; a whole number of orthonormal frames, so that means enter exactly.
-DIRECTIONS = 64
 #: Groups that samples are cut into, at most; of at least two samples each.
 GROUPS = 20
 #: Sign flips of the tests whether error and drift are seen at all, and their level (one-sided).
@@ -39,8 +36,6 @@ FLIPS, LEVEL = 1999, 0.025
 LITTLE = 0.1
 #: Products below this share of the largest are rounding.
 _ROUNDING = 1e-12
-#: Projections held at once.
-_BLOCK = 2**22
 #: Of a feature: covariances' products are of its fourth power.
 _MOST = 1e70
 
@@ -61,10 +56,12 @@ class Interval:
 class Angle:
     """Between error and drift in one space. error, drift: their lengths, 0 where the unbiased square is not above it.
 
-    cosine: within [-1, 1]; 0 where a length is 0. omega: the best to first order; None where no drift is seen.
-    error_seen, drift_seen: whether more than noise; if one is not, the cosine's interval is [-1, 1].
+    products: <e, e>, <e, d> and <d, d>, unbiased, so that the squares may be negative. cosine: within [-1, 1]; 0 where
+    a length is 0. omega: the best to first order; None where no drift is seen. error_seen, drift_seen: whether more
+    than noise; if one is not, the cosine's interval is [-1, 1].
     """
 
+    products: tuple[float, float, float]
     error: float
     drift: float
     cosine: Interval
@@ -80,7 +77,7 @@ class Angle:
         length = error * drift
         cosine = Interval(float(np.clip(ed / length, -1, 1)) if length > 0 else 0.0, -1.0, 1.0)
         if not (all(seen) and length > 0 and len(without) > 1):
-            return cls(error, drift, cosine, None, *seen)
+            return cls((ee, ed, dd), error, drift, cosine, None, *seen)
         squares, inner, drifts = without.T
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             turns = _jackknife(inner / np.sqrt(np.maximum(squares * drifts, 1e-300)))
@@ -89,7 +86,33 @@ class Angle:
         low, high = _limits(ed / length, turns, wobble, _student(len(without)))
         best = ed / dd
         omega = Interval(best, best - half, best + half) if math.isfinite(half) else None
-        return cls(error, drift, Interval(cosine.value, low, high), omega, *seen)
+        return cls((ee, ed, dd), error, drift, Interval(cosine.value, low, high), omega, *seen)
+
+    @classmethod
+    def between(cls, real: Array, base: Array, auxiliary: Array) -> Angle:
+        """Of vectors (G, D) that are linear in the distribution, such as means: row g of each is of a group of samples.
+
+        Groups are independent of one another; within one, base and auxiliary need not be. real: (1, D) if it is exact.
+        """
+        vectors = np.concatenate([np.broadcast_to(real, base.shape), base, auxiliary])
+        return _angle(_gram(vectors), len(base))
+
+    @classmethod
+    def over(cls, rows: Array) -> Angle:
+        """Of ``products`` of R independent settings, (R, 3), such as trained models: the one omega that serves all.
+
+        Those that are not finite are left out.
+        """
+        rows = rows[np.isfinite(rows).all(1)]
+        if not len(rows):
+            return cls.of(np.zeros(3), rows, seen=(False, False))
+        mean, count = rows.mean(0), len(rows)
+        spread = _student(count) * rows.std(0, ddof=1) / math.sqrt(count) if count > 1 else mean
+        seen = bool(mean[0] > spread[0]), bool(mean[2] > spread[2])
+        return cls.of(mean, (count * mean - rows) / max(count - 1, 1), seen=seen)
+
+    def __str__(self) -> str:
+        return f"drift-error cosine {self.cosine}, the drift {self.ratio:.2g} times as long as the error: {self.words}"
 
     @property
     def ratio(self) -> float:
@@ -111,12 +134,10 @@ class Angle:
             return "no error is seen: these samples do not tell the base from the data, so there is nothing to remove"
         if not self.drift_seen:
             return f"SIMS is blind here: {drift} is nothing that these samples show"
+        if max(cosine.low**2, cosine.high**2) < LITTLE:
+            return f"SIMS is not expected to help: {drift} is not along the error; at most {most} can be removed"
         if cosine.high < 0:
             return f"SIMS is expected to harm: {drift} points against the error, so that omega above 0 adds to it"
-        if share.high < LITTLE:
-            return (
-                f"SIMS is not expected to help: {drift} does not point along the error; at most {most} can be removed"
-            )
         if cosine.low > 0:
             at = f"omega near {self.omega}" if self.omega else "the best omega"
             removed = f"{100 * share.value:.0f} % ({100 * share.low:.0f} to {most}) of the squared error"
@@ -247,61 +268,6 @@ def _grouped(sizes: Sequence[int], count: int) -> list[NDArray[np.int64]]:
 
 
 # ------------------------------------------------------------------------ spaces
-
-
-class SlicedCdf:
-    """Sliced distribution functions on one grid, as vectors: linear in the distribution.
-
-    Inner products are averages over directions of integrals along them. directions: (K, d). middle, deviation: (K,), of
-    the grid on each, `PLACES` over `REACH` deviations to either side.
-    """
-
-    def __init__(self, directions: Array, middle: Array, deviation: Array) -> None:
-        self.directions = directions
-        self.low = middle - REACH * deviation
-        self.step = np.where(deviation > 0, 2 * REACH * deviation / (PLACES - 1), 1.0)
-        self.weight = np.sqrt(self.step / len(directions))
-
-    @property
-    def places(self) -> Array:
-        """(K, PLACES)."""
-        return self.low[:, None] + self.step[:, None] * np.arange(PLACES)
-
-    @classmethod
-    def around(cls, *samples: Array) -> SlicedCdf:
-        """On a grid that holds all of them."""
-        means = np.stack([x.mean(0) for x in samples])
-        spread = sum(np.atleast_2d(np.cov(x, rowvar=False)) for x in samples) / len(samples)
-        spread = spread + np.atleast_2d(np.cov(means, rowvar=False, bias=True))
-        lines = directions(means.shape[1])
-        deviation = np.sqrt(np.maximum(((lines @ spread) * lines).sum(1), 0))
-        return cls(lines, lines @ means.mean(0), deviation)
-
-    def of_points(self, points: Array, groups: NDArray[np.int64] | None = None) -> Array:
-        """(G, K * PLACES): the functions of each group of points (n, d); one group if None."""
-        groups = np.zeros(len(points), np.int64) if groups is None else groups
-        sizes = np.bincount(groups)
-        lines, bins = len(self.directions), PLACES + 1
-        counts = np.zeros(len(sizes) * lines * bins, np.int64)
-        for start in range(0, len(points), max(1, _BLOCK // lines)):
-            rows = slice(start, start + max(1, _BLOCK // lines))
-            place = np.ceil((points[rows] @ self.directions.T - self.low) / self.step)
-            place = np.clip(place, 0, PLACES).astype(np.int64) + bins * np.arange(lines)
-            counts += np.bincount((place + bins * lines * groups[rows, None]).ravel(), minlength=len(counts))
-        below = counts.reshape(len(sizes), lines, bins)[..., :PLACES].cumsum(-1) / sizes[:, None, None]
-        return np.asarray((below * self.weight[:, None]).reshape(len(sizes), -1))
-
-
-def directions(d: int) -> Array:
-    """(K, d) unit vectors, evenly turned in two dimensions; else in random orthonormal frames, always the same."""
-    if d == 1:
-        return np.ones((1, 1))
-    frames = -(-DIRECTIONS // d)
-    if d == 2:
-        turns = np.pi * (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS
-        return np.stack([np.cos(turns), np.sin(turns)], 1)
-    draws = Seed(0).child("directions").numpy()
-    return np.concatenate([np.linalg.qr(draws.standard_normal((d, d)))[0].T for _ in range(frames)])
 
 
 def _gram(vectors: Array) -> Array:

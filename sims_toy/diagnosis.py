@@ -23,8 +23,10 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
+from sims_core.forecast import GROUPS, Angle
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_core.slices import SlicedCdf
 from sims_toy.datasets import Distribution
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
@@ -36,36 +38,8 @@ if TYPE_CHECKING:
     from sims_toy.networks.learner import NetworkLearner, NetworkModel
 
 Array = NDArray[np.float64]
-#: Directions of the sliced distribution functions, and places on each (over four standard deviations of the real data
-#: to either side).
-DIRECTIONS, PLACES = 32, 128
 #: Points that networks' distribution functions are read off, and synthetic points of their refit.
 POINTS, REFIT = 8000, 10_000
-
-
-@dataclass(frozen=True)
-class Angle:
-    """Between drift and error: mean cosine over the rows, its standard error, and the drift's length over the error's.
-
-    Its text says what that promises.
-    """
-
-    cosine: float
-    error: float
-    length: float
-
-    def __str__(self) -> str:
-        return (
-            f"drift-error cosine {self.cosine:.2f} ± {self.error:.2f}, the drift {self.length:.2g} times as long as "
-            f"the error: {self.outlook}"
-        )
-
-    @property
-    def outlook(self) -> str:
-        """What the cosine promises."""
-        if not self.cosine > 2 * self.error:
-            return "what a round of self-training reveals does not point along the error; SIMS is not expected to help"
-        return f"SIMS can remove up to about {100 * self.cosine**2:.0f} % of the squared error (sliced Cramér distance)"
 
 
 @dataclass(frozen=True)
@@ -90,59 +64,41 @@ class Diagnosis:
         )
 
 
-class SlicedCdf:
-    """Sliced distribution functions on one grid, as vectors: linear in the distribution."""
+class RealCdf(SlicedCdf):
+    """On the grid of a real distribution. real: (1, K * PLACES), its functions; of a data set, a row for each group."""
 
     def __init__(self, real: Gaussian | Distribution) -> None:
-        """real: sets the grid; one Gaussian, or a data set, whose function is that of many points."""
-        points = np.empty((0, 0))
         if isinstance(real, Gaussian):
-            mean, cov = real.mean[0].numpy(), real.cov[0].numpy()
-        else:
-            count = min(4 * POINTS, real.limit or 4 * POINTS)
-            points = draw_real(real, count, Seed(0).child("distribution function"))
-            mean, cov = points.mean(0), np.atleast_2d(np.cov(points, rowvar=False))
-        turns = np.pi * (np.arange(DIRECTIONS) + 0.5) / DIRECTIONS
-        if len(mean) == 2:
-            self.directions = np.stack([np.cos(turns), np.sin(turns)], 1)
-        else:
-            drawn = Seed(0).child("directions").numpy().standard_normal((DIRECTIONS, len(mean)))
-            self.directions = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-        deviation = np.sqrt(np.einsum("ki,ij,kj->k", self.directions, cov, self.directions))
-        self.places = (self.directions @ mean)[:, None] + deviation[:, None] * np.linspace(-4, 4, PLACES)
-        self.real = self.of_gaussian(real)[0] if isinstance(real, Gaussian) else self.of_points(points)
+            super().__init__(real.mean[0].numpy(), real.cov[0].numpy())
+            self.real = self.of_gaussian(real)
+            return
+        count = min(4 * POINTS, real.limit or 4 * POINTS)
+        points = draw_real(real, count, Seed(0).child("distribution function"))
+        super().__init__(points.mean(0), np.atleast_2d(np.cov(points, rowvar=False)))
+        self.real = self.of_points(points, np.arange(count) % GROUPS)
 
     def of_gaussian(self, law: Gaussian) -> Array:
-        """(R, DIRECTIONS * PLACES) of Gaussians (R rows)."""
+        """(R, K * PLACES) of Gaussians (R rows)."""
         mean = law.mean.numpy() @ self.directions.T
         deviation = np.sqrt(np.einsum("ki,rij,kj->rk", self.directions, law.cov.numpy(), self.directions))
-        return np.asarray(ndtr((self.places - mean[..., None]) / deviation[..., None])).reshape(law.rows, -1)
+        below = ndtr((self.places - mean[..., None]) / deviation[..., None])
+        return np.asarray((below * self.weight[:, None]).reshape(law.rows, -1))
 
-    def of_points(self, points: Array) -> Array:
-        """(DIRECTIONS * PLACES,) of points (n, d); nan where one is not finite."""
-        if not np.isfinite(points).all():
-            return np.full(self.places.size, np.nan)
-        projected = np.sort(points @ self.directions.T, axis=0)
-        below = [np.searchsorted(projected[:, k], self.places[k], side="right") for k in range(DIRECTIONS)]
-        return np.concatenate(below) / len(points)
+    def of_laws(self, base: Gaussian, auxiliary: Gaussian) -> Angle:
+        """Of exact Gaussians of R trials each; rounding is neither error nor drift."""
+        first = self.of_gaussian(base)
+        error, drift = first - self.real, self.of_gaussian(auxiliary) - first
+        for vectors in (error, drift):
+            vectors[np.linalg.norm(vectors, axis=1) < 1e-9 * np.linalg.norm(self.real)] = 0
+        return Angle.over(np.stack([(error**2).sum(1), (error * drift).sum(1), (drift**2).sum(1)], 1))
 
-    def angle(self, samples: Array, again: Array) -> Angle:
-        """Between the error ``samples`` - real and the drift ``again`` - samples, both (R, DIRECTIONS * PLACES).
-
-        samples: of the base. again: of a fit of the base's samples, by the same sampler. Rows of nan are left out; a
-        row without drift has cosine 0.
-        """
-        whole = np.isfinite(samples).all(1) & np.isfinite(again).all(1)
-        samples, again = samples[whole], again[whole]
-        error, drift = samples - self.real, again - samples
-        lengths = np.linalg.norm(error, axis=1), np.linalg.norm(drift, axis=1)
-        floor = 1e-9 * np.sqrt(self.places.size)  # rounding is no drift
-        moved = (lengths[0] > floor) & (lengths[1] > floor)
-        cosine = np.where(moved, (error * drift).sum(1) / np.maximum(lengths[0] * lengths[1], floor**2), 0.0)
-        if not len(cosine):
-            return Angle(math.nan, math.nan, math.nan)
-        share = lengths[1] / np.maximum(lengths[0], floor)
-        return Angle(float(cosine.mean()), float(cosine.std() / math.sqrt(len(cosine))), float(share.mean()))
+    def of_samples(self, base: Array, auxiliary: Array) -> Angle:
+        """Of points (R, n, d) of R trained models each, row by row from the same noise; without those that diverged."""
+        groups = np.arange(base.shape[1]) % GROUPS
+        whole = np.isfinite(base).all((1, 2)) & np.isfinite(auxiliary).all((1, 2))
+        pairs = zip(base[whole], auxiliary[whole], strict=True)
+        rows = [Angle.between(self.real, *(self.of_points(x, groups) for x in pair)).products for pair in pairs]
+        return Angle.over(np.array(rows).reshape(-1, 3))
 
 
 def diagnose(
@@ -163,8 +119,7 @@ def diagnose(
     endless = Statistics(
         torch.ones(trials, dtype=torch.float64), base.output.mean, base.output.cov
     )  # the base's samples, without their noise
-    cdf = SlicedCdf(real)
-    angle = cdf.angle(cdf.of_gaussian(base.output), cdf.of_gaussian(own.fit(endless, seed=seed).output))
+    angle = RealCdf(real).of_laws(base.output, own.fit(endless, seed=seed).output)
     unbiased = ExactLearner(Sampler.parse("exact"), np.arange(trials))
     perfect = ExactLearner(sampler, noise=False)
     truth = perfect.fit(perfect.draw(real, real_size, seed=seed), seed=seed)
@@ -189,14 +144,8 @@ def network_angle(
     synthetic = learner.sample(base, count, seed=seed.child("refit"))
     budget = settings.steps * min(settings.batch or count, count)
     auxiliary = learner.finetune(base, synthetic, budget, seed=seed.child("finetune"))
-    cdf = SlicedCdf(real)
-    samples, again = (
-        np.stack(
-            [cdf.of_points(row) for row in learner.points(model, POINTS, seed=seed.child("points")).double().numpy()]
-        )
-        for model in (base, auxiliary)
-    )  # from the same noise, so that the drift has little of it
-    return cdf.angle(samples, again)
+    drawn = (learner.points(model, POINTS, seed=seed.child("points")).double().numpy() for model in (base, auxiliary))
+    return RealCdf(real).of_samples(*drawn)  # from the same noise, so that the drift has little of it
 
 
 def diagnose_network(

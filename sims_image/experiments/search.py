@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sims_core.forecast import Outlook, outlook
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.halving import Cell, Round, halve
 from sims_image.experiments.plan import Plan
 from sims_image.learner import ImageModel
-from sims_image.metrics.kid import drift_error_cosine
 from sims_image.sampling.seeds import Seeds
 
 
@@ -20,13 +20,12 @@ class Search:
     omega: the best with omega > 0.
 
     helps: whether it is better than omega = 0 in the last round. naive: cells of the auxiliaries alone, by budget.
-    cosine: of the drift of self-training (from the base's samples to the auxiliary's) with the base's error (from the
-    real images to its samples), in KID's kernel space, by budget: above 0, first order says that SIMS can help.
+    outlooks: what the samples of base and auxiliary say beforehand, in features, by budget.
     """
 
     rounds: tuple[Round[tuple[int, float]], ...]
     naive: dict[int, Cell]
-    cosine: dict[int, float]
+    outlooks: dict[int, Outlook]
     budget: int
     omega: float
     helps: bool
@@ -42,13 +41,13 @@ def search(plan: Plan, bench: Bench, base: ImageModel, auxiliaries: dict[int, Im
     zero = bench.measure(base, plan.search, features=True)
     real = (bench.reference.heldout or bench.reference).side.kept
     assert real is not None
-    naive, cosines = {}, {}
+    naive, outlooks = {}, {}
     for budget, auxiliary in auxiliaries.items():
         naive[budget] = bench.measure(auxiliary, plan.search, features=True)
         own, others = (np.load(cell["features"]) for cell in (zero, naive[budget]))
-        cosines[budget] = drift_error_cosine(base=own, auxiliary=others, real=real)
+        outlooks[budget] = outlook(real, own, others)
         if bench.processes.first:
-            print(f"budget {budget:,}: drift-error cosine {cosines[budget]:+.3f}")
+            print(f"budget {budget:,}: {outlooks[budget].distributions}")
 
     def measure(key: tuple[int, float], seeds: Seeds) -> Cell:
         cell = bench.measure(bench.learner.extrapolate(base, auxiliaries[key[0]], key[1]), seeds)
@@ -63,4 +62,4 @@ def search(plan: Plan, bench: Bench, base: ImageModel, auxiliaries: dict[int, Im
         held = {(budget, 0.0): bottom for budget in plan.budgets}
         whole.append(Round(turn.seeds, held | turn.cells))
     helps = bench.value(whole[-1].cells[best])["value"] < bench.value(zero)["value"]
-    return Search(tuple(whole), naive, cosines, *best, helps)
+    return Search(tuple(whole), naive, outlooks, *best, helps)

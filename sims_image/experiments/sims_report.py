@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from sims_core.forecast import Outlook
 from sims_core.lab import report
 from sims_core.lab.report import Section
 from sims_core.lab.runs import provenance, write_atomic, write_json
@@ -69,7 +70,7 @@ def write(
             for (b, w), cell in turn.cells.items()
         ],
         "naive": [{"budget": b, **bench.value(cell)} for b, cell in found.naive.items()],
-        "drift_error_cosine": {str(b): value for b, value in found.cosine.items()},
+        "outlook": {str(b): value.record() for b, value in found.outlooks.items()},
         "ema_share_of_raw": {str(b): share for b, share in shares.items()},
         "cost": costs(plan, found, confirmed),
         "settings": asdict(settings),
@@ -82,7 +83,7 @@ def write(
     }
     write_json(folder / "results.json", results)
     title = "Self-improving diffusion models with synthetic data"
-    return report.write_report(folder / "report.html", title, sections(results, folder, sheets))
+    return report.write_report(folder / "report.html", title, sections(results, found.outlooks, folder, sheets))
 
 
 # ---------------------------------------------------------------------- words
@@ -121,9 +122,7 @@ def conclusion(plan: Plan, bench: Bench, found: Search, confirmed: Sequence[Arm]
         told.append(
             f"Real images in the place of generated ones: {floor['value']:.4g} (n = {floor['n']:,}{same}).{near}"
         )
-    aligned = found.cosine[found.budget]
-    told.append(f"The drift-error cosine at that budget was {aligned:+.2f}: first order says that SIMS "
-                f"{'can' if aligned > 0 else 'is not expected to'} help.")  # fmt: skip
+    told.append(f"Before the search, from the samples at that budget: {found.outlooks[found.budget].distributions}.")
     return told
 
 
@@ -269,8 +268,10 @@ def _curve(axes: Any, x: Sequence[float], cells: Sequence[dict[str, float]], col
 # ------------------------------------------------------------------------ page
 
 
-def sections(results: dict[str, Any], folder: Path, sheets: dict[str, Path]) -> list[Section | None]:
-    """The parts of the page. sheets: samples of each model, from the same seeds."""
+def sections(
+    results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path, sheets: dict[str, Path]
+) -> list[Section | None]:
+    """The parts of the page. outlooks: by budget. sheets: samples of each model, from the same seeds."""
     metric, reference, arms = results["metric"], results["reference"], results["arms"]
     confirmed = [
         [
@@ -289,10 +290,10 @@ def sections(results: dict[str, Any], folder: Path, sheets: dict[str, Path]) -> 
         for c in results["search"]
     ]  # fmt: skip
     side = [
-        [f"{int(b):,}", f"{value:+.3f}", "unknown" if results["ema_share_of_raw"][b] is None
-         else f"{results['ema_share_of_raw'][b]:.3f}"]
-        for b, value in results["drift_error_cosine"].items()
-    ]  # fmt: skip
+        [f"{budget:,}", *row.values(), "unknown" if share is None else f"{share:.3f}"]
+        for (budget, outlook), share in zip(outlooks.items(), results["ema_share_of_raw"].values(), strict=True)
+        for row in outlook.rows()
+    ]
     facts = {"reference": f"{reference['name']} ({reference['kind']}), {reference['images']:,} images"}
     facts |= {name: value for name, value in results["settings"].items() if name != "out"}  # equal runs, equal pages
     facts |= {f"sha256 of {name}": value for name, value in results["checkpoints"].items()}
@@ -315,7 +316,7 @@ def sections(results: dict[str, Any], folder: Path, sheets: dict[str, Path]) -> 
                 f"{metric} on the search seeds; bands are 95 % intervals of drawing other samples": folder
                 / "figure3.png"
             },
-            head=["budget (images)", "drift-error cosine", "EMA's share of the raw weights' way"],
+            head=["budget (images)", *next(iter(outlooks.values())).rows()[0], "EMA's share of the raw weights' way"],
             rows=side,
         ),
         Section("Samples from the same seeds", pictures=sheets) if sheets else None,

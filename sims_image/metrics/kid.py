@@ -92,41 +92,6 @@ def kid(*, generated: Features, reference: Features) -> float:
     return sums(generated, reference).estimate()
 
 
-def drift_error_cosine(*, base: Features, auxiliary: Features, real: Features) -> float:
-    """Cosine of the angle between the drift (auxiliary - base) and the error (base - real), in KID's kernel space.
-
-    There a distribution is its mean embedding, so that differences of distributions are linear, means, covariances and
-    third moments with them. base, auxiliary: (N, D), row by row from the same seeds; real: (M, D). Inner products are
-    unbiased: no image is paired with itself nor with that of its own seed. 0 where the drift or the error is not above
-    its noise (an unbiased squared length of 0 or less). Raises `InputError` for bad shapes.
-    """
-    b, a, r = (
-        checked(name, f, most=_MOST).astype(np.float64)
-        for name, f in (("base", base), ("auxiliary", auxiliary), ("real", real))
-    )
-    same_width(b, r)
-    if a.shape != b.shape:
-        raise InputError("auxiliary", a.shape, f"{b.shape}: as many images as the base's, from the same seeds")
-    n, m = len(b), len(r)
-
-    def between(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-        """Mean kernel value over pairs of different seeds."""
-        total = 0.0
-        for rows in _blocks(n, n):
-            values = _kernel(x[rows], y)
-            total += float(values.sum() - np.trace(values[:, rows]))
-        return total / (n * (n - 1))
-
-    def to_real(x: NDArray[np.float64]) -> float:
-        return sum(float(_kernel(x[rows], r).sum()) for rows in _blocks(n, m)) / (n * m)
-
-    aa, bb, ab, ar, br = between(a, a), between(b, b), between(a, b), to_real(a), to_real(b)
-    drift, error = aa + bb - 2 * ab, bb + own_sum(r) / (m * (m - 1)) - 2 * br
-    if min(drift, error) <= 0:
-        return 0.0
-    return float(np.clip((ab - ar - bb + br) / np.sqrt(drift * error), -1, 1))
-
-
 def kid_subsets(
     *, generated: Features, reference: Features, size: int = 1000, subsets: int = 100, seed: Seed | None = None
 ) -> tuple[float, float]:

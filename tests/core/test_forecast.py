@@ -7,7 +7,8 @@ import torch
 from scipy.special import ndtr
 
 from sims_core import InputError, forecast, outlook
-from sims_core.forecast import Angle, SlicedCdf, directions
+from sims_core.forecast import Angle
+from sims_core.slices import SlicedCdf, directions
 
 #: (name, error, drift, scale of the base, of the auxiliary)
 SHIFTS = {

@@ -8,7 +8,7 @@ from sklearn.neighbors import NearestNeighbors
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
 from sims_image.metrics.compare import METRICS, Side, compare
-from sims_image.metrics.kid import drift_error_cosine, kid_subsets, sums
+from sims_image.metrics.kid import kid_subsets, sums
 from sims_image.metrics.moments import Moments, statistics_of
 from sims_image.metrics.neighbours import Nearest, compare_distances, manifolds
 from sims_image.metrics.references import Statistics
@@ -298,30 +298,3 @@ def test_features_whose_products_overflow_are_named(metric, scale):
     x = np.random.default_rng(0).standard_normal((50, 4)) * scale
     with pytest.raises(InputError, match="their products overflow"):
         metric(generated=x, reference=x)
-
-
-def test_the_kernel_cosine_sees_covariances_and_is_unbiased():
-    """Along the error in mean or spread alone: 1; against it: -1; the base's own noise is no error."""
-    rng = np.random.default_rng(0)
-    real, noise = rng.normal(size=(1500, 8)), rng.normal(size=(1200, 8))
-
-    def angle(base, auxiliary):
-        return drift_error_cosine(base=base, auxiliary=auxiliary, real=real)
-
-    shift = np.eye(8)[0]
-    assert angle(noise + 0.3 * shift, noise + 0.6 * shift) > 0.95
-    assert angle(noise + 0.3 * shift, noise + 0.1 * shift) < -0.95
-    assert abs(angle(noise + 0.3 * shift, noise + 0.3 * shift + 0.3 * np.eye(8)[1])) < 0.3
-    assert angle(0.8 * noise, 0.7 * noise) > 0.9 and angle(0.8 * noise, 0.9 * noise) < -0.9  # the means agree
-    assert angle(noise + 0.3 * shift, noise + 0.3 * shift) == 0  # no drift
-    a, b = 1.2 * noise[:40] + 0.1, noise[:40]
-    kernel = lambda x, y: (x @ y.T / 8 + 1) ** 3  # noqa: E731
-    off = ~np.eye(40, dtype=bool)
-    aa, bb, ab = kernel(a, a)[off].mean(), kernel(b, b)[off].mean(), kernel(a, b)[off].mean()
-    ar, br = kernel(a, real).mean(), kernel(b, real).mean()
-    rr = kernel(real, real)[~np.eye(1500, dtype=bool)].mean()
-    drift, error = aa + bb - 2 * ab, bb + rr - 2 * br
-    expected = 0.0 if min(drift, error) <= 0 else (ab - ar - bb + br) / np.sqrt(drift * error)
-    assert angle(b, a) == pytest.approx(np.clip(expected, -1, 1))
-    with pytest.raises(InputError, match="auxiliary"):
-        drift_error_cosine(base=noise, auxiliary=noise[:3], real=real)

@@ -1,4 +1,4 @@
-"""What a `sims` experiment measures after its search: the arms of the confirmation, and sample grids."""
+"""What a `sims` experiment measures after its search: the arms of the confirmation, and samples."""
 
 from __future__ import annotations
 
@@ -143,16 +143,16 @@ def _more_steps(bench: Bench, base: ImageModel) -> tuple[str, str]:
     return f"base, {bench.equal(base).steps} steps", "as many evaluations as SIMS, or nearly"
 
 
-def grids(
-    plan: Plan, bench: Bench, base: ImageModel, auxiliary: ImageModel, found: Search, *, count: int = 32
+def samples(
+    plan: Plan, bench: Bench, base: ImageModel, auxiliary: ImageModel, found: Search, *, count: int = 24
 ) -> dict[str, NDArray[np.uint8]]:
-    """Images (count, C, H, W) of base, naive fine-tune and SIMS from the same seeds. Empty for latents."""
+    """Images (count, C, H, W) of some arms, by name, from the same seeds. Empty for latents."""
     seeds = Seeds.span(next(iter(plan.confirm[0])), min(count, len(plan.confirm[0])))
-    models = {
-        "base": base,
-        "naive fine-tune": auxiliary,
-        f"SIMS, omega = {found.omega:g}": bench.learner.extrapolate(base, auxiliary, found.omega),
-    }
+    models: dict[str, tuple[ImageModel, Sampler | None]] = {"base": (base, None)}
+    if plan.settings.controls:
+        models[_more_steps(bench, base)[0]] = base, bench.equal(base)
+    models["naive fine-tune"] = auxiliary, None
+    models["SIMS"] = bench.learner.extrapolate(base, auxiliary, found.omega), None
     if not bench.processes.first or not bench.pictures:
         return {}
-    return {name: bench.drawn(model, seeds) for name, model in models.items()}
+    return {name: bench.drawn(model, seeds, sampler=sampler) for name, (model, sampler) in models.items()}

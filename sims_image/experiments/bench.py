@@ -138,9 +138,12 @@ class Bench:
         """Whether the images can be shown: no latents."""
         return self.data.dtype == np.uint8 and self.data.shape[0] in (1, 3)
 
-    def drawn(self, model: ImageModel, seeds: Seeds, *, doubled: bool = False) -> Images:
+    def drawn(
+        self, model: ImageModel, seeds: Seeds, *, doubled: bool = False, sampler: Sampler | None = None
+    ) -> Images:
         """The images (len(seeds), C, H, W), all of them in this process."""
-        return np.concatenate([part[1] for part in self.stream(model, seeds, doubled=doubled, alone=True)[0]])
+        made = self.stream(model, seeds, doubled=doubled, sampler=sampler, alone=True)[0]
+        return np.concatenate([part[1] for part in made])
 
     def measure(
         self,

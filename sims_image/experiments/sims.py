@@ -2,7 +2,7 @@
 
     OUT/fit-*, sample-*, union-*, finetune-*   the stages: runs and data sets, named by what decides them
     OUT/cells/                                 one measured model a file: what it was, and its distances
-    OUT/report/                                report.html, figures, sample grids, table.csv, results.json
+    OUT/report/                                report.html, figures, table.csv, results.json
 
 Stages and cells are found again by name: another grid of omegas, or a larger one, measures only what is new. The seeds
 of the synthetic set, of the search and of the confirmation are disjoint; what the search chose is scored on fresh ones.
@@ -64,11 +64,11 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
         pair = widths.search(bench, planned.search, base, auxiliaries[found.budget], found.omega, *grid)
         base, auxiliaries[found.budget] = pair.base, pair.auxiliary
     confirmed = arms.confirm(planned, bench, base, auxiliaries[found.budget], found, data, seed)
-    grids = arms.grids(planned, bench, base, auxiliaries[found.budget], found)
+    samples = arms.samples(planned, bench, base, auxiliaries[found.budget], found)
     if not processes.first:
         return None
     try:
-        page = sims_report.write(planned, bench, base, auxiliaries, made.synthetic, found, confirmed, grids)
+        page = sims_report.write(planned, bench, base, auxiliaries, made.synthetic, found, confirmed, samples)
         if pair is not None:
             write_json(page.with_name("ema_widths.json"), {"chosen": pair.widths, "tried": pair.cells})
     except OSError as error:

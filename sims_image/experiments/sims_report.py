@@ -1,4 +1,4 @@
-"""The report of a `sims` experiment: the SIMS paper's Figure 3 as two panels, sample grids, tables, one HTML page."""
+"""The report of a `sims` experiment: the SIMS paper's Figure 3 as two panels, samples, tables, one HTML page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from sims_core.forecast import Outlook
 from sims_core.lab import report
@@ -17,7 +18,7 @@ from sims_core.lab.report import Section
 from sims_core.lab.runs import provenance, write_atomic, write_json
 from sims_core.lab.study import write_tables
 from sims_core.lab.style import METHOD, sequence, style
-from sims_image.data.sheets import write_sheet
+from sims_image.data.sheets import contact_sheet
 from sims_image.experiments.arms import Arm
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.captions import plain_name, settings_line
@@ -39,9 +40,9 @@ def write(
     synthetic: ImageData,
     found: Search,
     confirmed: Sequence[Arm],
-    grids: dict[str, Any],
+    samples: dict[str, NDArray[np.uint8]],
 ) -> Path:
-    """Write figures, grids, ``table.csv``, ``results.json`` and ``report.html`` below OUT/report; returns the page."""
+    """Write figures, ``table.csv``, ``results.json`` and ``report.html`` below OUT/report; returns the page."""
     folder = Path(plan.settings.out) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     metric = bench.reference.extractor.metric
@@ -49,11 +50,11 @@ def write(
     rows = [_row(arm, confirmed[0]) for arm in confirmed]
     settings = plan.settings
     title = f"{bench.data.name}, sampler {settings.sampler or 'the default'}, base {plain_name(settings.base)}"
-    for name, made in {"figure3": figure, "arms": arms_figure(rows, metric, title)}.items():
+    figures = {"figure3": figure, "arms": arms_figure(rows, metric, title)}
+    if samples:
+        figures["samples"] = samples_figure(rows, samples, metric, title)
+    for name, made in figures.items():
         write_atomic(folder / f"{name}.png", lambda path, f=made: f.savefig(path, format="png", dpi=150))  # type: ignore[misc]
-    sheets = {name: folder / f"grid-{name.split(',')[0].replace(' ', '-').lower()}.png" for name in grids}
-    for name, place in sheets.items():
-        write_sheet(place, grids[name], 8)
     words = conclusion(plan, bench, found, confirmed)
     shares = {b: checkpoints.summary(m.base).record.training.get("ema_share_of_raw") for b, m in auxiliaries.items()}
     flat = [{k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
@@ -83,7 +84,7 @@ def write(
     }
     write_json(folder / "results.json", results)
     title = "Self-improving diffusion models with synthetic data"
-    return report.write_report(folder / "report.html", title, sections(results, found.outlooks, folder, sheets))
+    return report.write_report(folder / "report.html", title, sections(results, found.outlooks, folder))
 
 
 # ---------------------------------------------------------------------- words
@@ -259,6 +260,28 @@ def arms_figure(rows: Sequence[dict[str, Any]], metric: str, title: str) -> Figu
     return figure
 
 
+def samples_figure(
+    rows: Sequence[dict[str, Any]], samples: dict[str, NDArray[np.uint8]], metric: str, title: str
+) -> Figure:
+    """A strip of images (N, C, H, W) for each of some arms, from the same seeds, with its distance."""
+    known = {row["arm"]: row for row in rows}
+    with style():
+        sheets = {name: contact_sheet(images, 12) for name, images in samples.items()}
+        shape = next(iter(sheets.values()))
+        figure = Figure(
+            figsize=(7.2, 0.4 + len(sheets) * (0.3 + 7.0 * shape.height / shape.width)), layout="constrained"
+        )
+        axes = figure.subplots(len(sheets), 1, squeeze=False)[:, 0]
+        for place, (name, sheet) in zip(axes, sheets.items(), strict=True):
+            place.imshow(np.asarray(sheet), cmap="gray", interpolation="none")
+            row = known[name]
+            words = f"{name}: {metric} {row['mean']:.2f} ± {row['half_interval']:.2f}, {row['nfe']} evaluations"
+            place.set_title(words, fontsize=8, loc="left")
+            place.axis("off")
+        figure.suptitle(f"{title}: the same seeds in every strip", fontsize=8)
+    return figure
+
+
 def _curve(axes: Any, x: Sequence[float], cells: Sequence[dict[str, float]], colour: str, label: str) -> None:
     values = [cell["value"] for cell in cells]
     axes.plot(x, values, "o-", color=colour, ms=3, lw=1.2, label=label)
@@ -268,10 +291,9 @@ def _curve(axes: Any, x: Sequence[float], cells: Sequence[dict[str, float]], col
 # ------------------------------------------------------------------------ page
 
 
-def sections(
-    results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path, sheets: dict[str, Path]
-) -> list[Section | None]:
-    """The parts of the page. outlooks: by budget. sheets: samples of each model, from the same seeds."""
+def sections(results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path) -> list[Section | None]:
+    """The parts of the page, with the figures that lie in ``folder``. outlooks: by budget."""
+    samples = folder / "samples.png"
     metric, reference, arms = results["metric"], results["reference"], results["arms"]
     confirmed = [
         [
@@ -319,7 +341,7 @@ def sections(
             head=["budget (images)", *next(iter(outlooks.values())).rows()[0], "EMA's share of the raw weights' way"],
             rows=side,
         ),
-        Section("Samples from the same seeds", pictures=sheets) if sheets else None,
+        Section("Samples from the same seeds", pictures={"": samples}) if samples.exists() else None,
         Section(
             "Cost, in network evaluations",
             head=["", "evaluations"],

@@ -129,8 +129,8 @@ def test_the_page_is_whole_and_self_contained(run):
     Balance().feed(text)
     assert not opened and "<script" not in text
     assert "<td>out</td>" not in text and "<td>data</td>" in text  # the same run elsewhere writes the same page
-    assert text.count("data:image/png;base64,") == 5 and not re.search(r'(src|href)="(?!data:)', text)
-    for name in ("figure3", "arms", "grid-base", "grid-naive-fine-tune", "grid-sims"):
+    assert text.count("data:image/png;base64,") == 3 and not re.search(r'(src|href)="(?!data:)', text)
+    for name in ("figure3", "arms", "samples"):
         with Image.open(folder / f"out/report/{name}.png") as picture:
             assert picture.width > 200
     assert (folder / "out/report/table.csv").read_text().count("\n") == 9

@@ -125,6 +125,11 @@ class Angle:
         along = (max(x, 0.0) ** 2 for x in (self.cosine.value, self.cosine.low, self.cosine.high))
         return Interval(*along)
 
+    def left(self, omega: float) -> float:
+        """Of the squared error, what this omega leaves to first order; unbiased but for the division by the error's."""
+        ee, ed, dd = self.products
+        return (ee - 2 * omega * ed + omega**2 * dd) / ee if ee > 0 else math.nan
+
     @property
     def words(self) -> str:
         """What that promises."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sims_image.verbs import evaluate as evaluate
     from sims_image.verbs import generate as generate
     from sims_image.verbs import loop as loop
+    from sims_image.verbs import outlook as outlook
     from sims_image.verbs import pollution as pollution
     from sims_image.verbs import prepare as prepare
     from sims_image.verbs import retrain as retrain

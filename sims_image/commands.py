@@ -25,7 +25,7 @@ from sims_image.sampling.options import older_guidance
 if TYPE_CHECKING:
     from sims_image.data.options import Prepare
     from sims_image.experiments.options import Laboratory, Sims
-    from sims_image.metrics.options import Classify, Evaluate
+    from sims_image.metrics.options import Classify, Evaluate, Foresee
     from sims_image.models.checkpoints import Checkpoint
     from sims_image.options import ImportDiffusers, ImportNvidia, Info
     from sims_image.sampling.options import Generate
@@ -80,16 +80,16 @@ def generate(settings: Generate) -> None:
         print(f"{made.path}: {len(made)} images, {nfe} evaluations each, sha256 {made.sha256}")
 
 
-def evaluate(settings: Evaluate) -> None:
-    """Measure a model, or images."""
-    from sims_image.metrics.evaluate import describe, evaluate
+def measure(module: str, settings: Evaluate | Foresee) -> None:
+    """Measure images: what the function of its name in ``sims_image.metrics.MODULE`` finds."""
     from sims_image.processes import start
 
+    run = import_module(f"sims_image.metrics.{module}")
     if settings.dry_run:
-        print(describe(settings))
+        print(run.describe(settings))
         return
     with start(settings.device) as processes:
-        found = evaluate(settings, processes, progress=True)
+        found = getattr(run, module)(settings, processes, progress=True)
         if found is not None:
             print("\n".join(found.lines()))
 
@@ -232,11 +232,20 @@ VERBS: dict[str, Verb] = {
     ),
     "evaluate": Verb(
         "measure a model or images: FID, KID, precision, recall, and their floor",
-        evaluate,
+        partial(measure, "evaluate"),
         "metrics.options:Evaluate",
         examples=(
             "--images made --reference data/digits --features classifier  # images that are there",
             "--base models/base --seeds 0-9999 --reference data/digits --heldout data/digits-heldout  # a model",
+        ),
+    ),
+    "outlook": Verb(
+        "will SIMS help? drift against error, the best omega and its share, before any guidance",
+        partial(measure, "foresee"),
+        "metrics.options:Foresee",
+        examples=(
+            "--data data/digits-heldout --base models/base --auxiliary models/auxiliary --features classifier  # both",
+            "--data data/digits --base made --auxiliary made-by-auxiliary --features pixels  # images that are there",
         ),
     ),
     "sims": Verb(
@@ -335,15 +344,8 @@ def overview() -> str:
     """What ``--help`` prints."""
     width = max(map(len, VERBS), default=0)
     lines = [f"  {name.ljust(width)}  {verb.what}" for name, verb in VERBS.items()]
-    return "\n".join(
-        [
-            "usage: sims_image VERB [options]",
-            "",
-            "Self-improving diffusion models on images. 'sims_image VERB --help' lists a verb's options.",
-            "",
-            *lines,
-        ]
-    )
+    about = "Self-improving diffusion models on images. 'sims_image VERB --help' lists a verb's options."
+    return "\n".join(["usage: sims_image VERB [options]", "", about, "", *lines])
 
 
 def commands() -> dict[str, Command]:

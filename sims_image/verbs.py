@@ -19,7 +19,7 @@ from sims_core.errors import InputError, choose
 from sims_core.lab.command import former_names
 from sims_image.data import options as data_options
 from sims_image.experiments import options as experiment_options
-from sims_image.metrics.options import Evaluate
+from sims_image.metrics.options import Evaluate, Foresee
 from sims_image.sampling.options import Generate, older_guidance
 from sims_image.training.options import Train
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sims_image.data.dataset import Dataset
+    from sims_image.metrics.foresee import Foreseen
     from sims_image.metrics.report import Report
     from sims_image.models.checkpoints import Checkpoint
 
@@ -157,6 +158,22 @@ def _told_evaluate(settings: Evaluate) -> str:
     return describe(settings)
 
 
+def _outlook(settings: Foresee) -> Foreseen:
+    from sims_image.metrics.foresee import foresee
+    from sims_image.processes import start
+
+    with start(settings.device) as processes:
+        found = foresee(settings, processes)
+    assert found is not None  # one process
+    return found
+
+
+def _told_outlook(settings: Foresee) -> str:
+    from sims_image.metrics.foresee import describe
+
+    return describe(settings)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What an experiment left: the folder of its report, with results.json, tables and figures."""
@@ -207,6 +224,7 @@ prepare = Verb(data_options.Prepare, _prepare, _told_prepare)
 train = Verb(Train, _train, _told_train)
 generate = Verb(Generate, _generate, _told_generate)
 evaluate = Verb(Evaluate, _evaluate, _told_evaluate)
+outlook = Verb(Foresee, _outlook, _told_outlook)
 sims = Verb(experiment_options.Sims, *_experiment("sims"), "sims")
 loop = Verb(experiment_options.Loop, *_experiment("loop"), "loop")
 pollution = Verb(experiment_options.Pollution, *_experiment("pollution"), "pollution")

@@ -39,7 +39,21 @@ from sims_image.sampling.generation import Request, estimate
 def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False) -> Report | None:
     """The command in one call; the report in the first process, None in the others. Raises `InputError`."""
     ready = processes.together(lambda: prepared(settings, processes.device)) or prepared(settings, processes.device)
-    reference = ready.reference
+    features, place = network(settings, ready.reference, processes)
+    told: dict[str, Any] = {}
+    if ready.request is not None:
+        sample, told = generated(settings, ready.request, features, processes, progress=progress)
+        whole = gathered(sample, processes)
+        if whole is None:
+            return None
+        return _report(settings, whole, features, ready, place, told, progress=progress)
+    if not processes.first:
+        return None
+    return _report(settings, ready.source, features, ready, place, told, progress=progress)
+
+
+def network(settings: Evaluate, reference: Dataset | None, processes: Processes) -> tuple[Extractor, Path | None]:
+    """The feature network, and the folder where features of real images are kept."""
     place = Path(settings.cache) if settings.cache else None
     if place is None and reference is not None and os.access(reference.path.resolve().parent, os.W_OK):
         place = cache_folder(reference)
@@ -53,17 +67,7 @@ def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False
         device=processes.device,
     )
     first = processes.together(make)  # it may train a classifier, which the others then find
-    features = first if first is not None else make()
-    told: dict[str, Any] = {}
-    if ready.request is not None:
-        sample, told = _generated(settings, ready.request, features, processes, progress=progress)
-        whole = gathered(sample, processes)
-        if whole is None:
-            return None
-        return _report(settings, whole, features, ready, place, told, progress=progress)
-    if not processes.first:
-        return None
-    return _report(settings, ready.source, features, ready, place, told, progress=progress)
+    return first if first is not None else make(), place
 
 
 def _check(settings: Evaluate) -> None:
@@ -169,7 +173,7 @@ def describe(settings: Evaluate) -> str:
     return "\n".join(f"{key:>10}  {value}" for key, value in lines)
 
 
-def _generated(
+def generated(
     settings: Evaluate, planned: Request, features: Extractor, processes: Processes, *, progress: bool
 ) -> tuple[Sample, dict[str, Any]]:
     """This process's part of a model's images, measured as they are made; and how they are made."""

@@ -1,4 +1,4 @@
-"""What can be measured: the options of ``sims_image evaluate`` and ``classify``."""
+"""What can be measured: the options of ``sims_image evaluate``, ``outlook`` and ``classify``."""
 
 from __future__ import annotations
 
@@ -44,6 +44,48 @@ class Evaluate(Machine, Drawing):
     """Which images of --base: 0-49999, 0-99,500."""
     data: str = ""
     """Data set whose class shares --labels data uses; default the reference."""
+    dry_run: bool = False
+    """Print what would be measured, and its cost, and stop."""
+
+
+@dataclass(frozen=True)
+class Foresee(Machine):
+    """Will SIMS help? The angle between the base's error and the drift that self-training reveals, before any guidance.
+
+    Of base and auxiliary each a checkpoint, whose images are measured as they are made and not stored, or images that
+    are there; those of two checkpoints are of the same seeds, which tells most. Several processes share the making:
+    torchrun --nproc_per_node N -m sims_image outlook ...
+    """
+
+    data: str = ""
+    """Real images: a data set. Images that the base was not trained on tell an error from memorising."""
+    base: str = ""
+    """The model to improve: a checkpoint, or its images (whatever `prepare` reads)."""
+    auxiliary: str = ""
+    """The model that was trained on the base's images: a checkpoint, or its images."""
+    n: int = 2000
+    """Images of each checkpoint; of images that are there, all."""
+    seed: int = 0
+    """Root of all randomness."""
+    sampler: str = ""
+    """heun:18, euler:40, ddim:50, rk4:4, the one to be improved; default the preset's."""
+    labels: str = ""
+    """Classes: data (drawn as --data has them), uniform (drawn), balanced, or numbers or names (3 or cat,dog).
+    Default: data."""
+    batch: int = 64
+    """Compute batch."""
+    features: str = "lite0"
+    """lite0 (or lite0:96 for images of 96 pixels a side), classifier, pixels, inception, dinov2."""
+    weights: str = ""
+    """File of the feature network's weights, for inception and dinov2."""
+    weights_sha256: str = ""
+    """Its SHA-256, to take weights that are not the published ones."""
+    cache: str = ""
+    """Folder for features of real images, and a trained classifier; default NAME.features beside the data."""
+    keep: int = 10_000
+    """Images whose features are compared, of each set at most."""
+    out: str = ""
+    """Report to write, JSON."""
     dry_run: bool = False
     """Print what would be measured, and its cost, and stop."""
 

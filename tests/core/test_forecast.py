@@ -64,6 +64,7 @@ def test_gaussians_by_their_closed_form(case, paired):
     assert holds(angle.cosine, cosine, 2) and holds(angle.omega, omega, 2)
     assert holds(angle.share, max(cosine, 0) ** 2, 2)
     assert angle.ratio == pytest.approx(ratio, rel=0.15)
+    assert angle.left(1.0) == pytest.approx(1 - 2 * cosine * ratio + ratio**2, abs=0.1) and angle.left(0.0) == 1
     error, drift, *_ = SHIFTS[case]
     if any(error) and any(drift):  # in the means' own space, to the drift's length
         lengths = np.linalg.norm(error), np.linalg.norm(drift)

@@ -88,26 +88,59 @@ def parse_command(
 def _read_options(info: StructTypeInfo) -> StructConstructorSpec | None:
     """How the parser reads a dataclass that is given with its defaults: help flows, whatever its lines in the source.
 
-    Options of a base class that has a ``GROUP`` come last, in a group of that name, and keep their own names.
+    Options that a base class with a ``GROUP`` brings come last, in a group of that name, and keep their own names.
     """
-    from tyro import conf
     from tyro.constructors import StructConstructorSpec, StructFieldSpec
 
     cls, default = info.type, info.default
     if not dataclasses.is_dataclass(cls):
         return None
-    base: Any = next((parent for parent in cls.__mro__[1:] if "GROUP" in vars(parent)), None)
-    shared = [field.name for field in dataclasses.fields(base)] if base else []
-    bare = [conf.arg(prefix_name=False)] if "GROUP" in vars(cls) else []
-    hints, fields = typing.get_type_hints(cls, include_extras=True), []
-    for name in [field.name for field in dataclasses.fields(cls) if field.name not in shared]:
-        hint: Any = Annotated[(hints[name], *bare)] if bare else hints[name]
-        fields.append(StructFieldSpec(name, hint, getattr(default, name), partial(_help, cls, name)))
-    if base is None:
-        return StructConstructorSpec(cls, tuple(fields))
-    own = base(**{name: getattr(default, name) for name in shared})
-    fields.append(StructFieldSpec(base.GROUP, base, own, " ".join(str(base.__doc__).split())))
-    return StructConstructorSpec(lambda **given: cls(**vars(given.pop(base.GROUP)), **given), tuple(fields))
+    hints, groups = typing.get_type_hints(cls, include_extras=True), _groups(cls)
+    own = [field.name for field in dataclasses.fields(cls) if field.name not in groups]
+    fields = [
+        StructFieldSpec(name, _shown(cls, hints[name], getattr(default, name)), getattr(default, name),
+                        partial(_help, getattr(cls, "OF", cls), name))
+        for name in own
+    ]  # fmt: skip
+    parts = {
+        group: [name for name, other in groups.items() if other is group] for group in dict.fromkeys(groups.values())
+    }
+    for base, names in parts.items():
+        inner = {"GROUP": base.GROUP, "OF": cls}
+        made = dataclasses.make_dataclass(base.GROUP, [(name, hints[name]) for name in names], namespace=inner)
+        value = made(**{name: getattr(default, name) for name in names})
+        fields.append(StructFieldSpec(base.GROUP, made, value, " ".join(str(base.__doc__).split())))
+
+    def construct(**given: Any) -> Any:
+        whole = [vars(given.pop(base.GROUP)) for base in parts]
+        return cls(**{name: value for part in (*whole, given) for name, value in part.items()})
+
+    return StructConstructorSpec(construct, tuple(fields))
+
+
+def _groups(cls: type) -> dict[str, Any]:
+    """The options that base classes with a ``GROUP`` bring, each with the first class of its group."""
+    first: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    for base in cls.__mro__[:0:-1]:
+        if "GROUP" in vars(base):
+            group = first.setdefault(vars(base)["GROUP"], base)
+            found |= {name: group for name in vars(base).get("__annotations__", {}) if name != "GROUP"}
+    return found
+
+
+def _shown(cls: type, hint: Any, default: Any) -> Any:
+    """An option's type for the parser: in a group without its prefix, and without a default that says nothing."""
+    from tyro import conf
+
+    notes: list[Any] = [conf.arg(prefix_name=False)] if "GROUP" in vars(cls) else []
+    if default in ("", None) and not any(
+        getattr(m, "help_behavior_hint", None) for m in getattr(hint, "__metadata__", ())
+    ):
+        kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if default is None else []
+        metavar = kinds[0].__name__.upper() if len(kinds) == 1 and isinstance(kinds[0], type) else None
+        notes.append(conf.arg(help_behavior_hint="", metavar=metavar))
+    return Annotated[(hint, *notes)] if notes else hint
 
 
 def _help(cls: type, name: str) -> str:

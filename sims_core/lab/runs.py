@@ -54,6 +54,14 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, lambda temporary: temporary.write_text(text))
 
 
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    for limit, length, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "hours")):
+        if seconds < limit:
+            return f"{max(seconds / length, 0.1):.2g} {unit}" if length > 1 else f"{max(1, round(seconds))} s"
+    return f"{seconds / 86_400:.3g} days"
+
+
 def digest(settings: Mapping[str, Any], length: int = 8) -> str:
     """The first ``length`` hexadecimal digits of the SHA-256 of JSON-able settings, in any order of their names."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:length]

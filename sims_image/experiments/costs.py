@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
+from sims_core.lab.runs import duration
 from sims_core.sampling import Sampler
 from sims_image.experiments.checks import at_hand
 from sims_image.experiments.laboratory import Checked
-from sims_image.models.cost import A100, duration, evaluation_flops
+from sims_image.models.cost import A100, evaluation_flops
 from sims_image.models.presets import PRESETS, Recipe
 from sims_image.training.estimate import here, measure
 

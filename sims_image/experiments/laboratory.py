@@ -33,7 +33,7 @@ from sims_image.data.sheets import write_sheet
 from sims_image.experiments.arms import half_interval
 from sims_image.experiments.bench import Bench, engine_of
 from sims_image.experiments.checks import Real, at_hand, check_inputs
-from sims_image.experiments.options import AuxiliaryData, Extrapolating, Laboratory, Loop, Retraining
+from sims_image.experiments.options import AuxiliaryData, Consuming, Extrapolating, Laboratory, Loop, Retraining
 from sims_image.experiments.plan import base_of, make_learner
 from sims_image.learner import WEIGHTS, ImageData, ImageLearner, ImageModel
 from sims_image.models import checkpoints
@@ -118,7 +118,7 @@ def check(settings: Laboratory, real: Real | None = None) -> Checked:
     count = settings.images if real is None else len(real.data)
     if not count:
         raise InputError("images", 0, f"{settings.data} is not there; say how many real images it will have")
-    given = {"n": settings.n, "synthetic": settings.synthetic or str(count)}
+    given = {"n": settings.n, "synthetic": (isinstance(settings, Consuming) and settings.synthetic) or str(count)}
     given |= {"fit": settings.fit_budget or str(recipe.images)}
     if isinstance(settings, Extrapolating):
         given |= {"auxiliary": settings.auxiliary_size or given["synthetic"], "budget": settings.budget}

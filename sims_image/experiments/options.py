@@ -6,7 +6,7 @@ An experiment is composed of the options that it uses; one that has no say in it
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from sims_core.lab.command import formerly, listed
 from sims_image.sampling.options import Compiled, Guidance, Machine, Paired
@@ -24,15 +24,23 @@ class Inputs:
     """A checkpoint, or a preset to train."""
     heldout: str = ""
     """Real images that no model was trained on; where given, distances are to them. `prepare --holdout` makes some."""
-    synthetic: str = ""
-    """|D_s|, a model's samples that the next one is trained on; default as many as there are real images."""
     auxiliary_weights: str = "ema"
     """Of a model trained from another: ema (as published) or raw; a short training's slow average hardly moves."""
 
 
 @dataclass(frozen=True)
+class Consuming:
+    """A model's samples, which another is trained on."""
+
+    synthetic: str = ""
+    """|D_s|, a model's samples that the next one is trained on; default as many as there are real images."""
+
+
+@dataclass(frozen=True)
 class Measuring:
     """How a model is measured."""
+
+    GROUP: ClassVar[str] = "measuring"
 
     n: str = "1k"
     """Images by which a model is measured; each trial has its own."""
@@ -44,7 +52,9 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Sampling(Compiled):
-    """How its images are drawn."""
+    """How images are drawn, and networks evaluated."""
+
+    GROUP: ClassVar[str] = "sampling"
 
     sampler: str = ""
     """heun:18, euler:40, ddim:50; default the preset's."""
@@ -73,7 +83,9 @@ class Experiment(Machine, Sampling, Measuring, Inputs):
 
 @dataclass(frozen=True)
 class FineTuning(Paired):
-    """How an auxiliary is fine-tuned, and evaluated beside its base."""
+    """How an auxiliary is fine-tuned."""
+
+    GROUP: ClassVar[str] = "fine-tuning"
 
     train_batch: int | None = None
     """Images a step of fine-tuning; default the preset's."""
@@ -96,7 +108,7 @@ class AuxiliaryData:
 
 
 @dataclass(frozen=True)
-class Sims(AuxiliaryData, FineTuning, Guidance, Experiment):
+class Sims(Consuming, AuxiliaryData, FineTuning, Guidance, Experiment):
     """Self-improve a diffusion model with its own samples: base, synthetic data, auxiliary, omega, confirmation.
 
     The same command goes on where a stopped one was, and another one in the same --out reuses what they share.
@@ -185,7 +197,7 @@ def loops() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Loop(Retraining, AuxiliaryData, Extrapolating, Laboratory):
+class Loop(Consuming, Retraining, AuxiliaryData, Extrapolating, Laboratory):
     """Train generation after generation on data that hold the models' own samples, and measure each.
 
     The same command goes on where a stopped one was; more generations, methods, omegas or trials in the same --out make
@@ -206,7 +218,7 @@ class Loop(Retraining, AuxiliaryData, Extrapolating, Laboratory):
 
 
 @dataclass(frozen=True)
-class Retrain(Retraining, Laboratory):
+class Retrain(Consuming, Retraining, Laboratory):
     """Retrain a model, round after round, on all real images and λ times as many of its own, at every λ of a grid.
 
     λ = 0 trains on with real images alone, which the others are compared with; λ = inf leaves the real ones out.
@@ -228,7 +240,7 @@ class Pollution(Retraining, AuxiliaryData, Extrapolating, Laboratory):
     grid: the paper's comparison holds one fixed, and the best omega of each |D_p| is drawn beside it.
     """
 
-    synthetic: str = ""
+    auxiliary_size: Annotated[str, formerly("synthetic")] = ""
     """|D_s|, samples that an auxiliary is made from; default as many as there are real images."""
     pollution: str = "0,0.25,0.5,1"
     """Grid of |D_p| / |D_r|."""
@@ -248,7 +260,7 @@ class Control(Extrapolating, Laboratory):
     random direction. The base must be unconditional: of a conditional one, ask for labels instead.
     """
 
-    synthetic: str = ""
+    auxiliary_size: Annotated[str, formerly("synthetic")] = ""
     """|D_s|, samples that an auxiliary is made from; default as many as there are real images."""
     target: str = "uniform"
     """Class shares to reach: uniform, one number a class (0.3,0.7), or NAME=SHARE,... with the rest shared out as the

@@ -17,7 +17,7 @@ from sims_core.lab import report
 from sims_core.lab.report import Section
 from sims_core.lab.runs import provenance, write_atomic, write_json
 from sims_core.lab.study import write_tables
-from sims_core.lab.style import METHOD, sequence, style
+from sims_core.lab.style import METHOD, footnote, sequence, style
 from sims_image.data.sheets import contact_sheet
 from sims_image.experiments.arms import Arm
 from sims_image.experiments.bench import Bench
@@ -229,7 +229,7 @@ def panels(plan: Plan, bench: Bench, found: Search) -> Figure:
         right.set_xticks(plan.budgets, [f"{budget / 1000:g}k" for budget in plan.budgets])
         figure.suptitle(f"{bench.data.name}: the search; what was confirmed, and the controls: arms.png", fontsize=9)
         left.set_ylabel(f"{metric}, n = {int(zero['n']):,}")
-        figure.supxlabel(settings_line(plan.settings), fontsize=7, ha="left", x=0.01)
+        footnote(figure, settings_line(plan.settings), 150)
     return figure
 
 

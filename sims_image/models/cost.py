@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from sims_core.lab.runs import duration
 from sims_image.models.networks import build
 
 #: operations a second that an A100 sustains in training such networks: 40% of its 312 TFLOP/s in bf16 or fp16 (an
@@ -45,11 +46,3 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words."""
-    for limit, length, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "hours")):
-        if seconds < limit:
-            return f"{max(seconds / length, 0.1):.2g} {unit}" if length > 1 else f"{max(1, round(seconds))} s"
-    return f"{seconds / 86_400:.3g} days"

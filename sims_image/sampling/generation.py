@@ -24,7 +24,7 @@ from tqdm import tqdm
 from sims_core.devices import moved
 from sims_core.errors import InputError, shown
 from sims_core.guidance import Denoiser
-from sims_core.lab.runs import RunFolder, followed, kept, provenance, write_atomic, write_failure
+from sims_core.lab.runs import RunFolder, duration, followed, kept, provenance, write_atomic, write_failure
 from sims_core.sampling import Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, by, open_dataset, to_pixels
@@ -32,7 +32,7 @@ from sims_image.data.folders import write_folder
 from sims_image.data.sheets import write_sheet
 from sims_image.data.stores import Images
 from sims_image.data.writing import check_room, size
-from sims_image.models.cost import duration, evaluation_flops, on_gpus
+from sims_image.models.cost import evaluation_flops, on_gpus
 from sims_image.processes import Processes
 from sims_image.sampling.guided import Model, precision_note
 from sims_image.sampling.seeds import Labels, Seeds

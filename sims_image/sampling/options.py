@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
 class Guidance:
     """Where a second network is evaluated."""
+
+    GROUP: ClassVar[str] = "second network"
 
     guidance: str = ""
     """Where the second network is evaluated: full (the default), held:K (once every K steps, its correction kept in
@@ -26,13 +28,17 @@ class Guidance:
 class Paired:
     """How two networks are evaluated."""
 
+    GROUP: ClassVar[str] = "second network"
+
     pair: str = "sequential"
     """How two networks are evaluated: sequential (in turn) or overlapped (CUDA streams, or threads of a CPU)."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """How a network is evaluated."""
+    """How images are drawn, and networks evaluated."""
+
+    GROUP: ClassVar[str] = "sampling"
 
     compile: bool = False
     """Compile the networks (torch.compile): minutes at first, faster then; not bit for bit the same."""
@@ -43,6 +49,8 @@ class Compiled:
 @dataclass(frozen=True)
 class Machine:
     """Where a verb runs, and whether it does."""
+
+    GROUP: ClassVar[str] = "machine"
 
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import tyro
 
@@ -11,28 +11,11 @@ RAW = ("auto", "always", "end")
 
 
 @dataclass(frozen=True)
-class Train:
-    """Train a diffusion model by the recipe of EDM or EDM2, or fine-tune one from a checkpoint.
+class RecipeOptions:
+    """What differs from the preset's recipe."""
 
-    What is not given is the preset's (and the preset of a checkpoint is the one that it was trained by). Numbers of
-    images may be written 5000, 50k, 10M or 3Mi (Mi as the preset counts it: 10^6 in EDM, 2^20 in EDM2; --budget needs
-    its unit). The same command goes on where a stopped one was. Several processes: torchrun --nproc_per_node N -m
-    sims_image train ...
-    """
+    GROUP: ClassVar[str] = "recipe"
 
-    preset: str = ""
-    """Network and recipe: cifar10-cond, cifar10-uncond, ffhq64, imagenet64-adm, imagenet64-edm2-{xs,s,m,l,xl}, or
-    CPU-sized: digits, fashion16, cifar10-tiny."""
-    data: str = ""
-    """Data set: a folder that `prepare` made, or an EDM zip. Preset digits makes its own, data/digits."""
-    from_: Annotated[str, tyro.conf.arg(name="from")] = ""
-    """Checkpoint to fine-tune: its architecture and weights, with a new optimiser, and EMA without ramp-up."""
-    budget: str = ""
-    """Images to see, with a unit (50k, 3Mi); default the preset's. Must be given with --from."""
-    out: str = ""
-    """Run folder; default runs/train-NAME-<hash of the settings>."""
-    seed: int = 0
-    """Every random draw follows from it."""
     batch: int | None = None
     """Images a step, over all processes."""
     lr: float | None = None
@@ -72,6 +55,14 @@ class Train:
     """Where fp16's loss scale starts; it halves where gradients overflow."""
     network: str = ""
     """Arguments of the network that differ from the preset's: dropout=0.1,model_channels=64."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a run keeps on its way."""
+
+    GROUP: ClassVar[str] = "snapshot"
+
     snapshots: str = ""
     """Images seen at which to keep checkpoints and a sheet of samples, such as 1Mi,3Mi,6Mi; the end is always one."""
     snapshot_every: str = ""
@@ -87,6 +78,14 @@ class Train:
     of the time since the last one."""
     sampler: str = ""
     """Sampler of the sheets, such as heun:18; default the preset's."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where it runs, and whether it does."""
+
+    GROUP: ClassVar[str] = "machine"
+
     microbatch: int = 0
     """Images a process passes through the network at once, gradients being accumulated; 0: its whole part."""
     device: str = "auto"
@@ -101,3 +100,28 @@ class Train:
     """On a GPU: kernels that repeat themselves bit for bit, so that a run that goes on is the same run; slower."""
     dry_run: bool = False
     """Print settings, parameters, memory and time, and stop."""
+
+
+@dataclass(frozen=True)
+class Train(Running, Kept, RecipeOptions):
+    """Train a diffusion model by the recipe of EDM or EDM2, or fine-tune one from a checkpoint.
+
+    What is not given is the preset's (and the preset of a checkpoint is the one that it was trained by). Numbers of
+    images may be written 5000, 50k, 10M or 3Mi (Mi as the preset counts it: 10^6 in EDM, 2^20 in EDM2; --budget needs
+    its unit). The same command goes on where a stopped one was. Several processes: torchrun --nproc_per_node N -m
+    sims_image train ...
+    """
+
+    preset: str = ""
+    """Network and recipe: cifar10-cond, cifar10-uncond, ffhq64, imagenet64-adm, imagenet64-edm2-{xs,s,m,l,xl}, or
+    CPU-sized: digits, fashion16, cifar10-tiny."""
+    data: str = ""
+    """Data set: a folder that `prepare` made, or an EDM zip. Preset digits makes its own, data/digits."""
+    from_: Annotated[str, tyro.conf.arg(name="from")] = ""
+    """Checkpoint to fine-tune: its architecture and weights, with a new optimiser, and EMA without ramp-up."""
+    budget: str = ""
+    """Images to see, with a unit (50k, 3Mi); default the preset's. Must be given with --from."""
+    out: str = ""
+    """Run folder; default runs/train-NAME-<hash of the settings>."""
+    seed: int = 0
+    """Every random draw follows from it."""

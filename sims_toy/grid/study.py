@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from sims_core.lab.options import RunOptions
+from sims_core.lab.runs import RunFolder, duration
 from sims_core.lab.study import Frames, Study
 
 if TYPE_CHECKING:
-    from sims_core.lab.runs import RunFolder
     from sims_toy.grid.cells import Experiment, Values
 
 
@@ -63,7 +63,7 @@ class GridStudy(Study):
             lines.append((f"part {name}", size))
         if estimate:
             seconds = sum(_estimate(part) for part in self.parts.values())
-            lines.append(("estimate", f"about {_duration(seconds)} of one core, on this machine"))
+            lines.append(("estimate", f"about {duration(seconds)} of one core, on this machine"))
         return lines
 
 
@@ -90,9 +90,3 @@ def _estimate(experiment: Experiment) -> float:
         rows = len(few) * probe.trials
         total += max(spent[1] / short, 1e-9) / rows * len(cells) * experiment.trials * experiment.generations
     return total
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

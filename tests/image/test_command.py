@@ -1,5 +1,6 @@
 """The command dispatches its verbs, cheaply, and refuses the rest in one line."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ import tyro
 
 import sims_image as si
 from sims_core.errors import InputError
-from sims_core.lab.command import main_with_errors
+from sims_core.lab.command import main_with_errors, parse_command
 from sims_image.__main__ import main
 from sims_image.commands import VERBS, Verb, overview, run
+from sims_image.experiments.options import Pollution, Sims
 from sims_image.training import estimate
 
 
@@ -127,3 +129,23 @@ def test_help_of_loops_speaks_of_loops(capsys):
         run(["loop", "--help"])
     said = " ".join(capsys.readouterr().out.split())
     assert "the same here" not in said and "omega is chosen" not in said
+
+
+@pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "sims", "loop", "retrain", "pollution", "control"])
+def test_help_is_in_groups_and_tells_no_default_that_says_nothing(capsys, verb):
+    with pytest.raises(SystemExit):
+        run([verb, "--help"])
+    said = capsys.readouterr().out
+    assert "machine options" in said and not re.search(r"default: *(''|None)|\{None\}", said)
+
+
+def test_groups_do_not_change_what_is_read():
+    words = ["--lr", "0.1", "--device", "cpu", "--n", "30", "--guidance", "held:2", "--synthetic", "5k"]
+    read = parse_command(Sims, words, prog="sims_image sims", description="")
+    expected = Sims(lr=0.1, device="cpu", n="30", guidance="held:2", synthetic="5k")
+    assert read == expected and type(read) is Sims
+
+
+def test_a_pollution_s_auxiliary_size_was_called_synthetic_too(capsys):
+    read = parse_command(Pollution, ["--synthetic", "7"], prog="sims_image pollution", description="")
+    assert read.auxiliary_size == "7" and "note: --synthetic is --auxiliary-size now" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from sims_core.errors import InputError
+from sims_core.lab.runs import duration
 from sims_image.commands import run as command
 from sims_image.experiments.costs import ledger
 from sims_image.experiments.laboratory import check, mean_interval, summarise
@@ -107,7 +108,7 @@ def test_dry_run_adds_up(run, capsys, monkeypatch):
     assert f"{40 * 12:,} images trained on, {spent:,} evaluations" in said
     told = ledger(checked)
     seconds = (40 * 12 * told.flops + spent * told.evaluation) / 15e12
-    assert f"time here  about {estimate.duration(seconds * 15e6)} on 1 x cpu, 0.001 GFLOP/s" in said
+    assert f"time here  about {duration(seconds * 15e6)} on 1 x cpu, 0.001 GFLOP/s" in said
     assert seconds < 1.5 and "1 s of one A100 in all" in said
     assert replace(told, trained=10**12, evaluations=0).total.startswith(f"{told.flops / 54e3:.2g} A100-hours in all")
 

@@ -138,9 +138,17 @@ def _shown(cls: type, hint: Any, default: Any) -> Any:
         getattr(m, "help_behavior_hint", None) for m in getattr(hint, "__metadata__", ())
     ):
         kinds = [kind for kind in typing.get_args(hint) if kind is not type(None)] if default is None else []
-        metavar = kinds[0].__name__.upper() if len(kinds) == 1 and isinstance(kinds[0], type) else None
+        metavar = _metavar(kinds[0]) if len(kinds) == 1 else None
         notes.append(conf.arg(help_behavior_hint="", metavar=metavar))
     return Annotated[(hint, *notes)] if notes else hint
+
+
+def _metavar(kind: Any) -> str:
+    """What the help calls a value: INT, or FLOAT [FLOAT ...]."""
+    if typing.get_origin(kind) is tuple:
+        inner = _metavar(typing.get_args(kind)[0])
+        return f"{inner} [{inner} ...]"
+    return str(kind.__name__).upper()
 
 
 def _help(cls: type, name: str) -> str:

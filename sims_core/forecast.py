@@ -107,7 +107,7 @@ class Angle:
         if not len(rows):
             return cls.of(np.zeros(3), rows, seen=(False, False))
         mean, count = rows.mean(0), len(rows)
-        spread = _student(count) * rows.std(0, ddof=1) / math.sqrt(count) if count > 1 else mean
+        spread = _student(count) * rows.std(0, ddof=1) / math.sqrt(count) if count > 1 else np.zeros(3)
         seen = bool(mean[0] > spread[0]), bool(mean[2] > spread[2])
         return cls.of(mean, (count * mean - rows) / max(count - 1, 1), seen=seen)
 
@@ -214,9 +214,10 @@ def outlook(real: Any, base_samples: Any, auxiliary_samples: Any) -> Outlook:
 
     Squares and products are unbiased: they pair no sample with itself, nor base with auxiliary of one row. The error's
     and the drift's presence is tested by sign flips of groups of samples (exact for groups of equal size), intervals
-    are by the jackknife over groups; they say what other samples of the same models would give, not what another
-    training would. To first order in error and drift, and before the auxiliary's own noise is counted, which omega
-    amplifies. Raises `InputError`: an argument that is not finite, not (n, d), of another d, or of too few samples.
+    are by the jackknife over groups, wide in many dimensions; they say what other samples of the same models would
+    give, not what another training would. To first order in error and drift, and before the auxiliary's own noise is
+    counted, which omega amplifies. Raises `InputError`: an argument that is not finite, not (n, d), of another d, or of
+    too few samples.
 
     >>> import numpy as np, sims_core
     >>> rng = np.random.default_rng(0)

@@ -97,8 +97,8 @@ class RealCdf(SlicedCdf):
         groups = np.arange(base.shape[1]) % GROUPS
         whole = np.isfinite(base).all((1, 2)) & np.isfinite(auxiliary).all((1, 2))
         pairs = zip(base[whole], auxiliary[whole], strict=True)
-        rows = [Angle.between(self.real, *(self.of_points(x, groups) for x in pair)).products for pair in pairs]
-        return Angle.over(np.array(rows).reshape(-1, 3))
+        angles = [Angle.between(self.real, *(self.of_points(x, groups) for x in pair)) for pair in pairs]
+        return angles[0] if len(angles) == 1 else Angle.over(np.reshape([a.products for a in angles], (-1, 3)))
 
 
 def diagnose(

@@ -105,6 +105,9 @@ def test_points_of_trained_models_and_their_laws_agree(tmp_path):
         angle = RealCdf(real).of_samples(noise + laws[0], noise + laws[1])
         assert angle.cosine.value == pytest.approx(exact.cosine.value, abs=0.1)
         assert angle.ratio == pytest.approx(exact.ratio, rel=0.1)
+        alone = RealCdf(real).of_samples(noise[1:2] + laws[0], noise[1:2] + laws[1])
+        assert alone.cosine.low <= exact.cosine.value <= alone.cosine.high and "expected to help" in str(alone)
+        assert "no error is seen" in str(RealCdf(real).of_samples(noise[:1], noise[:1]))  # none that did not diverge
 
 
 def test_points_and_gaussians_have_the_same_distribution_functions():

@@ -193,7 +193,7 @@ def from_images() -> Iterator[tuple[str, str]]:
         for row in sims_table(name):
             yield document, row
     loop = table("image_loop")
-    for method in ("standard", "sims"):
+    for method in ("standard", "sims", "equal-cost"):
         rows = loop[loop["method"] == method].set_index("generation")
         last = rows.loc[5]
         yield (

@@ -131,7 +131,11 @@ def test_help_of_loops_speaks_of_loops(capsys):
     assert "the same here" not in said and "omega is chosen" not in said
 
 
-@pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "outlook", "sims", "loop", "retrain", "pollution", "control"])
+#: the verbs that run experiments
+LABORATORY = ["sims", "loop", "retrain", "pollution", "control"]
+
+
+@pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "outlook", *LABORATORY])
 def test_help_is_in_groups_and_tells_no_default_that_says_nothing(capsys, verb):
     with pytest.raises(SystemExit):
         run([verb, "--help"])

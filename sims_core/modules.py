@@ -152,10 +152,10 @@ class Guided(nn.Module):
         base, other = self.base, self.auxiliary
         if isinstance(other, nn.Module):
             return lambda auxiliary, /, *args, **kwargs: (other if auxiliary else base)(*args, **kwargs)
-        layers = _layers(base, other)  # looked for at every call: adapters come and go
+        layers = adapter_layers(base, other)  # looked for at every call: adapters come and go
 
         def run(auxiliary: bool, /, *args: Any, **kwargs: Any) -> Any:
-            with _switched(layers, other, on=auxiliary):
+            with switched(layers, other, on=auxiliary):
                 return base(*args, **kwargs)
 
         return run
@@ -220,7 +220,7 @@ def _sample(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
 def _checked(auxiliary: object, base: nn.Module) -> nn.Module | str:
     """The auxiliary of a base. Raises `InputError` for what is neither another module nor an adapter that is there."""
     if isinstance(auxiliary, str):
-        _layers(base, auxiliary)
+        adapter_layers(base, auxiliary)
     elif not isinstance(auxiliary, nn.Module):
         expected = "give a torch.nn.Module or the name of an adapter on the base"
         raise InputError("auxiliary", type(auxiliary).__name__, expected)
@@ -270,7 +270,7 @@ class _Steps:
 # ---------------------------------------------------------------------- adapters
 
 
-def _layers(network: nn.Module, name: str) -> list[Any]:
+def adapter_layers(network: nn.Module, name: str) -> list[Any]:
     """The layers that hold the peft adapter ``name``. Raises `InputError` where there are none, or merged ones."""
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer
@@ -289,7 +289,7 @@ def _layers(network: nn.Module, name: str) -> list[Any]:
 
 
 @contextmanager
-def _switched(layers: list[Any], name: str, *, on: bool) -> Iterator[None]:
+def switched(layers: list[Any], name: str, *, on: bool) -> Iterator[None]:
     """Layers with or without the adapter ``name``, beside the others that are active; afterwards as before.
 
     peft's own switches also set requires_grad, which is the user's: so the layers' state is set itself.

@@ -97,7 +97,7 @@ class TorchLearner:
         optimiser = self.finetuning or self.optimiser
         if self.lora is None:
             return self._train(plain(model), data, budget, seed, optimiser)
-        shared = plain(model) if _is_adapted(model) else _sharing(_unguided(model))
+        shared = plain(model) if _is_adapted(model) else sharing(_unguided(model))
         wanted = [(weight, weight.requires_grad) for weight in shared.parameters()]
         try:
             with _seeded(seed.child("adapter"), _device(shared)):
@@ -217,25 +217,32 @@ def _is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "merge_and_unload")
 
 
-def _sharing(network: nn.Module) -> nn.Module:
+def sharing(network: nn.Module) -> nn.Module:
     """Modules of their own on the same weights; buffers are copied, since training moves them."""
     return copy.deepcopy(network, {id(weight): weight for weight in network.parameters()})
 
 
-def _with_adapter(network: nn.Module, lora: Any) -> nn.Module:
-    """The network with a new adapter on every linear layer and convolution, or where the LoraConfig says."""
+def adaptable(network: nn.Module) -> list[str]:
+    """The names of the layers that an adapter goes on where none are told: linear ones and convolutions."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: attention reads the weights of its own kind of linear
+    layers = [name for name, layer in network.named_modules() if type(layer) in kinds]
+    return [name for name in layers if getattr(network.get_submodule(name), "groups", 1) == 1]
+
+
+def peft_library(lora: object) -> Any:
+    """The package peft. Raises `InputError` with the line that installs it."""
     try:
         import peft
     except ImportError:
         raise InputError("lora", lora, f"adapters need peft: {extra('diffusers')}") from None
+    return peft
+
+
+def _with_adapter(network: nn.Module, lora: Any) -> nn.Module:
+    """The network with a new adapter on every linear layer and convolution, or where the LoraConfig says."""
+    peft = peft_library(lora)
     if isinstance(lora, int):
-        kinds = (
-            nn.Linear,
-            nn.Conv1d,
-            nn.Conv2d,
-        )  # exactly these: attention reads the weights of its own kind of linear
-        layers = [name for name, layer in network.named_modules() if type(layer) in kinds]
-        targets = [name for name in layers if getattr(network.get_submodule(name), "groups", 1) == 1]
+        targets = adaptable(network)
         if not targets:
             raise InputError("lora", lora, "the network has no linear layers or convolutions; give a LoraConfig")
         lora = peft.LoraConfig(r=whole("lora", lora, 1), lora_alpha=lora, target_modules=targets)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sims_image.metrics.report import Report as Report
     from sims_image.models.checkpoints import Checkpoint as Checkpoint
     from sims_image.models.checkpoints import load as load
+    from sims_image.models.diffusers import export_diffusers as export_diffusers
+    from sims_image.models.diffusers import import_diffusers as import_diffusers
     from sims_image.models.nvidia.convert import import_nvidia as import_nvidia
     from sims_image.models.presets import PRESETS as PRESETS
     from sims_image.models.presets import Preset as Preset

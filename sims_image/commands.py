@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core import __version__
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from sims_image.experiments.options import Laboratory, Sims
     from sims_image.metrics.options import Classify, Evaluate, Foresee
     from sims_image.models.checkpoints import Checkpoint
-    from sims_image.options import ImportDiffusers, ImportNvidia, Info
+    from sims_image.options import ExportDiffusers, ImportDiffusers, ImportNvidia, Info
     from sims_image.sampling.options import Generate
     from sims_image.training.options import Train
 
@@ -133,32 +132,33 @@ def experiment(module: str, settings: Laboratory) -> None:
 
 def import_nvidia(settings: ImportNvidia) -> None:
     """Make a checkpoint of a published snapshot."""
-    from sims_image.info import describe
     from sims_image.models.nvidia.convert import import_nvidia
 
     if not settings.file:
         raise InputError("path", "", "name the .pkl file to read")
-    checkpoint = import_nvidia(settings.file, settings.out or None, replace=settings.replace)
-    print("\n".join(describe(checkpoint.path)))
-    _tell_left_out(checkpoint)
+    _tell(import_nvidia(settings.file, settings.out or None, replace=settings.replace))
 
 
 def import_diffusers(settings: ImportDiffusers) -> None:
     """Make a checkpoint of a network of diffusers."""
-    from sims_image.info import describe
     from sims_image.models.diffusers import import_diffusers
 
-    if not settings.folder:
-        raise InputError("folder", "", "name the folder to read")
-    out = settings.out or Path(settings.folder).resolve().name
-    checkpoint = import_diffusers(settings.folder, out, scheduler=settings.scheduler, replace=settings.replace)
+    _tell(import_diffusers(**vars(settings)))
+
+
+def export_diffusers(settings: ExportDiffusers) -> None:
+    """Write a network for diffusers."""
+    from sims_image.models.diffusers import export_diffusers
+
+    lines = export_diffusers(**vars(settings))
+    print("\n".join([f"{settings.out}: diffusers loads it by", *(f"    {line}" for line in lines)]))
+
+
+def _tell(checkpoint: Checkpoint) -> None:
+    from sims_image.info import describe
+
     print("\n".join(describe(checkpoint.path)))
-    _tell_left_out(checkpoint)
-
-
-def _tell_left_out(checkpoint: Checkpoint) -> None:
-    left_out = checkpoint.record.provenance.get("left_out")
-    if left_out:
+    if left_out := checkpoint.record.provenance.get("left_out"):
         print(f"note: left out, as no settings: {', '.join(map(shown, left_out))}")
 
 
@@ -322,20 +322,21 @@ VERBS: dict[str, Verb] = {
         import_diffusers,
         "options:ImportDiffusers",
         names={"folder": "FOLDER"},
-        examples=(
-            "ddpm-cifar10-32 --out models/ddpm  # a pipeline's folder",
-            "unet --scheduler DDPMScheduler --out models/mine  # a model alone, with its scheduler",
-        ),
+        examples=("ddpm --out models/ddpm  # a pipeline's folder", "unet --scheduler DDPMScheduler  # a model alone"),
+    ),
+    "export-diffusers": Verb(
+        "write an imported network, or a guided pair, for diffusers",
+        export_diffusers,
+        "options:ExportDiffusers",
+        names={"checkpoint": "CHECKPOINT"},
+        examples=("models/tuned --out tuned", "hf:ddpm --auxiliary models/aux --omega 1 --out improved  # SIMS"),
     ),
     "info": Verb(
         "say what a data set, checkpoint, run folder or statistics file is",
         info,
         "options:Info",
         names={"path": "PATH"},
-        examples=(
-            "data/digits  # a data set",
-            "models/base runs/base  # a checkpoint and a run folder",
-        ),
+        examples=("data/digits  # a data set", "models/base runs/base  # a checkpoint and a run folder"),
     ),
 }
 

@@ -75,7 +75,7 @@ def _load(base: Path, auxiliary: Path | None, kind: str, omega: float, dtype: st
     alone = load_model(str(base), dtype=dtype, device=device)
     if auxiliary is None:
         return alone
-    return guide_with(alone, checkpoints.load(auxiliary), omega, kind=kind)
+    return guide_with(alone, auxiliary, omega, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class ImageLearner(Derived):
         result = self._train("finetune", options, data, model)
         place = next(p for p in result.snapshots if int(p.name) >= images)
         made = ImageModel(_choose(result, place, self.weights), classes=model.classes)
-        if checkpoints.summary(made.base).sha256 == checkpoints.summary(model.base).sha256:
+        if checkpoints.unmoved(made.base, model.base):
             words = "after so many images the copy is still the base, bit for bit (its learning rate ramps up from 0)"
             raise InputError("budget", f"{images:,}", f"{words}; give more, or set `lr_rampup` 0")
         return made
@@ -166,6 +166,7 @@ class ImageLearner(Derived):
     def _train(self, kind: str, options: Train, data: ImageData, parent: ImageModel | None) -> Result:
         known = {k: v for k, v in asdict(options).items() if k not in ("data", "from_", "out", "device", "workers")}
         known |= {"data": data.sha256}
+        known = {k: v for k, v in known.items() if k != "lora" or v}
         known |= {"from": None if parent is None else checkpoints.summary(parent.base).sha256}
         options = replace(options, out=str(self._folder(kind, known)))
         with _among(self.processes, options.device) as processes:

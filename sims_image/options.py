@@ -44,6 +44,26 @@ class ImportDiffusers:
 
 
 @dataclass(frozen=True)
+class ExportDiffusers:
+    """Write an imported network, as it is or fine-tuned, as a folder that diffusers loads, and say how it is loaded.
+
+    With --auxiliary and --omega a guided pair: the base, and beside it the auxiliary, as an adapter of peft's or as a
+    second network; `sims_core.guide` makes one of them. With --merge too, one network (Neon).
+    """
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")] = ""
+    """The base."""
+    out: str = ""
+    """The folder to write."""
+    auxiliary: str = ""
+    """Checkpoint to be guided away from."""
+    omega: float | None = None
+    """How far."""
+    merge: bool = False
+    """Neon: extrapolate the weights, and write one network."""
+
+
+@dataclass(frozen=True)
 class Info:
     """Say what a data set, checkpoint, run folder, snapshot of NVIDIA's or statistics file is, of one or several."""
 

@@ -17,7 +17,7 @@ from sims_core.guidance import FULL, GuidanceSchedule
 from sims_core.lab.runs import digest, kept_json, write_atomic, write_failure, write_json
 from sims_core.sampling import Sampler
 from sims_image.data.stores import Images
-from sims_image.experiments.checks import Real
+from sims_image.experiments.checks import Real, engine_of
 from sims_image.experiments.options import Experiment
 from sims_image.learner import ImageLearner, ImageModel
 from sims_image.metrics.features import extractor
@@ -25,11 +25,9 @@ from sims_image.metrics.report import collect, evaluate
 from sims_image.metrics.samples import gathered
 from sims_image.metrics.targets import Reference
 from sims_image.processes import Processes
-from sims_image.sampling.engine import Engine
 from sims_image.sampling.generate import choose_sampler
 from sims_image.sampling.generation import stream
 from sims_image.sampling.guided import Model
-from sims_image.sampling.options import Paired
 from sims_image.sampling.seeds import Labels, Seeds
 
 
@@ -49,12 +47,6 @@ def _whole(path: Path) -> Any:
 def _save(path: Path, *, features: Any) -> None:
     with open(path, "wb") as file:
         np.save(file, features)
-
-
-def engine_of(settings: Experiment) -> Engine:
-    """How an experiment's networks are evaluated. Raises `InputError` for an unknown way."""
-    pair = settings.pair if isinstance(settings, Paired) else Engine.pair
-    return Engine(pair, settings.compile, settings.cuda_graph)
 
 
 class Bench:

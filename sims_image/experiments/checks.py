@@ -16,9 +16,11 @@ from sims_image.metrics.features import check_features
 from sims_image.metrics.targets import check_real
 from sims_image.models.presets import PRESETS, Recipe
 from sims_image.processes import choose_device
+from sims_image.sampling.engine import PLAIN, Engine
+from sims_image.sampling.options import Paired
 from sims_image.sampling.seeds import Labels
 from sims_image.training.options import Train
-from sims_image.training.plan import recipe_of
+from sims_image.training.plan import check_lora, recipe_of
 
 
 def omegas_of(text: str, grid: str = "") -> list[float]:
@@ -43,7 +45,13 @@ def finetuning_of(settings: Experiment) -> dict[str, Any]:
         return {}
     given = {"batch": settings.train_batch, "lr": settings.lr, "lr_decay": settings.lr_decay}
     found: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return found | ({"lr_rampup": settings.lr_rampup} if settings.lr_rampup else {})
+    return found | {name: getattr(settings, name) for name in ("lr_rampup", "lora") if getattr(settings, name)}
+
+
+def engine_of(settings: Experiment) -> Engine:
+    """How an experiment's networks are evaluated. Raises `InputError` for an unknown way."""
+    pair = settings.pair if isinstance(settings, Paired) else Engine.pair
+    return Engine(pair, settings.compile, settings.cuda_graph)
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,11 @@ def check_inputs(
     except InputError as error:
         argument = "train_batch" if error.argument == "batch" else error.argument
         raise InputError(argument, error.value, error.expected) from None
+    if isinstance(settings, FineTuning) and settings.lora:
+        check_lora(settings.lora, config)
+        if engine_of(settings) != PLAIN:
+            words = "the adapter is toggled on one network, which is evaluated in turn and not compiled"
+            raise InputError("lora", settings.lora, words)
     check_budgets(budgets, recipe)
     choose_device(settings.device)
 

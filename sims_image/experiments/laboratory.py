@@ -31,8 +31,8 @@ from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset
 from sims_image.data.sheets import write_sheet
 from sims_image.experiments.arms import half_interval
-from sims_image.experiments.bench import Bench, engine_of
-from sims_image.experiments.checks import Real, at_hand, check_inputs
+from sims_image.experiments.bench import Bench
+from sims_image.experiments.checks import Real, at_hand, check_inputs, engine_of
 from sims_image.experiments.options import AuxiliaryData, Consuming, Extrapolating, Laboratory, Loop, Retraining
 from sims_image.experiments.plan import base_of, make_learner
 from sims_image.learner import WEIGHTS, ImageData, ImageLearner, ImageModel

@@ -89,6 +89,9 @@ class FineTuning(Paired):
 
     train_batch: int | None = None
     """Images a step of fine-tuning; default the preset's."""
+    lora: str = ""
+    """Fine-tune an adapter on the base's weights, toggled beside it in memory once: its rank, or rank and layers
+    (16:to_q,to_v). Of imported networks."""
     lr: float | None = None
     """Learning rate of fine-tuning; default the preset's."""
     lr_rampup: str = ""

@@ -11,9 +11,7 @@ import json
 import math
 import os
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,15 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sims_core.errors import InputError, shown
-from sims_core.lab.runs import followed, parse_json, provenance, write_failure, write_json
+from sims_core.errors import InputError, shown, whole
+from sims_core.lab.runs import followed, parse_json, provenance, write_json
 from sims_image.data.archives import sha256_file
-from sims_image.models import hf
+from sims_image.models import adapters, hf
+from sims_image.models.adapters import Adapter
 from sims_image.models.fitting import build_with, read_weights
 from sims_image.models.networks import parameter_count
 from sims_image.models.networks.imported import CLASS as IMPORTED
+from sims_image.models.placing import beside
 
 #: of model.json; raised when older readers would misread
 FORMAT = 1
@@ -118,7 +118,7 @@ class Record:
 class Summary:
     """A checkpoint without its weights. sha256: of the weights' file (of diffusers' folder: and of its settings).
 
-    config: `networks.build` makes it.
+    config: `networks.build` makes it. adapter: if the weights are one's, on those of its base.
     """
 
     path: Path
@@ -127,13 +127,19 @@ class Summary:
     parameters: int
     sha256: str
     record: Record
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True)
 class Checkpoint(Summary):
-    """A checkpoint with its network: float32, on the CPU, in eval mode, without gradients."""
+    """A checkpoint with its network: float32, on the CPU, in eval mode, without gradients; an adapter is merged."""
 
-    network: torch.nn.Module
+    network: torch.nn.Module = field(kw_only=True)
+
+    @property
+    def summary(self) -> Summary:
+        """Without the network."""
+        return Summary(**{f.name: getattr(self, f.name) for f in fields(Summary)})
 
 
 #: what the published classes of networks are preconditioned as
@@ -164,17 +170,20 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
         raise InputError("folder", str(folder), "something else is there; name a folder that does not exist")
     if there and not replace:
         raise InputError("folder", str(folder), "a checkpoint is there; name another folder")
-    weights = {name: _portable(value) for name, value in net.state_dict().items()}
+    adapter: Adapter | None = getattr(net, "adapter", None)
+    state = net.state_dict() if adapter is None else adapters.weights(net.state_dict())
+    weights = {name: _portable(value) for name, value in state.items()}
     for name, value in weights.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise InputError("network weights", name, "its weights are not all finite; a diverged network is not saved")
     if not record.provenance:
         record = Record(**{**_shallow(record), "provenance": provenance()})
     config: dict[str, Any] = dict(net.config)  # type: ignore[arg-type]
-    parameters = sum(p.numel() for p in net.parameters())
-    with _beside(folder) as temporary:
+    learned = {name for name, _ in net.named_parameters()} & set(weights)
+    parameters = sum(weights[name].numel() for name in learned)
+    with beside(folder) as temporary:
         try:
-            save_file(weights, temporary / WEIGHTS, metadata=_metadata(config))
+            save_file(weights, temporary / WEIGHTS, metadata=_metadata(config, adapter))
         except SafetensorError as error:
             code = re.search(r"os error (\d+)", str(error))
             raise OSError(int(code[1]) if code else 0, shown(str(error))) from None
@@ -189,17 +198,19 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
             "parameters": parameters,
             "weights_sha256": sha256,
             "network": config,
+            **({} if adapter is None else {"adapter": asdict(adapter)}),
             "record": asdict(record),
         }
         write_json(temporary / RECORD, content)
-    return Summary(folder, config, kind, parameters, sha256, record)
+    return Summary(folder, config, kind, parameters, sha256, record, adapter)
 
 
-def _metadata(config: dict[str, Any]) -> dict[str, str]:
+def _metadata(config: dict[str, Any], adapter: Adapter | None) -> dict[str, str]:
     """What the weights' file says of itself. Of an imported network its settings too, so that they count in its hash:
     one set of weights under two schedulers is two networks. (One entry: several come in any order.)
     """
-    own = {"network": json.dumps(config, sort_keys=True)}
+    base = None if adapter is None else adapter.base_sha256
+    own = {"network": json.dumps([config, base], sort_keys=True)}
     return own if config["class_name"] == IMPORTED else {"format": "pt"}
 
 
@@ -210,54 +221,6 @@ def _portable(value: Tensor) -> Tensor:
 
 def _shallow(record: Record | Summary) -> dict[str, Any]:
     return {f.name: getattr(record, f.name) for f in fields(record)}
-
-
-@contextmanager
-def _beside(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder`` that takes its place at the end; nothing stays if the writing fails."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _discard(folder, "new")  # of a process that was killed here
-        temporary.mkdir()
-        yield temporary
-        if folder.exists():
-            os.replace(folder, aside)
-        os.replace(temporary, folder)
-        _sync(folder.parent)
-    except OSError as error:
-        raise write_failure("folder", folder, error, "nothing was put there") from None
-    finally:
-        if aside.exists() and not folder.exists():
-            os.replace(aside, folder)
-        shutil.rmtree(temporary, ignore_errors=True)
-        if folder.exists():
-            _discard(folder, "old")
-
-
-def _discard(folder: Path, kind: str) -> None:
-    for stale in folder.parent.glob(f".{_literal(folder.name)}.*.{kind}"):
-        shutil.rmtree(stale, ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    """A file name as a glob pattern that matches itself only."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename last through a power cut, where folders can be synchronised (not on Windows)."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 # ------------------------------------------------------------------- reading
@@ -296,6 +259,12 @@ def _foreign(path: str | Path) -> str:
     return str(path).removeprefix(hf.PREFIX) if str(path).startswith(hf.PREFIX) else ""
 
 
+def anywhere(path: str | Path) -> str:
+    """A checkpoint's name that holds in any working folder."""
+    foreign = _foreign(path)
+    return f"{hf.PREFIX if foreign else ''}{Path(foreign or path).absolute()}"
+
+
 def _best(found: Sequence[Path]) -> Path:
     """The checkpoint that most want of these: of the last snapshot, its (first) average before its raw weights."""
     last = max(path.parent for path in found)
@@ -327,10 +296,17 @@ def summary(path: str | Path, *, argument: str = "checkpoint") -> Summary:
         if type(config) is not dict:
             raise TypeError("network must be an object")
         sha256, parameters = str(content["weights_sha256"]), int(content["parameters"])
-        return Summary(folder, config, str(content["preconditioning"]), parameters, sha256, record)
+        adapter = _adapter(content["adapter"]) if "adapter" in content else None
+        return Summary(folder, config, str(content["preconditioning"]), parameters, sha256, record, adapter)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else shown(str(error))
         raise InputError(argument, item, f"the checkpoint's record is damaged ({reason})") from None
+
+
+def _adapter(content: Any) -> Adapter:
+    """An adapter from JSON. Raises KeyError, TypeError or ValueError for anything else than `save` wrote."""
+    rank = whole("adapter.rank", int(content["rank"]), 1, adapters.LARGEST)
+    return Adapter(rank, str(content["base"]), str(content["base_sha256"]))
 
 
 def _of_diffusers(path: str | Path, found: hf.Folder, argument: str) -> Summary:
@@ -369,6 +345,24 @@ def load(path: str | Path, *, argument: str = "checkpoint") -> Checkpoint:
     if _foreign(path):
         tensors = hf.read(_foreign(path), argument=argument).tensors(argument)
         return _loaded(found, build_with(found.config, tensors, str(path), argument=argument))
+    tensors = weights_of(found, argument)
+    item = str(found.path / WEIGHTS)
+    if found.adapter is not None:
+        base = _base_of(found, found.adapter, argument)
+        return _loaded(found, adapters.merged(adapters.restored(base, tensors, found.adapter, item, argument)))
+    return _loaded(found, build_with(found.config, tensors, item, argument=argument))
+
+
+def unmoved(path: Path, parent: Path) -> bool:
+    """Whether what was trained from ``parent`` still is that, bit for bit: an adapter that does nothing, too."""
+    found = summary(path)
+    if found.adapter is None:
+        return found.sha256 == summary(parent).sha256
+    return adapters.idle(weights_of(found))
+
+
+def weights_of(found: Summary, argument: str = "checkpoint") -> dict[str, Tensor]:
+    """The tensors of a checkpoint's own file. Raises `InputError` unless it is the one that was written."""
     weights = found.path / WEIGHTS
     try:
         sha256 = sha256_file(weights)
@@ -378,9 +372,20 @@ def load(path: str | Path, *, argument: str = "checkpoint") -> Checkpoint:
         raise InputError(
             argument, str(weights), f"truncated or changed: its SHA-256 is {sha256[:12]}..., not {found.sha256[:12]}..."
         )
-    tensors = read_weights(weights, argument=argument)
-    return _loaded(found, build_with(found.config, tensors, str(weights), argument=argument))
+    return read_weights(weights, argument=argument)
 
 
 def _loaded(found: Summary, network: torch.nn.Module) -> Checkpoint:
     return Checkpoint(**_shallow(found), network=network)
+
+
+def _base_of(found: Summary, adapter: Adapter, argument: str) -> Any:
+    """The network that an adapter goes on. Raises `InputError` where it is not to be had."""
+    try:
+        base = load(adapter.base, argument=argument)
+    except InputError as error:
+        words = f"an adapter, whose base {adapter.base} cannot be read: {error.expected}"
+        raise InputError(argument, str(found.path), words) from None
+    if base.sha256 != adapter.base_sha256 or base.config != found.config:
+        raise InputError(argument, str(found.path), f"an adapter, whose base {adapter.base} is another by now")
+    return base.network

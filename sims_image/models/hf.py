@@ -68,6 +68,8 @@ def read(folder: str | Path, *, scheduler: str = "", argument: str = "folder") -
     Raises `InputError`: no such folder, a network or scheduler that is not supported, weights that are a pickle.
     """
     top = Path(folder)
+    if not str(folder):
+        raise InputError(argument, "", "name the folder to read")
     if not top.is_dir():
         words = "there is no such folder, and nothing is fetched by name; download it and name where it lies"
         raise InputError(argument, str(folder), words)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sims_core.errors import InputError, choose
+from sims_image.models.adapters import Toggled
 
 PAIRS = ("sequential", "overlapped")
 
@@ -58,8 +59,11 @@ PLAIN = Engine()
 class Runner:
     """One network, or a pair, evaluated as an `Engine` says. Prepared at the first call, then kept."""
 
-    def __init__(self, engine: Engine, network: nn.Module, other: nn.Module | None = None) -> None:
+    def __init__(self, engine: Engine, network: nn.Module, other: nn.Module | Toggled | None = None) -> None:
         engine.check(network)
+        if isinstance(other, Toggled) and engine != PLAIN:
+            words = "an adapter is toggled on one network, which is evaluated in turn and not compiled"
+            raise InputError("engine", str(engine), words)
         self.engine, self.network, self.other = engine, network, other
 
     @cached_property

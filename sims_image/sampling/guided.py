@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from sims_core.errors import InputError, choose
 from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, merge_weights
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_image.models import checkpoints
+from sims_image.models import adapters, checkpoints
 from sims_image.models.denoiser import conditional, level, one_hot
 from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import PRESETS
@@ -168,40 +169,41 @@ def load_model(
     if engine.pair != "sequential" and (merge or not negative):
         raise InputError("pair", engine.pair, "it needs a second network to evaluate: `auxiliary` or `guide`")
     first = checkpoints.load(base, argument="base")
-    alone = Model(_summary(first), _ready(first, dtype, device), dtype=dtype, engine=engine)
+    alone = Model(first.summary, _ready(first, dtype, device), dtype=dtype, engine=engine)
     if not negative or omega is None:
         engine.check(alone.network)
         return alone
-    argument = "auxiliary" if auxiliary else "guide"
-    second = checkpoints.load(negative, argument=argument)
-    return guide_with(
-        alone, second, omega, kind="neon" if merge else "sims" if auxiliary else "autoguidance", schedule=schedule
-    )
+    kind = "neon" if merge else "sims" if auxiliary else "autoguidance"
+    return guide_with(alone, negative, omega, kind=kind, schedule=schedule)
 
 
 def guide_with(
-    base: Model,
-    negative: checkpoints.Checkpoint,
-    omega: float,
-    *,
-    kind: str = "sims",
-    schedule: GuidanceSchedule = FULL,
+    base: Model, path: str | Path, omega: float, *, kind: str = "sims", schedule: GuidanceSchedule = FULL
 ) -> Model:
-    """``base`` guided away from ``negative`` ('sims', 'autoguidance'), or merged with it ('neon').
+    """``base`` guided away from the checkpoint at ``path`` ('sims', 'autoguidance'), or merged with it ('neon').
 
-    Raises `InputError` where the two networks cannot go together.
+    An adapter on the base's own weights is toggled, where the engine evaluates in turn: one network in memory. Raises
+    `InputError` where the two networks cannot go together.
     """
     argument = "guide" if kind == "autoguidance" else "auxiliary"
+    found = checkpoints.summary(path, argument=argument)
+    adapter = found.adapter
+    if adapter is not None and adapter.base_sha256 == base.base.sha256 and (kind, base.engine) == ("sims", PLAIN):
+        _fits(base.base, found, argument, same=True)
+        pair: Any = adapters.pair(base.network, checkpoints.weights_of(found, argument), adapter, str(path))
+        both = {"network": pair[0], "other": pair[1]}
+        return replace(base, **both, kind=kind, auxiliary=found, omega=omega, schedule=schedule)
+    negative = checkpoints.load(path, argument=argument)
     _fits(base.base, negative, argument, same=kind != "autoguidance")
     if kind == "neon":
         network = copy.deepcopy(base.network)
         other = {name: value.to(base.device) for name, value in negative.network.state_dict().items()}
         network.load_state_dict(merge_weights(base.network.state_dict(), other, omega))
         base.engine.check(network)
-        return replace(base, network=network, kind=kind, auxiliary=_summary(negative), omega=omega)
+        return replace(base, network=network, kind=kind, auxiliary=negative.summary, omega=omega)
     other_network = _ready(negative, base.dtype, base.device)
     base.engine.check(base.network)
-    return replace(base, other=other_network, kind=kind, auxiliary=_summary(negative), omega=omega, schedule=schedule)
+    return replace(base, other=other_network, kind=kind, auxiliary=negative.summary, omega=omega, schedule=schedule)
 
 
 def _fits(base: checkpoints.Summary, negative: checkpoints.Summary, argument: str, *, same: bool) -> None:
@@ -220,12 +222,6 @@ def _fits(base: checkpoints.Summary, negative: checkpoints.Summary, argument: st
         odd = next(k for k in {**base.config, **negative.config} if base.config.get(k) != negative.config.get(k))
         words = f"another architecture than the base's ({odd}); a network of another kind is a `guide`"
         raise InputError(argument, str(negative.path), words)
-
-
-def _summary(found: checkpoints.Checkpoint) -> checkpoints.Summary:
-    return checkpoints.Summary(
-        found.path, found.config, found.preconditioning, found.parameters, found.sha256, found.record
-    )
 
 
 def _ready(found: checkpoints.Checkpoint, dtype: str, device: str | torch.device) -> Preconditioned:

@@ -53,6 +53,9 @@ class RecipeOptions:
     """Of the network's body: float32, bf16 or fp16 (with loss scaling). Weights and optimiser are float32."""
     loss_scale: float | None = None
     """Where fp16's loss scale starts; it halves where gradients overflow."""
+    lora: str = ""
+    """Fine-tune an adapter in place of all weights: its rank, or rank and layers (16:to_q,to_v). Of imported
+    networks."""
     network: str = ""
     """Arguments of the network that differ from the preset's: dropout=0.1,model_channels=64."""
 

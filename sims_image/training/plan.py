@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sims_core.errors import InputError, choose
 from sims_core.lab.runs import digest
 from sims_core.sampling import Sampler
@@ -15,7 +17,8 @@ from sims_image.data.dataset import Dataset, by, open_dataset
 from sims_image.data.options import Prepare
 from sims_image.data.prepare import prepare
 from sims_image.data.sheets import sheet_labels
-from sims_image.models import checkpoints
+from sims_image.models import adapters, checkpoints
+from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS, Preset, Recipe
 from sims_image.training.options import RAW, Train
 from sims_image.training.schedules import Timetable, images_of, ramp_warning, timetable
@@ -26,8 +29,8 @@ class Plan:
     """A training run that is known to make sense, before anything is built.
 
     preset: its name, '' for a checkpoint without one. config: arguments of `sims_image.models.networks.build`. data:
-    None in a dry run without. parent: the checkpoint to start from. sheets: the steps at which one is drawn. settings:
-    what the run folder records. notes: what the user should know.
+    None in a dry run without. parent: the checkpoint to start from. lora: an adapter on it, '' for all weights. sheets:
+    the steps at which one is drawn. settings: what the run folder records. notes: what the user should know.
     """
 
     preset: str
@@ -39,6 +42,7 @@ class Plan:
     seed: int
     sampler: str
     churn: tuple[float, float, float, float] | None
+    lora: str
     raw: bool
     sheet: int
     sheets: frozenset[int]
@@ -62,6 +66,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
             raise InputError(name, getattr(train, name), "give a whole number of at least 0")
     parent = checkpoints.summary(train.from_, argument="from_") if train.from_ else None
     name, preset = _preset(train, parent)
+    check_lora(train.lora, None if parent is None else parent.config)
     if parent is not None and not train.budget:
         raise InputError("budget", "", "say how many images to fine-tune for, such as 1Mi")
     recipe = recipe_of(train, preset.recipe, fine_tuning=parent is not None)
@@ -87,6 +92,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         "raw": train.raw,
         "sheet": rows,
         "sampler": sampler,
+        **({"lora": train.lora} if train.lora else {}),
     }
     return Plan(
         preset=name,
@@ -98,6 +104,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         seed=train.seed,
         sampler=sampler,
         churn=preset.churn if not train.sampler else None,
+        lora=train.lora,
         raw=train.raw == "always" or (train.raw == "auto" and parent is not None),
         sheet=rows,
         sheets=sheets,
@@ -126,6 +133,17 @@ def _preset(train: Train, parent: checkpoints.Summary | None) -> tuple[str, Pres
         known = "the checkpoint does not say by which preset it was trained; " if parent is not None else ""
         raise InputError("preset", "", f"{known}choose from {', '.join(PRESETS)}")
     return name, PRESETS[choose("preset", name, PRESETS)]
+
+
+def check_lora(lora: str, config: dict[str, Any] | None) -> None:
+    """Raises `InputError` where a network of ``config`` (None: trained from scratch) cannot have such an adapter."""
+    if not lora:
+        return
+    adapters.parse(lora)
+    if config is None:
+        raise InputError("lora", lora, "an adapter goes on a checkpoint: name one with `from_`")
+    with torch.device("meta"):
+        adapters.targets_of(lora, build(**config))
 
 
 def recipe_of(train: Train, recipe: Recipe, *, fine_tuning: bool) -> Recipe:

@@ -30,7 +30,7 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, to_pixels
 from sims_image.data.sheets import sheet_labels, write_sheet
-from sims_image.models import checkpoints, torchfiles
+from sims_image.models import adapters, checkpoints, torchfiles
 from sims_image.models.denoiser import draw_samples, make_sampler
 from sims_image.models.ema import Profile, Weights
 from sims_image.models.networks import Preconditioned, build
@@ -121,7 +121,17 @@ def make_network(planned: Plan, seed: Seed) -> Preconditioned:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError("network", planned.config, f"the checkpoint's weights do not fit ({reason})") from None
-    return network
+    return network if not planned.lora else _adapted(network, planned, seed)
+
+
+def _adapted(network: Any, planned: Plan, seed: Seed) -> Preconditioned:
+    """The network with the run's adapter, drawn from ``seed``."""
+    assert planned.parent is not None
+    rank, _ = adapters.parse(planned.lora)
+    known = adapters.Adapter(rank, checkpoints.anywhere(planned.parent.path), planned.parent.sha256)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed.child("adapter").integer())
+        return adapters.attach(network, adapters.targets_of(planned.lora, network), known)
 
 
 class _Session:
@@ -339,6 +349,8 @@ class _Session:
         """The weights that fine-tuning began with, or None."""
         if self.plan.parent is None:
             return None
+        if self.plan.lora:  # which does nothing yet
+            return make_network(self.plan, self.seed).state_dict()
         return checkpoints.load(self.plan.parent.path, argument="from_").network.state_dict()
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
+from sims_image.models import adapters
 from sims_image.models.ema import Averages, HalfLife, Power, Profile
 from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import Recipe
@@ -109,6 +110,8 @@ class Trainer:
         self.recipe, self.feed, self.processes, self.options, self.seed = recipe, feed, processes, options, seed
         self.device = processes.device
         self.network = network.to(self.device).train().requires_grad_(True)
+        if getattr(network, "adapter", None) is not None:
+            adapters.freeze(network)
         if options.channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.compute_dtype = BODIES[recipe.precision]

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sims_core.errors import InputError
-from sims_image.models import checkpoints
+from sims_image.models import checkpoints, placing
 from sims_image.models.checkpoints import Data, Ema, Record, load, locate, save, summary
 from tests.image import networks
 
@@ -141,7 +141,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, song, folder, monkeypatc
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, broken, full)
+    monkeypatch.setattr(placing if broken == "_sync" else checkpoints, broken, full)
     place = folder if replace else tmp_path / "new"
     with pytest.raises(InputError, match="No space left on device"):
         save(place, network(SONG, seed=3), RECORD, replace=replace)

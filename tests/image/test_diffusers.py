@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -259,3 +260,171 @@ def test_experiments_take_it_as_base(folder, tmp_path):
     more = ["--generations", "2", "--trials", "1", "--method", "standard,sims", "--n", "20", "--budget", "32"]
     command(["loop", *words, *more, "--out", str(tmp_path / "loop")])
     assert (tmp_path / "loop/report/report.html").exists()
+
+
+# ------------------------------------------------------------------------- adapters
+
+
+@pytest.fixture(scope="module")
+def adapter(folder, tmp_path_factory):
+    """An adapter of rank 4 on the folder's network, far enough from doing nothing."""
+    place = tmp_path_factory.mktemp("adapter")
+    data = tiny.write_data(place / "data.zip", classes=0)
+    words = ["--data", str(data.path), "--budget", "0.2k", "--batch", "8", "--lr", "1e-2", "--device", "cpu"]
+    command(["train", "--from", f"hf:{folder}", *words, "--lora", "4", "--out", str(place / "run"), "--sheet", "0"])
+    return sorted((place / "run/snapshots").iterdir())[-1] / "raw"
+
+
+def test_an_adapter_is_kept_alone_and_toggled(folder, adapter):
+    """The pair equals two whole networks; its weights are in memory once."""
+    found = checkpoints.summary(adapter)
+    base = load_model(f"hf:{folder}")
+    assert found.parameters == sum(v.numel() for v in load_file(adapter / "model.safetensors").values())
+    assert found.parameters < base.base.parameters and found.adapter.rank == 4
+    pair = load_model(f"hf:{folder}", auxiliary=str(adapter), omega=1.5)
+    whole = replace(base, other=checkpoints.load(adapter).network, omega=1.5, kind="sims")
+    x, sigma = NOISE * 3, torch.tensor(3.0)
+    with torch.no_grad():
+        toggled, two, alone = (model.denoiser(None)(x, sigma) for model in (pair, whole, base))
+        assert (toggled - two).abs().max() < 1e-5 * two.abs().max() and (two - alone).abs().max() > 0.01
+        assert torch.equal(pair.at(0).denoiser(None)(x, sigma), alone)
+        assert torch.equal(pair.network(x, sigma), alone)  # also afterwards
+    stored = {p.data_ptr(): p.numel() for p in (*pair.network.parameters(), *pair.other.parameters())}
+    assert sum(stored.values()) == base.base.parameters + found.parameters
+    neon = load_model(f"hf:{folder}", auxiliary=str(adapter), omega=0.5, merge=True)
+    merged = [net.network.state_dict()["model.conv_in.weight"] for net in (base, checkpoints.load(adapter), neon)]
+    torch.testing.assert_close(merged[2], 1.5 * merged[0] - 0.5 * merged[1])
+
+
+def test_an_adapter_whose_base_has_gone_is_one_line(folder, tmp_path):
+    import_diffusers(folder, tmp_path / "base")
+    data = tiny.write_data(tmp_path / "data.zip", classes=0)
+    words = ["--data", str(data.path), "--budget", "0.008k", "--batch", "8", "--device", "cpu", "--sheet", "0"]
+    where = ["--lora", "2:to_q,conv_in", "--out", str(tmp_path / "run")]
+    command(["train", "--from", str(tmp_path / "base"), *words, *where])
+    made = tmp_path / "run/snapshots/0000000008/raw"
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in load_file(made / "model.safetensors")} == {
+        "to_q",
+        "conv_in",
+    }
+    (tmp_path / "base").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match=r"an adapter, whose base .*/base cannot be read: there is nothing"):
+        checkpoints.load(made)
+    load_model(str(tmp_path / "moved"), auxiliary=str(made), omega=1.0)  # its weights are at hand
+    import_diffusers(folder, tmp_path / "base", scheduler="DDPMScheduler")
+    with pytest.raises(InputError, match=r"whose base .*/base is another by now"):
+        checkpoints.load(made)
+
+
+def test_algorithm_1_by_an_adapter(folder, tmp_path):
+    data = tiny.write_data(tmp_path / "data.zip", count=64, classes=0)
+    words = ["--data", str(data.path), "--base", f"hf:{folder}", "--features", "pixels", "--sampler", "ddim:3"]
+    words += ["--device", "cpu", "--synthetic", "32", "--train-batch", "8", "--search", "20", "--n", "20"]
+    words += ["--repeats", "2", "--budget", "32", "--omega", "1", "--lr", "1e-2", "--auxiliary-weights", "raw"]
+    command(["sims", *words, "--lora", "4", "--out", str(tmp_path / "sims")])
+    results = json.loads((tmp_path / "sims/report/results.json").read_text())
+    arms = {arm["arm"]: arm["mean"] for arm in results["arms"]}
+    assert arms["SIMS"] != arms["base"] != arms["naive fine-tune"] and "Neon" in arms
+    made = checkpoints.summary(next((tmp_path / "sims").glob("finetune-*/snapshots/*/raw")))
+    assert made.adapter is not None and made.record.parent == checkpoints.summary(f"hf:{folder}").sha256
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            ["--lora", "4:nothing"],
+            "--lora: got '4:nothing'; no layer is called 'nothing'; there are conv, conv1, conv2, conv_in,",
+        ),
+        (["--lora", "many"], "--lora: got 'many'; give a rank"),
+        (["--lora", "0"], "--lora: got '0'; give a whole number of at least 1"),
+    ],
+)
+def test_adapters_that_cannot_be(folder, tmp_path, words, told):
+    tiny.checkpoint(tmp_path / "edm")
+    data = tiny.write_data(tmp_path / "data.zip", classes=0)
+    common = ["--data", str(data.path), "--budget", "64", "--dry-run", "--device", "cpu"]
+    for verb in (["train", "--from"], ["sims", "--features", "pixels", "--base"]):
+        budget = [part if part != "64" or verb[0] == "sims" else "0.064k" for part in common]
+        with pytest.raises(InputError) as caught:
+            command([*verb, f"hf:{folder}", *budget, *words])
+        assert told in str(caught.value)
+    with pytest.raises(InputError, match="--lora: got '4'; adapters go on imported networks"):
+        command(["train", "--from", str(tmp_path / "edm"), "--preset", "digits", "--budget", "1k", "--lora", "4"])
+    with pytest.raises(InputError, match="--lora: got '4'; an adapter goes on a checkpoint: name one with --from"):
+        command(["train", "--preset", "digits", "--lora", "4", "--dry-run"])
+    with pytest.raises(InputError, match="--lora: got '4'; the adapter is toggled on one network"):
+        command(["sims", "--features", "pixels", "--base", f"hf:{folder}", *common, "--lora", "4", "--compile"])
+
+
+# ------------------------------------------------------------------------- the way back
+
+
+def lines_of(capsys, *words):
+    """Export by the command, and run the lines that it prints: what they name."""
+    import diffusers
+    import peft
+
+    import sims_core
+
+    command(["export-diffusers", *map(str, words)])
+    found = {"diffusers": diffusers, "peft": peft, "sims_core": sims_core}
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 3
+    for line in lines:
+        exec(line.strip(), found)
+    return found
+
+
+def test_what_was_imported_comes_back_equal(folder, tmp_path, capsys):
+    network = foreign.unet()
+    pipe = lines_of(capsys, f"hf:{folder}", "--out", tmp_path / "back")["pipe"]
+    assert type(pipe).__name__ == "DDIMPipeline" and not pipe.scheduler.config.clip_sample
+    for name, value in network.state_dict().items():
+        assert torch.equal(pipe.unet.state_dict()[name], value)
+    assert foreign.images(pipe).std() > 0
+    again = [import_diffusers(path, tmp_path / str(k)).sha256 for k, path in enumerate((folder, tmp_path / "back"))]
+    assert again[0] == again[1]
+    dit = foreign.dit(learned_variance=True)
+    found = lines_of(capsys, f"hf:{written(tmp_path / 'dit', dit, part='transformer')}", "--out", tmp_path / "2")
+    for name, value in dit.state_dict().items():
+        assert torch.equal(found["transformer"].state_dict()[name], value)
+
+
+def test_a_guided_pair_is_loaded_in_three_lines(folder, adapter, tmp_path, capsys):
+    """As an adapter, as two networks, and merged: what diffusers calls is what our sampler calls."""
+    save_whole = checkpoints.load(adapter)
+    checkpoints.save(tmp_path / "whole", save_whole.network, save_whole.record)
+    x, t = NOISE, torch.tensor(500)
+    for number, auxiliary in enumerate((adapter, tmp_path / "whole")):
+        words = ("--auxiliary", auxiliary, "--omega", 1.5, "--out", tmp_path / f"pair{number}")
+        pipe = lines_of(capsys, f"hf:{folder}", *words)["pipe"]
+        model = load_model(f"hf:{folder}", auxiliary=str(auxiliary), omega=1.5)
+        sigma = model.network.levels[500]
+        with torch.no_grad():
+            noise = pipe.unet(x / (1 + sigma**2).sqrt(), t).sample
+            torch.testing.assert_close(x - sigma * noise, model.denoiser(None)(x, sigma), rtol=1e-4, atol=1e-4)
+        assert json.loads((tmp_path / f"pair{number}/sims.json").read_text())["omega"] == 1.5
+    assert [(tmp_path / f"pair{k}/auxiliary/config.json").exists() for k in range(2)] == [False, True]
+    words = ("--auxiliary", adapter, "--omega", 0.5, "--merge", "--out", tmp_path / "neon")
+    merged = lines_of(capsys, f"hf:{folder}", *words)["pipe"].unet.state_dict()["conv_in.weight"]
+    neon = load_model(f"hf:{folder}", auxiliary=str(adapter), omega=0.5, merge=True).network
+    assert torch.equal(merged, neon.model.conv_in.weight)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["{edm}", "--out", "{out}"], r"no class of diffusers holds EDM's networks; in its loops take sims_core.deno"),
+        (["hf:{folder}", "--out", "{folder}"], "--out: got '.*'; something is there"),
+        (["hf:{folder}", "--out", "{out}", "--omega", "1"], "a guided pair takes both an --auxiliary and an --omega"),
+        (["hf:{folder}"], "--out: got ''; name a new folder"),
+        ([], "CHECKPOINT: got ''; name the checkpoint"),
+    ],
+)
+def test_what_is_not_exported_is_one_line(folder, tmp_path, words, told):
+    names = {"edm": tmp_path / "edm", "out": tmp_path / "out", "folder": folder}
+    tiny.checkpoint(names["edm"])
+    with pytest.raises(InputError, match=told):
+        command(["export-diffusers", *(word.format(**names) for word in words)])
+    assert not names["out"].exists()

@@ -137,6 +137,7 @@ class Imported(Preconditioned):
         scheduler: Mapping[str, Any],
     ) -> None:
         super().__init__(img_resolution, img_channels, label_dim, use_fp16=False)
+        self.adapter: Any = None  # of `sims_image.models.adapters`, if there is one on it
         self.sigma_data, self._scheduler = sigma_data, dict(scheduler)
         self._null = label_dim if model["_class_name"] != "UNet2DModel" else 0
         with torch.device("cpu"):  # its tables are numbers, also where shapes alone are wanted

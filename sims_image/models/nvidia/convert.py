@@ -124,9 +124,7 @@ def import_nvidia(path: str | Path, out: str | Path | None = None, *, replace: b
         words = "a checkpoint is there; `replace` writes over it, or name another folder with `out`"
         raise InputError("out", str(folder), words)
     found = save(folder, network, record, replace=replace)
-    return Checkpoint(
-        found.path, found.config, found.preconditioning, found.parameters, found.sha256, found.record, network
-    )
+    return Checkpoint(**vars(found), network=network)
 
 
 def _training(stem: str, snapshot: Snapshot) -> tuple[int | None, int, Ema]:

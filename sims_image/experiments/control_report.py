@@ -168,7 +168,13 @@ def words(tables: dict[str, pd.DataFrame], outcome: Outcome) -> list[str]:
         part = summary[summary["arm"] == arm]
         best = part.loc[part["tv"].idxmin()]
         low, high = best["tv_minus_base_low"], best["tv_minus_base_high"]
-        side = "nearer than the base" if high < 0 else "farther than the base" if low > 0 else "not told from the base"
+        side = (
+            "nearer than the base"
+            if high < 0
+            else "farther than the base"
+            if low > 0
+            else "indistinguishable from the base"
+        )
         told.append(
             f"{_LABELS[arm]}: nearest at omega = {best['omega']:g} (of {len(part)} tried), total variation "
             f"{said(best, 'tv')}, {side} (difference {said(best, 'tv_minus_base')}); "

@@ -186,23 +186,23 @@ def describe(settings: Loop | Retrain) -> str:
     else:
         told.say("loop", f"{arms[0].policy.name}, {turns} generations, {trials} trials")
         told.say("|D_s|", f"{sizes.synthetic:,}")
+        if not checked.checkpoint:
+            told.train("first generation", sizes.fit, trials)
     again = images_of("retrain_budget", settings.retrain_budget or str(sizes.fit), checked.recipe.mi)
+    first: set[str] = set()  # a method's first generation is one whatever its omega
     for arm in arms:
         method, later = METHODS[arm.method], (turns - 1) * trials
+        auxiliaries = later if arm.method in first else turns * trials
+        first.add(arm.method)
         networks = 2 if method.resampled == "doubled" else method.networks  # twice the steps cost as much
-        firsts = 0 if checked.checkpoint or isinstance(settings, Retrain) else trials
         name = f"λ = {arm.known['ratio']:g}" if arm.known else arm.name
-        if not arm.policy.warm:
-            told.train(f"{name}: training", sizes.fit, later + firsts)
-        else:
-            if not isinstance(settings, Retrain):
-                told.train(f"{name}: first training", sizes.fit, firsts)
-            told.train(f"{name}: retraining", again, later)
+        kind, length = ("retraining", again) if arm.policy.warm else ("training", sizes.fit)
+        told.train(f"{name}: {kind}", length, later)
         if "budget" in method.takes:
             if "n_synthetic" in method.takes:
-                told.draw("its auxiliary's samples", sizes.auxiliary, turns * trials)
+                told.draw("its auxiliary's samples", sizes.auxiliary, auxiliaries)
             own = sizes.fit if arm.method == "rebuilt" else sizes.fit // 16 if arm.method == "autoguidance" else 0
-            told.train("its auxiliary", own or sizes.budget, turns * trials)
+            told.train("its auxiliary", own or sizes.budget, auxiliaries)
         told.draw("its samples", arm.synthetic(sizes), later, networks)
         told.draw("measuring", sizes.n, turns * trials, networks)
     told.say("out", settings.out)

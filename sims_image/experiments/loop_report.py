@@ -114,7 +114,7 @@ def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
     ends = summary[summary["generation"] == last]
     for _, row in ends[(ends["method"] != "standard") & ends["minus_standard"].notna()].iterrows():
         low, high = row["minus_standard_low"], row["minus_standard_high"]
-        side = "better than" if high < 0 else "worse than" if low > 0 else "not told from"
+        side = "better than" if high < 0 else "worse than" if low > 0 else "indistinguishable from"
         told.append(
             f"At generation {last}, {row['arm']} is {side} standard training: {metric} differs by "
             f"{said(row, 'minus_standard')}; it is {said(row, 'to_first')} of standard training's first generation."

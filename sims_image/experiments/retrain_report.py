@@ -72,7 +72,7 @@ def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
         )
         if row["ratio"] != 0:
             low, high = row["to_real_low"], row["to_real_high"]
-            side = "worse than" if low > 1 else "better than" if high < 1 else "not told from"
+            side = "worse than" if low > 1 else "better than" if high < 1 else "indistinguishable from"
             text += f", {side} λ = 0 (ratio {said(row, 'to_real')})"
         told.append(f"{text}; precision {row['precision']:.3f}, recall {row['recall']:.3f}.")
     return told

@@ -113,6 +113,17 @@ def test_dry_run_adds_up(run, capsys, monkeypatch):
     assert replace(told, trained=10**12, evaluations=0).total.startswith(f"{told.flops / 54e3:.2g} A100-hours in all")
 
 
+def test_the_price_counts_what_arms_share_once(run, capsys):
+    """The first generation's model, and its auxiliary whatever the omega: as many as the run left behind."""
+    folder, _ = run
+    made = [p.name.split("-")[0] for p in (folder / "out").glob("*-*") if (p / "snapshots").is_dir()]
+    assert made.count("finetune") == 2 + 2 * 4  # the first generation's, and two later ones of each omega
+    assert made.count("fit") == 2 + 3 * 4  # sims at omega = 0 trains what standard training does
+    command(["loop", "--data", str(folder / "tiny.zip"), *GIVEN, "--generations", "3", "--omega", "0,1", "--dry-run"])
+    trained = (made.count("fit") + 4) * 40 + made.count("finetune") * 16
+    assert f"{trained:,} images trained on" in capsys.readouterr().out
+
+
 def test_bad_input(run, monkeypatch):
     folder, _ = run
     good = Loop(data=str(folder / "tiny.zip"), base="tiny")

@@ -17,11 +17,11 @@ pytestmark = [
 ]
 
 
-def blocks(document, after=""):
+def blocks(document, after="", kind="python"):
     text = (ROOT / document).read_text(encoding="utf-8")
     section = text[text.index(after) :] if after else text
     section = section.split("\n## ", 1)[0] if after else section
-    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return re.findall(rf"```{kind}\n(.*?)```", section, re.DOTALL)
 
 
 class Network(nn.Module):
@@ -104,6 +104,18 @@ def test_the_document(reader):
     names = run(code, "docs/your-model.md")
     assert names["images"][0].tobytes() != names["neon"][0].tobytes()
     assert names["pipe"].unet.active_adapters() == ["aux"]
+
+
+def test_the_commands(reader):
+    from sims_image.commands import run as command
+
+    folders(pytest.importorskip("tests.core.foreign"), reader)
+    lines = [line for block in blocks("docs/your-model.md", kind="sh") for line in block.splitlines()]
+    ours = [line.split()[1:] for line in lines if line.startswith("sims_image ")]
+    assert len(ours) == 4
+    for words in ours:
+        command(words)
+    assert len(list((reader / "made").glob("images.npy"))) == 1 and (reader / "back" / "model_index.json").is_file()
 
 
 def test_readmes_ten_lines(reader):

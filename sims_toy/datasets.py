@@ -7,6 +7,7 @@ line each. Where there are classes (components, arms, moons), a draw says which 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -124,20 +125,36 @@ class Mixture:
 # ------------------------------------------------------------------- makers
 
 
-def _ring(count: int, weights: Sequence[float] = ()) -> Distribution:
+def _of_mixture(name: str, mixture: Mixture) -> Distribution:
+    return Distribution(name, mixture.sample, len(mixture.means), mixture=mixture)
+
+
+def _curve(name: str, centres: Points, std: float, weights: Sequence[float] = ()) -> Distribution:
+    """A mixture whose components are the grid of a curve, and no classes."""
+    mixture = Mixture(tuple(map(tuple, centres)), std, tuple(weights))
+
+    def sample(n: int, generator: np.random.Generator) -> tuple[Points, Labels]:
+        return mixture.sample(n, generator)[0], np.zeros(n, dtype=np.int64)
+
+    return Distribution(name, sample, mixture=mixture)
+
+
+def _ring(count: int, weights: Sequence[float] = (), std: float = 0.2) -> Distribution:
     if count < 2:
         raise InputError("data", f"gaussians:{count}", "give at least 2 components")
     angle = 2 * math.pi * np.arange(count) / count
     means = tuple((2 * math.cos(a), 2 * math.sin(a)) for a in angle)
-    mixture = Mixture(means, 0.2, tuple(weights))
-    return Distribution(f"gaussians:{count}", mixture.sample, count, mixture=mixture)
+    return _of_mixture(f"gaussians:{count}", Mixture(means, std, tuple(weights)))
 
 
 def _gaussians(text: str) -> Distribution:
-    """``gaussians:K``: K on a circle of radius 2, standard deviation .2, equal weights."""
-    if text and not re.fullmatch("[0-9]{1,4}", text):
-        raise InputError("data", f"gaussians:{text}", "write gaussians:K with 2 to 9999 components, such as 8")
-    return _ring(int(text or 8))
+    """``gaussians:K`` or ``gaussians:K:STD``: K on a circle of radius 2, standard deviation .2, equal weights."""
+    found = re.fullmatch(r"([0-9]{1,4})(?::(\.[0-9]+|[0-9]+\.?[0-9]*))?", text or "8")
+    if found is None or (found[2] and not 0 < float(found[2]) <= 10):
+        expected = "write gaussians:K with 2 to 9999 components, such as 8, or gaussians:K:STD, such as 8:0.2"
+        raise InputError("data", f"gaussians:{text}", expected)
+    made = _ring(int(found[1]), std=float(found[2] or 0.2))
+    return replace(made, name=f"gaussians:{text}") if text else made
 
 
 def _mixture(text: str) -> Distribution:
@@ -201,6 +218,45 @@ def _swissroll(text: str) -> Distribution:
     return Distribution("swissroll", sample)
 
 
+def _spiral(text: str) -> Distribution:
+    """``spiral``: one and a half turns out to radius 2, weight in proportion to the radius, noise .02.
+
+    A mixture of 1,000 Gaussians at most a noise's width apart: smooth, and its score is known.
+    """
+    _takes_nothing("spiral", text)
+    turn = math.pi * (0.5 + 3 * (np.arange(1000) + 0.5) / 1000)
+    centres = np.stack([turn * np.cos(turn), turn * np.sin(turn)], 1) * 2 / (3.5 * math.pi)
+    return _curve("spiral", centres, 0.02, (turn / turn.sum()).tolist())
+
+
+def _tree(text: str) -> Distribution:
+    """``tree``: a fractal of six generations of branches, each two thirds as long and bent by 30 degrees, noise .02.
+
+    Every generation has the same weight. A mixture of Gaussians along the branches, so that its score is known.
+    """
+    _takes_nothing("tree", text)
+    centres, weights = [], []
+    branches = [(0.0, -1.6, math.pi / 2)]
+    for generation in range(6):
+        length = 1.2 * (2 / 3) ** generation
+        steps = (np.arange(32) + 0.5) / 32 * length
+        grown = []
+        for x, y, angle in branches:
+            centres.append(np.stack([x + steps * math.cos(angle), y + steps * math.sin(angle)], 1))
+            weights.append(np.full(32, 1 / (6 * 32 * len(branches))))
+            tip = (x + length * math.cos(angle), y + length * math.sin(angle))
+            grown += [(*tip, angle + math.pi / 6), (*tip, angle - math.pi / 6)]
+        branches = grown
+    return _curve("tree", np.concatenate(centres), 0.02, np.concatenate(weights).tolist())
+
+
+def _cube(text: str) -> Distribution:
+    """``cube:D``: Gaussians of standard deviation .16 at the 2^D corners of a cube with half side 1, D up to 6."""
+    if not re.fullmatch("[1-6]", text or "3"):
+        raise InputError("data", f"cube:{text}", "write cube:D with a dimension from 1 to 6")
+    return _of_mixture(f"cube:{text or 3}", Mixture(tuple(itertools.product((-1.0, 1.0), repeat=int(text or 3))), 0.16))
+
+
 def _checkerboard(text: str) -> Distribution:
     """``checkerboard``: uniform on the eight dark squares of a 4 x 4 board with sides of 4."""
     _takes_nothing("checkerboard", text)
@@ -222,6 +278,9 @@ DATASETS: dict[str, Callable[[str], Distribution]] = {
     "pinwheel": _pinwheel,
     "swissroll": _swissroll,
     "checkerboard": _checkerboard,
+    "spiral": _spiral,
+    "tree": _tree,
+    "cube": _cube,
 }
 
 

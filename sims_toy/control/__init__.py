@@ -77,7 +77,7 @@ def plan(options: Control) -> GridStudy:
     check_bounds(options)
     network = settle(options.network)
     real = parse_real(options.data) if options.data != "gaussian" else None
-    if real is None or real.mixture is None:
+    if real is None or real.mixture is None or real.classes < 2:
         raise InputError("data", options.data, "control needs classes: mixture:P,Q,... or gaussians:K")
     weights = real.mixture.weights
     target = _target(options.target, len(weights))

@@ -32,7 +32,8 @@ class Stability(RunOptions):
     preset: Annotated[str, usual("none")] = ""
     """'paper' is the full grid: more trials, and the constants of several networks."""
     data: Annotated[str, formerly("real")] = "gaussians:8,moons"
-    """Data sets, with commas: gaussians:K, moons, pinwheel, swissroll, checkerboard, mixture:P,Q,..., or a file."""
+    """Data sets, with commas: gaussians:K, moons, pinwheel, swissroll, checkerboard, spiral, tree,
+    mixture:P,Q,..., or a file."""
     ratio: str = "0,0.001,0.01,0.1,0.5,1,2"
     """Synthetic-to-real ratios lambda, a grid; 0 (training goes on with real data alone) is always run."""
     real_size: Annotated[int, at_least(10)] = 1000

@@ -69,8 +69,9 @@ class Sweep(RunOptions):
     overlay_trials: Annotated[int, at_least(2)] = 400
     """Repetitions of the exact learner beneath the networks, from whose mean chance is taken out of theirs."""
     data: Annotated[str, formerly("real")] = "gaussian"
-    """Real data: gaussian, gaussians:K, mixture:P,Q,..., moons, pinwheel, swissroll, checkerboard, or a .npy or .csv
-    file of at least 1,000 points in the plane, in any unit. All but 'gaussian' need the network learner."""
+    """Real data: gaussian, gaussians:K, mixture:P,Q,..., moons, pinwheel, swissroll, checkerboard, spiral, tree,
+    cube:D, or a .npy or .csv file of at least 1,000 points in the plane, in any unit. All but 'gaussian' need the
+    network learner."""
     real_mean: str = "0,0"
     """Mean of the real Gaussian, any dimension."""
     real_covariance: str = "2,1;1,2"

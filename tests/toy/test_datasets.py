@@ -9,7 +9,8 @@ from scipy import stats
 from sims_core import InputError, Seed
 from sims_toy.datasets import DATASETS, Distribution, Mixture, header_of, parse_real
 
-NAMES = ["gaussians:8", "mixture:0.7,0.2,0.1", "moons", "pinwheel", "swissroll", "checkerboard"]
+NAMES = ["gaussians:8", "gaussians:8:0.16", "mixture:0.7,0.2,0.1", "moons", "pinwheel", "swissroll", "checkerboard"]
+NAMES += ["spiral", "tree", "cube:2"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,1 @@
+"""Which errors can a model correct from its own samples?"""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from sims_core import __version__ as __version__
 
 if TYPE_CHECKING:
+    from sims_toy.bias import Bias as Bias
     from sims_toy.control import Control as Control
     from sims_toy.diagnosis import diagnose as diagnose
     from sims_toy.exact import ExactLearner as ExactLearner

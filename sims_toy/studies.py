@@ -83,6 +83,15 @@ STUDIES = {
             "--learner network --sampler ddim:20 --omega 0:2:0.5  # trained networks",
         ),
     ),
+    "bias": _Study(
+        "Bias",
+        "bias",
+        "which errors can a model correct from its own samples?",
+        (
+            "--networks none --features 32,64  # exact estimators and feature scores: a minute",
+            "--exact none --features none --networks spiral/32 --trials 3  # one data set, three bases",
+        ),
+    ),
 }
 
 

@@ -165,11 +165,16 @@ def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -
 
 
 def _worker(parent: int, experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
-    """`_measure` in a process that ends with its parent: a run that was killed leaves no workers behind."""
+    """`_measure` in a process that ends with its parent."""
+    end_with(parent)
+    return _measure(experiment, piece)
+
+
+def end_with(parent: int) -> None:
+    """Have this worker end with the process that started it: a run that was killed leaves no workers behind."""
     name = "ends with its parent"
     if os.getppid() == parent and not any(thread.name == name for thread in threading.enumerate()):
         threading.Thread(target=_end_with, args=(parent,), name=name, daemon=True).start()
-    return _measure(experiment, piece)
 
 
 def _end_with(parent: int) -> None:

@@ -15,7 +15,7 @@ from sims_core.lab.command import main_with_errors
 from sims_toy import datasets
 from sims_toy.studies import STUDIES, command
 
-sweep, stability, mad, pollution, control, sampling_cost = map(command, STUDIES)
+sweep, stability, mad, pollution, control, sampling_cost, bias = map(command, STUDIES)
 ROOT = Path(__file__).resolve().parents[2]
 LONG = "9" * 5000
 
@@ -65,6 +65,17 @@ COMMANDS = [
     (sampling_cost, f"--guidance held:{LONG}", "held:K with K >= 1"),
     (sampling_cost, "--omega=1e308", "between -1e+06 and 1e+06"),
     (sampling_cost, "--more-steps 1e300", "between 1 and 100"),
+    (bias, "--networks spiral/16/1e9", "values must be between 1 and 1e+07"),
+    (bias, "--networks spiral/16/60/5", "at least 20 steps and 100 synthetic points"),
+    (bias, "--networks spirals", "did you mean 'spiral'"),
+    (bias, "--networks gaussians:8:0", "write gaussians:K"),
+    (bias, "--features 64:ridge", "write K, K:ridge:L or K:early:T[:warm]"),
+    (bias, "--exact smooth:0.1@heun:0", "--exact: got"),
+    (bias, "--exact smoth:0.1", "--exact: got"),
+    (bias, "--omega 0:1", "values must be between 0.01"),
+    (bias, "--exact none --features none --networks none", "there is nothing to run"),
+    (bias, "--sampler exact", "networks need a numerical sampler"),
+    (bias, "--trials 1", "--trials: got"),
 ]
 
 

@@ -102,9 +102,7 @@ def _read_options(info: StructTypeInfo) -> StructConstructorSpec | None:
                         partial(_help, getattr(cls, "OF", cls), name))
         for name in own
     ]  # fmt: skip
-    parts = {
-        group: [name for name, other in groups.items() if other is group] for group in dict.fromkeys(groups.values())
-    }
+    parts = {base: [name for name, one in groups.items() if one is base] for base in dict.fromkeys(groups.values())}
     for base, names in parts.items():
         inner = {"GROUP": base.GROUP, "OF": cls}
         made = dataclasses.make_dataclass(base.GROUP, [(name, hints[name]) for name in names], namespace=inner)
@@ -120,8 +118,7 @@ def _read_options(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 def _groups(cls: type) -> dict[str, Any]:
     """The options that base classes with a ``GROUP`` bring, each with the first class of its group."""
-    first: dict[str, Any] = {}
-    found: dict[str, Any] = {}
+    first, found = dict[str, Any](), dict[str, Any]()
     for base in cls.__mro__[:0:-1]:
         if "GROUP" in vars(base):
             group = first.setdefault(vars(base)["GROUP"], base)
@@ -145,10 +142,8 @@ def _shown(cls: type, hint: Any, default: Any) -> Any:
 
 def _metavar(kind: Any) -> str:
     """What the help calls a value: INT, or FLOAT [FLOAT ...]."""
-    if typing.get_origin(kind) is tuple:
-        inner = _metavar(typing.get_args(kind)[0])
-        return f"{inner} [{inner} ...]"
-    return str(kind.__name__).upper()
+    inner = "".join(map(_metavar, typing.get_args(kind)[:1]))  # of a tuple
+    return f"{inner} [{inner} ...]" if inner else str(kind.__name__).upper()
 
 
 def _help(cls: type, name: str) -> str:

@@ -127,6 +127,8 @@ def _prepared(settings: Foresee, device: torch.device) -> list[tuple[Evaluate, P
     if not settings.data:
         raise InputError("data", "", "name the real images")
     whole("n", settings.n, LEAST)
+    if settings.out and Path(settings.out).is_dir():
+        raise InputError("out", settings.out, "a folder is there; name a file to write")
     found = []
     for name in MODELS:
         with _about(name):

@@ -108,6 +108,7 @@ def test_rows_of_the_same_numbers_meet():
         ({"data": "base"}, "--data: got 'base'; it holds generated images"),
         ({"features": "colours"}, "--features: got 'colours'"),
         ({"sampler": "heun"}, "--sampler: got 'heun'"),
+        ({"out": "."}, "--out: got '.'; a folder is there"),
         ({"keep": 10}, "--keep: got '10'"),
         ({"auxiliary": "wide"}, "--auxiliary: got 'wide'; its images are 3x16x16, the reference's 3x8x8"),
         ({"auxiliary": "few"}, "--auxiliary: got 'few'; that is 5 images"),

@@ -329,7 +329,10 @@ VERBS: dict[str, Verb] = {
         export_diffusers,
         "options:ExportDiffusers",
         names={"checkpoint": "CHECKPOINT"},
-        examples=("models/tuned --out tuned", "hf:ddpm --auxiliary models/aux --omega 1 --out improved  # SIMS"),
+        examples=(
+            "models/tuned --out tuned  # base",
+            "hf:ddpm --auxiliary models/aux --omega 1 --out improved  # SIMS",
+        ),
     ),
     "info": Verb(
         "say what a data set, checkpoint, run folder or statistics file is",

@@ -12,6 +12,7 @@ Errors and drifts of samples are measured in standard deviations, where distance
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,13 +20,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
+from scipy.optimize import newton
 from torch import Tensor
 
-from sims_core.diffusion import EDM, LogNormal
+from sims_core.diffusion import EDM
 from sims_core.errors import InputError
 from sims_core.sampling import Sampler
-from sims_toy.estimators import Estimator
+from sims_toy.estimators import Estimator, training_levels
 from sims_toy.exact import numerical
 
 Array = NDArray[np.float64]
@@ -67,6 +68,7 @@ class SelfTraining:
     def __post_init__(self) -> None:
         if not 0 <= self.budget <= 1:
             raise InputError("budget", self.budget, "give eta in [0, 1]")
+        self.estimator.check(self.sampler)
         if np.ndim(self.variances) != 1 or not (np.asarray(self.variances) > 0).all():
             raise InputError("variances", np.asarray(self.variances).tolist(), "give positive variances (K,)")
 
@@ -180,15 +182,13 @@ class SelfTraining:
         base = float(self.w2(self.base, sampler))
         return float(np.asarray(omegas)[i]), float(found[i]) / base if base > 0 else math.nan
 
-    def loss(self, model: Model, points: int = 64) -> Array:
+    def loss(self, model: Model) -> Array:
         """Denoising loss on the data over the optimum's, a mode, (...,): EDM's weight and noise levels, by quadrature.
 
         Of one mode at sigma it is weight (W - W*)^2 (c + sigma^2).
         """
-        nodes, weights = np.polynomial.hermite_e.hermegauss(points)
-        levels = LogNormal().from_normal(torch.from_numpy(nodes))
         total = torch.zeros(())
-        for sigma, weight in zip(levels, weights / weights.sum(), strict=True):
+        for sigma, weight in zip(*training_levels(), strict=True):
             optimum = self.truth / (self.truth + sigma**2)
             excess = (model.gain(sigma) - optimum) ** 2 * (self.truth + sigma**2)
             total = total + float(weight) * self._edm.weight(sigma) * excess.mean(-1)
@@ -204,19 +204,18 @@ class SelfTraining:
         if not self.sampler.steps:
             return Model(lambda sigma: self.truth / (self.truth + sigma**2), self.truth)
 
-        def excess(log: float, mode: int) -> float:
-            variance = torch.tensor([math.exp(log)], dtype=torch.float64)
-            return math.log(float(self.sample(_gaussian(variance))[0]) / float(self.truth[mode]))
+        def excess(logs: Array) -> Array:
+            made = self.sample(_gaussian(torch.from_numpy(np.exp(logs))))
+            return np.asarray((made / self.truth).log().numpy())
 
-        found = []
-        for mode, value in enumerate(self.truth.tolist()):
-            centre = math.log(value)
-            try:
-                found.append(math.exp(brentq(excess, centre - 3, centre + 3, args=(mode,), xtol=1e-14, rtol=1e-14)))
-            except ValueError:
-                expected = f"it reaches a variance of {value:g} from no model; take more steps"
-                raise InputError("sampler", str(self.sampler), expected) from None
-        return _gaussian(torch.tensor(found, dtype=torch.float64))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # what has not converged is refused below
+            found = newton(excess, np.log(self.variances), tol=1e-14, maxiter=30, disp=False)
+        found = np.asarray(found[0] if isinstance(found, tuple) else found)
+        if not (np.abs(excess(found)) < 1e-11).all():
+            expected = "it makes the data's variances of no model; take more steps"
+            raise InputError("sampler", str(self.sampler), expected)
+        return _gaussian(torch.from_numpy(np.exp(found)))
 
     def response(self, step: float = 1e-5) -> Array:
         """M (K, K) at the data by central differences: how S after F passes on a change of the data's variances.

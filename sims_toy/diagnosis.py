@@ -28,7 +28,8 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_core.slices import SlicedCdf
 from sims_toy.datasets import Distribution
-from sims_toy.exact import ExactLearner
+from sims_toy.estimators import Estimator
+from sims_toy.exact import ExactLearner, bounded_distance
 from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
 from sims_toy.networks.learner import UNBIASED, NetworkLearner
 from sims_toy.networks.settings import NetworkSettings
@@ -48,7 +49,7 @@ class Diagnosis:
 
     total: base trained on the data, sampled with the sampler. data: the same with an unbiased sampler (the
     maximum-likelihood floor). sampler: the sampler's bias with the exact score. optimisation: what training adds to
-    the maximum-likelihood fit of the same data (0 for the exact learner).
+    the maximum-likelihood fit of the same data (0 for the exact learner, but for an estimator's bias).
     """
 
     total: float
@@ -108,27 +109,28 @@ def diagnose(
     *,
     trials: int = 400,
     seed: Seed,
-    learner: type[ExactLearner] = ExactLearner,
+    estimator: Estimator | None = None,
 ) -> Diagnosis:
-    """The exact learner's error budget and drift-error cosine at the first generation.
-
-    learner: a subclass may fit otherwise than by maximum likelihood; its fit is what repeats a bias.
-    """
-    own = learner(sampler, np.arange(trials))
-    base = own.fit(own.draw(real, real_size, seed=seed.child("real")), seed=seed)
+    """The exact learner's error budget and drift-error cosine at the first generation."""
+    own = ExactLearner(sampler, np.arange(trials), estimator=estimator)
+    data = own.draw(real, real_size, seed=seed.child("real"))
+    base = own.fit(data, seed=seed)
     endless = Statistics(
         torch.ones(trials, dtype=torch.float64), base.output.mean, base.output.cov
     )  # the base's samples, without their noise
     angle = RealCdf(real).of_laws(base.output, own.fit(endless, seed=seed).output)
-    unbiased = ExactLearner(Sampler.parse("exact"), np.arange(trials))
     perfect = ExactLearner(sampler, noise=False)
     truth = perfect.fit(perfect.draw(real, real_size, seed=seed), seed=seed)
-    floor = unbiased.distance(unbiased.fit(own.draw(real, real_size, seed=seed.child("real")), seed=seed), real)
+    known = "exact" if estimator is None or estimator.name != "capacity" else "heun:256"
+    fair = Sampler.parse(known, sigma_data=sampler.sigma_data)
+    trained = ExactLearner(fair, own.streams, estimator=estimator).fit(data, seed=seed).output
+    likeliest = fit(data)
     return Diagnosis(
         total=math.sqrt((own.distance(base, real) ** 2).mean()),
-        data=math.sqrt((floor**2).mean()),
+        data=math.sqrt(float((bounded_distance(likeliest, real) ** 2).mean())),
         sampler=float(perfect.distance(truth, real)[0]),
         angle=angle,
+        optimisation=0.0 if estimator is None else math.sqrt(float(w2_squared(trained, likeliest).mean())),
     )
 
 

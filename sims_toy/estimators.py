@@ -10,7 +10,12 @@ eigenbasis of the data's covariance, with eigenvalue c of one mode, W* = c / (c 
   v / (v + L) or 1 - exp(-v T) of its way from 0 to the optimum, where v = c_in^2 (c + sigma^2) is the variance of its
   input: W = c_skip + share (W* - c_skip). Such a model is no Gaussian's denoiser, but linear all the same.
 
-early:T:warm trains an auxiliary from the base, early:T:cold from 0 as the base itself was.
+early:T:warm trains an auxiliary from the base, early:T:cold from 0 as the base itself was;
+
+* capacity:K: F depends on ln sigma by a polynomial of K coefficients a mode, trained to the end at all of EDM's noise
+  levels together: the least denoising loss in a family that does not hold the optimum. In F the loss weighs a mode at
+  sigma by v, so that the normal equations (c A_1 + A_0) a = c b_1 + b_0 are linear in c. It is not
+  trained beyond EDM's levels, and a sampler 'exact', which begins far above them, is refused.
 """
 
 from __future__ import annotations
@@ -18,12 +23,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
+import numpy as np
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
-from sims_core.diffusion import EDM
+from sims_core.diffusion import EDM, LogNormal
 from sims_core.errors import InputError, choose
+from sims_core.sampling import Sampler
 from sims_toy.gaussian import Gaussian, product, row_sum
 
 
@@ -31,8 +40,8 @@ from sims_toy.gaussian import Gaussian, product, row_sum
 class Kind:
     """A row of `KINDS`. form: how it is written; low, high: bounds of its number (high included).
 
-    variances: ``(values (R, d), number) -> (R, d)``, of the Gaussian that it fits. share: ``(v, number) -> share`` of
-    the way to the optimum, where it fits none.
+    One of: variances, ``(values (R, d), number) -> (R, d)`` of the Gaussian it fits; share, ``(v, number) -> share``
+    of the way to the optimum; network, ``(values, sigma, number, edm) -> F`` (R, d).
     """
 
     form: str
@@ -41,6 +50,7 @@ class Kind:
     whole: bool = False
     variances: Callable[[Tensor, float], Tensor] | None = None
     share: Callable[[Tensor, float | Tensor], Tensor] | None = None
+    network: Callable[[Tensor, Tensor, float, EDM], Tensor] | None = None
 
 
 def _leading(values: Tensor, count: float) -> Tensor:
@@ -52,6 +62,41 @@ def _shrunk(values: Tensor, rho: float) -> Tensor:
     return values + rho * (row_sum(values).unsqueeze(-1) / values.shape[-1] - values)
 
 
+@lru_cache
+def _normal_equations(count: int, edm: EDM) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What diagonalises c A_1 + A_0: U (K, K), theta, U^T b_1 and U^T b_0 (K,), with U^T A_0 U = I."""
+    nodes, weights = training_levels()
+    powers = _powers(nodes, count)
+    skip, seen = edm.c_skip(nodes), edm.c_in(nodes)
+    a1 = torch.einsum("s,si,sj->ij", weights * seen**2, powers, powers)
+    a0 = torch.einsum("s,si,sj->ij", weights * (seen * nodes) ** 2, powers, powers)
+    theta, turned = eigh(a1.numpy(), a0.numpy())
+    u = torch.from_numpy(turned)
+    out = weights * seen / edm.c_out(nodes)
+    return u, torch.from_numpy(theta), u.T @ powers.T @ (out * (1 - skip)), -u.T @ powers.T @ (out * skip * nodes**2)
+
+
+def _polynomial(values: Tensor, sigma: Tensor, count: float, edm: EDM) -> Tensor:
+    u, theta, b1, b0 = _normal_equations(int(count), edm)
+    features = _powers(sigma.double().reshape(1), int(count))[0] @ u
+    found = torch.zeros_like(values)
+    for k in range(int(count)):
+        found = found + features[k] * (b1[k] * values + b0[k]) / (1 + theta[k] * values)
+    return found
+
+
+def _powers(sigma: Tensor, count: int) -> Tensor:
+    """Powers 0, 1, ... (..., count) of (ln sigma - mean) / std of EDM's training levels."""
+    level = (sigma.log() - LogNormal.mean) / LogNormal.std
+    return torch.stack([level**k for k in range(count)], -1)
+
+
+def training_levels(points: int = 64) -> tuple[Tensor, Tensor]:
+    """Noise levels and weights (points,) that integrate over EDM's training distribution (Gauss-Hermite)."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
+    return LogNormal().from_normal(torch.from_numpy(nodes)), torch.from_numpy(weights / weights.sum())
+
+
 #: Estimators by name; one from outside is a line.
 KINDS: dict[str, Kind] = {
     "mle": Kind("mle", variances=lambda values, _: values),
@@ -59,6 +104,7 @@ KINDS: dict[str, Kind] = {
     "shrink": Kind("shrink:RHO", high=1, variances=_shrunk),
     "rank": Kind("rank:K", low=1, whole=True, variances=_leading),
     "decay": Kind("decay:L", share=lambda v, strength: v / (v + strength)),
+    "capacity": Kind("capacity:K", low=1, high=12, whole=True, network=_polynomial),
     "early": Kind("early:T[:warm|cold]", share=lambda v, time: -torch.expm1(-v * time)),
 }
 
@@ -109,6 +155,12 @@ class Estimator:
         """Its row of `KINDS`."""
         return KINDS[choose("estimator", self.name, KINDS)]
 
+    def check(self, sampler: Sampler) -> None:
+        """Raise `InputError` for a sampler that its models were not trained for."""
+        if self.kind.network is not None and not sampler.steps:
+            expected = f"'exact' begins beyond the noise levels that {self} is trained at; use such as heun:256"
+            raise InputError("sampler", str(sampler), expected)
+
     @property
     def gaussian(self) -> bool:
         """Whether its models are Gaussians."""
@@ -127,13 +179,15 @@ class Estimator:
         assert self.kind.share is not None
         return self.kind.share(edm.c_in(sigma) ** 2 * (values + sigma**2), self.number * trained)
 
-    def gains(self, values: Tensor, sigma: Tensor, edm: EDM) -> Tensor:
+    def gains(self, values: Tensor, sigma: Tensor, edm: EDM, trained: float | Tensor = 1.0) -> Tensor:
         """W(sigma) of each mode, (..., d), trained from 0 on data of variances ``values`` (..., d); sigma zero-dim."""
         if self.gaussian:
             fitted = self.variances(values)
             return fitted / (fitted + sigma**2)
         skip = edm.c_skip(sigma)
-        return skip + self.share(values, sigma, edm) * (values / (values + sigma**2) - skip)
+        if self.kind.network is not None:
+            return skip + edm.c_out(sigma) * edm.c_in(sigma) * self.kind.network(values, sigma, self.number, edm)
+        return skip + self.share(values, sigma, edm, trained) * (values / (values + sigma**2) - skip)
 
     def fit(
         self,
@@ -155,10 +209,10 @@ class Estimator:
         time = trained[:, None] if isinstance(trained, Tensor) else trained
 
         def gain(sigma: Tensor) -> Tensor:
+            if start is None:
+                return likeliest.spectral(self.gains(values, sigma, edm, time))
             share = self.share(values, sigma, edm, time)
             best = share * values / (values + sigma**2)
-            if start is None:
-                return likeliest.spectral(best + (1 - share) * edm.c_skip(sigma))
             return likeliest.spectral(best) + product(likeliest.spectral(1 - share), start.gain(sigma))
 
         return LinearDenoiser(likeliest.mean, gain)

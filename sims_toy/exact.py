@@ -103,13 +103,11 @@ def push(denoiser: Denoiser, sampler: Sampler, like: Gaussian | LinearDenoiser) 
     return Gaussian(offset, gaussian.product(matrix.mT, matrix))
 
 
-def _sound(candidate: Gaussian, slack: float = 0.0) -> Tensor:
-    """Rows (R,) that are Gaussians: finite, with a positive definite covariance (up to ``slack`` of its largest
-    eigenvalue, for those that are singular by design)."""
+def _sound(candidate: Gaussian) -> Tensor:
+    """Rows (R,) that are Gaussians: finite, with a positive definite covariance."""
     finite = torch.isfinite(candidate.cov).all(dim=(1, 2)) & torch.isfinite(candidate.mean).all(1)
     safe = torch.where(finite[:, None, None], candidate.cov, torch.eye(candidate.dim, dtype=candidate.cov.dtype))
-    values = gaussian.eigh(safe)[0]
-    return finite & (values[:, 0] > -slack * values[:, -1])
+    return finite & (gaussian.eigh(safe)[0][:, 0] > 0)
 
 
 def sampler_modes(
@@ -202,7 +200,7 @@ class ExactLearner:
         self.sampler, self.ddof, self.noise, self.temperature = sampler, ddof, noise, temperature
         self.points = points
         self.estimator = estimator or Estimator()
-        self._slack = 1e-12 if self.estimator.name == "rank" else 0.0
+        self.estimator.check(sampler)
         self.streams = np.asarray([0] if streams is None else streams, dtype=np.int64)
 
     @property
@@ -304,12 +302,24 @@ class ExactLearner:
         if not isinstance(b, Gaussian) or not isinstance(a, Gaussian):
             return ExactModel(between(b, a, -w), self.sampler)
         mean = b.mean + w[:, None] * (b.mean - a.mean)
-        cov = b.cov + w[:, None, None] * (b.cov - a.cov)
-        good = _sound(Gaussian(mean, cov), self._slack)
-        nan = torch.tensor(float("nan"), dtype=cov.dtype)
-        return ExactModel(
-            Gaussian(torch.where(good[:, None], mean, nan), torch.where(good[:, None, None], cov, nan)), self.sampler
-        )
+        return ExactModel(self._first_sound(Gaussian(mean, b.cov + w[:, None, None] * (b.cov - a.cov))), self.sampler)
+
+    def _first_sound(self, *candidates: Gaussian) -> Gaussian:
+        """Row by row the first of the candidates that is a Gaussian, NaN where none is.
+
+        Those of a rank truncation are truncated again: combinations of singular covariances are seldom one.
+        """
+        nan = torch.full_like(candidates[0].cov, float("nan"))
+        made = Gaussian(nan[:, 0], nan)
+        for found in reversed(candidates):
+            if self.estimator.name == "rank":
+                found = Gaussian(found.mean, found.spectral(self.estimator.variances(found.eigen[0])))
+                good = torch.isfinite(found.mean).all(1) & (found.eigen[0][:, -1] > 0)
+            else:
+                good = _sound(found)
+            mean = torch.where(good[:, None], found.mean, made.mean)
+            made = Gaussian(mean, torch.where(good[:, None, None], found.cov, made.cov))
+        return made
 
     def rebuild(self, data: Statistics, budget: ArrayLike, *, seed: Seed) -> ExactModel:
         """A model that moved the fraction eta = ``budget`` from N(0, sigma_data^2 I), an untrained network's
@@ -340,11 +350,7 @@ class ExactLearner:
         made = [
             Gaussian(b.mean + sign * step[:, None] * mean, b.cov + sign * step[:, None, None] * cov) for sign in (1, -1)
         ]
-        first, second = (_sound(g, self._slack) for g in made)
-        nan = torch.tensor(float("nan"), dtype=b.mean.dtype)
-        mean = torch.where(first[:, None], made[0].mean, torch.where(second[:, None], made[1].mean, nan))
-        cov = torch.where(first[:, None, None], made[0].cov, torch.where(second[:, None, None], made[1].cov, nan))
-        return ExactModel(Gaussian(mean, cov), self.sampler)
+        return ExactModel(self._first_sound(*made), self.sampler)
 
     def union(self, a: Statistics, b: Statistics) -> Statistics:
         """Both data sets together."""

@@ -106,10 +106,10 @@ def _sweep(tables: dict[str, pd.DataFrame], study: GridStudy, name: str) -> dict
     """A sweep's tables in full; those of before an axis existed get its one value."""
     import pandas as pd
 
-    from sims_toy.sweep.tables import theory_tables
+    from sims_toy.sweep.laws import theory_tables
 
     settings = study.settings
-    missing = {"temperature": 1.0, "pollution": 0, "real": settings["real"]}
+    missing = {"temperature": 1.0, "pollution": 0, "real": settings["real"], "estimator": "mle"}
     for key, table in tables.items():
         filled = table.assign(**{k: v for k, v in missing.items() if k not in table})
         tables[key] = filled.assign(auxiliary_data=filled["auxiliary_data"].fillna("none"), budget=_budgets(filled))

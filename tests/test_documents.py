@@ -19,9 +19,9 @@ from scipy import stats
 from sims_toy.control.tables import law_errors
 from sims_toy.phase import TOLERANCE
 from sims_toy.sweep import plan
+from sims_toy.sweep.laws import theory_tables
 from sims_toy.sweep.options import PRESETS
 from sims_toy.sweep.response_table import optima
-from sims_toy.sweep.tables import theory_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = (125, 250, 500, 1000)

@@ -30,7 +30,8 @@ class Cell:
     reference: the sampler of the standard cell that it is compared with. temperature: the sampling bias lambda_s of
     the loop's synthetic data. pollution: |D_p|. real: 'gaussian' (the experiment's), or a name of `sims_toy.datasets`.
     initial_size: the first real data set's size where it is not ``real_size`` (0), which sets the fresh ones'.
-    guidance: a `sims_core.guidance.GuidanceSchedule`, where the sampler evaluates the auxiliary.
+    guidance: a `sims_core.guidance.GuidanceSchedule`, where the sampler evaluates the auxiliary. estimator: of the
+    exact learner (`sims_toy.estimators.Estimator`).
     """
 
     learner: str
@@ -49,11 +50,12 @@ class Cell:
     real: str = "gaussian"
     initial_size: int = 0
     guidance: str = "full"
+    estimator: str = "mle"
 
     @property
     def structure(self) -> tuple[object, ...]:
         """What cells that run side by side must share; sizes, budgets and omegas may differ."""
-        way = (self.learner, self.method, self.loop, self.sampler, self.guidance)
+        way = (self.learner, self.method, self.loop, self.sampler, self.guidance, self.estimator)
         return (*way, self.auxiliary_data, self.temperature, self.real)
 
     @property

@@ -22,6 +22,7 @@ from sims_core.loop import Generation, parse_policy, self_consuming_loop
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import wasserstein
+from sims_toy.estimators import Estimator
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian
 from sims_toy.grid.cells import Array, Cell, Experiment, Measurer, Values
@@ -231,7 +232,14 @@ def quantity(name: str) -> Callable[[Moment], Array]:
 
 def _exact(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
     schedule = GuidanceSchedule.parse(cell.guidance)
-    return ExactLearner(sampler, streams, temperature=cell.temperature, ddof=experiment.ddof, guidance=schedule)
+    return ExactLearner(
+        sampler,
+        streams,
+        temperature=cell.temperature,
+        ddof=experiment.ddof,
+        guidance=schedule,
+        estimator=Estimator.parse(cell.estimator),
+    )
 
 
 def _twin(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:

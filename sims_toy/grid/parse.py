@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sized
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from sims_core.devices import present
 from sims_core.errors import InputError, choose, extra
 from sims_core.lab.grids import parse_budget, parse_grid
+from sims_toy.correction import power_law
 from sims_toy.gaussian import Gaussian
 from sims_toy.networks.ensemble import numba_available
 from sims_toy.networks.settings import NetworkSettings
@@ -34,9 +38,13 @@ def settle(network: NetworkSettings) -> NetworkSettings:
 
 
 def read_gaussian(real_mean: str, real_covariance: str) -> tuple[list[float], list[list[float]]]:
-    """The real Gaussian's mean and covariance, as --real-mean and --real-covariance write them."""
-    mean = _numbers("real_mean", real_mean)
-    covariance = [_numbers("real_covariance", row) for row in real_covariance.split(";")]
+    """The real Gaussian's mean and covariance, as --real-mean and --real-covariance write them.
+
+    A mean of zeros is one of as many as a power law has modes.
+    """
+    mean, covariance = _numbers("real_mean", real_mean), _rows(real_covariance)
+    if real_covariance.startswith("power") and not any(mean):
+        mean = [0.0] * len(covariance)
     try:
         Gaussian.single(mean, covariance)
     except InputError as error:
@@ -45,6 +53,28 @@ def read_gaussian(real_mean: str, real_covariance: str) -> tuple[list[float], li
     except ValueError:
         raise InputError("real_covariance", real_covariance, "every row needs the same number of entries") from None
     return mean, covariance
+
+
+def _rows(text: str) -> list[list[float]]:
+    """A covariance's rows, separated by ';', or the `power_law` of ``power:K`` or ``power:K:A``."""
+    if not text.startswith("power"):
+        return [_numbers("real_covariance", row) for row in text.split(";")]
+    found = re.fullmatch(r"power:([1-9][0-9]{0,2})(?::([0-9](?:\.[0-9]+)?))?", text)
+    if not found:
+        expected = "write power:K with 1 to 999 modes, or power:K:A with an exponent A below 10, such as power:64:1.5"
+        raise InputError("real_covariance", text, expected)
+    exponent = {} if found[2] is None else {"exponent": float(found[2])}
+    return np.diag(power_law(int(found[1]), **exponent)).tolist()  # type: ignore[no-any-return]
+
+
+def law_text(settings: dict[str, Any]) -> tuple[str, str]:
+    """The real Gaussian's mean and covariance for a caption, shortened beyond four dimensions."""
+    mean, cov = settings["real_mean"], settings["real_covariance"]
+    if len(mean) <= 4:
+        return ", ".join(f"{v:g}" for v in mean), "; ".join(", ".join(f"{v:g}" for v in row) for row in cov)
+    values = np.linalg.eigvalsh(cov)
+    length = float(np.linalg.norm(mean))
+    return f"{len(mean)} numbers of length {length:.3g}", f"eigenvalues {values[0]:.3g} to {values[-1]:.3g}"
 
 
 def at_most_cells(*axes: Sized) -> None:

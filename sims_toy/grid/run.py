@@ -105,7 +105,8 @@ def _pieces(experiment: Experiment, missing: NDArray[np.bool_], chunk: int) -> I
         merged.setdefault((structure, trials, mixed), []).extend(numbers)
     for (structure, trials, _), numbers in merged.items():
         learner = measurer(experiment, structure[0])
-        rows = chunk or learner.chunk
+        dim = len(experiment.mean) if learner.mixes_sizes else 2
+        rows = chunk or max(min(learner.chunk, 25), 4 * learner.chunk // max(dim, 2) ** 2)  # as much memory
         together = min(len(trials), rows, max(learner.least_trials, rows // len(numbers)))
         per_piece = max(1, rows // together)
         for first in range(0, len(numbers), per_piece):

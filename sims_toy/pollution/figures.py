@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.lab.style import METHOD, band, footnote, save, style, subplots
+from sims_toy.grid.parse import law_text
 from sims_toy.networks.settings import unusual
 
 if TYPE_CHECKING:
@@ -197,8 +198,7 @@ def _edge(best: pd.DataFrame) -> bool:
 
 def caption(settings: dict[str, Any], n: int, *, edge: bool) -> str:
     """All settings, and which are our reading. edge: whether a best omega lies at the grid's end."""
-    cov = "; ".join(", ".join(f"{v:g}" for v in row) for row in settings["real_covariance"])
-    mean = ", ".join(f"{v:g}" for v in settings["real_mean"])
+    mean, cov = law_text(settings)
     budget = f"eta = {settings['budget']}" if settings["learner"] == "exact" else f"{settings['budget']} samples seen"
     networks = ""
     if settings["learner"] == "network":

@@ -19,7 +19,8 @@ from sims_toy import phase
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sims_toy.grid.cells import Array, Cell, Experiment, Values
+    from sims_toy.grid.parse import law_text
+from sims_toy.grid.cells import Array, Cell, Experiment, Values
 
 #: What the words call the ways that have no schedule.
 BASE, MERGE = "base alone", "weight merge"
@@ -225,6 +226,8 @@ def _against_omega(axis: Axes, curves: pd.DataFrame, costs: pd.DataFrame, looks:
 def caption(settings: dict[str, Any]) -> str:
     """All settings, and which are our reading."""
     mean, cov = settings["real_mean"], settings["real_covariance"]
+    if len(mean) > 4:
+        mean, cov = law_text(settings)
     budget = f"eta = {settings['budget']}" if settings["learner"] == "exact" else f"budget {settings['budget']} samples"
     loop = ""
     if "loop_generations" in settings:

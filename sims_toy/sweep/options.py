@@ -56,8 +56,10 @@ class Sweep(RunOptions):
     """Samplers of standard training's second control, of no more evaluations than SIMS takes (several with commas), or
     none."""
     learner: Literal["network", "exact"] = "network"
-    """network: trained score networks. exact: models are Gaussians, training is maximum likelihood, sampling runs the
-    real sampler."""
+    """network: trained score networks. exact: models are Gaussians, training is maximum likelihood (or --estimator),
+    sampling runs the real sampler."""
+    estimator: Annotated[str, listed("sims_toy.estimators:forms", "{} (several with commas).")] = "mle"
+    """How the exact learner trains: maximum likelihood, or with a bias of its own."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     """Architecture and training of the networks."""
     generations: Annotated[int | None, at_least(1), usual("20 for networks, 100 for the exact learner", "INT")] = None
@@ -75,7 +77,7 @@ class Sweep(RunOptions):
     real_mean: str = "0,0"
     """Mean of the real Gaussian, any dimension."""
     real_covariance: str = "2,1;1,2"
-    """Covariance of the real Gaussian, rows separated by ';'."""
+    """Covariance of the real Gaussian, rows separated by ';', or power:K[:A]: K modes whose variances fall as i^-A."""
     distance: Annotated[str, usual("moments for 'gaussian', sliced for the rest")] = ""
     """moments (closed form, for 'gaussian'), emd or sliced (between 1,000 generated and real points)."""
 

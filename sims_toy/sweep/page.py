@@ -23,17 +23,19 @@ from sims_core.errors import InputError
 from sims_core.lab.command import about_options, parse_command
 from sims_core.lab.runs import parse_json, write_atomic
 from sims_core.lab.style import METHOD, REGIME, sequence
-from sims_toy.sweep.report import caption, conclusion
+from sims_toy.sweep.captions import caption
+from sims_toy.sweep.report import conclusion
 
 #: Axes on which a view of the page holds one value.
 VIEW = [
     "learner", "method", "auxiliary_data", "loop", "sampler", "real_size", "budget", "aux", "temperature", "pollution",
+    "estimator",
 ]  # fmt: skip
 #: What standard training and its controls share with a view that they are drawn beside.
-_BESIDE = ["learner", "loop", "real_size", "temperature", "pollution"]
+_BESIDE = ["learner", "loop", "real_size", "temperature", "pollution", "estimator"]
 _CURVES = {"w2": "w2_mean", "own": "ratio_own", "standard": "ratio_standard"}
 _LABEL = {"strong": "strong mitigation", "weak": "weak mitigation"}
-_MISSING: dict[str, Any] = {"temperature": 1.0, "pollution": 0, "real": "gaussian"}
+_MISSING: dict[str, Any] = {"temperature": 1.0, "pollution": 0, "real": "gaussian", "estimator": "mle"}
 #: Generations a curve keeps at most: more would not be seen.
 POINTS = 200
 
@@ -194,7 +196,7 @@ def _boundaries(edges: pd.DataFrame, key: pd.Series, settings: dict[str, Any]) -
     """The closed-form boundaries of a view as lines: points (omega, |D_s|), thinned to those inside the axes."""
     if edges.empty:
         return []
-    axes = ["method", "loop", "sampler", "real_size", "aux", "auxiliary_data", "temperature", "pollution"]
+    axes = ["method", "loop", "sampler", "real_size", "aux", "auxiliary_data", "temperature", "pollution", "estimator"]
     axes = [a for a in axes if a in edges and a in key]
     mine = edges[(edges[axes] == key[axes]).all(axis=1)]
     top = mine["omega_high"].max()  # where the search for boundaries ended: no boundary itself

@@ -13,6 +13,7 @@ from sims_core.lab.grids import parse_grid
 from sims_core.loop import parse_policy
 from sims_core.sampling import Sampler
 from sims_toy.datasets import parse_real
+from sims_toy.estimators import Estimator
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.measure import POINTS, parse_reading
 from sims_toy.grid.parse import MOST_OMEGA, at_most_cells, budgets_of, items, names, read_gaussian, settle, sizes
@@ -49,16 +50,22 @@ def make_plan(sweep: Sweep) -> GridStudy:
     if learner == "network":
         _refuse_for_networks(sweep, samplers)
     mean, covariance = read_gaussian(sweep.real_mean, sweep.real_covariance)
+    estimators = [str(Estimator.parse(text)) for text in items("estimator", sweep.estimator)]
+    if learner != "exact" and estimators != ["mle"]:
+        raise InputError("estimator", sweep.estimator, "it is of the exact learner: say `learner` exact")
+    for estimator, sampler in product(estimators, samplers):
+        Estimator.parse(estimator).check(sampler)
 
     if any("omega" in METHODS[m].takes for m in methods) and 0.0 not in omegas:
         omegas = sorted([0.0, *omegas])  # omega = 0 is what every other omega is compared with
     at_most_cells(
-        *(methods, policies, samplers, readings, omegas, temperatures, budgets),
+        *(methods, policies, samplers, readings, omegas, temperatures, budgets, estimators),
         *(real_sizes, synthetic_sizes, auxiliary_sizes or [0]),
     )
     cells: list[Cell] = []
     retuned: list[Cell] = []  # after all others: pieces of a run that was made without them keep their numbers
-    for policy, sampler, n, m, heat in product(policies, samplers, real_sizes, synthetic_sizes, temperatures):
+    axes = (policies, samplers, real_sizes, synthetic_sizes, temperatures, estimators)
+    for policy, sampler, n, m, heat, estimator in product(*axes):
         if policy.ratio is not None:
             m = round(policy.ratio * n)  # the loop fixes |D_s|
             if m == 0 and auxiliary_sizes is None and any("n_synthetic" in METHODS[x].takes for x in methods):
@@ -68,6 +75,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
             base = Cell(
                 learner, "standard", policy.name, str(sampler), n, m,
                 reference=str(sampler), temperature=heat, pollution=foreign, real=sweep.data,
+                estimator=estimator,
             )  # fmt: skip
             cells.append(base)
             if sampler.steps and any(METHODS[x].networks > 1 or METHODS[x].resampled for x in methods):
@@ -128,6 +136,8 @@ def make_plan(sweep: Sweep) -> GridStudy:
         "distance": distance,
         "seed": sweep.seed,
     }
+    if estimators != ["mle"]:
+        settings["estimator"] = estimators
     if retuned:
         settings["retuned"] = list(dict.fromkeys(c.sampler for c in retuned))
     if digest:

@@ -16,14 +16,24 @@ from sims_core.seeds import Seed
 from sims_toy import theory, wasserstein
 from sims_toy.datasets import Distribution, header_of
 from sims_toy.diagnosis import diagnose, diagnose_network, network_angle
+from sims_toy.estimators import KINDS, Estimator
 from sims_toy.gaussian import Gaussian
 from sims_toy.grid.measure import POINTS, spread
 from sims_toy.networks.learner import NetworkLearner
-from sims_toy.networks.settings import unusual
 from sims_toy.sweep import figures
+from sims_toy.sweep.captions import BANDS, PHASES, caption, marks
+from sims_toy.sweep.laws import bias_boundaries, biases, theory_tables
 from sims_toy.sweep.phase_figures import phase_diagram
 from sims_toy.sweep.strengths import comparison, strengths
-from sims_toy.sweep.tables import FACET, Twins, beneath, tables, theory_tables, trial_table
+from sims_toy.sweep.tables import (
+    FACET,
+    Twins,
+    beneath,
+    completed,
+    shortened,
+    tables,
+    trial_table,
+)
 
 if TYPE_CHECKING:
     from sims_toy.grid.cells import Experiment
@@ -34,12 +44,6 @@ GUIDED = [name for name, method in METHODS.items() if "omega" in method.takes]
 RESAMPLED = [name for name, method in METHODS.items() if method.resampled]
 #: More combinations of the other axes than this are left to the tables.
 MOST_FACETS = 8
-_PHASES = (
-    "Black lines: linear response, root mean square. White: levels of d_T / d_1(0), which decides 'strong'; "
-    "'prevention' also compares d_T(omega) with d_1(omega), which too strong a guidance itself raises. Lines end where "
-    "the law has no such regime."
-)
-BANDS = "Bands: 95 % bootstrap intervals."
 
 
 def make(
@@ -50,6 +54,9 @@ def make(
     exact: the part whose cells are exact, if any.
     """
     pairs, trials = [], []
+    frames: dict[str, pd.DataFrame] = {}
+    if exact is not None and biases(settings):
+        frames["bias_boundaries"] = bias_boundaries(exact, settings)
     for name, part in parts.items():
         alone = trial_table(part, w2[name])
         trials.append(alone if name != "beside" else alone[alone["auxiliary_data"] != "none"])
@@ -63,7 +70,8 @@ def make(
     sweep, regimes = (pd.concat(frames, ignore_index=True) for frames in zip(*pairs, strict=True))
     curves, edges = theory_tables(exact, settings)
     each = pd.concat(trials, ignore_index=True)
-    return {"sweep": sweep, "regimes": regimes, "theory": curves, "boundaries": edges, "trials": each}
+    frames |= {"sweep": sweep, "regimes": regimes, "theory": curves, "boundaries": edges, "trials": each}
+    return {name: shortened(frame) for name, frame in frames.items()}
 
 
 def _twins(part: Experiment, parts: dict[str, Experiment], w2: dict[str, np.ndarray]) -> Twins:
@@ -77,6 +85,7 @@ def _twins(part: Experiment, parts: dict[str, Experiment], w2: dict[str, np.ndar
 
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
     """The figures of the first `MOST_FACETS` facets: figure4 and phase_diagram, numbered from the second on."""
+    frames = {name: completed(frame) for name, frame in frames.items()}
     regimes = frames["regimes"].assign(aux=_aux(frames["regimes"], settings))
     sweep = frames["sweep"].assign(aux=_aux(frames["sweep"], settings))
     own, exact = regimes["learner"] == settings["learner"], regimes["learner"] == "exact"
@@ -102,7 +111,7 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
             & (regimes["loop"] == facet["loop"])
             & (regimes["real_size"] == facet["real_size"])
             & (regimes["reference"] == facet["sampler"])
-            & _matches(regimes, facet, ["temperature", "pollution"])
+            & _matches(regimes, facet, ["temperature", "pollution", "estimator"])
         )
         reading = settings["auxiliary_data"][0] if "auxiliary_data" in METHODS[facet["method"]].takes else "none"
         mine = own & _matches(regimes, facet, FACET)
@@ -113,21 +122,45 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
             curves,
             folder / f"figure4{suffix}",
             reading=reading,
-            caption=caption(facet.to_dict(), settings, shown=_marks(settings, facet["method"])),
+            caption=caption(facet.to_dict(), settings, shown=marks(settings, facet["method"])),
             beneath=regimes[exact & guided & _matches(regimes, facet, shared)] if (~own).any() else None,
         )
-        text = caption(facet.to_dict(), settings, shown=_PHASES)
+        text = caption(facet.to_dict(), settings, shown=PHASES)
         paths += phase_diagram(
             regimes[mine | control], edges, folder / f"phase_diagram{suffix}", reading=reading, caption=text
         )
     if len(settings["method"]) > 2:  # beyond standard training and one remedy
         paths += _compare(regimes[own], settings, folder)
+    return paths + _over_biases(regimes[own], frames, settings, folder)
+
+
+def _over_biases(
+    regimes: pd.DataFrame, frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
+) -> list[Path]:
+    """Phase diagrams over omega and the estimator's bias, one a kind and |D_s|: the first value of every other axis."""
+    paths: list[Path] = []
+    for kind, members in biases(settings).items():
+        form = KINDS[kind.partition(":")[0]].form
+        part = regimes[regimes["estimator"].isin(members)].assign(bias=lambda t, m=members: t["estimator"].map(m))
+        first = part[part["method"].isin(GUIDED)].iloc[0]
+        axes = [a for a in FACET if a != "estimator"]
+        shared = ["loop", "real_size", "temperature", "pollution"]
+        for size in sorted(part["synthetic_size"].unique())[:MOST_FACETS]:
+            here = part[part["synthetic_size"] == size]
+            control = ~here["method"].isin(GUIDED) & (here["reference"] == first["sampler"])
+            here = here[_matches(here, first, axes) | (control & _matches(here, first, shared))]
+            edges = frames["bias_boundaries"]
+            edges = edges[(edges["kind"] == kind) & (edges["synthetic_size"] == size)]
+            edges = edges[_matches(edges, first, [*axes, "auxiliary_data"])]
+            stem = folder / f"phase_diagram-{kind.replace(':', '-')}-{size}"
+            text = caption({**first.to_dict(), "estimator": form}, settings, shown=f"|D_s| = {size}. {PHASES}")
+            paths += phase_diagram(here, edges, stem, reading=first["auxiliary_data"], caption=text, bias=form)
     return paths
 
 
 def _compare(regimes: pd.DataFrame, settings: dict[str, Any], folder: Path) -> list[Path]:
     """The methods side by side in the same loop: the first value of every other axis, all |D_s|."""
-    axes = ["loop", "reference", "real_size", "temperature", "pollution"]
+    axes = ["loop", "reference", "real_size", "temperature", "pollution", "estimator"]
     part = regimes[_matches(regimes, regimes.iloc[0], axes)]
     keep = part["auxiliary_data"].isin(["none", settings["auxiliary_data"][0]])
     first = part["budget"].isin(["0", settings["budget"][0]]) & part["aux"].isin([0, part["aux"].max()])
@@ -144,76 +177,6 @@ def _matches(frame: pd.DataFrame, facet: pd.Series, columns: list[str]) -> pd.Se
 
 def _aux(frame: pd.DataFrame, settings: dict[str, Any]) -> pd.Series:
     return frame["auxiliary_size"] * (0 if settings["auxiliary_size"] == "same" else 1)
-
-
-def _marks(settings: dict[str, Any], method: str) -> str:
-    """What the lines of figure4 are, for its caption."""
-    below = "Thin dashes: linear response, root mean square."
-    if settings["learner"] == "network":
-        below = "Thin lines: the exact learner (eta = 1)."
-        if settings["overlay_trials"]:
-            below += " Its runs on the networks' own data and noise serve as control variates of their means."
-    control = ""
-    if method == "sims":
-        control = "Dotted across: standard training with twice the sampler's steps (equal cost)"
-        control += f" or with {', '.join(settings['retuned'])} (retuned). " if settings.get("retuned") else ". "
-    over = (
-        "Over generations: omega = 0, about half the best, the best at convergence and the largest, in their regimes' "
-        "colours; dots: d_1(omega)."
-    )
-    return f"{BANDS} {below} {control}{over}"
-
-
-def caption(facet: dict[str, Any], settings: dict[str, Any], *, shown: str = "") -> str:
-    """The settings of a facet, and which of them are our reading. shown: what a figure's lines and marks are."""
-    aux = "|D_aux| = |D_s|" if not facet["aux"] else f"|D_aux| = {facet['aux']}"
-    real = settings["real"]
-    if real == "gaussian":
-        cov = "; ".join(", ".join(f"{v:g}" for v in row) for row in settings["real_covariance"])
-        real = f"N(mean [{', '.join(f'{v:g}' for v in settings['real_mean'])}], covariance [{cov}])"
-    extras = "".join(
-        f"{name} {facet[key]:g}, "
-        for key, name, usual in (("temperature", "sampling bias", 1), ("pollution", "|D_p| =", 0))
-        if facet.get(key, usual) != usual
-    )
-    distance = ""
-    if settings["distance"] != "w2":
-        name = {"emd": "exact", "sliced": "sliced"}[settings["distance"]]
-        distance = f"Distance: {name} W2 between 1,000 generated and 1,000 real points. "
-    budget, networks = f"eta = {facet['budget']}", ""
-    if settings["learner"] == "network":
-        budget = f"auxiliary budget {facet['budget']} samples"
-        networks = f" Networks: {_networks(settings['network'])}."
-    beside = f" ({settings['beside_trials']} of the readings beside)" if settings.get("beside_trials") else ""
-    last = reading = ""
-    if settings["generations"] > 1:
-        last = "; d_T is the mean of the last ten"
-        reading = (
-            "Regimes, |D_r|, the real Gaussian, the sampler, what the auxiliary is trained on and how long are our "
-            "reading; the paper does not state them."
-        )
-    text = (
-        f"{settings['learner']} learner, {facet['method']}, {facet['loop']} loop: real data {real}, "
-        f"|D_r| = {facet['real_size']}, {extras}sampler {facet['sampler']}, {budget}, {aux}, "
-        f"{settings['trials']} paired trials{beside}, {_count(settings['generations'], 'generation')}, "
-        f"seed {settings['seed']}{last}. {distance}{shown} {reading}{networks}"
-    )
-    return " ".join(text.split())
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _networks(n: dict[str, Any]) -> str:
-    """How the networks are built and trained: the main settings, and every other one that is not the usual one."""
-    told = ("layers", "width", "activation", "parametrisation", "target", "steps", "batch", "start", "rate",
-            "auxiliary_rate")  # fmt: skip
-    return (
-        f"{n['layers']} x {n['width']} {n['activation']}, {n['parametrisation']}, {n['target']} target, {n['steps']} "
-        f"Adam steps of {n['batch'] or 'all'} rows from {n['start']}, rate {n['rate']:g}, "
-        f"auxiliary {n['auxiliary_rate']:g}{unusual(n, told)}"
-    )
 
 
 def summary(frames: dict[str, pd.DataFrame]) -> str:
@@ -249,13 +212,13 @@ def summary(frames: dict[str, pd.DataFrame]) -> str:
 
 _AXES = [
     "method", "auxiliary_data", "loop", "sampler", "real_size", "auxiliary_size", "budget", "temperature", "pollution",
-    "synthetic_size",
+    "estimator", "synthetic_size",
 ]  # fmt: skip
 
 
 def _main(frames: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """The regimes of the learner that was asked for, without the one drawn beneath it."""
-    regimes = frames["regimes"]
+    regimes = completed(frames["regimes"])
     return regimes[regimes["learner"] == regimes["learner"].iloc[0]]
 
 
@@ -276,6 +239,7 @@ def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, dict
         & (regimes["reference"] == key["sampler"])
         & (regimes["temperature"] == key["temperature"])
         & (regimes["pollution"] == key["pollution"])
+        & (regimes["estimator"] == key["estimator"])
     )
     standard = regimes[same & (regimes["method"] == "standard")]
     controls = regimes[same & regimes["method"].isin(RESAMPLED)].groupby("method")["standard"].min()
@@ -359,7 +323,9 @@ def diagnosis(experiment: Experiment) -> str:
         trials = min(32, experiment.trials)  # no more networks than the run itself trains for a cell
         found = diagnose_network(sampler, real, cell.real_size, experiment.network, trials=trials, seed=seed)
         return str(found) + far
-    return str(diagnose(sampler, real, cell.real_size, seed=seed)) + far
+    trials = max(25, min(400, 6400 // real.dim**2))  # as much memory
+    estimator = Estimator.parse(cell.estimator)
+    return str(diagnose(sampler, real, cell.real_size, trials=trials, seed=seed, estimator=estimator)) + far
 
 
 def off_center(real: Gaussian) -> str:

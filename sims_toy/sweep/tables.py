@@ -10,24 +10,28 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from sims_core.algorithm import AUXILIARY_DATA, METHODS
+from sims_core.algorithm import METHODS
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_toy import phase, theory
-from sims_toy.exact import sampler_modes
-from sims_toy.gaussian import Gaussian
+from sims_toy import phase
 from sims_toy.grid.cells import Array, Cell, Experiment
-from sims_toy.grid.measure import spread
 
 #: Axes on which a figure holds one value; each combination gets figures of its own. 'aux' is |D_aux|, 0 for |D_s|.
-FACET = ["method", "loop", "sampler", "real_size", "budget", "aux", "temperature", "pollution"]
-_COLUMNS = [*FACET, "auxiliary_data", "synthetic_size"]
-_CURVE = [*_COLUMNS, "generation", "omega", "w2_rms", "w2_rms_standard_first"]
+FACET = ["method", "loop", "sampler", "real_size", "budget", "aux", "temperature", "pollution", "estimator"]
 #: What tells the cells of a trial table apart.
 _TRIAL = ["learner", "method", "loop", "sampler", "real_size", "synthetic_size", "auxiliary_size", "budget", "omega",
-          "auxiliary_data", "temperature", "pollution"]  # fmt: skip
-_EDGE = [*_COLUMNS, "regime", "piece", "omega_low", "omega_high"]
+          "auxiliary_data", "temperature", "pollution", "estimator"]  # fmt: skip
+
+
+def completed(frame: pd.DataFrame) -> pd.DataFrame:
+    """A table of cells with its estimator, which tables of maximum likelihood alone do not name."""
+    return frame if "estimator" in frame else frame.assign(estimator="mle")
+
+
+def shortened(frame: pd.DataFrame) -> pd.DataFrame:
+    """The inverse of `completed`."""
+    return frame.drop(columns="estimator") if (frame["estimator"] == "mle").all() else frame
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,7 @@ def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tup
         "temperature",
         "pollution",
         "real",
+        "estimator",
         "w2_sq_mean",
         "w2_mean",
         "w2_se",
@@ -157,7 +162,7 @@ def _four_digits(values: Array) -> NDArray[np.float32]:
 
 def _setting(cell: Cell) -> tuple[Any, ...]:
     """What a cell shares with the controls that it is compared with."""
-    axes = (cell.real_size, cell.synthetic_size, cell.temperature, cell.pollution)
+    axes = (cell.real_size, cell.synthetic_size, cell.temperature, cell.pollution, cell.estimator)
     return (cell.learner, cell.loop, cell.reference or cell.sampler, *axes)
 
 
@@ -257,77 +262,6 @@ def _regime(
     elif len(w2) < phase.FEW:
         verdict = phase.Verdict("undecided", (*verdict.candidates, "too few trials"))
     return row | {"regime": verdict.regime, "candidates": " or ".join(verdict.candidates)}
-
-
-def theory_tables(experiment: Experiment | None, settings: dict[str, Any]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Closed-form curves and phase boundaries for the sweep's SIMS cells in the augmentation loop.
-
-    theory: W2 (root of E[W2^2]) at generation 1 and at convergence on a fine grid of omega. boundaries: the intervals
-    of omega of each regime over a fine grid of |D_s|, and the optimum (omega_low = omega_high). Empty for the rest.
-    """
-    if experiment is None:
-        return pd.DataFrame(columns=_CURVE), pd.DataFrame(columns=_EDGE)
-    real = Gaussian.single(experiment.mean, experiment.covariance)
-    sigma_data = spread(real)
-    same = settings["auxiliary_size"] == "same"
-    omegas = np.linspace(min(settings["omega"]), max(settings["omega"]), 101)
-    groups: dict[tuple[Any, ...], set[int]] = {}
-    for c in experiment.cells:
-        if (
-            c.method == "sims"
-            and c.loop == "augmentation"
-            and c.auxiliary_data in AUXILIARY_DATA
-            and c.temperature == 1
-        ):
-            aux = 0 if same else c.auxiliary_size
-            key = (c.method, c.loop, c.sampler, c.real_size, c.budget, aux, c.auxiliary_data)
-            groups.setdefault(key, set()).add(c.synthetic_size)
-    curves, edges = [], []
-    for (method, loop, sampler, n, budget, aux, reading), sizes in groups.items():
-        modes = sampler_modes(Sampler.parse(sampler, sigma_data=sigma_data), real)
-        facet = {
-            "method": method,
-            "loop": loop,
-            "sampler": sampler,
-            "real_size": n,
-            "budget": budget,
-            "aux": aux,
-            "temperature": 1.0,
-            "pollution": 0,
-        }
-
-        def setting(m: float, n: int = n, aux: int = aux, eta: float = float(budget), reading: str = reading,
-                    modes: tuple[theory.Mode, ...] = modes) -> theory.Setting:  # fmt: skip
-            return theory.Setting(n, m, aux or m, eta, reading, modes)
-
-        for m in sorted(sizes):
-            first = np.sqrt(theory.response(setting(m), 0.0, 1).w2_sq)
-            for name, generation in (("1", 1.0), ("limit", np.inf)):
-                rms = np.sqrt(theory.response(setting(m), omegas, generation).w2_sq)
-                curves.append(
-                    pd.DataFrame(
-                        facet
-                        | {"auxiliary_data": reading, "synthetic_size": m, "generation": name, "omega": omegas}
-                        | {"w2_rms": rms, "w2_rms_standard_first": first}
-                    )
-                )
-        middle = np.sqrt(min(sizes) * max(sizes))
-        reach = max(max(sizes) / min(sizes), 2.0)
-        for m in np.geomspace(middle / reach, middle * reach, 81):
-            found = theory.boundaries(setting(m), max(20.0, float(omegas[-1])))
-            best = theory.optimal_omega(setting(m))
-            found["optimum"] = [(best, best)] if np.isfinite(best) else []
-            for regime, pieces in found.items():
-                for i, (low, high) in enumerate(pieces):
-                    edges.append(
-                        facet
-                        | {"auxiliary_data": reading, "synthetic_size": m, "regime": regime, "piece": i}
-                        | {"omega_low": low, "omega_high": high}
-                    )
-    return (
-        pd.concat(curves, ignore_index=True)[_CURVE] if curves else pd.DataFrame(columns=_CURVE),
-        pd.DataFrame(edges, columns=_EDGE),
-    )
 
 
 def beneath(cell: Cell, learner: str) -> Cell:

@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from sims_core import InputError, Sampler
+from sims_core.diffusion import EDM, denoising_loss
 from sims_toy.correction import SelfTraining, power_law
 from sims_toy.estimators import Estimator, forms
+from sims_toy.theory import iterated, least_cosine, most_left, shrinkage
 
 OMEGAS = np.concatenate([np.arange(0, 3.01, 0.05), np.arange(3.2, 12, 0.2)]).tolist()
 POWER = power_law(64)
@@ -69,6 +72,121 @@ def test_the_base_is_one_round_of_self_training_from_the_ideal_generator(text, s
     for sigma in (0.01, 0.3, 5.0):
         sigma = found.truth.new_tensor(sigma)
         np.testing.assert_allclose(found.train(made).gain(sigma), found.base.gain(sigma), rtol=0, atol=1e-10)
+
+
+#: estimator: W2 of the base, cosine, what SIMS leaves at its best omega, by a converged sampler
+CAPACITY = {
+    "capacity:1": (0.518, 0.987, 0.22),
+    "capacity:2": (0.122, 0.969, 0.26),
+    "capacity:3": (0.223, 0.986, 0.07),
+    "capacity:4": (0.078, 0.996, 0.16),
+    "capacity:6": (0.086, 0.997, 0.04),
+    "capacity:8": (0.022, 1.000, 0.02),
+}
+
+
+@pytest.mark.parametrize("text", CAPACITY)
+def test_too_little_capacity_is_undone_while_the_denoising_loss_rises(text):
+    """The base has the least loss of its family, so that SIMS must raise it; its samples are better all the same, and
+    twice the steps are worth nothing."""
+    base, cosine, ratio = CAPACITY[text]
+    found = case(text)
+    omega, least = found.best(OMEGAS)
+    assert round(float(found.w2(found.base)), 3) == base and round(found.cosine, 3) == cosine
+    assert abs(least - ratio) < 0.006
+    assert found.loss(found.guided([omega]))[0] > 1.02 * found.loss(found.base)
+    twice = SelfTraining(POWER, found.estimator, heun(512))
+    assert float(twice.w2(twice.base)) > 0.98 * float(found.w2(found.base))
+
+
+def test_the_loss_rises_only_where_the_base_had_the_least():
+    """A sampler's bias: the base is the optimum itself, and SIMS leaves it. Regularised bases (smoothed, decayed,
+    shrunk, stopped early) have not the least loss of their family: there it falls with the error."""
+    found = case("mle", heun(18))
+    assert found.best([0.0, 1.0])[1] < 0.3 and found.loss(found.base) == 0 < found.loss(found.guided([1.0]))[0]
+    for text in ("smooth:0.1", "decay:0.05", "shrink:0.2", "early:10"):
+        found = case(text)
+        omega, ratio = found.best(OMEGAS)
+        assert ratio < 0.4 and found.loss(found.guided([omega]))[0] < 0.8 * found.loss(found.base)
+
+
+def test_the_loss_is_the_denoising_loss():
+    """Against Monte-Carlo of EDM's weighted loss on two modes: the model's less the optimum's, paired."""
+    found = SelfTraining(np.array([0.5, 0.02]), Estimator.parse("decay:0.1"), heun(18))
+    generator, edm = torch.Generator().manual_seed(0), EDM(0.5)
+    sigma = torch.exp(-1.2 + 1.2 * torch.randn(400_000, 1, generator=generator, dtype=torch.float64))
+    clean = torch.randn(400_000, 2, generator=generator, dtype=torch.float64) * found.truth.sqrt()
+    noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+    losses = [
+        denoising_loss(lambda x, s, g=gain: g(s) * x, clean, sigma, noise, edm.weight(sigma)).mean(1)
+        for gain in (found.base.gain, lambda s: found.truth / (found.truth + s**2))
+    ]
+    excess = losses[0] - losses[1]
+    z = (float(excess.mean()) - float(found.loss(found.base))) / (float(excess.std()) / math.sqrt(400_000))
+    assert abs(z) < 4
+
+
+@pytest.mark.parametrize("text", ["smooth:0.05", "smooth:0.1", "decay:0.05", "decay:0.2", "early:10", *CAPACITY])
+def test_kantorovichs_bound(text):
+    """With d = M e mode by mode: the cosine is at least the bound, and at 2 / (m + L) no more is left than it says."""
+    found = case(text)
+    gains = found.drift / found.error
+    assert (-gains > 0).all() if gains[0] < 0 else (gains > 0).all()
+    low, high = np.abs(gains).min(), np.abs(gains).max()
+    assert abs(found.cosine) >= least_cosine(low, high) - 1e-12
+    left = np.linalg.norm(found.error - 2 / (low + high) * found.drift) / np.linalg.norm(found.error)
+    assert left <= most_left(low, high) + 1e-12
+
+
+def test_kantorovichs_bound_is_attained_and_holds_for_any_symmetric_m():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        q = np.linalg.qr(rng.standard_normal((5, 5)))[0]
+        values, e = np.sort(rng.uniform(0.05, 3, 5)), rng.standard_normal(5)
+        d = (q * values) @ q.T @ e
+        assert e @ d >= (least_cosine(values[0], values[-1]) - 1e-12) * np.linalg.norm(e) * np.linalg.norm(d)
+        left = np.linalg.norm(e - 2 / (values[0] + values[-1]) * d)
+        assert left <= (most_left(values[0], values[-1]) + 1e-12) * np.linalg.norm(e)
+    e = np.array([math.sqrt(4.0), 1.0])  # sqrt(L), sqrt(m)
+    d = np.array([1.0, 4.0]) * e
+    assert e @ d / np.linalg.norm(e) / np.linalg.norm(d) == pytest.approx(least_cosine(1, 4))
+    assert shrinkage(e, d) == pytest.approx(e @ d / (d @ d)) and shrinkage(e, d, 1e9) < 1e-7
+    assert shrinkage(e, 0 * d) == 0
+    with pytest.raises(InputError, match="spectrum"):
+        least_cosine(0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sampler", "omega"),
+    [("smooth:0.02", 256, 0.5), ("decay:0.002", 256, 0.7), ("capacity:10", 128, 0.8), ("mle", 64, 1.4)],
+)
+def test_iterated_sims_converges_as_the_spectrum_says(text, sampler, omega):
+    """Small errors: each step leaves (I - omega M) of the error before, by the spectrum of S after F."""
+    found = case(text, heun(sampler))
+    response = found.response()
+    spectrum = np.linalg.eigvals(response).real
+    assert (np.abs(1 - omega * spectrum) < 1).all() and (iterated(spectrum, omega) == 0).all()
+    w2 = found.iterate(omega, 4)
+    assert w2[0] == pytest.approx(float(found.w2(found.base)))
+    assert w2[1] == pytest.approx(float(found.w2(found.guided([omega]))[0]), rel=1e-6)  # SIMS
+    predicted = np.linalg.norm(iterated(np.diag(response), omega, 1) * found.error) / np.linalg.norm(found.error)
+    assert w2[1] / w2[0] == pytest.approx(predicted, abs=0.08)
+    assert (w2[1:] < w2[:-1]).all() and w2[4] < 0.2 * w2[0]
+
+
+def test_iterated_sims_diverges_and_stays_where_the_spectrum_says():
+    diverging = case("mle", heun(64))
+    spectrum = np.linalg.eigvals(diverging.response()).real
+    assert (np.abs(1 - 2.4 * spectrum) > 1).any() and np.isinf(iterated(spectrum, 2.4)).any()
+    w2 = diverging.iterate(2.4, 6)
+    assert w2[-1] > 5 * w2[0]
+    blind = case("rank:16")
+    spectrum = np.linalg.eigvals(blind.response()).real
+    assert (np.abs(spectrum) < 1e-9).sum() == 48 and (iterated(spectrum, 1.0) == 1).sum() == 48
+    w2 = blind.iterate(1.0, 3)
+    np.testing.assert_allclose(w2, w2[0], rtol=1e-3)
+    with pytest.raises(InputError, match="trained as its base"):
+        case("early:10:warm").iterate(1.0, 1)
 
 
 @pytest.mark.parametrize("text", ["mle", "rank:16"])

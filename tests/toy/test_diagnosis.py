@@ -1,4 +1,3 @@
-import dataclasses
 import math
 
 import numpy as np
@@ -8,8 +7,9 @@ import torch
 from sims_core import Sampler, Seed, sims
 from sims_toy.datasets import parse_real
 from sims_toy.diagnosis import RealCdf, diagnose, diagnose_network
+from sims_toy.estimators import Estimator
 from sims_toy.exact import ExactLearner
-from sims_toy.gaussian import Gaussian
+from sims_toy.gaussian import Gaussian, w2_squared
 from sims_toy.networks.settings import NetworkSettings
 
 REAL = Gaussian.single([0, 0], [[2, 1], [1, 2]])
@@ -63,26 +63,20 @@ def test_a_drift_that_does_not_point_along_the_error_promises_nothing():
     assert "it can remove 6" in str(budget("ddim:20"))
 
 
-class Smoothing(ExactLearner):
-    """Fits that are too wide by the same amount every time: an estimator's repeated bias."""
-
-    def fit(self, data, *, seed, start=None):
-        model = super().fit(data, seed=seed)
-        wider = model.base.cov + 0.2 * torch.eye(2, dtype=torch.float64)
-        return dataclasses.replace(model, base=Gaussian(model.base.mean, wider))
-
-    def finetune(self, model, data, budget, *, seed):
-        return self.fit(data, seed=seed)
+#: what smoothing by 0.2 makes of it
+WIDER = Gaussian.single([0, 0], [[2.2, 1], [1, 2.2]])
 
 
 def test_an_estimators_repeated_bias_is_seen_without_any_of_the_sampler():
     """With an exact sampler: the drift is the fit's own, and SIMS does remove what the cosine says."""
     sampler = Sampler.parse("exact", sigma_data=math.sqrt(2))
-    found = diagnose(sampler, REAL, 20_000, seed=Seed(0), learner=Smoothing)
+    smooth = Estimator("smooth", math.sqrt(0.2))
+    found = diagnose(sampler, REAL, 20_000, seed=Seed(0), estimator=smooth)
+    assert found.optimisation == pytest.approx(math.sqrt(float(w2_squared(WIDER, REAL))), rel=0.02)
     assert (
         found.sampler == pytest.approx(0, abs=1e-7) and found.angle.cosine.low > 0.9 and 0.8 < found.angle.ratio < 1.2
     )
-    learner = Smoothing(sampler, range(50))
+    learner = ExactLearner(sampler, range(50), estimator=smooth)
     data = learner.draw(REAL, 20_000, seed=Seed(1))
 
     def w2_sq(omega):

@@ -85,8 +85,9 @@ class SelfTraining:
 
     def train(self, variances: Tensor) -> Model:
         """F: the model trained from scratch on data with ``variances`` (..., K)."""
-        fitted = self.estimator.variances(variances) if self.estimator.gaussian else None
-        return Model(lambda sigma: self.estimator.gains(variances, sigma, self._edm), fitted)
+        if self.estimator.gaussian:
+            return _gaussian(self.estimator.variances(variances))
+        return Model(lambda sigma: self.estimator.gains(variances, sigma, self._edm))
 
     def sample(self, model: Model, sampler: Sampler | None = None) -> Tensor:
         """S: the variances (..., K) of the model's samples."""
@@ -121,8 +122,7 @@ class SelfTraining:
         if eta == 1:
             return goal
         if model.variances is not None and goal.variances is not None:
-            moved = model.variances + eta * (goal.variances - model.variances)
-            return Model(lambda sigma: moved / (moved + sigma**2), moved)
+            return _gaussian(model.variances + eta * (goal.variances - model.variances))
         return Model(lambda sigma: model.gain(sigma) + eta * (goal.gain(sigma) - model.gain(sigma)))
 
     def guided(self, omega: ArrayLike) -> Model:
@@ -202,7 +202,7 @@ class SelfTraining:
         Raises `InputError` where the sampler reaches no such variance.
         """
         if not self.sampler.steps:
-            return Model(lambda sigma: self.truth / (self.truth + sigma**2), self.truth)
+            return _gaussian(self.truth)
 
         def excess(logs: Array) -> Array:
             made = self.sample(_gaussian(torch.from_numpy(np.exp(logs))))
@@ -235,12 +235,13 @@ class SelfTraining:
         """
         self._cold("iterate")
         drawn: list[Tensor] = []  # of each theta before, the variances of its samples
+        again = self.base  # G of each theta before, once there are some
 
         def gain(sigma: Tensor) -> Tensor:
             base = self.base.gain(sigma)
             if not drawn:
                 return base
-            return base + omega * (base - self.estimator.gains(torch.stack(drawn), sigma, self._edm)).sum(0)
+            return base + omega * (base - again.gain(sigma)).sum(0)
 
         found = []
         for _ in range(steps + 1):
@@ -250,6 +251,7 @@ class SelfTraining:
                 break
             found.append(w2)
             drawn.append(made)
+            again = self.train(torch.stack(drawn))
         return np.array(found + [math.inf] * (steps + 1 - len(found)))
 
     def _cold(self, what: str) -> None:

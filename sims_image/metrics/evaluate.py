@@ -112,7 +112,7 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
     if settings.base:
         asked = _planned(settings, device, reference)
         few, where, source = ("seeds", settings.seeds), ("base", settings.base), None
-        count, shape, dtype = len(asked.seeds), asked.model.shape, asked.model.dtype_made
+        count, shape, dtype = len(asked.seeds), asked.model.shape_made, asked.model.dtype_made
     else:
         asked, where = None, ("images", settings.images)
         source, there, shape, dtype = _source(settings, reference)
@@ -152,7 +152,7 @@ def _planned(settings: Evaluate, device: torch.device, reference: Dataset | None
     """The images of a base that are asked for, with the labels of ``reference`` unless other data are named."""
     planned = request(settings, device, None if settings.data else reference)
     if planned.model.dtype_made != np.uint8 and settings.features != "pixels":
-        words = "the model makes latents: decode them to measure in such features, or take `features` pixels"
+        words = "the model makes latents: name its autoencoder by `decode`, or take `features` pixels"
         raise InputError("base", settings.base, words)
     return planned
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -43,18 +43,28 @@ class Folder:
     @property
     def sha256(self) -> str:
         """Of the weights and the settings."""
-        files = [_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in self.weights]
-        return hashlib.sha256(json.dumps([files, digest(self.config, 64)]).encode()).hexdigest()
+        return hashed(self.weights, self.config)
 
     def tensors(self, argument: str) -> dict[str, Tensor]:
         """The weights as a state dict of the network, float32. Raises `InputError` if a file is not whole."""
-        found: dict[str, Tensor] = {}
-        for path in self.weights:
-            found |= read_weights(path, argument=argument)
         with torch.device("meta"):
-            network = build(**self.config).model
-        getattr(network, "_fix_state_dict_keys_on_load", dict)(found)  # names that attention had in older files
+            found = stored(self.weights, build(**self.config).model, argument)
         return {f"model.{name}": v.float() if v.is_floating_point() else v for name, v in found.items()}
+
+
+def stored(files: Sequence[Path], module: Any, argument: str) -> dict[str, Tensor]:
+    """The tensors in ``files``, by the names of ``module``. Raises `InputError` if a file is not whole."""
+    found: dict[str, Tensor] = {}
+    for path in files:
+        found |= read_weights(path, argument=argument)
+    getattr(module, "_fix_state_dict_keys_on_load", dict)(found)  # names that attention had in older files
+    return found
+
+
+def hashed(files: Sequence[Path], config: Mapping[str, Any]) -> str:
+    """SHA-256 of weights and settings."""
+    hashes = [_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(json.dumps([hashes, digest(config, 64)]).encode()).hexdigest()
 
 
 @lru_cache(maxsize=64)
@@ -74,7 +84,7 @@ def read(folder: str | Path, *, scheduler: str = "", argument: str = "folder") -
         words = "there is no such folder, and nothing is fetched by name; download it and name where it lies"
         raise InputError(argument, str(folder), words)
     place = _network(top, argument)
-    model, schedule = _settings(place / MODEL, argument), _scheduler(top, place, scheduler, argument)
+    model, schedule = settings(place / MODEL, argument), _scheduler(top, place, scheduler, argument)
     try:
         config = imported.described(model, schedule)
     except InputError as error:
@@ -83,7 +93,7 @@ def read(folder: str | Path, *, scheduler: str = "", argument: str = "folder") -
         argument = "scheduler" if error.argument == "scheduler" and scheduler else argument
         words = f"its {error.argument} is {error.value!r}: {error.expected}"
         raise InputError(argument, scheduler if argument == "scheduler" else str(folder), words) from None
-    return Folder(place, config, _files(place, argument), tuple(imported.left_out(model, config["model"])))
+    return Folder(place, config, files(place, argument), tuple(imported.left_out(model, config["model"])))
 
 
 def there(folder: Path) -> bool:
@@ -98,7 +108,7 @@ def _network(top: Path, argument: str) -> Path:
             return place
     expected = f"a folder with {MODEL}, or a pipeline's with one in {' or '.join(PARTS)}"
     if (top / INDEX).is_file():
-        named = sorted(k for k in _settings(top / INDEX, argument) if not k.startswith("_"))
+        named = sorted(k for k in settings(top / INDEX, argument) if not k.startswith("_"))
         expected = f"a pipeline of {', '.join(map(shown, named))}, without a network that is read ({expected})"
     raise InputError(argument, str(top), expected)
 
@@ -112,15 +122,15 @@ def _scheduler(top: Path, place: Path, given: str, argument: str) -> dict[str, A
         if not file.is_file():
             known = f"a folder with {SCHEDULER}, that file, or a class: {', '.join(imported.SCHEDULERS)}"
             raise InputError("scheduler", given, known)
-        return _settings(file, "scheduler")
+        return settings(file, "scheduler")
     for file in (top / "scheduler" / SCHEDULER, place / SCHEDULER, place.parent / "scheduler" / SCHEDULER):
         if file.is_file():
-            return _settings(file, argument)
+            return settings(file, argument)
     words = f"it has no {SCHEDULER}, which says what the network predicts; name one by `scheduler` of import-diffusers"
     raise InputError(argument, str(top), words)
 
 
-def _settings(path: Path, argument: str) -> dict[str, Any]:
+def settings(path: Path, argument: str) -> dict[str, Any]:
     """A JSON object; numbers that are not finite, which diffusers writes for defaults, are infinite."""
     try:
         content = json.loads(path.read_bytes(), parse_constant=lambda _: math.inf)
@@ -131,11 +141,11 @@ def _settings(path: Path, argument: str) -> dict[str, Any]:
     return content
 
 
-def _files(place: Path, argument: str) -> tuple[Path, ...]:
+def files(place: Path, argument: str) -> tuple[Path, ...]:
     """The files with the weights: one, or several with an index."""
     index = place / f"{_WEIGHTS}.safetensors.index.json"
     if index.is_file():
-        named: Any = _settings(index, argument).get("weight_map")
+        named: Any = settings(index, argument).get("weight_map")
         names = sorted({Path(str(name)).name for name in named.values()}) if isinstance(named, Mapping) else []
         missing = [name for name in names if not (place / name).is_file()]
         if missing or not names:

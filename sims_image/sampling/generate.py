@@ -105,6 +105,7 @@ def request(settings: Drawing, device: torch.device, data: Dataset | None = None
         dtype=settings.dtype,
         device=device,
         engine=engine,
+        decode=settings.decode,
     )
     known = model.base.record.data
     classes = known.classes if known is not None else tuple(data.classes) if data is not None else ()

@@ -121,6 +121,7 @@ def stream(
         if not bool(torch.isfinite(samples).all()):
             words = "the images are not finite; use a smaller `omega`, another `sampler` or `dtype` float32"
             raise InputError("samples", f"seeds {wanted[0]} to {wanted[-1]}", words)
+        samples = samples if model.decoder is None else model.decoder(samples)
         pixels = model.dtype_made == np.uint8
         images = to_pixels(samples).cpu().numpy() if pixels else samples.float().cpu().numpy()
         yield np.asarray(wanted, np.int64), images, None if labels is None else labels(seed, wanted)
@@ -208,7 +209,7 @@ def _begin(stack: ExitStack, work: Path, out: Path, request: Request, argument: 
 
 
 def _bytes(request: Request) -> int:
-    return len(request.seeds) * math.prod(request.model.shape) * request.model.dtype_made.itemsize
+    return len(request.seeds) * math.prod(request.model.shape_made) * request.model.dtype_made.itemsize
 
 
 def _place(work: Path, number: int) -> Path:
@@ -272,7 +273,7 @@ def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str)
         out,
         (_read(_place(work, k))["images"] for k in range(len(pieces))),
         count=len(request.seeds),
-        shape=request.model.shape,
+        shape=request.model.shape_made,
         dtype=dtype,
         labels=labels,
         classes=classes if labels is not None else [],
@@ -286,7 +287,7 @@ def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str)
 def _whole(request: Request, piece: list[int], path: Path) -> None:
     """Raise an error of some kind unless a shard of an earlier start holds these images."""
     found = _read(path)
-    shape, dtype = (len(piece), *request.model.shape), request.model.dtype_made
+    shape, dtype = (len(piece), *request.model.shape_made), request.model.dtype_made
     same = found["indices"].tolist() == piece and found["images"].shape == shape and found["images"].dtype == dtype
     if not same or (request.labels is not None and found["labels"].shape != (len(piece),)):
         raise ValueError("not the images of this run")
@@ -313,7 +314,7 @@ def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[st
         *([("schedule", str(model.schedule))] if model.other is not None else []),
         ("engine", str(model.engine)),
         ("sampler", str(request.sampler) + (" with churn" if request.sampler.churn is not None else "")),
-        ("images", f"{n:,} of {by(model.shape)}: seeds {request.seeds}"),
+        ("images", f"{n:,} of {by(model.shape_made)}: seeds {request.seeds}"),
         ("labels", _labels_in_words(request)),
         (
             "NFE",

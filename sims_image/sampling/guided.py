@@ -28,7 +28,8 @@ from sims_core.errors import InputError, choose
 from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, merge_weights
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
-from sims_image.models import adapters, checkpoints
+from sims_image.models import adapters, autoencoders, checkpoints
+from sims_image.models.autoencoders import Decoder
 from sims_image.models.denoiser import conditional, level, one_hot
 from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import PRESETS
@@ -45,7 +46,7 @@ class Model:
 
     network: what is evaluated at every step; other: the network guided away from, None for 'none' and 'neon'.
     base, auxiliary: what the checkpoints say of themselves. schedule: where in the sampler the other network is
-    evaluated. engine: how networks are.
+    evaluated. engine: how networks are. decoder: makes pixels of the latents that they make.
     """
 
     base: checkpoints.Summary
@@ -57,6 +58,7 @@ class Model:
     schedule: GuidanceSchedule = FULL
     dtype: str = "float32"
     engine: Engine = PLAIN
+    decoder: Decoder | None = None
 
     @cached_property
     def runner(self) -> Runner:
@@ -65,20 +67,26 @@ class Model:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """(C, H, W) of what the networks see."""
         return self.network.img_channels, self.network.img_resolution, self.network.img_resolution
+
+    @property
+    def shape_made(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.shape if self.decoder is None else self.decoder.shape(self.shape)
 
     @property
     def dtype_made(self) -> np.dtype[Any]:
         """Of its images, as its training data's: uint8 pixels or float32 latents; unknown, grey and RGB are pixels."""
         known = None if self.base.record.data is None else self.base.record.data.dtype
         pixels = known == "uint8" if known is not None else self.shape[0] in (1, 3)
+        pixels = pixels or self.decoder is not None
         return np.dtype(np.uint8 if pixels else np.float32)
 
     @property
     def pictures(self) -> bool:
         """Whether its images can be looked at: grey or RGB pixels."""
-        return self.dtype_made == np.uint8 and self.shape[0] in (1, 3)
+        return self.dtype_made == np.uint8 and self.shape_made[0] in (1, 3)
 
     @property
     def device(self) -> torch.device:
@@ -101,6 +109,7 @@ class Model:
             "dtype": self.dtype,
             **({"schedule": str(self.schedule)} if self.schedule.every or self.schedule.rule != "linear" else {}),
             **({"engine": str(self.engine)} if self.engine != PLAIN else {}),
+            **({"decoder": self.decoder.sha256} if self.decoder is not None else {}),
         }
 
     def denoiser(self, classes: Tensor | None) -> Denoiser:
@@ -139,12 +148,14 @@ def load_model(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     engine: Engine = PLAIN,
+    decode: str = "",
 ) -> Model:
     """Load a base, and what it is guided by, from checkpoints.
 
     auxiliary: SIMS, or Neon with ``merge``; guide: autoguidance. omega, or for a guide its weight w = 1 + omega.
-    schedule: where the second network is evaluated. engine: how networks are.
-    Raises `InputError`: networks of different images, classes or (auxiliary) architecture; contradicting options.
+    schedule: where the second network is evaluated. engine: how networks are. decode: folder of a latent model's
+    autoencoder. Raises `InputError`: networks of different images, classes or (auxiliary) architecture; contradicting
+    options.
     """
     choose("dtype", dtype, BODIES)
     if auxiliary and guide:
@@ -170,6 +181,12 @@ def load_model(
         raise InputError("pair", engine.pair, "it needs a second network to evaluate: `auxiliary` or `guide`")
     first = checkpoints.load(base, argument="base")
     alone = Model(first.summary, _ready(first, dtype, device), dtype=dtype, engine=engine)
+    if decode:
+        decoder = autoencoders.load(decode, device=device)
+        if decoder.channels != alone.shape[0]:
+            words = f"it decodes latents of {decoder.channels} channels, the base's have {alone.shape[0]}"
+            raise InputError("decode", decode, words)
+        alone = replace(alone, decoder=decoder)
     if not negative or omega is None:
         engine.check(alone.network)
         return alone

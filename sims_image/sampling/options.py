@@ -100,6 +100,8 @@ class Images:
     """The same of the auxiliary, or guide."""
     weight: float | None = None
     """Autoguidance's own weight w = 1 + omega, in place of --omega."""
+    decode: str = ""
+    """Autoencoder of a latent base, to make pixels: diffusers' folder of an AutoencoderKL, or of a pipeline."""
     batch: int = 64
     """Compute batch (the number of images if that is less), on record: images are bit for bit the same at one, alike
     to 1e-5 between them."""

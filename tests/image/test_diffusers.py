@@ -428,3 +428,37 @@ def test_what_is_not_exported_is_one_line(folder, tmp_path, words, told):
     with pytest.raises(InputError, match=told):
         command(["export-diffusers", *(word.format(**names) for word in words)])
     assert not names["out"].exists()
+
+
+# ------------------------------------------------------------------------- latents
+
+
+def test_latents_are_decoded_for_sheets_and_metrics(tmp_path):
+    """A pipeline with its autoencoder: pixels as the library's own decoder makes them, measured as pixels."""
+    vae, place = foreign.autoencoder(), written(tmp_path / "dit", foreign.dit(), part="transformer")
+    vae.save_pretrained(place / "vae")
+    common = ["--base", f"hf:{place}", "--sampler", "ddim:2", "--device", "cpu", "--batch", "4", "--seeds"]
+    command(["generate", *common, "0-3", "--labels", "7", "--out", str(tmp_path / "latents")])
+    command(["generate", *common, "0-3", "--labels", "7", "--decode", str(place), "--out", str(tmp_path / "pixels")])
+    latents, pixels = (open_dataset(tmp_path / name).images(slice(None)) for name in ("latents", "pixels"))
+    expected = vae.decode(torch.tensor(latents) / vae.config.scaling_factor).sample
+    expected = (expected * 127.5 + 128).clip(0, 255).to(torch.uint8).numpy()
+    assert pixels.dtype == np.uint8 and np.abs(pixels.astype(int) - expected.astype(int)).max() <= 1
+    assert pixels.std() > 0 and (tmp_path / "pixels/sheet.png").exists()
+    data = tiny.write_data(tmp_path / "data.zip", classes=0, count=24).path
+    measured = ["--reference", str(data), "--features", "pixels", "--out", str(tmp_path / "report.json")]
+    command(["evaluate", *common, "0-23", "--labels", "7", "--decode", str(place / "vae"), *measured])
+    assert json.loads((tmp_path / "report.json").read_text())["features"]["metric"] != "FD-latents"
+    for words, told in (
+        (
+            ["--base", f"hf:{place}", "--decode", str(place / "transformer")],
+            "it holds a DiTTransformer2DModel; decoders",
+        ),
+        (
+            ["--base", f"hf:{written(tmp_path / 'ddpm')}", "--decode", str(place)],
+            "latents of 4 channels, the base's have 3",
+        ),
+        (["--base", f"hf:{place}", "--decode", str(data)], "a folder with config.json of an AutoencoderKL"),
+    ):
+        with pytest.raises(InputError, match=told):
+            command(["generate", *words, "--out", str(tmp_path / "x")])

@@ -59,7 +59,7 @@ def described(model: Mapping[str, Any], scheduler: Mapping[str, Any], sigma_data
     if name not in MODELS:
         words = f"read are {', '.join(MODELS)}; any other is guided in its own pipeline, by sims_core.guide"
         raise InputError("model", shown(name), words)
-    kept = {"_class_name": name, **_known(name, model)}
+    kept = {"_class_name": name, **known(name, model)}
     schedule = str(scheduler.get("_class_name"))
     if schedule not in SCHEDULERS:
         words = "give one with betas (DDPMScheduler, DDIMScheduler, ...), FlowMatch... or EDM..."
@@ -78,7 +78,7 @@ def described(model: Mapping[str, Any], scheduler: Mapping[str, Any], sigma_data
         "label_dim": classes or 0,
         "sigma_data": float(sigma_data),
         "model": kept,
-        "scheduler": {"_class_name": schedule, **_known(schedule, scheduler)},
+        "scheduler": {"_class_name": schedule, **known(schedule, scheduler)},
     }
 
 
@@ -87,7 +87,7 @@ def left_out(model: Mapping[str, Any], kept: Mapping[str, Any]) -> list[str]:
     return sorted(k for k, v in model.items() if not k.startswith("_") and k not in kept and v is not None)
 
 
-def _known(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def known(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a class of diffusers takes, within bounds. Raises `InputError` beyond them."""
     taken = inspect.signature(getattr(library(), name).__init__).parameters
     kept = {k: v for k, v in config.items() if k in taken and k != "self" and v not in (math.inf, -math.inf)}
@@ -168,7 +168,7 @@ class Imported(Preconditioned):
     def schedule(self, steps: int) -> Tensor:
         """The noise levels of ``steps`` timesteps as its scheduler's settings space them, then 0; as `Sampler` asks."""
         name = next(made for start, made in _STEPPED.items() if self._scheduler["_class_name"].startswith(start))
-        scheduler = make({"_class_name": name, **_known(name, self._scheduler)})
+        scheduler = make({"_class_name": name, **known(name, self._scheduler)})
         try:
             scheduler.set_timesteps(steps)
         except ValueError as error:

@@ -101,6 +101,8 @@ def _checkpoint(path: Path) -> list[str]:
         f"sha256: {found.sha256}",
         f"parent: {record.parent or 'none'}",
     ]
+    if found.adapter is not None:
+        told.append(f"an adapter of rank {found.adapter.rank} on: {found.adapter.base}")
     source = record.provenance.get("source")
     return [*told, f"source: {shown(str(source))}, sha256 {record.provenance.get('source_sha256')}"] if source else told
 

@@ -234,7 +234,7 @@ def _overrides(text: str) -> dict[str, Any]:
 
 
 def _shape_note(preset: Preset, name: str, data: Dataset | None) -> str | None:
-    if data is None or data.shape == preset.shape:
+    if data is None or data.shape == preset.shape or not preset.network:
         return None
     return f"the images are {by(data.shape)}; preset {name} was made for {by(preset.shape)}"
 

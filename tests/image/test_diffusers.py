@@ -275,9 +275,11 @@ def adapter(folder, tmp_path_factory):
     return sorted((place / "run/snapshots").iterdir())[-1] / "raw"
 
 
-def test_an_adapter_is_kept_alone_and_toggled(folder, adapter):
+def test_an_adapter_is_kept_alone_and_toggled(folder, adapter, capsys):
     """The pair equals two whole networks; its weights are in memory once."""
     found = checkpoints.summary(adapter)
+    command(["info", str(adapter)])
+    assert f"an adapter of rank 4 on: hf:{folder}" in capsys.readouterr().out
     base = load_model(f"hf:{folder}")
     assert found.parameters == sum(v.numel() for v in load_file(adapter / "model.safetensors").values())
     assert found.parameters < base.base.parameters and found.adapter.rank == 4

@@ -79,10 +79,8 @@ def _normal_equations(count: int, edm: EDM) -> tuple[Tensor, Tensor, Tensor, Ten
 def _polynomial(values: Tensor, sigma: Tensor, count: float, edm: EDM) -> Tensor:
     u, theta, b1, b0 = _normal_equations(int(count), edm)
     features = _powers(sigma.double().reshape(1), int(count))[0] @ u
-    found = torch.zeros_like(values)
-    for k in range(int(count)):
-        found = found + features[k] * (b1[k] * values + b0[k]) / (1 + theta[k] * values)
-    return found
+    each = values.unsqueeze(-1)
+    return row_sum((features * b1 * each + features * b0) / (1 + theta * each))
 
 
 def _powers(sigma: Tensor, count: int) -> Tensor:

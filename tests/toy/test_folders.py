@@ -9,6 +9,8 @@ TORCH = NetworkSettings(backend="torch")
 FOLDERS = [
     (sweep, sweep.Sweep(learner="exact", omega="0:3:1", trials=8, generations=4), "runs/sweep-e5b2bfa6"),
     (sweep, sweep.Sweep(network=TORCH), "runs/sweep-f9611221"),
+    (sweep, sweep.Sweep(learner="exact", estimator="smooth:0.3", omega="0:3:1", trials=8, generations=4),
+     "runs/sweep-cabd143f"),
     (mad, mad.Mad(dimension=3, trials=4, grid_trials=4, calibration_trials=8, generations=8, loop_generations=8),
      "runs/mad-b6690202"),
     (stability, stability.Stability(network=NetworkSettings(backend="torch", start="warm")), "runs/stability-f5c9fe6a"),

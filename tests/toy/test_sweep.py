@@ -610,7 +610,36 @@ BAD = [
     (["--loop", "mixed:0"], "auxiliary-size"),
     (["--scheduler", "tcp://127.0.0.1:9", "--learner", "exact"], "no Dask scheduler"),
     (["--network.backend", "numbr"], "did you mean 'numba'"),
+    (
+        ["--learner", "exact", "--estimator", "median"],
+        "mle, smooth:H, shrink:RHO, rank:K, decay:L, capacity:K, early:T",
+    ),
+    (["--learner", "exact", "--estimator", "shrink:2"], "from 0 to 1"),
+    (["--learner", "exact", "--estimator", "capacity:3", "--sampler", "exact"], "heun:256"),
+    (["--estimator", "smooth:0.3"], "--learner exact"),
+    (["--learner", "exact", "--real-covariance", "power:0"], "power:64:1.5"),
 ]
+
+
+def test_estimators_are_an_axis_with_diagrams_of_their_own(small, tmp_path):
+    """Each one's cells are those of a sweep of it alone; settings and tables name it, but not where all is mle."""
+    sweep = dataclasses.replace(SMALL, sampler="rk4:4", omega="0,2", estimator="mle,smooth:0.4,decay:0.3")
+    made = studies.run(dataclasses.replace(sweep, out=str(tmp_path / "run")))
+    assert "estimator" not in small.tables["sweep"] and "estimator" not in plan(SMALL).settings
+    assert plan(sweep).settings["estimator"] == ["mle", "smooth:0.4", "decay:0.3"]
+    alone = plan(dataclasses.replace(sweep, estimator="smooth:0.4")).experiment
+    values = experiment.run(alone)["w2"]
+    regimes = made.tables["regimes"]
+    for cell, row in zip(alone.cells, values, strict=True):
+        same = (regimes["estimator"] == "smooth:0.4") & (regimes["method"] == cell.method)
+        same &= (regimes["omega"] == cell.omega) & (regimes["synthetic_size"] == cell.synthetic_size)
+        assert regimes[same & (regimes["sampler"] == cell.sampler)]["first"].item() == pytest.approx(row[:, 0].mean())
+    edges = made.tables["bias_boundaries"]
+    assert set(edges["kind"]) == {"smooth", "decay"} and set(edges["synthetic_size"]) == {125, 500}
+    best = edges[(edges["regime"] == "optimum") & (edges["kind"] == "smooth")].sort_values("bias")["omega_low"]
+    assert best.iloc[0] < 0.1 and best.iloc[-1] > 1  # no bias, nothing to remove
+    names = {path.name for path in (tmp_path / "run").glob("phase_diagram*.png")}
+    assert {"phase_diagram.png", "phase_diagram-smooth-125.png", "phase_diagram-decay-500.png"} <= names
 
 
 @pytest.mark.parametrize(("words", "says"), BAD, ids=[" ".join(w) for w, _ in BAD])

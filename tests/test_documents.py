@@ -271,7 +271,64 @@ def from_laboratory() -> Iterator[tuple[str, str]]:
     yield "docs/laboratory-stability.md", " and ".join(f"{v:.3f}".lstrip("0") for v in sorted(endless))
 
 
-CLAIMS = [*from_sweeps(), *from_images(), *from_laboratory()]
+# ------------------------------------------------------------------ which errors
+
+
+def gain(row: pd.Series) -> str:
+    return f"{row['gain']:+.4f} ({row['gain_low']:+.4f} .. {row['gain_high']:+.4f})"
+
+
+def foreseen(row: pd.Series) -> str:
+    return " | ".join(f"{row[c]:.2f}" for c in ("length", "cosine", "predicted_left", "left"))
+
+
+def bias_rows(kind: str) -> Iterator[str]:
+    """The rows of docs/which-errors.md's table of a kind."""
+    for _, r in table("bias_rows").query("kind == @kind").iterrows():
+        shown = f"`{r['row']}`{' *' * r['held_out']} | {r['base']:.4f}"
+        if kind == "exact":
+            second = f"{r['iterated_2']:.4f}" if np.isfinite(r["iterated_2"]) else "-"
+            yield f"| {shown} | {r['steps_2']:.4f} | {r['sims']:.4f} | {second} | {foreseen(r)} |"
+        elif kind == "features":
+            yield f"| {shown} | {r['sims']:.4f} | {gain(r)} | {r['iterated_2']:.4f} | {foreseen(r)} |"
+        else:
+            middle = f"{r['steps_2']:.4f} | {r['continued']:.4f} | {r['sims']:.4f} | {gain(r)} | {r['floor']:.4f}"
+            yield f"| {shown} | {middle} | {foreseen(r)} |"
+
+
+def bias_controls() -> Iterator[str]:
+    rows = table("bias_controls").query("kind == 'networks'")
+    for control in dict.fromkeys(rows["control"]):
+        part = rows[rows["control"] == control]
+        costs = sorted({round(c, 1) for c in part["cost"]})
+        counts = [
+            ", ".join(str((part[part["omega"] == w]["verdict"] == v).sum()) for v in ("ahead", "level", "behind"))
+            for w in ("1", "chosen")
+        ]
+        yield f"| {control} | {' to '.join(f'{c:g}' for c in (costs[:1] + costs[1:][-1:]))} | {' | '.join(counts)} |"
+
+
+def bias_held_out() -> Iterator[str]:
+    for _, r in table("bias_held_out").iterrows():
+        told = " | ".join("hit" if r[c] else "miss" for c in ("size_hit", "sign_hit"))
+        found = f"{r['left']:.2f} ({r['left_low']:.2f} .. {r['left_high']:.2f})"
+        yield f"| `{r['row']}` | {r['predicted_left']:.2f} | {found} | {gain(r)} | {told} |"
+
+
+def from_bias() -> Iterator[tuple[str, str]]:
+    document = "docs/which-errors.md"
+    for kind in ("exact", "features", "networks"):
+        for row in bias_rows(kind):
+            yield document, row
+    for row in (*bias_controls(), *bias_held_out()):
+        yield document, row
+    rows = table("bias_rows").query("kind == 'networks'")
+    rises = f"in {rows['loss_rises'].sum()} of {rows['bases'].sum()} trained bases"
+    for where in (document, "README.md", "figures/README.md"):
+        yield where, rises
+
+
+CLAIMS = [*from_sweeps(), *from_images(), *from_laboratory(), *from_bias()]
 
 
 @pytest.mark.parametrize(("document", "sentence"), CLAIMS, ids=[f"{d}: {s[:50]}" for d, s in CLAIMS])

@@ -30,9 +30,11 @@ TITLES = {
     "networks": "Trained networks, sampler converged",
 }
 #: The most rows of a kind in the bars; the tables have all.
-MOST = 7
+MOST = 10
 #: What is drawn of a difference: at most this share of the base's distance.
 REACH = 0.6
+#: Rows are named where prediction and finding are this far apart, or where so much was predicted to be left.
+FAR, BLIND = 0.12, 0.9
 
 
 def draw(frames: Mapping[str, pd.DataFrame], settings: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -48,17 +50,17 @@ def draw(frames: Mapping[str, pd.DataFrame], settings: Mapping[str, Any], folder
 
 
 def label(kind: str, name: str) -> str:
-    """A row in words, two lines."""
+    """A row in words, a few short lines."""
     if kind == "features":
         count, *rest = name.split(":")
         said = {"ridge": "ridge", "early": "stopped early"}
         warm = ", warm" if rest[2:] else ""
-        return f"{count} features" + (f"\n{said[rest[0]]} {rest[1]}{warm}" if rest else "")
+        return f"{count} features" + (f"\n{said[rest[0]]}\n{rest[1]}{warm}" if rest else "")
     if kind == "networks":
         data, width, steps, synthetic = name.rsplit("/", 3)
         text = f"{_data(data)}\nwidth {width}"
-        text += f", {steps} steps" if steps == "750" else ""
-        return text + (f"\n{int(synthetic):,} samples" if synthetic != "200000" else "")
+        text += f"\n{int(steps):,} steps" if int(steps) < 6000 else ""
+        return text + (f"\n$n_s$ = {int(synthetic):,}" if synthetic != "200000" else "")
     estimator, _, sampler = name.partition("@")
     what, *number = estimator.split(":")
     words = {
@@ -69,8 +71,10 @@ def label(kind: str, name: str) -> str:
         "decay": "weight decay",
         "early": "stopped at",
     }[what]
-    auxiliary = "" if what != "early" else ("\nauxiliary warm" if "warm" in number else "\nauxiliary cold")
-    return f"{words}{' ' + number[0] if number else ''}{auxiliary}" + (f"\n{sampler}" if sampler else "")
+    auxiliary = "" if what != "early" else f"auxiliary {'warm' if 'warm' in number else 'cold'}"
+    first = f"{words} {number[0]}" if what in ("rank", "early") else words
+    second = "" if what in ("rank", "early") or not number else number[0]
+    return "\n".join(line for line in (first, second, auxiliary, sampler) if line)
 
 
 def _data(name: str) -> str:
@@ -90,7 +94,7 @@ def _bars(rows: pd.DataFrame, settings: Mapping[str, Any], stem: Path) -> list[P
     figure.legend(handles, words, loc="outside upper center", ncols=5)
     bases = int(rows["bases"].max())
     text = (
-        f"Networks: two hidden layers of SiLU, {settings['sampler']}, mean of {bases} bases, 95 % intervals of SIMS, "
+        f"Networks: two hidden layers of SiLU, {settings['sampler']}, mean of {bases} bases, interval of SIMS - base, "
         f"{settings['points']:,} points; exact rows and features: population limit. A row reads: what is left of the "
         "base's distance to the data. Numbers: cosine of drift and error, predicted before SIMS is sampled."
     )
@@ -111,7 +115,7 @@ def _group(axis: Axes, part: pd.DataFrame) -> None:
         at = places + (k - 1.5) * width
         axis.bar(at, part[column] / unit, width * 0.94, color=color, label=words)
         if column == "sims":
-            low, high = (np.abs(part[f"sims_{end}"] - part["sims"]) / unit for end in ("low", "high"))
+            low, high = (np.abs(part[f"gain_{end}"] - part["gain"]) / unit for end in ("low", "high"))
             axis.errorbar(
                 at, part["sims"] / unit, np.nan_to_num([low, high]), fmt="none", color="black", lw=0.8, capsize=2
             )
@@ -119,9 +123,9 @@ def _group(axis: Axes, part: pd.DataFrame) -> None:
         axis.plot(
             [x - 2 * width, x + 2 * width], [floor, floor], color="black", lw=1.2, label="floor" if x == 0 else None
         )
-        axis.annotate(f"cos {cosine:.2f}", (x, 1.03), ha="center", fontsize=7, color="#555555")
-    axis.set_xticks(places, [label(k, r) for k, r in zip(part["kind"], part["row"], strict=True)], fontsize=7.5)
-    axis.set_ylim(0, 1.16)
+        axis.annotate(f"cos {cosine:.2f}", (x, 1.33), ha="center", fontsize=7, color="#555555")
+    axis.set_xticks(places, [label(k, r) for k, r in zip(part["kind"], part["row"], strict=True)], fontsize=7)
+    axis.set_ylim(0, 1.4)
     axis.grid(axis="x", visible=False)
 
 
@@ -153,14 +157,10 @@ def _predictions(rows: pd.DataFrame, settings: Mapping[str, Any], stem: Path) ->
                 label=words + (", held out" if held else ""),
             )
             for a, b, name in zip(x, y, some["row"], strict=True):
-                axis.annotate(
-                    label(kind, name).replace("\n", ", "),
-                    (a, b),
-                    (4, 3),
-                    textcoords="offset points",
-                    fontsize=5.5,
-                    color="#777777",
-                )
+                if abs(a - b) > FAR or a > BLIND:
+                    told = label(kind, name).replace("\n", ", ")
+                    look = {"textcoords": "offset points", "fontsize": 6, "color": "#555555"}
+                    axis.annotate(told, (a, b), (-5, -9 if kind == "networks" else 3), ha="right", **look)
     rho, low, high = rank_correlation(rows, Seed(settings["seed"]))
     axis.set_xlabel("predicted: share of the squared error left at ω = 1")
     axis.set_ylabel("found")
@@ -183,7 +183,7 @@ def _controls(frames: Mapping[str, pd.DataFrame], settings: Mapping[str, Any], s
     for _, r in part.iterrows():
         i, j = names.index(r["row"]), rivals.index(r["control"])
         shares[i, j] = r["difference"] / base[r["row"]]
-        sure = r["verdict"] != "level"
+        sure, dark = r["verdict"] != "level", not abs(shares[i, j]) < 0.75 * REACH
         text = "far" if not np.isfinite(shares[i, j]) else f"{100 * shares[i, j]:+.0f} %"
         axis.text(
             j,
@@ -193,7 +193,7 @@ def _controls(frames: Mapping[str, pd.DataFrame], settings: Mapping[str, Any], s
             va="center",
             fontsize=7.5,
             weight="bold" if sure else "normal",
-            color="black" if sure else "#777777",
+            color="white" if dark else ("black" if sure else "#777777"),
         )
     seen = np.clip(np.nan_to_num(shares, neginf=-REACH), -REACH, REACH)
     axis.imshow(-seen, cmap="RdBu", vmin=-REACH, vmax=REACH, aspect="auto")

@@ -147,8 +147,8 @@ def test_erased_colours_are_seen_in_committed_pictures(stem):
     assert coloured.any() and moved(made, held)[0] > 0.5
 
 
-def test_there_are_eight():
-    assert [name[:2] for name in NAMES] == [f"{i:02}" for i in range(1, 9)]
+def test_there_are_ten():
+    assert [name[:2] for name in NAMES] == [f"{i:02}" for i in range(1, 11)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -286,6 +286,11 @@ def test_07_pollution_and_loops_on_images(tmp_path):
 
 def test_08_scaling_to_gpus(tmp_path):
     compare(executed("08_scaling_to_gpus", tmp_path), stems=set())
+
+
+def test_10_which_errors(tmp_path):
+    drawn = tuple(f"bias{part}" for part in ("", "_predictions", "_controls", "_separation"))
+    compare(executed("10_which_errors", tmp_path), stems=set(), redrawn=drawn)
 
 
 def test_scale_and_places_are_read_in_one_place(monkeypatch, tmp_path):

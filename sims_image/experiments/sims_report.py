@@ -341,7 +341,9 @@ def sections(results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path
             head=["budget (images)", *next(iter(outlooks.values())).rows()[0], "EMA's share of the raw weights' way"],
             rows=side,
         ),
-        Section("Samples from the same seeds", pictures={"": samples}) if samples.exists() else None,
+        Section("Samples from the same seeds", pictures={"Strips of some models, with their distances": samples})
+        if samples.exists()
+        else None,
         Section(
             "Cost, in network evaluations",
             head=["", "evaluations"],

@@ -35,12 +35,6 @@ def test_imports_run_downward(package):
         assert not imported(path) & FORBIDDEN[package], path
 
 
-@pytest.mark.parametrize("package", [p for p in FORBIDDEN if (ROOT / p).is_dir()])
-def test_no_file_outgrows_its_room(package):
-    long = {p.name: n for p in (ROOT / package).rglob("*.py") if (n := len(p.read_text().splitlines())) > 400}
-    assert not long
-
-
 def modules() -> dict[str, Path]:
     """Every module of the three packages, by its dotted name."""
     found = {}

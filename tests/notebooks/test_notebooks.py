@@ -288,6 +288,11 @@ def test_08_scaling_to_gpus(tmp_path):
     compare(executed("08_scaling_to_gpus", tmp_path), stems=set())
 
 
+def test_09_your_model(tmp_path):
+    pytest.importorskip("diffusers")
+    compare(executed("09_your_model", tmp_path), stems=set())
+
+
 def test_10_which_errors(tmp_path):
     drawn = tuple(f"bias{part}" for part in ("", "_predictions", "_controls", "_separation"))
     compare(executed("10_which_errors", tmp_path), stems=set(), redrawn=drawn)

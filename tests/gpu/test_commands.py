@@ -84,6 +84,12 @@ def test_evaluate(base, digits, device, tmp_path):
     assert json.loads((tmp_path / "found.json").read_text())["n"] == 40
 
 
+def test_outlook(base, digits, device, tmp_path):
+    words = ["--data", digits["--data"], "--base", base[0], "--auxiliary", base[1], "--n", "40", *given(MEASURED)]
+    command(["outlook", *words, "--device", device.type, "--out", str(tmp_path / "found.json")])
+    assert json.loads((tmp_path / "found.json").read_text())["outlook"]["sentence"]
+
+
 def test_classify(device, tmp_path, capsys):
     """Brightness tells the tiny classes apart."""
     data, heldout = (
@@ -119,6 +125,7 @@ def test_what_has_no_device(base, folder, tmp_path, capsys):
     command(["import-nvidia", str(path), "--out", str(tmp_path / "imported")])
     command(["info", str(tmp_path / "imported"), str(folder / "base"), str(folder / "digits")])
     assert "SongUNet under edm" in capsys.readouterr().out
-    assert {"prepare", "train", "generate", "evaluate", "classify", "sims", "import-nvidia", "info"} | set(
-        experiments.CASES
-    ) == set(VERBS)
+    alone = {"prepare", "info", "import-nvidia", "import-diffusers", "export-diffusers"}
+    assert alone | {"train", "generate", "evaluate", "outlook", "classify", "sims"} | set(experiments.CASES) == set(
+        VERBS
+    )

@@ -84,6 +84,8 @@ def _dataset(path: Path) -> list[str]:
     source = data.record.get("source")
     if source:
         told.append(f"source: {shown(source if isinstance(source, str) else json.dumps(source))}")
+    if data.autoencoder is not None:
+        told.append(f"latents, with their autoencoder: {data.autoencoder.folder}")
     recorded = data.record.get("sha256")
     return [*told, f"sha256: {recorded or 'not recorded'}"]
 
@@ -101,6 +103,8 @@ def _checkpoint(path: Path) -> list[str]:
         f"sha256: {found.sha256}",
         f"parent: {record.parent or 'none'}",
     ]
+    if found.autoencoder is not None:
+        told.append(f"latents, with their autoencoder: {found.autoencoder.folder}")
     if found.adapter is not None:
         told.append(f"an adapter of rank {found.adapter.rank} on: {found.adapter.base}")
     source = record.provenance.get("source")

@@ -218,7 +218,7 @@ class ImageLearner(Derived):
             record = replace(
                 merged.base.record, parent=merged.base.sha256, training={"merged": pair.identity}, provenance={}
             )
-            checkpoints.save(out, merged.network, record)
+            checkpoints.save(out, merged.network, record, autoencoder=merged.base.autoencoder)
 
         self._once(out / checkpoints.RECORD, make)
         return ImageModel(out, classes=base.classes)
@@ -241,7 +241,7 @@ class ImageLearner(Derived):
                 moved[name] = weights[name] + length * direction
             first.network.load_state_dict(moved)
             record = replace(first.record, parent=pair[0], training={"random direction": pair}, provenance={})
-            checkpoints.save(out, first.network, record)
+            checkpoints.save(out, first.network, record, autoencoder=first.autoencoder)
 
         self._once(out / checkpoints.RECORD, make)
         return replace(base, base=out)

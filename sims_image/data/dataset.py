@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError, reason, shown
 from sims_core.lab.runs import parse_json
 from sims_image.data.archives import ZipIndex, checked_members, npy_read, npz_arrays, npz_words, open_zip, passed_over
+from sims_image.data.latents import Autoencoder
 from sims_image.data.stores import ArrayStore, Images, Labels, Store, ZipStore, check_labels, edm_labels
 
 FORMAT = "sims-dataset 1"
@@ -65,6 +66,11 @@ class Dataset:
     def dtype(self) -> np.dtype[Any]:
         """As stored."""
         return self._store.dtype
+
+    @property
+    def autoencoder(self) -> Autoencoder | None:
+        """What makes pixels of its latents, where it carries that."""
+        return Autoencoder.inside(self.path, self.record)
 
     @property
     def empty(self) -> list[int]:

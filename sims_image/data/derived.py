@@ -131,6 +131,7 @@ class Derived:
                 classes=like.classes if labels is not None else [],
                 name=name,
                 source=source,
+                autoencoder=like.autoencoder,
             )
 
         self._once(out, make)

@@ -13,6 +13,8 @@ import numpy as np
 from sims_core.errors import InputError
 from sims_core.lab.runs import followed, write_atomic, write_failure, write_json
 from sims_image.data.dataset import FORMAT, Dataset, content_sha256, open_dataset
+from sims_image.data.latents import NAME as AUTOENCODER
+from sims_image.data.latents import Autoencoder
 from sims_image.data.stores import ArrayStore, Images, Labels
 from sims_image.data.writing import Growing, check_room
 
@@ -30,12 +32,13 @@ def write_folder(
     source: dict[str, Any],
     argument: str = "out",
     beside: Callable[[Path], object] | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> Dataset:
     """Make the data set ``out`` of ``count`` images (C, H, W) that ``blocks`` hold in order, and open it.
 
     labels: (count,) or None; classes: their names. source: where the images come from, JSON-able, for
-    ``dataset.json``. beside: adds files to the folder before it takes its place. Raises `InputError` naming
-    ``argument``: something is there, the disk is full, or ``blocks`` hold another number of images.
+    ``dataset.json``. beside: adds files to the folder before it takes its place. autoencoder: of latents. Raises
+    `InputError` naming ``argument``: something is there, the disk is full, or ``blocks`` hold another number of images.
     """
     out = followed(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -60,8 +63,11 @@ def write_folder(
             "sha256": content_sha256(made),
             "classes": list(classes),
             "source": source,
+            **({} if autoencoder is None else {AUTOENCODER: autoencoder.record}),
         }
         write_json(part / "dataset.json", record)
+        if autoencoder is not None:
+            autoencoder.put(part)
         if beside is not None:
             beside(part)
         if out.exists():

@@ -64,13 +64,15 @@ class Bench:
         schedule: GuidanceSchedule = FULL,
     ) -> None:
         self.settings, self.learner, self.processes, self.schedule = settings, learner, processes, schedule
-        self.data, self.engine = real.data, engine_of(settings)
+        self.data, self.engine, self.decoder = real.seen.data, engine_of(settings), real.decoder
+        if self.decoder is not None:
+            self.decoder.module.to(processes.device)
 
         def make() -> Reference:
             network = extractor(
                 settings.features, weights=settings.weights or None, dataset=self.data, device=processes.device
             )
-            return Reference.of(self.data, network, heldout=real.heldout)
+            return Reference.of(self.data, network, heldout=real.seen.heldout)
 
         self.reference: Reference = processes.together(make) or make()
         self.folder = Path(settings.out) / "cells"
@@ -112,7 +114,7 @@ class Bench:
         """
         settings = self.settings
         request = self.learner.request(image_model, seeds, root=settings.seed, device=self.processes.device)
-        model = request.model
+        model = replace(request.model, decoder=self.decoder)
         if model.other is None:
             model = replace(model, engine=replace(self.engine, pair="sequential"))
         else:

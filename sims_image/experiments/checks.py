@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sims_core.errors import InputError
+import numpy as np
+
+from sims_core.errors import InputError, choose
 from sims_core.lab.grids import parse_grid
 from sims_core.sampling import Sampler
 from sims_image.data.dataset import Dataset, by, open_dataset
 from sims_image.experiments.options import Experiment, FineTuning, Sims
 from sims_image.metrics.features import check_features
 from sims_image.metrics.targets import check_real
+from sims_image.models import autoencoders, checkpoints
+from sims_image.models.autoencoders import Decoder, decoded
 from sims_image.models.presets import PRESETS, Recipe
 from sims_image.processes import choose_device
 from sims_image.sampling.engine import PLAIN, Engine
@@ -54,20 +59,49 @@ def engine_of(settings: Experiment) -> Engine:
     return Engine(pair, settings.compile, settings.cuda_graph)
 
 
+def base_of(settings: Experiment) -> tuple[str, str, int]:
+    """(preset, checkpoint or '' if the preset is to be trained, what one Mi counts). Raises `InputError`."""
+    if not settings.base:
+        raise InputError("base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
+    if settings.base in PRESETS and not Path(settings.base).exists():
+        return settings.base, "", PRESETS[settings.base].recipe.mi
+    if not Path(settings.base).exists() and not {"/", ":"} & set(settings.base):
+        choose("base", settings.base, PRESETS)
+    found = checkpoints.summary(settings.base, argument="base")
+    if not found.record.preset:
+        raise InputError("base", settings.base, "the checkpoint does not say by which preset it was trained")
+    return found.record.preset, settings.base, found.record.mi
+
+
 @dataclass(frozen=True)
 class Real:
-    """The real images of an experiment, opened: what its base is trained on, and held-out ones (None without)."""
+    """The real images of an experiment, opened: what its base is trained on, and held-out ones (None without).
+
+    decoder: makes pixels of latents, None of pixels and where nothing decodes them.
+    """
 
     data: Dataset
     heldout: Dataset | None
+    decoder: Decoder | None = None
 
     @classmethod
     def open(cls, settings: Experiment) -> Real:
         """Those that ``settings`` name. Raises `InputError`, also where the two do not go together."""
-        data = open_dataset(settings.data)
-        held = further(settings.heldout, "heldout", data) if settings.heldout else None
+        data, decoder = open_dataset(settings.data), None
+        if data.dtype != np.uint8:
+            _, checkpoint, _ = base_of(settings)
+            base = checkpoints.summary(checkpoint).autoencoder if checkpoint else None
+            known = base or data.autoencoder
+            decoder = None if known is None else autoencoders.load(known, argument="base" if base else "data")
+        held = further(settings.heldout, "heldout", data, decoder=decoder) if settings.heldout else None
         check_real(data, held, arguments=("data", "heldout"))
-        return cls(data, held)
+        return cls(data, held, decoder)
+
+    @cached_property
+    def seen(self) -> Real:
+        """As they are measured: pictures in place of latents, where they can be had."""
+        held = None if self.heldout is None else decoded(self.heldout, self.decoder, argument="heldout")
+        return Real(decoded(self.data, self.decoder), held)
 
 
 def check_inputs(
@@ -86,7 +120,7 @@ def check_inputs(
     sampler = settings.sampler or PRESETS[preset].sampler
     if not Sampler.parse(sampler, argument="sampler").steps:
         raise InputError("sampler", sampler, "an exact sampler exists for Gaussians only; write name:steps")
-    check_features(settings.features, weights=settings.weights or None, dataset=data)
+    check_features(settings.features, weights=settings.weights or None, dataset=real.seen.data)
     try:
         recipe = recipe_of(
             replace(Train(preset=preset), **finetuning_of(settings)), PRESETS[preset].recipe, fine_tuning=True
@@ -115,12 +149,14 @@ def check_budgets(budgets: Sequence[int], recipe: Recipe) -> None:
         raise InputError("budget", f"{budgets[0]:,}", f"{words} (it ramps up): the auxiliary would be the base")
 
 
-def further(path: str, argument: str, data: Dataset, least: int = 0) -> Dataset:
+def further(path: str, argument: str, data: Dataset, least: int = 0, *, decoder: Decoder | None = None) -> Dataset:
     """Another data set of images like those of ``data``. Raises `InputError` naming ``argument``.
 
-    least: images that each draw from it takes.
+    least: images that each draw from it takes. decoder: of latents, whose pictures do as well.
     """
     found = open_dataset(path, argument=argument)
+    if decoder is not None and found.dtype == np.uint8:
+        data = decoded(data, decoder)
     if found.shape != data.shape:
         raise InputError(argument, path, f"its images are {by(found.shape)}, those of `data` {by(data.shape)}")
     if len(found) < least:

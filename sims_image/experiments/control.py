@@ -72,7 +72,7 @@ def plan(settings: Control) -> tuple[Checked, list[float]]:
     if checked.config.get("label_dim"):
         raise _conditional(settings, checked)
     if checked.real is not None:
-        check_target(settings, checked.real.data)
+        check_target(settings, checked.real.seen.data)
     return checked, omegas
 
 
@@ -188,7 +188,7 @@ def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: A
     candidates = int(np.ceil(1.2 * (quota / np.maximum(own, 1e-3)).max())) + 20
     for _ in range(ROUNDS):
         pool = lab.learner.draw(base, Seeds.span(0, candidates), root=seed.integer())
-        verdicts = judged(judging.judge, pool.open())
+        verdicts = judged(judging.judge, lab.seen(pool))
         if (np.bincount(verdicts, minlength=len(quota)) >= quota).all():
             chosen = np.concatenate([np.flatnonzero(verdicts == k)[:wanted] for k, wanted in enumerate(quota)])
             return lab.learner.subset(pool, np.sort(chosen))

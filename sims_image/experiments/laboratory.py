@@ -32,11 +32,12 @@ from sims_image.data.dataset import Dataset
 from sims_image.data.sheets import write_sheet
 from sims_image.experiments.arms import half_interval
 from sims_image.experiments.bench import Bench
-from sims_image.experiments.checks import Real, at_hand, check_inputs, engine_of
+from sims_image.experiments.checks import Real, at_hand, base_of, check_inputs, engine_of
 from sims_image.experiments.options import AuxiliaryData, Consuming, Extrapolating, Laboratory, Loop, Retraining
-from sims_image.experiments.plan import base_of, make_learner
+from sims_image.experiments.plan import make_learner
 from sims_image.learner import WEIGHTS, ImageData, ImageLearner, ImageModel
 from sims_image.models import checkpoints
+from sims_image.models.autoencoders import decoded
 from sims_image.models.presets import PRESETS, Recipe
 from sims_image.processes import Processes
 from sims_image.sampling.seeds import Seeds
@@ -172,8 +173,12 @@ class Lab:
 
     @property
     def labelled(self) -> Dataset:
-        """The real images with the labels that they came with."""
-        return self._real.data
+        """The real images as they are measured, with the labels that they came with."""
+        return self._real.seen.data
+
+    def seen(self, data: ImageData) -> Dataset:
+        """A model's samples as they are measured."""
+        return decoded(data.open(), self._real.decoder)
 
     @cached_property
     def bench(self) -> Bench:

@@ -9,7 +9,15 @@ from typing import Any
 from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.errors import InputError, choose
 from sims_core.guidance import GuidanceSchedule
-from sims_image.experiments.checks import Real, check_inputs, engine_of, finetuning_of, grids_of, omegas_of
+from sims_image.experiments.checks import (
+    Real,
+    base_of,
+    check_inputs,
+    engine_of,
+    finetuning_of,
+    grids_of,
+    omegas_of,
+)
 from sims_image.experiments.halving import rounds
 from sims_image.experiments.options import Experiment, Sims
 from sims_image.learner import WEIGHTS, ImageLearner, budgets_of
@@ -96,20 +104,6 @@ def plan(settings: Sims) -> Plan:
         ranges[1],
         tuple(ranges[2:]),
     )
-
-
-def base_of(settings: Experiment) -> tuple[str, str, int]:
-    """(preset, checkpoint or '' if the preset is to be trained, what one Mi counts). Raises `InputError`."""
-    if not settings.base:
-        raise InputError("base", "", f"name a checkpoint, or a preset to train: {', '.join(PRESETS)}")
-    if settings.base in PRESETS and not Path(settings.base).exists():
-        return settings.base, "", PRESETS[settings.base].recipe.mi
-    if not Path(settings.base).exists() and not {"/", ":"} & set(settings.base):
-        choose("base", settings.base, PRESETS)
-    found = checkpoints.summary(settings.base, argument="base")
-    if not found.record.preset:
-        raise InputError("base", settings.base, "the checkpoint does not say by which preset it was trained")
-    return found.record.preset, settings.base, found.record.mi
 
 
 def check_data(planned: Plan, real: Real) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from sims_image.metrics.options import Evaluate
 from sims_image.metrics.report import Report, collect
 from sims_image.metrics.samples import Sample, gathered
 from sims_image.metrics.targets import Reference, check_real
+from sims_image.models import autoencoders
+from sims_image.models.autoencoders import decoded
 from sims_image.processes import Processes, choose_device
 from sims_image.sampling import generation
 from sims_image.sampling.generate import notes, request
@@ -103,19 +105,26 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
     _check(settings)
     reference, heldout = _opened(settings.reference, "reference"), _opened(settings.heldout, "heldout")
     check_real(reference, heldout, arguments=("reference", "heldout"))
+    asked = (
+        request(replace(settings, decode=""), device, None if settings.data else reference) if settings.base else None
+    )
+    source, there, shape, dtype = _source(settings, reference) if asked is None else (None, 0, (0, 0, 0), None)
+    asked, source, reference, heldout = _decoded(settings, asked, source, reference, heldout, device)
     check_features(
         settings.features,
         weights=settings.weights or None,
         weights_sha256=settings.weights_sha256,
         dataset=reference,
     )
-    if settings.base:
-        asked = _planned(settings, device, reference)
-        few, where, source = ("seeds", settings.seeds), ("base", settings.base), None
+    if asked is not None:
+        few, where = ("seeds", settings.seeds), ("base", settings.base)
         count, shape, dtype = len(asked.seeds), asked.model.shape_made, asked.model.dtype_made
+        if dtype != np.uint8 and settings.features != "pixels":
+            words = "the model makes latents: name its autoencoder by `decode`, or take `features` pixels"
+            raise InputError("base", settings.base, words)
     else:
-        asked, where = None, ("images", settings.images)
-        source, there, shape, dtype = _source(settings, reference)
+        where = ("images", settings.images)
+        shape, dtype = (source.shape, source.dtype) if isinstance(source, Dataset) else (shape, dtype)
         if settings.n > there:
             raise InputError("n", settings.n, f"{settings.images} holds {there} images")
         count, few = settings.n or there, ("n", str(settings.n)) if settings.n else where
@@ -148,13 +157,28 @@ def _opened(path: str, argument: str) -> Dataset | None:
     return open_dataset(path, argument=argument, verify=False)
 
 
-def _planned(settings: Evaluate, device: torch.device, reference: Dataset | None) -> Request:
-    """The images of a base that are asked for, with the labels of ``reference`` unless other data are named."""
-    planned = request(settings, device, None if settings.data else reference)
-    if planned.model.dtype_made != np.uint8 and settings.features != "pixels":
-        words = "the model makes latents: name its autoencoder by `decode`, or take `features` pixels"
-        raise InputError("base", settings.base, words)
-    return planned
+def _decoded(
+    settings: Evaluate,
+    asked: Request | None,
+    source: Any,
+    reference: Dataset | None,
+    heldout: Dataset | None,
+    device: torch.device,
+) -> tuple[Request | None, Any, Dataset | None, Dataset | None]:
+    """All of them with pixels in place of latents, by one autoencoder; as they are where none is known."""
+    sets = {"images": source if isinstance(source, Dataset) else None, "reference": reference, "heldout": heldout}
+    known = [] if asked is None else [asked.model.base.autoencoder]
+    known += [data.autoencoder for data in sets.values() if data is not None]
+    found = autoencoders.chosen(settings.decode, known)
+    if found is None:
+        return asked, source, reference, heldout
+    if asked is not None and (asked.model.latents or settings.decode):
+        asked = replace(asked, model=asked.model.decoded(found))
+    if any(data is not None and data.dtype != np.uint8 for data in sets.values()):
+        ready = None if asked is None else asked.model.decoder
+        decoder = ready or autoencoders.load(found, device=device)
+        sets |= {k: decoded(data, decoder, argument=k) for k, data in sets.items() if data is not None}
+    return asked, sets["images"] or source, sets["reference"], sets["heldout"]
 
 
 def describe(settings: Evaluate) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sims_image.data.sources.base import bar
 from sims_image.metrics import evaluate as evaluating
 from sims_image.metrics.evaluate import Prepared
 from sims_image.metrics.features import Extractor
-from sims_image.metrics.options import Evaluate, Foresee
+from sims_image.metrics.options import Compared, Evaluate, Foresee
 from sims_image.metrics.report import collect
 from sims_image.metrics.samples import Kept, Sample, gathered
 from sims_image.metrics.targets import Reference
@@ -149,7 +149,7 @@ def _asked(settings: Foresee, name: str) -> Evaluate:
         if there.suffix in (".pkl", ".pickle") or any(there.glob(f"**/{RECORD}")):
             raise  # it is a model's, and wrong
         made = {"images": path}
-    same = ("features", "weights", "weights_sha256", "keep", "cache", "device")
+    same = (*(one.name for one in fields(Compared)), "device")
     drawn = ("sampler", "labels", "seed", "batch") if "base" in made else ()
     return Evaluate(reference=settings.data, **made, **{key: getattr(settings, key) for key in (*same, *drawn)})
 

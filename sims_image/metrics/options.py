@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sims_image.sampling.options import Drawing, Machine
 
 
 @dataclass(frozen=True)
-class Evaluate(Machine, Drawing):
+class Compared:
+    """In what features images are compared."""
+
+    GROUP: ClassVar[str] = "measuring"
+
+    features: str = "lite0"
+    """lite0 (or lite0:96 for images of 96 pixels a side), classifier, pixels, inception (FID), dinov2."""
+    weights: str = ""
+    """File of the feature network's weights, for inception and dinov2."""
+    weights_sha256: str = ""
+    """Its SHA-256, to take weights that are not the published ones."""
+    cache: str = ""
+    """Folder for features of real images, and a trained classifier; default NAME.features beside the real images."""
+    keep: int = 10_000
+    """Images of each set whose features are compared one with another; means and covariances take all."""
+    decode: str = ""
+    """Autoencoder that makes pixels of latents, the model's and real ones: a folder of diffusers', or none, to compare
+    latents. Default: the model's own, or the data's."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Compared, Machine, Drawing):
     """Fréchet distance, KID, precision, recall, density and coverage of generated images, with errors and their floor.
 
     Either --base, a model whose images are measured as they are made and not stored (the options of `generate` say
@@ -22,22 +44,12 @@ class Evaluate(Machine, Drawing):
     of --save-reference."""
     heldout: str = ""
     """Data set of real images that the model was not trained on; `prepare --holdout` makes one."""
-    features: str = "lite0"
-    """lite0 (or lite0:96 for images of 96 pixels a side), classifier, pixels, inception (FID), dinov2."""
-    weights: str = ""
-    """File of the feature network's weights, for inception and dinov2."""
-    weights_sha256: str = ""
-    """Its SHA-256, to take weights that are not the published ones."""
     n: int = 0
     """Images to take of --images; 0 takes all. Of --base, --seeds says how many."""
     out: str = ""
     """Report to write, JSON."""
     save_reference: str = ""
     """Write the reference's statistics here, .npz, to name as --reference later."""
-    cache: str = ""
-    """Folder for features of real images, and a trained classifier; default NAME.features beside the reference."""
-    keep: int = 10_000
-    """Images whose features KID, precision, recall, density and coverage compare."""
     floor: bool = True
     """Measure the floor, and look for memorised images."""
     seeds: str = "0-4999"
@@ -49,7 +61,7 @@ class Evaluate(Machine, Drawing):
 
 
 @dataclass(frozen=True)
-class Foresee(Machine):
+class Foresee(Compared, Machine):
     """Will SIMS help? The angle between the base's error and the drift that self-training reveals, before any guidance.
 
     Of base and auxiliary each a checkpoint, whose images are measured as they are made and not stored, or images that
@@ -74,16 +86,6 @@ class Foresee(Machine):
     Default: data."""
     batch: int = 64
     """Compute batch."""
-    features: str = "lite0"
-    """lite0 (or lite0:96 for images of 96 pixels a side), classifier, pixels, inception, dinov2."""
-    weights: str = ""
-    """File of the feature network's weights, for inception and dinov2."""
-    weights_sha256: str = ""
-    """Its SHA-256, to take weights that are not the published ones."""
-    cache: str = ""
-    """Folder for features of real images, and a trained classifier; default NAME.features beside the data."""
-    keep: int = 10_000
-    """Images whose features are compared, of each set at most."""
     out: str = ""
     """Report to write, JSON."""
     dry_run: bool = False

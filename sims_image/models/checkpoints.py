@@ -24,7 +24,9 @@ from torch import Tensor
 from sims_core.errors import InputError, shown, whole
 from sims_core.lab.runs import followed, parse_json, provenance, write_json
 from sims_image.data.archives import sha256_file
-from sims_image.models import adapters, hf
+from sims_image.data.latents import NAME as AUTOENCODER
+from sims_image.data.latents import Autoencoder
+from sims_image.models import adapters, autoencoders, hf
 from sims_image.models.adapters import Adapter
 from sims_image.models.fitting import build_with, read_weights
 from sims_image.models.networks import parameter_count
@@ -118,7 +120,7 @@ class Record:
 class Summary:
     """A checkpoint without its weights. sha256: of the weights' file (of diffusers' folder: and of its settings).
 
-    config: `networks.build` makes it. adapter: if the weights are one's, on those of its base.
+    config: `networks.build` makes it. adapter: if the weights are one's, on those of its base. autoencoder: of latents.
     """
 
     path: Path
@@ -128,6 +130,7 @@ class Summary:
     sha256: str
     record: Record
     adapter: Adapter | None = None
+    autoencoder: Autoencoder | None = None
 
 
 @dataclass(frozen=True)
@@ -158,11 +161,18 @@ IMPORTED_PRESET = "diffusers"
 # ------------------------------------------------------------------- writing
 
 
-def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: bool = False) -> Summary:
+def save(
+    folder: str | Path,
+    net: torch.nn.Module,
+    record: Record,
+    *,
+    replace: bool = False,
+    autoencoder: Autoencoder | None = None,
+) -> Summary:
     """Write ``net`` (a network of `networks.build`) as the checkpoint ``folder``, whole or not at all.
 
-    replace: take the place of a checkpoint that is there. Raises `InputError`: something else is there, it cannot be
-    written, or a weight is not finite.
+    replace: take the place of a checkpoint that is there. autoencoder: of the latents that it makes, if it does. Raises
+    `InputError`: something else is there, it cannot be written, or a weight is not finite.
     """
     folder = followed(folder)
     there = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
@@ -199,10 +209,13 @@ def save(folder: str | Path, net: torch.nn.Module, record: Record, *, replace: b
             "weights_sha256": sha256,
             "network": config,
             **({} if adapter is None else {"adapter": asdict(adapter)}),
+            **({} if autoencoder is None else {AUTOENCODER: autoencoder.record}),
             "record": asdict(record),
         }
+        if autoencoder is not None:
+            autoencoder.put(temporary)
         write_json(temporary / RECORD, content)
-    return Summary(folder, config, kind, parameters, sha256, record, adapter)
+    return Summary(folder, config, kind, parameters, sha256, record, adapter, Autoencoder.inside(folder, content))
 
 
 def _metadata(config: dict[str, Any], adapter: Adapter | None) -> dict[str, str]:
@@ -297,7 +310,8 @@ def summary(path: str | Path, *, argument: str = "checkpoint") -> Summary:
             raise TypeError("network must be an object")
         sha256, parameters = str(content["weights_sha256"]), int(content["parameters"])
         adapter = _adapter(content["adapter"]) if "adapter" in content else None
-        return Summary(folder, config, str(content["preconditioning"]), parameters, sha256, record, adapter)
+        held = Autoencoder.inside(folder, content)
+        return Summary(folder, config, str(content["preconditioning"]), parameters, sha256, record, adapter, held)
     except (KeyError, TypeError, ValueError) as error:
         reason = f"'{error.args[0]}' is missing" if isinstance(error, KeyError) else shown(str(error))
         raise InputError(argument, item, f"the checkpoint's record is damaged ({reason})") from None
@@ -312,7 +326,8 @@ def _adapter(content: Any) -> Adapter:
 def _of_diffusers(path: str | Path, found: hf.Folder, argument: str) -> Summary:
     parameters = parameter_count(**found.config)
     record = Record(preset=IMPORTED_PRESET, ema=Ema("unknown"), provenance={"source": str(found.path)})
-    return Summary(Path(path), found.config, PRECONDITIONING[IMPORTED], parameters, found.sha256, record)
+    known, _ = autoencoders.of_pipeline(Path(_foreign(path)), argument=argument)
+    return Summary(Path(path), found.config, PRECONDITIONING[IMPORTED], parameters, found.sha256, record, None, known)
 
 
 def _record(content: Any) -> Record:

@@ -9,7 +9,7 @@ from sims_core.errors import InputError
 from sims_core.guidance import merge_weights
 from sims_core.lab.runs import followed, provenance, write_json
 from sims_core.torch_learner import ADAPTER
-from sims_image.models import adapters, checkpoints, hf
+from sims_image.models import adapters, autoencoders, checkpoints, hf
 from sims_image.models.checkpoints import IMPORTED_PRESET, RECORD, Checkpoint, Ema, Record, load, save
 from sims_image.models.fitting import build_with
 from sims_image.models.networks import imported
@@ -29,17 +29,20 @@ def import_diffusers(
     """
     found = hf.read(folder, scheduler=scheduler, argument=argument)
     network = build_with(found.config, found.tensors(argument), str(folder), argument=argument)
+    latents, other = autoencoders.of_pipeline(Path(folder), argument=argument)
+    left_out = [*found.left_out, *([other] if other else [])]
     source = {
         "source": str(found.path),
         "source_sha256": found.sha256,
-        **({"left_out": list(found.left_out)} if found.left_out else {}),
+        **({"left_out": left_out} if left_out else {}),
         "imported": provenance(),
     }
     out = Path(out or Path(folder).resolve().name)
     if (out / RECORD).exists() and not replace:
         words = "a checkpoint is there; `replace` writes over it, or name another folder with `out`"
         raise InputError("out", str(out), words)
-    save(out, network, Record(preset=IMPORTED_PRESET, ema=Ema("unknown"), provenance=source), replace=replace)
+    record = Record(preset=IMPORTED_PRESET, ema=Ema("unknown"), provenance=source)
+    save(out, network, record, replace=replace, autoencoder=latents)
     return load(out)
 
 
@@ -92,21 +95,37 @@ def _part(base: Checkpoint) -> str:
     return "unet" if base.config["model"]["_class_name"] == "UNet2DModel" else "transformer"
 
 
+def _pipeline(base: Checkpoint) -> tuple[str, dict[str, Any]] | None:
+    """diffusers' class for a network and its parts beside network and scheduler; None where there is none."""
+    held = base.autoencoder
+    latents = None if held is None else autoencoders.load(held, argument="checkpoint").module
+    if _part(base) == "transformer":
+        return None if latents is None else ("DiTPipeline", {"vae": latents})
+    if base.config["label_dim"]:
+        return None
+    if latents is not None:
+        return "LDMPipeline", {"vqvae": latents}
+    return "DDIMPipeline" if base.config["scheduler"]["_class_name"] == "DDIMScheduler" else "DDPMPipeline", {}
+
+
 def _write_network(base: Checkpoint, folder: Path, out: Path) -> list[str]:
-    """The network and its scheduler, as a pipeline where diffusers has one of these parts."""
+    """The network, its scheduler and its autoencoder, as a pipeline where diffusers has one of these parts."""
     scheduler, name, part = imported.make(base.config["scheduler"]), base.config["model"]["_class_name"], _part(base)
-    if part == "unet" and not base.config["label_dim"]:
-        kind = "DDIMPipeline" if base.config["scheduler"]["_class_name"] == "DDIMScheduler" else "DDPMPipeline"
-        getattr(imported.library(), kind)(unet=_module(base), scheduler=scheduler).save_pretrained(folder)
+    if found := _pipeline(base):
+        kind, parts = found
+        pipe = getattr(imported.library(), kind)(**{part: _module(base)}, scheduler=scheduler, **parts)
+        pipe.save_pretrained(folder)
         return [f'pipe = diffusers.{kind}.from_pretrained("{out}")']
     _module(base).save_pretrained(folder / part)
     scheduler.save_pretrained(folder / "scheduler")
+    if base.autoencoder is not None:
+        autoencoders.load(base.autoencoder, argument="checkpoint").module.save_pretrained(folder / "vae")
     return [f'{part} = diffusers.{name}.from_pretrained("{out}", subfolder="{part}")']
 
 
 def _write_auxiliary(second: Checkpoint, base: Checkpoint, folder: Path, out: Path, omega: float | None) -> list[str]:
-    part = _part(base)
-    network, name = part if base.config["label_dim"] else f"pipe.{part}", base.config["model"]["_class_name"]
+    part, name = _part(base), base.config["model"]["_class_name"]
+    network = f"pipe.{part}" if (folder / hf.INDEX).exists() else part
     if second.adapter is not None and second.adapter.base_sha256 == base.sha256:
         (folder / AUXILIARY).mkdir()
         adapters.for_peft(checkpoints.weights_of(second), second.adapter, folder / AUXILIARY)

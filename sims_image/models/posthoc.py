@@ -72,7 +72,7 @@ def at_width(
             training={**own.record.training, "posthoc": {**identity, "misfit": missed}},
             provenance={},
         )
-        checkpoints.save(out, made.network, record, replace=True)
+        checkpoints.save(out, made.network, record, replace=True, autoencoder=own.autoencoder)
     return out
 
 

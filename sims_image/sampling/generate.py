@@ -137,6 +137,8 @@ def data_set(settings: Generate, device: torch.device) -> Request:
     if settings.sheet < 0:
         raise InputError("sheet", settings.sheet, "give a whole number of at least 0")
     found = request(settings, device)
+    if settings.sheet:
+        _ = found.model.viewer  # what it cannot load is refused before anything is drawn
     return replace(found, name=settings.name or Path(settings.out).name or found.name)
 
 

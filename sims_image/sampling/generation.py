@@ -264,10 +264,11 @@ def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str)
     classes = list(request.classes) or [str(k) for k in range(request.model.network.label_dim)]
 
     def sheet(folder: Path) -> None:
-        if rows and request.model.pictures:
-            first = np.load(folder / "images.npy", mmap_mode="r")
-            columns = min(16, max(1, len(first)))
-            write_sheet(folder / "sheet.png", np.asarray(first[: rows * columns]), columns)
+        first = np.load(folder / "images.npy", mmap_mode="r")
+        columns = min(16, max(1, len(first)))
+        shown = request.model.pictures(np.asarray(first[: rows * columns])) if rows else None
+        if shown is not None:
+            write_sheet(folder / "sheet.png", shown, columns)
 
     return write_folder(
         out,
@@ -281,6 +282,7 @@ def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str)
         source={**request.settings, "provenance": provenance()},
         argument=argument,
         beside=sheet,
+        autoencoder=request.model.base.autoencoder if dtype != np.uint8 else None,
     )
 
 

@@ -28,6 +28,8 @@ from sims_core.errors import InputError, choose
 from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, merge_weights
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_image.data.latents import Autoencoder
+from sims_image.data.stores import Images
 from sims_image.models import adapters, autoencoders, checkpoints
 from sims_image.models.autoencoders import Decoder
 from sims_image.models.denoiser import conditional, level, one_hot
@@ -76,17 +78,26 @@ class Model:
         return self.shape if self.decoder is None else self.decoder.shape(self.shape)
 
     @property
-    def dtype_made(self) -> np.dtype[Any]:
-        """Of its images, as its training data's: uint8 pixels or float32 latents; unknown, grey and RGB are pixels."""
+    def latents(self) -> bool:
+        """Whether the networks make latents, as its training data; unknown, grey and RGB are pixels."""
         known = None if self.base.record.data is None else self.base.record.data.dtype
-        pixels = known == "uint8" if known is not None else self.shape[0] in (1, 3)
-        pixels = pixels or self.decoder is not None
-        return np.dtype(np.uint8 if pixels else np.float32)
+        return known != "uint8" if known else self.base.autoencoder is not None or self.shape[0] not in (1, 3)
 
     @property
-    def pictures(self) -> bool:
-        """Whether its images can be looked at: grey or RGB pixels."""
-        return self.dtype_made == np.uint8 and self.shape_made[0] in (1, 3)
+    def dtype_made(self) -> np.dtype[Any]:
+        """Of its images: uint8 pixels or float32 latents."""
+        return np.dtype(np.float32 if self.latents and self.decoder is None else np.uint8)
+
+    @cached_property
+    def viewer(self) -> Decoder | None:
+        """What makes pictures of the latents that are left as they are. Raises `InputError`, as `autoencoders.load`."""
+        known = self.base.autoencoder if self.decoder is None else None
+        return None if known is None else autoencoders.load(known, device=self.device)
+
+    def pictures(self, images: Images) -> Images | None:
+        """Images of its, as grey or RGB pixels to be looked at; None of others, and of latents that nothing decodes."""
+        images = images if self.viewer is None else self.viewer.pixels(images)
+        return images if images.dtype == np.uint8 and images.shape[1] in (1, 3) else None
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +140,14 @@ class Model:
         own, other = sampler.evaluations(self.schedule)
         return own, other if self.other is not None and self.omega != 0 else 0
 
+    def decoded(self, known: Autoencoder, *, argument: str = "decode") -> Model:
+        """The model with the pixels of its latents. Raises `InputError` where they are of another autoencoder."""
+        decoder = autoencoders.load(known, device=self.device, argument=argument)
+        if decoder.channels != self.shape[0]:
+            words = f"it decodes latents of {decoder.channels} channels, the base's have {self.shape[0]}"
+            raise InputError(argument, str(known.folder), words)
+        return replace(self, decoder=decoder)
+
     def at(self, omega: float) -> Model:
         """The same two networks at another omega. Not for 'neon', whose weights are merged."""
         if self.kind == "neon":
@@ -153,9 +172,9 @@ def load_model(
     """Load a base, and what it is guided by, from checkpoints.
 
     auxiliary: SIMS, or Neon with ``merge``; guide: autoguidance. omega, or for a guide its weight w = 1 + omega.
-    schedule: where the second network is evaluated. engine: how networks are. decode: folder of a latent model's
-    autoencoder. Raises `InputError`: networks of different images, classes or (auxiliary) architecture; contradicting
-    options.
+    schedule: where the second network is evaluated. engine: how networks are. decode: '' leaves latents as they are,
+    'own' makes pixels of them by the autoencoder that the base carries, a folder by its own. Raises
+    `InputError`: networks of different images, classes or (auxiliary) architecture; contradicting options.
     """
     choose("dtype", dtype, BODIES)
     if auxiliary and guide:
@@ -181,12 +200,8 @@ def load_model(
         raise InputError("pair", engine.pair, "it needs a second network to evaluate: `auxiliary` or `guide`")
     first = checkpoints.load(base, argument="base")
     alone = Model(first.summary, _ready(first, dtype, device), dtype=dtype, engine=engine)
-    if decode:
-        decoder = autoencoders.load(decode, device=device)
-        if decoder.channels != alone.shape[0]:
-            words = f"it decodes latents of {decoder.channels} channels, the base's have {alone.shape[0]}"
-            raise InputError("decode", decode, words)
-        alone = replace(alone, decoder=decoder)
+    if known := autoencoders.chosen(decode, [first.autoencoder]) if decode else None:
+        alone = alone.decoded(known)
     if not negative or omega is None:
         engine.check(alone.network)
         return alone

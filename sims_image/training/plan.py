@@ -14,6 +14,7 @@ from sims_core.lab.runs import digest
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, by, open_dataset
+from sims_image.data.latents import Autoencoder
 from sims_image.data.options import Prepare
 from sims_image.data.prepare import prepare
 from sims_image.data.sheets import sheet_labels
@@ -48,6 +49,12 @@ class Plan:
     sheets: frozenset[int]
     settings: dict[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def autoencoder(self) -> Autoencoder | None:
+        """Of latents: the parent's, else the data's."""
+        known = [one.autoencoder for one in (self.parent, self.data) if one is not None]
+        return next((one for one in known if one is not None), None)
 
     @property
     def folder(self) -> Path:

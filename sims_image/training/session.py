@@ -30,7 +30,8 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, to_pixels
 from sims_image.data.sheets import sheet_labels, write_sheet
-from sims_image.models import adapters, checkpoints, torchfiles
+from sims_image.models import adapters, autoencoders, checkpoints, torchfiles
+from sims_image.models.autoencoders import Decoder
 from sims_image.models.denoiser import draw_samples, make_sampler
 from sims_image.models.ema import Profile, Weights
 from sims_image.models.networks import Preconditioned, build
@@ -170,6 +171,7 @@ class _Session:
         options = Options(settings.compile, settings.channels_last, settings.workers)
         self.trainer = Trainer(network, recipe, feed, self.seed, processes=processes, options=options)
         self.sampler = make_sampler(planned.sampler, network, planned.churn)
+        self._autoencoder = planned.autoencoder
         self._progress = progress and processes.first
         self._eager = processes.world == 1 and processes.device.type == "cpu"
         self._began = self._mark = time.monotonic()
@@ -334,16 +336,20 @@ class _Session:
             parent=None if plan.parent is None else plan.parent.sha256,
             training=training,
         )
-        checkpoints.save(folder, network, record, replace=True)
+        made = checkpoints.save(folder, network, record, replace=True, autoencoder=self._autoencoder)
+        self._autoencoder = made.autoencoder  # the next ones link to it, also where the run is on a disk of its own
 
     def _draw(self, network: Preconditioned, folder: Path) -> bool:
-        if self.trainer.step not in self.plan.sheets or (
-            self.plan.data is not None and str(self.plan.data.dtype) != "uint8"
-        ):
+        latents = self.plan.data is not None and str(self.plan.data.dtype) != "uint8"
+        if self.trainer.step not in self.plan.sheets or (latents and self._autoencoder is None):
             return False
+        decoder = (
+            None if self._autoencoder is None else autoencoders.load(self._autoencoder, device=self.trainer.device)
+        )
         network.compute_dtype = BODIES[self.plan.recipe.precision]
         with torch.random.fork_rng([self.processes.device] if self.processes.device.type == "cuda" else []):
-            return sheet_of(network, self.sampler, self.plan.sheet, self.seed.child("sheet"), folder / "sheet.png")
+            seed, path = self.seed.child("sheet"), folder / "sheet.png"
+            return sheet_of(network, self.sampler, self.plan.sheet, seed, path, decoder=decoder)
 
     def _start(self) -> Weights | None:
         """The weights that fine-tuning began with, or None."""
@@ -354,13 +360,26 @@ class _Session:
         return checkpoints.load(self.plan.parent.path, argument="from_").network.state_dict()
 
 
-def sheet_of(network: Preconditioned, sampler: Sampler, rows: int, seed: Seed, path: Path, *, batch: int = 64) -> bool:
-    """Draw a sheet of ``rows`` rows and write it. False, and nothing is written, where images are not grey or RGB."""
-    if network.img_channels not in (1, 3):
+def sheet_of(
+    network: Preconditioned,
+    sampler: Sampler,
+    rows: int,
+    seed: Seed,
+    path: Path,
+    *,
+    batch: int = 64,
+    decoder: Decoder | None = None,
+) -> bool:
+    """Draw a sheet of ``rows`` rows and write it. False, and nothing is written, where images are not grey or RGB.
+
+    decoder: of latents.
+    """
+    channels = network.img_channels if decoder is None else decoder.shape((0, 0, 0))[0]
+    if channels not in (1, 3):
         return False
     columns, classes = sheet_labels(rows, network.label_dim, seed)
     samples = draw_samples(network, sampler, classes, seed, batch=batch)
-    write_sheet(path, to_pixels(samples).numpy(), columns)
+    write_sheet(path, to_pixels(samples if decoder is None else decoder(samples)).cpu().numpy(), columns)
     return True
 
 

@@ -20,9 +20,9 @@ def moved(network, scale=0.05, seed=1):
     return other
 
 
-def seeded(make):
+def seeded(make, seed=0):
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return make().eval()
 
 
@@ -48,8 +48,16 @@ def conditional_unet():
     )  # fmt: skip
 
 
-def autoencoder():
-    return seeded(lambda: diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8))
+def autoencoder(factor=1, seed=0):
+    """An AutoencoderKL of latents of 4 channels, ``factor`` times smaller than its pictures."""
+    blocks = factor.bit_length()
+    return seeded(
+        lambda: diffusers.AutoencoderKL(
+            block_out_channels=(8,) * blocks, norm_num_groups=4, sample_size=8,
+            down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
+        ),
+        seed,
+    )  # fmt: skip
 
 
 def dit(learned_variance=False):

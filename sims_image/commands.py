@@ -36,12 +36,14 @@ def prepare(settings: Prepare) -> None:
     from sims_image.data.dataset import by
     from sims_image.data.plan import plan
     from sims_image.data.prepare import prepare
+    from sims_image.verbs import encoder_of
 
     warnings.filterwarnings("ignore", module="PIL")  # what matters of a picture becomes an error or a note
+    encoding = encoder_of(settings)
     if settings.dry_run:
-        print("\n".join(plan(settings, progress=True).lines()))
+        print("\n".join(plan(settings, progress=True, encoder=encoding).lines()))
         return
-    made = prepare(settings, progress=True)
+    made = prepare(settings, progress=True, encoder=encoding)
     classes = f"{len(made.classes)} classes" if made.labels is not None else "no labels"
     print(f"{made.path}: {len(made)} images {by(made.shape)} {made.dtype}, {classes}, sha256 {made.sha256}")
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sims_image.data.dataset import Dataset
+    from sims_image.data.latents import Encoder
     from sims_image.metrics.foresee import Foreseen
     from sims_image.metrics.report import Report
     from sims_image.models.checkpoints import Checkpoint
@@ -89,16 +90,25 @@ class Verb(Generic[P, Settings, Made]):
         return found
 
 
+def encoder_of(settings: data_options.Prepare) -> Encoder | None:
+    """What the pictures are to be encoded by; None without. Raises `InputError`."""
+    if not settings.latents:
+        return None
+    from sims_image.models.autoencoders import encoder
+
+    return encoder(settings)
+
+
 def _prepare(settings: data_options.Prepare) -> Dataset:
     from sims_image.data.prepare import prepare
 
-    return prepare(settings)
+    return prepare(settings, encoder=encoder_of(settings))
 
 
 def _told_prepare(settings: data_options.Prepare) -> str:
     from sims_image.data.plan import plan
 
-    return "\n".join(plan(settings).lines())
+    return "\n".join(plan(settings, encoder=encoder_of(settings)).lines())
 
 
 def _train(settings: Train) -> Checkpoint:

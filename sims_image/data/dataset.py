@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError, reason, shown
 from sims_core.lab.runs import parse_json
 from sims_image.data.archives import ZipIndex, checked_members, npy_read, npz_arrays, npz_words, open_zip, passed_over
-from sims_image.data.latents import Autoencoder
+from sims_image.data.latents import EDM2, LOWEST, MOMENTS, Autoencoder
+from sims_image.data.latents import NAME as AUTOENCODER
 from sims_image.data.stores import ArrayStore, Images, Labels, Store, ZipStore, check_labels, edm_labels
 
 FORMAT = "sims-dataset 1"
@@ -69,8 +70,23 @@ class Dataset:
 
     @property
     def autoencoder(self) -> Autoencoder | None:
-        """What makes pixels of its latents, where it carries that."""
-        return Autoencoder.inside(self.path, self.record)
+        """What its latents are, where that is known, and what makes pixels of them. Raises `InputError`."""
+        try:
+            return Autoencoder.inside(self.path, self.record)
+        except (ValueError, TypeError, LookupError) as error:
+            raise InputError(self._argument, str(self.path), f"its record is damaged ({reason(error)})") from None
+
+    @property
+    def moments(self) -> bool:
+        """Whether it holds means and standard deviations of latents."""
+        known = self.autoencoder
+        return known is not None and self.shape[0] == 2 * len(known.mean)
+
+    @property
+    def seen(self) -> tuple[int, int, int]:
+        """(C, H, W) of what a network sees of an image: of moments, the latents that are drawn from them."""
+        channels, height, width = self.shape
+        return (channels // 2 if self.moments else channels), height, width
 
     @property
     def empty(self) -> list[int]:
@@ -251,6 +267,8 @@ def _open_zip(path: Path, argument: str) -> Dataset:
         classes = [str(k) for k in range(known)]
         counts = {"images": len(names), "classes": [] if labels is None else np.bincount(labels).tolist()}
         record = {"format": "EDM zip", "name": path.stem, "shape": list(store.shape), "dtype": str(store.dtype)}
+        if names[0].rpartition("/")[2].startswith(MOMENTS) and store.shape[0] == 2 * len(EDM2[0]):
+            record[AUTOENCODER] = Autoencoder((), "", *EDM2, LOWEST["edm2"]).record
         record |= {"classes": classes, "counts": counts}
     elif not isinstance(record, dict):
         raise InputError(argument, item, "'sims' must be a data set's record")

@@ -61,20 +61,20 @@ class Derived:
         """Both data sets, ``a`` first. Raises `InputError` where shapes, types or classes differ, or one has labels."""
         first, second = a.open(), b.open()
         for name, one, other in (
-            ("shape", first.shape, second.shape),
+            ("shape", first.seen, second.seen),
             ("type", str(first.dtype), str(second.dtype)),
             ("classes", len(first.classes), len(second.classes)),
         ):
             if one != other:
                 raise InputError("data set", str(b.path), f"its {name} is {other}, that of {a.path} is {one}")
-        labels = None
+        labels, whole = None, second if second.moments else first
         if first.labels is not None and second.labels is not None:
             labels = np.concatenate([first.labels, second.labels])
         return self._write(
             {"kind": "union", "parts": [first.sha256, second.sha256]},
-            lambda: (block for part in (first, second) for block in _blocks(part)),
+            lambda: (_like(block, part, whole) for part in (first, second) for block in _blocks(part)),
             len(first) + len(second),
-            first,
+            whole,
             labels,
             f"{first.name}+{second.name}",
         )
@@ -151,6 +151,12 @@ class Derived:
 
     def _folder(self, kind: str, known: Any) -> Path:
         return self.root / f"{kind}-{digest(known, 12)}"
+
+
+def _like(block: Any, data: Dataset, whole: Dataset) -> Any:
+    """A block of ``data`` as it stands in ``whole``: latents among moments become such."""
+    known = data.autoencoder or whole.autoencoder
+    return known.moments(block) if known is not None and whole.moments and not data.moments else block
 
 
 def _blocks(data: Dataset) -> Iterator[Any]:

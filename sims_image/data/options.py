@@ -40,6 +40,15 @@ class Prepare:
     """Make everything three channels, grey pictures too."""
     upright: bool = False
     """Turn photographs by their EXIF orientation (the field's tools do not)."""
+    latents: str = ""
+    """Encode the pictures by the autoencoder in this folder of diffusers, an AutoencoderKL's or a pipeline's, which the
+    data set then carries: mean and standard deviation of each latent, from which training draws, as EDM2 stores them.
+    They make a zip of EDM2's with --format edm-zip."""
+    latent_space: str = "edm2"
+    """Of --latents: edm2 (of pixels from 0 to 1; networks see them normalised by channel, to this data set's mean and
+    standard deviation), or diffusers (of pixels from -1 to 1, times the autoencoder's factor), as imported networks."""
+    device: str = "auto"
+    """Where --latents are computed: auto, cpu, cuda or cuda:N."""
     unlabelled: bool = False
     """Leave labels out."""
     skip_damaged: bool = False

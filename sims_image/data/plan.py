@@ -16,6 +16,7 @@ from sims_core.lab.runs import followed
 from sims_core.seeds import Seed
 from sims_image.data.dataset import by
 from sims_image.data.decoding import first, oriented, sound
+from sims_image.data.latents import Encoder
 from sims_image.data.options import Prepare
 from sims_image.data.pictures import Transform
 from sims_image.data.selection import held_out, limited
@@ -55,11 +56,18 @@ class Plan:
     dtype: np.dtype[Any]
     classes: list[str]
     name: str
+    encoder: Encoder | None = None
+
+    @property
+    def made(self) -> tuple[tuple[int, int, int], np.dtype[Any]]:
+        """Shape and type of what is written of an image."""
+        return (self.shape, self.dtype) if self.encoder is None else (self.encoder.shape(self.shape), np.dtype("<f4"))
 
     @property
     def each(self) -> int:
         """Bytes of an image made."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        shape, dtype = self.made
+        return math.prod(shape) * dtype.itemsize
 
     def identity(self) -> dict[str, Any]:
         """What decides the content, as dataset.json records it."""
@@ -67,6 +75,8 @@ class Plan:
         decided["holdout"] = float(self.settings.holdout)
         if self.settings.skip_damaged:
             decided["skip_damaged"] = True
+        if self.encoder is not None:
+            decided["latents"] = {"sha256": self.encoder.known.sha256, "space": self.encoder.space}
         return {"classes": self.classes, "source": self.source.identity(), "settings": decided}
 
     def flat(self) -> dict[str, Any]:
@@ -100,12 +110,12 @@ class Plan:
 
     def lines(self) -> list[str]:
         """For people."""
-        held, shape = int(self.held.sum()), by(self.shape)
+        held, (shape, dtype) = int(self.held.sum()), self.made
         kind = f"{self.source.kind}, {self.source.split}" if self.source.split else self.source.kind
         found = [
             f"source   {self.settings.source} ({kind}): {self.source.count} images, sha256"
             f" {self.source.sha256[:12]} of {self.source.sha256_of}",
-            f"images   {len(self.chosen)}{f', {held} of them held out' if held else ''}, {shape} {self.dtype},"
+            f"images   {len(self.chosen)}{f', {held} of them held out' if held else ''}, {by(shape)} {dtype},"
             f" {size(len(self.chosen) * self.each)}",
             f"classes  {_classes_line(self)}",
         ]
@@ -128,8 +138,11 @@ def empty_note(classes: Sequence[str], empty: Sequence[int]) -> list[str]:
     return [f"{len(empty)} of {len(classes)} classes have no images: {names}"]
 
 
-def plan(settings: Prepare, *, progress: bool = False) -> Plan:
-    """Read what must be known of the source, and decide everything. Raises `InputError` for bad input."""
+def plan(settings: Prepare, *, progress: bool = False, encoder: Encoder | None = None) -> Plan:
+    """Read what must be known of the source, and decide everything. encoder: of ``latents``.
+
+    Raises `InputError` for bad input.
+    """
     check(settings)
     request = Request(
         path=Path(settings.source),
@@ -154,7 +167,14 @@ def plan(settings: Prepare, *, progress: bool = False) -> Plan:
     transform, shape = _shape(source, wanted, chosen)
     if source.shape is None and not settings.upright:
         source = oriented(source, chosen)
-    return Plan(settings, source, transform, chosen, held, shape, source.dtype, classes, settings.name or source.name)
+    if encoder is not None and source.dtype != np.uint8:
+        raise InputError(
+            "latents", settings.latents, f"the source holds {source.dtype} already, no pictures; leave it out"
+        )
+    name = settings.name or source.name
+    made = Plan(settings, source, transform, chosen, held, shape, source.dtype, classes, name, encoder)
+    _ = made.made  # or it is refused
+    return made
 
 
 def check(settings: Prepare) -> None:

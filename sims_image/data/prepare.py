@@ -6,7 +6,8 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,24 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError, shown
 from sims_core.lab.runs import RunFolder, followed, kept_json, parse_json, write_atomic, write_failure, write_json
 from sims_image.data.archives import UnreadableError
-from sims_image.data.dataset import FORMAT, Dataset, content_sha256, open_dataset
+from sims_image.data.dataset import FORMAT, Dataset, block_length, content_sha256, open_dataset
 from sims_image.data.decoding import SOURCE, images
+from sims_image.data.latents import NAME as AUTOENCODER
+from sims_image.data.latents import Autoencoder, Encoder, measured
 from sims_image.data.options import Prepare
 from sims_image.data.plan import Output, Plan, check, plan
 from sims_image.data.sources.base import bar
-from sims_image.data.stores import ArrayStore
+from sims_image.data.stores import ArrayStore, Images
 from sims_image.data.writing import Growing, check_room, write_edm_zip
 
 #: progress is recorded after so many bytes or seconds, whichever comes first
 COMMIT_BYTES, COMMIT_SECONDS = 64 * 2**20, 10.0
+#: pictures between looks at whether progress is due, where they are encoded
+_ENCODED = 16
 
 
-def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
-    """Make the data set, go on with it, or recognise it; returns it opened.
+def prepare(settings: Prepare, *, progress: bool = False, encoder: Encoder | None = None) -> Dataset:
+    """Make the data set, go on with it, or recognise it; returns it opened. encoder: of ``latents``.
 
     Raises `InputError` for bad input, naming the item; nothing is then left behind. On a full disk, or killed, what is
     done is kept beside ``out`` as ``OUT.preparing`` and the same call goes on from there.
@@ -40,7 +45,7 @@ def prepare(settings: Prepare, *, progress: bool = False) -> Dataset:
     check(settings)
     if not Path(settings.out).name:
         raise InputError("out", settings.out, "name the folder (or .zip) to make")
-    planned = plan(settings, progress=progress)
+    planned = plan(settings, progress=progress, encoder=encoder)
     if progress:
         print("".join(f"note: {shown(note, 400)}\n" for note in planned.notes), end="", file=sys.stderr)
     out = followed(settings.out)
@@ -118,7 +123,7 @@ def make(planned: Plan, folder: RunFolder, there: Sequence[bool], *, progress: b
 def _fill(planned: Plan, parts: list[Path], outputs: list[Output], record: Path, *, progress: bool) -> None:
     """``images.npy`` and ``labels.npy`` of every part. The source is read once, from where the record says."""
     masks = [output.mask for output in outputs]
-    kinds = [(planned.shape, planned.dtype, int(mask.sum())) for mask in masks]
+    kinds = [(*planned.made, int(mask.sum())) for mask in masks]
     for part in parts:
         part.mkdir(exist_ok=True)
     done = _done(record)
@@ -146,7 +151,7 @@ def _fill(planned: Plan, parts: list[Path], outputs: list[Output], record: Path,
             planned.chosen[done:],
             workers=planned.settings.workers,
         )
-        for block in decoded:
+        for block in decoded if planned.encoder is None else _encoded(decoded, planned.encoder):
             for array, mask in zip(arrays, masks, strict=True):
                 mine = mask[done : done + len(block)]
                 array.append(block if mine.all() else block[mine])
@@ -162,6 +167,27 @@ def _fill(planned: Plan, parts: list[Path], outputs: list[Output], record: Path,
         raise InputError(SOURCE, planned.settings.source, f"it gave {done} images of {len(planned.chosen)}")
 
 
+def _encoded(blocks: Iterator[Images], encoder: Encoder) -> Iterator[Images]:
+    """Moments of pictures, few enough at a time that little is lost where it is stopped."""
+    for block in blocks:
+        yield from (encoder(block[k : k + _ENCODED]) for k in range(0, len(block), _ENCODED))
+
+
+def _carried(planned: Plan, part: Path) -> Autoencoder | None:
+    """The autoencoder of latents, on the scale of those in ``part``."""
+    if planned.encoder is None:
+        return None
+    known = planned.encoder.known
+    if planned.encoder.space != "edm2":
+        return known
+    store = ArrayStore(part / "images.npy", "out")
+    step = block_length(store.shape, store.dtype)
+    mean, std = measured(store.read(np.arange(k, min(k + step, len(store)))) for k in range(0, len(store), step))
+    if min(std) == 0:
+        raise InputError(SOURCE, planned.settings.source, "a channel of its latents is the same everywhere")
+    return replace(known, mean=mean, std=std)
+
+
 def _done(record: Path) -> int:
     done = (kept_json(record) or {}).get("done")
     return done if type(done) is int and done >= 0 else 0
@@ -170,6 +196,7 @@ def _done(record: Path) -> int:
 def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress: bool) -> None:
     """``dataset.json`` of every part."""
     found: list[dict[str, Any]] = []
+    carried, (shape, dtype) = _carried(planned, parts[-1]), planned.made
     for part, output in zip(parts, outputs, strict=True):
         labels = None if planned.source.labels is None else planned.source.labels[planned.chosen][output.mask]
         counts = [] if labels is None else np.bincount(labels, minlength=len(planned.classes)).tolist()
@@ -180,14 +207,17 @@ def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress
             {
                 "format": FORMAT,
                 "name": output.name,
-                "shape": list(planned.shape),
-                "dtype": str(planned.dtype),
+                "shape": list(shape),
+                "dtype": str(dtype),
                 "counts": {"images": len(data), "classes": counts},
                 "sha256": digest,
                 **planned.identity(),
+                **({} if carried is None else {AUTOENCODER: carried.record}),
                 "libraries": {library: metadata.version(library) for library in ("numpy", "pillow")},
             }
         )
+        if carried is not None:
+            carried.put(part)
     if len(found) == 2:  # each knows the other, so that nobody evaluates on what was trained on
         for record, other, role in ((found[0], found[1], "held out"), (found[1], found[0], "kept")):
             record["holdout"] = {"this": role, "other": other["name"], "other_sha256": other["sha256"]}
@@ -208,6 +238,8 @@ def _move(part: Path, out: Path, *, zipped: bool, progress: bool) -> None:
         with bar(progress, len(data), "packing", " images") as shown:
             packed = part.with_suffix(".zip")
             write_atomic(packed, lambda path: write_edm_zip(data, path, tick=shown.update))
+        if data.autoencoder is not None:
+            data.autoencoder.put(out)
         os.replace(packed, out)
     else:
         os.rename(part, out)

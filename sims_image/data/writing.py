@@ -18,6 +18,7 @@ import numpy as np
 
 from sims_core.errors import InputError
 from sims_image.data.dataset import Dataset, block_length
+from sims_image.data.latents import MOMENTS
 from sims_image.data.pictures import to_png
 from sims_image.data.stores import Images
 
@@ -80,7 +81,7 @@ def write_edm_zip(data: Dataset, path: Path, *, tick: Callable[[int], object] | 
     which they pass over. The same data set gives the same bytes.
     """
     pictures = data.dtype == np.uint8 and data.shape[0] in (1, 3)
-    prefix, suffix = ("img", ".png") if pictures else ("img-mean-std-" if data.shape[0] == 8 else "img", ".npy")
+    prefix, suffix = ("img", ".png") if pictures else (MOMENTS if data.shape[0] == 8 else "img", ".npy")
     names = (f"{k // 1000:05d}/{prefix}{k:08d}{suffix}" for k in range(len(data)))
     listed: list[list[Any]] = []
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:

@@ -114,8 +114,8 @@ def check_inputs(
     """
     data = real.data
     shape = (config["img_channels"], config["img_resolution"], config["img_resolution"])
-    if checkpoint and data.shape != shape:
-        raise InputError("data", settings.data, f"its images are {by(data.shape)}, the base's {by(shape)}")
+    if checkpoint and data.seen != shape:
+        raise InputError("data", settings.data, f"its images are {by(data.seen)}, the base's {by(shape)}")
     Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data, names=data.classes)
     sampler = settings.sampler or PRESETS[preset].sampler
     if not Sampler.parse(sampler, argument="sampler").steps:
@@ -157,8 +157,8 @@ def further(path: str, argument: str, data: Dataset, least: int = 0, *, decoder:
     found = open_dataset(path, argument=argument)
     if decoder is not None and found.dtype == np.uint8:
         data = decoded(data, decoder)
-    if found.shape != data.shape:
-        raise InputError(argument, path, f"its images are {by(found.shape)}, those of `data` {by(data.shape)}")
+    if found.seen != data.seen:
+        raise InputError(argument, path, f"its images are {by(found.seen)}, those of `data` {by(data.seen)}")
     if len(found) < least:
         raise InputError(argument, path, f"it holds {len(found)} images and each draw takes {least}")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sims_core.errors import InputError, shown
+from sims_core.errors import InputError, choose, shown
 from sims_core.lab.runs import digest
-from sims_image.data.dataset import Dataset, to_pixels
-from sims_image.data.latents import Autoencoder
+from sims_image.data.dataset import Dataset, by, to_pixels, to_unit
+from sims_image.data.latents import LOWEST, SPREAD, Autoencoder
+from sims_image.data.options import Prepare
 from sims_image.data.stores import Images, Store
 from sims_image.models import hf
 from sims_image.models.networks import imported
+from sims_image.processes import choose_device
 
 CLASS = "AutoencoderKL"
 #: in place of a folder: the autoencoder that the model or the data carry, or none
@@ -28,10 +30,15 @@ _PARTS = ("vae", "vqvae")
 
 @dataclass(frozen=True)
 class Decoder:
-    """module: the library's own, float32. sha256: of its weights and settings."""
+    """module: the library's own, float32. known: what it is, and how latents relate to its own."""
 
     module: Any
-    sha256: str
+    known: Autoencoder
+
+    @property
+    def sha256(self) -> str:
+        """Of all that decides its pixels."""
+        return self.known.identity
 
     @property
     def channels(self) -> int:
@@ -45,13 +52,27 @@ class Decoder:
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
-        """Pixels (B, C, H, W) in [-1, 1], of latents as the network makes them.
+        """Pixels (B, C, H, W) in [-1, 1], of latents as the network makes them, or of their moments' means.
 
         One after the other: an image's bits do not depend on its batch, and one at a time is in memory.
         """
-        config = self.module.config
-        inner = latents.to(next(self.module.parameters())) / config.scaling_factor + (config.shift_factor or 0.0)
-        return torch.cat([self.module.decode(one).sample for one in inner.split(1)])
+        inner = latents.to(next(self.module.parameters()))
+        if inner.shape[1] == 2 * self.channels:
+            inner = inner[:, : self.channels]
+        else:
+            factor, bias = (torch.from_numpy(part).to(inner) for part in self.known.affine())
+            inner = (inner - bias) / factor
+        found = torch.cat([self.module.decode(one).sample for one in torch.split(inner, 1)])
+        return found if self.known.lowest else 2 * found - 1
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> Images:
+        """Moments (B, 2 C', H', W'), float32, of uint8 pictures (B, C, H, W), one after the other."""
+        given = torch.tensor(images).to(next(self.module.parameters()).device)
+        given = to_unit(given) if self.known.lowest else given.float() / 255
+        found = [self.module.encode(one).latent_dist for one in torch.split(given, 1)]
+        moments: Images = torch.cat([torch.cat([one.mean, one.std], 1) for one in found]).cpu().numpy()
+        return moments
 
     def pixels(self, latents: NDArray[Any]) -> NDArray[np.uint8]:
         """The same of arrays, as uint8."""
@@ -73,7 +94,13 @@ def read(folder: str | Path, *, argument: str = "decode") -> Autoencoder:
         raise InputError(argument, str(folder), f"a folder with {hf.MODEL} of an {CLASS}, or one with vae/")
     config, files = _config(place, str(folder), argument), hf.files(place, argument)
     index = [one for one in place.glob("*.index.json") if len(files) > 1]
-    return Autoencoder((place / hf.MODEL, *files, *index), hf.hashed(files, config))
+    with torch.device("meta"):
+        full = imported.make(config).config
+    own = (full.shift_factor or 0.0,) * full.latent_channels, (SPREAD / full.scaling_factor,) * full.latent_channels
+    try:
+        return Autoencoder((place / hf.MODEL, *files, *index), hf.hashed(files, config), *own)
+    except ValueError as error:
+        raise InputError(argument, str(folder), str(error)) from None
 
 
 def of_pipeline(folder: Path, *, argument: str) -> tuple[Autoencoder | None, str]:
@@ -87,18 +114,34 @@ def of_pipeline(folder: Path, *, argument: str) -> tuple[Autoencoder | None, str
 
 
 def chosen(text: str, known: Iterable[Autoencoder | None], *, argument: str = "decode") -> Autoencoder | None:
-    """What an option asks for: '' and 'own' the first that is known, a folder its own, 'none' none.
+    """What an option asks for: '' and 'own' the first that is at hand, a folder its own, 'none' none.
+
+    A folder's takes latents as the first that is known does.
 
     Raises `InputError`: 'own' where nothing is known, or nothing in the folder.
     """
     if text == NONE:
         return None
+    found = inherited(known)
     if text not in ("", OWN):
-        return read(text, argument=argument)
-    found = next((one for one in known if one is not None), None)
+        named = read(text, argument=argument)
+        return named if found is None else like(named, found)
+    found = found if found is not None and found.files else None
     if text and found is None:
         raise InputError(argument, text, "no autoencoder comes with it; name the folder of one")
     return found
+
+
+def inherited(known: Iterable[Autoencoder | None]) -> Autoencoder | None:
+    """The first that is known, with the files of the first that has any."""
+    every = [one for one in known if one is not None]
+    there = next((one for one in every if one.files), None)
+    return like(there, every[0]) if there is not None else every[0] if every else None
+
+
+def like(one: Autoencoder, other: Autoencoder) -> Autoencoder:
+    """The autoencoder ``one``, with latents as networks of ``other`` see them."""
+    return replace(one, mean=other.mean, std=other.std, lowest=other.lowest)
 
 
 def _config(place: Path, item: str, argument: str) -> dict[str, Any]:
@@ -126,7 +169,7 @@ def load(known: Autoencoder, *, device: str | torch.device = "cpu", argument: st
         raise InputError(argument, item, f"its {error.argument} is {error.value!r}: {error.expected}") from None
     except RuntimeError as error:
         raise InputError(argument, item, f"another architecture ({shown(' '.join(str(error).split()))})") from None
-    return Decoder(module.to(device).eval().requires_grad_(False), known.sha256)
+    return Decoder(module.to(device).eval().requires_grad_(False), known)
 
 
 class _Decoding(Store):
@@ -151,8 +194,42 @@ def decoded(data: Dataset, decoder: Decoder | None, *, argument: str = "data") -
     """
     if decoder is None or data.dtype == np.uint8:
         return data
-    if data.shape[0] != decoder.channels:
-        words = f"its latents have {data.shape[0]} channels, those of the autoencoder {decoder.channels}"
+    if data.autoencoder is not None:
+        decoder = replace(decoder, known=like(decoder.known, data.autoencoder))
+    if data.seen[0] != decoder.channels:
+        words = f"its latents have {data.seen[0]} channels, those of the autoencoder {decoder.channels}"
         raise InputError(argument, str(data.path), words)
     sha256 = digest({"latents": data.sha256, "decoder": decoder.sha256}, 64)
     return Dataset(data.path, _Decoding(data, decoder), data.labels, {**data.record, "sha256": sha256})
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """`sims_image.data.latents.Encoder`, of an autoencoder. space: of `sims_image.data.latents.LOWEST`."""
+
+    decoder: Decoder
+    space: str
+
+    @property
+    def known(self) -> Autoencoder:
+        """What it is."""
+        return self.decoder.known
+
+    def __call__(self, images: Images) -> Images:
+        """Moments of pictures."""
+        return self.decoder.encode(images)
+
+    def shape(self, picture: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Of the moments of a picture (C, H, W). Raises `InputError` for one that the autoencoder does not take."""
+        channels, factor = self.decoder.module.config.in_channels, self.decoder.shape((0, 1, 1))[1]
+        if picture[0] != channels or picture[1] % factor:
+            words = f"it takes pictures of {channels} channels and a side that {factor} divides, not {by(picture)}"
+            raise InputError("latents", str(self.known.folder), words)
+        return 2 * self.decoder.channels, picture[1] // factor, picture[2] // factor
+
+
+def encoder(settings: Prepare) -> Encoder:
+    """What `prepare` is asked to encode by. Raises `InputError`."""
+    space = choose("latent_space", settings.latent_space, LOWEST)
+    known = replace(read(settings.latents, argument="latents"), lowest=LOWEST[space])
+    return Encoder(load(known, device=choose_device(settings.device), argument="latents"), space)

@@ -92,7 +92,7 @@ class Model:
     def viewer(self) -> Decoder | None:
         """What makes pictures of the latents that are left as they are. Raises `InputError`, as `autoencoders.load`."""
         known = self.base.autoencoder if self.decoder is None else None
-        return None if known is None else autoencoders.load(known, device=self.device)
+        return None if known is None or not known.files else autoencoders.load(known, device=self.device)
 
     def pictures(self, images: Images) -> Images | None:
         """Images of its, as grey or RGB pixels to be looked at; None of others, and of latents that nothing decodes."""

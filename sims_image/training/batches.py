@@ -22,6 +22,7 @@ from sims_core.devices import moved
 from sims_core.draws import Draws
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, to_unit
+from sims_image.data.latents import Autoencoder
 from sims_image.training.augment import Augmentation, Parameters
 
 
@@ -72,7 +73,8 @@ class Feed:
     """A run's data: cuts steps into passes, reads ahead with threads, and puts a pass on the device.
 
     label_dim: classes of the network, 0 for unconditional. augment: None for none. augment_dim: labels that the
-    network takes. part, passes: images a pass and passes a step of this process, ``rank`` of ``world``.
+    network takes. part, passes: images a pass and passes a step of this process, ``rank`` of ``world``. latents: how
+    the network sees those that are drawn from the data's moments.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Feed:
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
+        latents: Autoencoder | None = None,
     ) -> None:
         self.data, self.augment = data, augment
         self.label_dim, self.augment_dim = label_dim, augment_dim
@@ -96,6 +99,9 @@ class Feed:
         self._order = Order(seed.child("order"), len(data))
         self._augmented = Draws(seed.child("augment"))
         self._level, self._noise = Draws(seed.child("level")), Draws(seed.child("noise"))
+        self._latent, self._affine = Draws(seed.child("latent")), None
+        if latents is not None and data.moments:
+            self._affine = tuple(torch.from_numpy(part).to(self.device) for part in latents.affine())
 
     def items(self, step: int, number: int) -> NDArray[np.int64]:
         """The numbers of the images in one pass of step ``step`` (both from 0)."""
@@ -141,11 +147,15 @@ class Feed:
     def ready(self, batch: Batch, *, channels_last: bool = False) -> Ready:
         """Put a pass on the device: pixels to [-1, 1], augmented, with its draws and labels. No host sync.
 
-        Latents (float data) are taken as they are stored.
+        Latents (float data) are taken as they are stored, or drawn anew from their moments.
         """
         move = {"device": self.device, "non_blocking": True}
         images, items = batch.images.to(**move), batch.items.to(**move)  # type: ignore[call-overload]
         clean = to_unit(images) if images.dtype == torch.uint8 else images.float()
+        if self._affine is not None:
+            mean, std = clean.chunk(2, dim=1)
+            factor, bias = self._affine
+            clean = (mean + std * self._latent.normal(items, mean.shape[1:])) * factor + bias
         conditions: dict[str, Tensor] = {}
         if batch.augmented is not None and self.augment is not None:
             clean = self.augment.apply(clean, batch.augmented)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sims_core.errors import InputError, choose
@@ -19,6 +20,7 @@ from sims_image.data.options import Prepare
 from sims_image.data.prepare import prepare
 from sims_image.data.sheets import sheet_labels
 from sims_image.models import adapters, checkpoints
+from sims_image.models.autoencoders import inherited
 from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS, Preset, Recipe
 from sims_image.training.options import RAW, Train
@@ -52,9 +54,8 @@ class Plan:
 
     @property
     def autoencoder(self) -> Autoencoder | None:
-        """Of latents: the parent's, else the data's."""
-        known = [one.autoencoder for one in (self.parent, self.data) if one is not None]
-        return next((one for one in known if one is not None), None)
+        """Of latents: as the parent sees them, else as the data say."""
+        return inherited(one.autoencoder for one in (self.parent, self.data) if one is not None)
 
     @property
     def folder(self) -> Path:
@@ -179,7 +180,7 @@ def _config(
             words = f"its preconditioning is {parent.preconditioning}; training knows those of EDM, EDM2 and diffusers"
             raise InputError("from_", train.from_, words)
     else:
-        shape, classes = (None, None) if data is None else (data.shape, len(data.classes) if preset.classes else 0)
+        shape, classes = (None, None) if data is None else (data.seen, len(data.classes) if preset.classes else 0)
         config = preset.config(shape, classes)
         if recipe.augment and "model_type" in config:
             config["augment_dim"] = 9
@@ -192,8 +193,10 @@ def _config(
     if data is None:
         return config
     want = (config["img_channels"], config["img_resolution"], config["img_resolution"])
-    if data.shape != want:
-        raise InputError("data", train.data, f"its images are {by(data.shape)}, the network takes {by(want)}")
+    if data.seen != want:
+        raise InputError("data", train.data, f"its images are {by(data.seen)}, the network takes {by(want)}")
+    if parent is not None:
+        _check_latents(train, parent, data)
     classes = config.get("label_dim", 0)
     wanted = classes or (preset.classes and parent is None and "label_dim" not in changed)
     if wanted and data.labels is None:
@@ -204,6 +207,28 @@ def _config(
     if classes and len(data.classes) != classes:
         raise InputError("data", train.data, f"it has {len(data.classes)} classes, the network has {classes}")
     return config
+
+
+def _check_latents(train: Train, parent: checkpoints.Summary, data: Dataset) -> None:
+    """Refuse pictures, and latents of other pixels or on another scale, than those that the parent makes."""
+    own, theirs = parent.autoencoder, data.autoencoder
+    if own is None:
+        return
+    if data.dtype == np.uint8:
+        raise InputError(
+            "data", train.data, "it holds pictures, and the checkpoint makes latents: `prepare` with `latents`"
+        )
+    if theirs is None:
+        return
+    if own.lowest != theirs.lowest:
+        words = (
+            f"it was encoded from pixels from {theirs.lowest:g} to 1, those of the checkpoint are from {own.lowest:g}"
+        )
+        raise InputError("data", train.data, f"{words}: `prepare` with the other `latent_space`")
+    if not data.moments and (own.mean, own.std) != (theirs.mean, theirs.std):
+        raise InputError(
+            "data", train.data, "its latents are on another scale than the checkpoint's; give their moments"
+        )
 
 
 def _check_size(train: Train, preset: Preset, data: Dataset) -> None:
@@ -241,9 +266,9 @@ def _overrides(text: str) -> dict[str, Any]:
 
 
 def _shape_note(preset: Preset, name: str, data: Dataset | None) -> str | None:
-    if data is None or data.shape == preset.shape or not preset.network:
+    if data is None or data.seen == preset.shape or not preset.network:
         return None
-    return f"the images are {by(data.shape)}; preset {name} was made for {by(preset.shape)}"
+    return f"the images are {by(data.seen)}; preset {name} was made for {by(preset.shape)}"
 
 
 def _opened(train: Train, preset: str) -> Dataset | None:

@@ -167,6 +167,7 @@ class _Session:
             rank=processes.rank,
             world=processes.world,
             device=processes.device,
+            latents=planned.autoencoder,
         )
         options = Options(settings.compile, settings.channels_last, settings.workers)
         self.trainer = Trainer(network, recipe, feed, self.seed, processes=processes, options=options)
@@ -328,7 +329,7 @@ class _Session:
         record = checkpoints.Record(
             preset=plan.preset or None,
             data=checkpoints.Data(
-                data.name, data.sha256, tuple(data.classes), data.shape, str(data.dtype), tuple(data.empty)
+                data.name, data.sha256, tuple(data.classes), data.seen, str(data.dtype), tuple(data.empty)
             ),
             images=self.trainer.images,
             mi=plan.recipe.mi,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from sims_image.data.folders import write_folder
 from sims_image.experiments.checks import Real
 from sims_image.experiments.options import Sims
 from sims_image.models import autoencoders, checkpoints
+from sims_image.models.presets import PRESETS
+from sims_image.training.batches import Feed
 from tests.core import foreign
 from tests.image import tiny
 from tests.image.test_diffusers import written
@@ -105,7 +109,7 @@ def test_latents_are_compared_as_pictures(pipeline, made, tmp_path):
         found[name] = json.loads((tmp_path / f"{name}.json").read_text())
     assert {one["features"]["metric"] for one in found.values()} == {"FD-pixels"}
     assert found["model"]["metrics"] == found["latents"]["metrics"] == found["pixels"]["metrics"]
-    assert found["model"]["source"]["decoder"] == autoencoders.read(pipeline).sha256
+    assert found["model"]["source"]["decoder"] == autoencoders.read(pipeline).identity
     real = tmp_path / "real"
     shutil.copytree(made.path, real)
     record = json.loads((real / "dataset.json").read_text())
@@ -213,7 +217,7 @@ def test_experiments_measure_pictures(pipeline, real, tmp_path, verb):
     results = json.loads((out / "report/results.json").read_text())
     assert results["metric"] == "FD-pixels" and list((out / "report").glob("*.png"))
     cells = [json.loads(path.read_text()) for path in (out / "cells").glob("*.json")]
-    assert {cell["settings"]["decoder"] for cell in cells} == {autoencoders.read(pipeline).sha256}
+    assert {cell["settings"]["decoder"] for cell in cells} == {autoencoders.read(pipeline).identity}
     assert list(out.glob("*-*/**/autoencoder/config.json")), "what is made carries it on"
     drawn = [open_dataset(path) for path in out.glob("sample-*")]
     assert all(one.dtype == np.float32 and (one.path / "sheet.png").exists() for one in drawn)
@@ -226,3 +230,187 @@ def test_real_latents_are_decoded_too(real, pipeline):
         latents = found.data.images(slice(8))
         assert np.abs(found.seen.data.images(slice(8)).astype(int) - expected(latents)).max() <= 1
         assert found.seen.data.labels is not None and found.seen.heldout is found.heldout
+
+
+# ------------------------------------------------------------------------- pictures to latents
+
+
+@pytest.fixture
+def preset():
+    changed = tiny.preset({**tiny.EDM, "img_channels": 4, "augment_dim": 0}, tiny.recipe(budget="0.08k"))
+    PRESETS["tiny"] = changed
+    yield
+    del PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return tiny.write_data(tmp_path_factory.mktemp("pictures") / "pictures.zip", count=60, size=16)
+
+
+def encoded(pictures, space):
+    """Moments by diffusers, all at once."""
+    vae, given = foreign.autoencoder(2), torch.tensor(pictures.images(slice(None)))
+    with torch.no_grad():
+        found = vae.encode(given / 255 if space == "edm2" else given / 127.5 - 1).latent_dist
+    return torch.cat([found.mean, found.std], 1).numpy()
+
+
+@pytest.mark.parametrize(("space", "form"), [("edm2", "folder"), ("edm2", "edm-zip"), ("diffusers", "folder")])
+def test_pictures_become_moments(pipeline, pictures, tmp_path, space, form):
+    out = tmp_path / ("data.zip" if form == "edm-zip" else "data")
+    words = [
+        "--latents",
+        str(pipeline),
+        "--latent-space",
+        space,
+        "--format",
+        form,
+        "--device",
+        "cpu",
+        "--out",
+        str(out),
+    ]
+    command(["prepare", str(pictures.path), *words, "--dry-run"])
+    command(["prepare", str(pictures.path), *words, "--holdout", "12"])
+    data, held = open_dataset(out, verify=True), open_dataset(str(out).replace("data", "data-heldout", 1))
+    assert data.shape == (8, 8, 8) and data.seen == (4, 8, 8) and data.moments and (len(data), len(held)) == (48, 12)
+    found = np.concatenate([data.images(slice(None)), held.images(slice(None))])
+    wanted = encoded(pictures, space)
+    order = [np.abs(wanted - one).max((1, 2, 3)).argmin() for one in found]
+    assert sorted(order) == list(range(60)) and np.abs(found - wanted[order]).max() < 1e-5
+    known = data.autoencoder
+    assert known == held.autoencoder or replace(known, files=()) == replace(held.autoencoder, files=())
+    mean, std = np.split(data.images(slice(None)).astype(float), 2, 1)
+    if space == "edm2":
+        np.testing.assert_allclose(known.mean, mean.mean((0, 2, 3)), rtol=1e-6)
+        drawn = mean + std * np.random.default_rng(0).normal(size=std.shape)
+        np.testing.assert_allclose(known.std, drawn.std((0, 2, 3)), rtol=0.1)
+    else:
+        assert known == autoencoders.like(known, autoencoders.read(pipeline))
+    view = autoencoders.decoded(data, autoencoders.load(known))
+    with torch.no_grad():
+        again = foreign.autoencoder(2).decode(torch.tensor(mean[:8]).float()).sample
+    again = to_pixels(2 * again - 1 if space == "edm2" else again).numpy()
+    assert np.abs(view.images(slice(8)).astype(int) - again).max() <= 1
+    command(["prepare", str(pictures.path), *words, "--holdout", "12"])  # recognised
+
+
+def test_encoding_goes_on_where_it_was_stopped(pipeline, pictures, tmp_path, monkeypatch):
+    """As often as it is stopped, no picture that is recorded is encoded again, and the bytes are the same."""
+    words = ["prepare", str(pictures.path), "--latents", str(pipeline), "--device", "cpu", "--out"]
+    command([*words, str(tmp_path / "whole")])
+    seen, encode = [], autoencoders.Decoder.encode
+
+    def stopped(self, images):
+        seen.append(len(images))
+        if len(seen) in (2, 5):
+            raise KeyboardInterrupt
+        return encode(self, images)
+
+    monkeypatch.setattr(autoencoders.Decoder, "encode", stopped)
+    monkeypatch.setattr("sims_image.data.prepare.COMMIT_SECONDS", 0.0)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            command([*words, str(tmp_path / "parts")])
+    command([*words, str(tmp_path / "parts")])
+    assert seen == [16, 16, 16, 16, 12, 12]
+    for name in ("images.npy", "labels.npy", "dataset.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_training_draws_latents_from_their_moments(pipeline, pictures, tmp_path):
+    """Anew for every image of a run, on the scale of the network; a zip of NVIDIA's on EDM2's published one."""
+    command(
+        ["prepare", str(pictures.path), "--latents", str(pipeline), "--device", "cpu", "--out", str(tmp_path / "d")]
+    )
+    data = open_dataset(tmp_path / "d")
+    with zipfile.ZipFile(tmp_path / "img512.zip", "w") as archive:
+        for k, image in enumerate(data.images(slice(None))):
+            with archive.open(f"00000/img-mean-std-{k:08d}.npy", "w") as member:
+                np.save(member, image)
+    theirs = open_dataset(tmp_path / "img512.zip")
+    assert theirs.moments and theirs.autoencoder.files == () and theirs.autoencoder.mean == (5.81, 3.25, 0.12, -2.15)
+    for one in (data, theirs):
+        known = one.autoencoder
+        feed = Feed(one, Seed(5), label_dim=0, augment=None, augment_dim=0, part=8, passes=1, latents=known)
+        batch = feed.read(0, 0)
+        clean = feed.ready(batch).clean
+        mean, std = batch.images.chunk(2, 1)
+        middle, spread = (torch.tensor(part)[:, None, None] for part in (known.mean, known.std))
+        noise = ((clean * 2 * spread + middle) - mean) / std
+        assert noise.shape == (8, 4, 8, 8) and abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.05
+        assert not torch.equal(noise, (feed.ready(replace(batch, items=batch.items + 60)).clean * 2 * spread) / std)
+
+
+def test_from_pictures_to_a_report_and_a_loop(pipeline, pictures, preset, tmp_path):
+    """encode, train, generate, decode, evaluate, fine-tune, loop: a network of one's own on latents of one's own."""
+    words = ["--latents", str(pipeline), "--device", "cpu", "--holdout", "24", "--out", str(tmp_path / "data")]
+    command(["prepare", str(pictures.path), *words])
+    quick = ["--data", str(tmp_path / "data"), "--device", "cpu"]
+    command(["train", "--preset", "tiny", *quick, "--out", str(tmp_path / "run")])
+    last = sorted((tmp_path / "run/snapshots").iterdir())[-1]
+    own = checkpoints.summary(last / "ema")
+    assert own.config["img_channels"] == 4 and (last / "sheet.png").exists()
+    assert own.autoencoder.record == open_dataset(tmp_path / "data").autoencoder.record
+    base = ["--base", str(last / "ema"), "--seeds", "0-23", "--sampler", "heun:2", "--device", "cpu"]
+    command(["generate", *base, "--out", str(tmp_path / "made")])
+    command(["generate", *base, "--decode", "own", "--out", str(tmp_path / "pixels")])
+    latents = open_dataset(tmp_path / "made")
+    inner = latents.images(slice(None)) * 2 * np.reshape(own.autoencoder.std, (4, 1, 1))
+    inner += np.reshape(own.autoencoder.mean, (4, 1, 1))
+    with torch.no_grad():
+        wanted = to_pixels(2 * foreign.autoencoder(2).decode(torch.tensor(inner).float()).sample - 1).numpy()
+    assert np.abs(open_dataset(tmp_path / "pixels").images(slice(None)).astype(int) - wanted).max() <= 1
+    for real in (tmp_path / "data", pictures.path):
+        where = ["--reference", str(real), "--features", "classifier", "--out", str(tmp_path / "report.json")]
+        command(["evaluate", *base, *where, "--heldout", str(tmp_path / "data-heldout")])
+        assert json.loads((tmp_path / "report.json").read_text())["features"]["metric"] == "FD-classifier"
+    words = [*quick, "--base", "tiny", "--features", "pixels", "--n", "20", "--sampler", "heun:2", "--trials", "1"]
+    words += ["--fit-budget", "24", "--budget", "8", "--generations", "2", "--method", "standard,sims"]
+    command(["loop", *words, "--auxiliary-data", "train+synthetic", "--out", str(tmp_path / "loop")])
+    assert json.loads((tmp_path / "loop/report/results.json").read_text())["metric"] == "FD-pixels"
+    union = open_dataset(next((tmp_path / "loop").glob("union-*")))
+    assert union.moments and union.images([len(union) - 1])[0, 4:].max() == 0  # samples have no spread
+    sample = open_dataset(next((tmp_path / "loop").glob("sample-*")))
+    factor, bias = sample.autoencoder.affine()
+    tail = union.images(slice(len(union) - len(sample), None))[:, :4] * factor + bias
+    assert any(
+        np.allclose(tail, open_dataset(p).images(slice(None)), atol=1e-4) for p in (tmp_path / "loop").glob("sam*")
+    )
+
+
+def test_latents_of_another_kind_are_refused(pipeline, pictures, tmp_path):
+    for space in ("edm2", "diffusers"):
+        words = ["--latents", str(pipeline), "--latent-space", space, "--device", "cpu", "--out", str(tmp_path / space)]
+        command(["prepare", str(pictures.path), *words, "--unlabelled"])
+    train = ["train", "--from", f"hf:{pipeline}", "--budget", "0.008k", "--batch", "8", "--device", "cpu", "--data"]
+    command([*train, str(tmp_path / "diffusers"), "--out", str(tmp_path / "run")])
+    command(["generate", "--base", f"hf:{pipeline}", *QUICK, "--seeds", "0-9", "--out", str(tmp_path / "made")])
+    record = json.loads((tmp_path / "made/dataset.json").read_text())
+    record["autoencoder"]["std"] = [1.0] * 4
+    (tmp_path / "made/dataset.json").write_text(json.dumps(record))
+    for words, told in (
+        ([*train, str(tmp_path / "edm2")], "encoded from pixels from 0 to 1, those of the checkpoint are from -1"),
+        ([*train, str(tmp_path / "made")], "on another scale than the checkpoint's"),
+        (
+            ["prepare", str(tmp_path / "edm2"), "--latents", str(pipeline), "--out", "x"],
+            "the source holds float32 already",
+        ),
+        (["prepare", str(pictures.path), "--gray", "--latents", str(pipeline), "--out", "x"], "pictures of 3 channels"),
+        (
+            ["prepare", str(pictures.path), "--size", "15", "--latents", str(pipeline), "--out", "x"],
+            "a side that 2 div",
+        ),
+        (["prepare", str(pictures.path), "--latents", "nowhere", "--out", "x"], "--latents: got 'nowhere'; a folder"),
+        (
+            ["prepare", str(pictures.path), "--latents", str(pipeline), "--latent-space", "sd", "--out", "x"],
+            "edm2, dif",
+        ),
+    ):
+        with pytest.raises(InputError, match=told):
+            command(words)
+    record["autoencoder"]["std"] = [0.0] * 4
+    (tmp_path / "made/dataset.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match="its record is damaged"):
+        command([*train, str(tmp_path / "made")])

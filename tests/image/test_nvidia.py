@@ -63,7 +63,8 @@ def edm_extras():
 
 def edm2_extras():
     scale = (np.float32([0.5]) / np.float32([4.17, 4.62, 3.71, 3.28])).astype(np.float32)
-    encoder = Persistent("StabilityVAEEncoder", {"scale": scale, "vae_name": "a", "_vae": None})
+    bias = -np.float32([5.81, 3.25, 0.12, -2.15]) * scale
+    encoder = Persistent("StabilityVAEEncoder", {"scale": scale, "bias": bias, "vae_name": "a", "_vae": None})
     return {"encoder": encoder, "dataset_kwargs": {"path": "img512.zip"}, "loss_fn": Persistent("EDM2Loss", {})}
 
 
@@ -122,7 +123,11 @@ def test_what_the_file_records_is_kept(tmp_path):
     assert told["settings"]["loss_fn"] == {"class": "EDMLoss", "P_mean": -1.2, "P_std": 1.2}
     assert told["settings"]["augment_pipe"] == {"class": "AugmentPipe", "p": 0.12, "xflip": 1e8, "scale_std": "inf"}
     path, _ = write(tmp_path / "edm2-img64-s-1073741-0.075.pkl", "EDM2")
-    record = import_nvidia(path, tmp_path / "model2").record
+    found = import_nvidia(path, tmp_path / "model2")
+    record, latents = found.record, found.autoencoder
+    assert latents.files == () and latents.lowest == 0  # the scale alone: its autoencoder is to be named by --decode
+    assert latents.mean == pytest.approx((5.81, 3.25, 0.12, -2.15))
+    assert latents.std == pytest.approx((4.17, 4.62, 3.71, 3.28))
     assert (record.images, record.mi, record.ema) == (1024 * 2**20, 2**20, Ema("power", 0.075))
     assert record.budget.startswith("1024 Mi")
     assert record.provenance["settings"]["encoder"]["scale"] == pytest.approx(

@@ -17,6 +17,7 @@ from torch import Tensor
 from sims_core.errors import InputError, shown
 from sims_core.lab.runs import provenance
 from sims_image.data.archives import sha256_file
+from sims_image.data.latents import EDM2, LOWEST, SPREAD, Autoencoder
 from sims_image.models.checkpoints import PRECONDITIONING, RECORD, Checkpoint, Data, Ema, Record, save
 from sims_image.models.fitting import build_with
 from sims_image.models.networks import build
@@ -123,8 +124,20 @@ def import_nvidia(path: str | Path, out: str | Path | None = None, *, replace: b
     if (folder / RECORD).exists() and not replace:
         words = "a checkpoint is there; `replace` writes over it, or name another folder with `out`"
         raise InputError("out", str(folder), words)
-    found = save(folder, network, record, replace=replace)
+    found = save(folder, network, record, replace=replace, autoencoder=_latents(snapshot.settings.get("encoder")))
     return Checkpoint(**vars(found), network=network)
+
+
+def _latents(encoder: Any) -> Autoencoder | None:
+    """What the latents of EDM2's snapshots are, as published where the file does not say; they hold no autoencoder."""
+    if not isinstance(encoder, dict) or encoder.get("class") != "StabilityVAEEncoder":
+        return None
+    try:
+        scales, biases = ([float(value) for value in encoder[name]] for name in ("scale", "bias"))
+        mean, std = (-b / a for a, b in zip(scales, biases, strict=True)), (SPREAD / a for a in scales)
+        return Autoencoder((), "", tuple(mean), tuple(std), LOWEST["edm2"])
+    except (LookupError, TypeError, ValueError, ZeroDivisionError):
+        return Autoencoder((), "", *EDM2, LOWEST["edm2"])
 
 
 def _training(stem: str, snapshot: Snapshot) -> tuple[int | None, int, Ema]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sims_image.verbs import control as control
     from sims_image.verbs import evaluate as evaluate
     from sims_image.verbs import generate as generate
+    from sims_image.verbs import leaderboard as leaderboard
     from sims_image.verbs import loop as loop
     from sims_image.verbs import outlook as outlook
     from sims_image.verbs import pollution as pollution

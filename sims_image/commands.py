@@ -300,6 +300,15 @@ VERBS: dict[str, Verb] = {
             "--preset ffhq64 --dry-run  # the published settings: what they cost",
         ),
     ),
+    "leaderboard": Verb(
+        "SIMS beside rivals and controls, over several bases, with predictions made beforehand",
+        partial(experiment, "leaderboard"),
+        "experiments.options:Leaderboard",
+        examples=(
+            f"{_DIGITS} --auxiliary-size 1k --budget 10k --trials 3  # a small one",
+            f"{_DIGITS} --trials 5 --variants 'size=500; budget=2k; cold' --dry-run  # what it costs",
+        ),
+    ),
     "classify": Verb(
         "train a classifier, see how it errs, judge the classes of images",
         classify,

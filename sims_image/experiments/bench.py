@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from sims_image.experiments.options import Experiment
 from sims_image.learner import ImageLearner, ImageModel
 from sims_image.metrics.features import extractor
 from sims_image.metrics.report import collect, evaluate
-from sims_image.metrics.samples import gathered
+from sims_image.metrics.samples import Sample, gathered
 from sims_image.metrics.targets import Reference
 from sims_image.processes import Processes
 from sims_image.sampling.generate import choose_sampler
@@ -52,7 +53,8 @@ def _save(path: Path, *, features: Any) -> None:
 class Bench:
     """Measures models: each cell once, kept as ``cells/HASH.json`` by all that decides it.
 
-    schedule: where the second network of a guided model is evaluated.
+    schedule: where the second network of a guided model is evaluated. also: further feature spaces, and of how many of
+    a model's images each takes the features (0: all); its report is beside the first one's.
     """
 
     def __init__(
@@ -62,19 +64,23 @@ class Bench:
         real: Real,
         processes: Processes,
         schedule: GuidanceSchedule = FULL,
+        *,
+        also: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.settings, self.learner, self.processes, self.schedule = settings, learner, processes, schedule
         self.data, self.engine, self.decoder = real.seen.data, engine_of(settings), real.decoder
         if self.decoder is not None:
             self.decoder.module.to(processes.device)
 
-        def make() -> Reference:
-            network = extractor(
-                settings.features, weights=settings.weights or None, dataset=self.data, device=processes.device
-            )
+        def made(features: str) -> Reference:
+            network = extractor(features, weights=settings.weights or None, dataset=self.data, device=processes.device)
             return Reference.of(self.data, network, heldout=real.seen.heldout)
 
-        self.reference: Reference = processes.together(make) or make()
+        def make(features: str) -> Reference:
+            return processes.together(lambda: made(features)) or made(features)
+
+        self.reference = make(settings.features)
+        self.also = {name: (make(name), most) for name, most in also.items()}
         self.folder = Path(settings.out) / "cells"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.evaluations = 0  # of networks, by this call
@@ -106,6 +112,7 @@ class Bench:
         *,
         doubled: bool = False,
         sampler: Sampler | None = None,
+        schedule: GuidanceSchedule | None = None,
         alone: bool = False,
     ) -> tuple[Any, dict[str, Any]]:
         """(batches of this process's part of ``seeds``, all that decides the images). Arguments as `measure`.
@@ -118,7 +125,7 @@ class Bench:
         if model.other is None:
             model = replace(model, engine=replace(self.engine, pair="sequential"))
         else:
-            model = replace(model, schedule=self.schedule, engine=self.engine)
+            model = replace(model, schedule=schedule or self.schedule, engine=self.engine)
         sampler = sampler or self.sampler(model, doubled=doubled)
         labels = Labels.parse(settings.labels, model.network.label_dim, data=self.data, names=self.data.classes)
         request = replace(request, model=model, sampler=sampler, labels=labels)
@@ -132,11 +139,9 @@ class Bench:
         """Whether the images can be shown: no latents."""
         return self.data.dtype == np.uint8 and self.data.shape[0] in (1, 3)
 
-    def drawn(
-        self, model: ImageModel, seeds: Seeds, *, doubled: bool = False, sampler: Sampler | None = None
-    ) -> Images:
-        """The images (len(seeds), C, H, W), all of them in this process."""
-        made = self.stream(model, seeds, doubled=doubled, sampler=sampler, alone=True)[0]
+    def drawn(self, model: ImageModel, seeds: Seeds, **how: Any) -> Images:
+        """The images (len(seeds), C, H, W), all of them in this process. how: as `stream`."""
+        made = self.stream(model, seeds, **how, alone=True)[0]
         return np.concatenate([part[1] for part in made])
 
     def measure(
@@ -146,35 +151,57 @@ class Bench:
         *,
         doubled: bool = False,
         sampler: Sampler | None = None,
+        schedule: GuidanceSchedule | None = None,
         features: bool = False,
+        also: bool = False,
+        floor: bool = True,
     ) -> dict[str, Any]:
         """The cell of a model on ``seeds``: its report as JSON, the features' mean, and what decided it.
 
-        doubled: with twice the steps. sampler: in place of the experiment's. features: keep those of the images that
-        KID compares beside it, in a file that the cell names as ``features``.
+        doubled: with twice the steps. sampler, schedule: in place of the experiment's. features: keep those of the
+        images that KID compares beside it, in a file that the cell names as ``features``. also: measure in the further
+        feature spaces too; the cell's ``also`` has a report for each. floor: whether the report has the real images'
+        own values and a check for memorised images, which take a while.
         """
-        batches, known = self.stream(image_model, seeds, doubled=doubled, sampler=sampler)
+        batches, known = self.stream(image_model, seeds, doubled=doubled, sampler=sampler, schedule=schedule)
         held = None if self.reference.heldout is None else self.reference.heldout.sha256
         known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
+        others = self.also if also else {}
+        if others:
+            known |= {"also": {name: [of.extractor.sha256, most] for name, (of, most) in others.items()}}
+        if not floor:
+            known |= {"floor": False}
         path = self.folder / f"{digest(known, 16)}.json"
         beside = path.with_suffix(".npy")
         if not there(path, self.processes) or (features and not there(beside, self.processes, _whole)):
-            sample = collect(self._told(batches, known, len(seeds)), self.reference.extractor)
+            more = {name: Sample(of.extractor.width) for name, (of, _) in others.items()}
+
+            def shared() -> Iterator[Any]:
+                for items, images, labels in self._told(batches, known, len(seeds)):
+                    for name, (of, most) in others.items():
+                        first = items < next(iter(seeds)) + most if most else items >= 0
+                        if first.any():
+                            more[name].add(items[first], of.extractor(images[first]))
+                    yield items, images, labels
+
+            sample = collect(shared(), self.reference.extractor)
             whole = gathered(sample, self.processes)
+            wholes = {name: gathered(part, self.processes) for name, part in more.items()}
             self.evaluations += known["nfe"] * len(seeds)
 
             def save() -> None:
                 assert whole is not None
                 kept = whole.kept().features if features else None
-                report = evaluate(
-                    whole,
-                    self.reference,
-                    seeds=str(seeds),
-                    labels=str(known["labels"]),
-                    nfe=known["nfe"],
-                )
+                how = {"seeds": str(seeds), "labels": str(known["labels"]), "nfe": known["nfe"]}
+                report = evaluate(whole, self.reference, **how, floor=floor)
                 statistics = whole.moments.statistics
                 content = {"settings": known, "report": report.as_dict(), "mean": statistics.mu.tolist()}
+                if others:
+                    content["also"] = {
+                        name: evaluate(part, others[name][0], **how, floor=False).as_dict()
+                        for name, part in wholes.items()
+                        if part is not None
+                    }
                 try:
                     if kept is not None:
                         write_atomic(beside, partial(_save, features=kept))

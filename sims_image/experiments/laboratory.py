@@ -11,10 +11,11 @@ The same command goes on where a stopped one was; another one in the same --out 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from sims_image.experiments.checks import Real, at_hand, base_of, check_inputs, 
 from sims_image.experiments.options import AuxiliaryData, Consuming, Extrapolating, Laboratory, Loop, Retraining
 from sims_image.experiments.plan import make_learner
 from sims_image.learner import WEIGHTS, ImageData, ImageLearner, ImageModel
+from sims_image.metrics.compare import METRICS
 from sims_image.models import checkpoints
 from sims_image.models.autoencoders import decoded
 from sims_image.models.presets import PRESETS, Recipe
@@ -45,9 +47,6 @@ from sims_image.training.objectives import OBJECTIVES
 from sims_image.training.options import Train
 from sims_image.training.plan import plan as plan_training
 from sims_image.training.schedules import images_of
-
-#: what a row of quality holds of the metrics, each with its standard error
-METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True)
@@ -196,14 +195,25 @@ class Lab:
         """The seed of a trial."""
         return Seed(self.settings.seed).child("trial", number)
 
-    def quality(self, model: ImageModel, trial: int, *, doubled: bool = False, **identity: Any) -> dict[str, Any]:
-        """Measure a model on the trial's images: a row of ``identity``, the metrics, n and NFE."""
-        cell = self.bench.measure(model, Seeds.span(trial * self.sizes.n, self.sizes.n), doubled=doubled)
+    def quality(
+        self,
+        model: ImageModel,
+        trial: int,
+        *,
+        doubled: bool = False,
+        how: Mapping[str, Any] = MappingProxyType({}),
+        **identity: Any,
+    ) -> dict[str, Any]:
+        """Measure a model on the trial's images: a row of ``identity``, the metrics, n and NFE. how: of the bench."""
+        cell = self.bench.measure(model, Seeds.span(trial * self.sizes.n, self.sizes.n), doubled=doubled, **how)
         found = cell["report"][self.bench.target]
         row = {**identity, "trial": trial, "n": self.sizes.n, "nfe": int(cell["settings"]["nfe"])}
         for name in METRICS:
             if name in found:
                 row |= {name: found[name]["value"], f"{name}_se": found[name]["se"]}
+        for space, other in cell.get("also", {}).items():
+            there = other[self.bench.target]
+            row |= {f"{space}_{name}": there[name]["value"] for name in METRICS[:3] if name in there}
         floor = cell["report"]["floor" if self.bench.target == "metrics" else "heldout_floor"]
         same = floor is not None and floor["n"] == self.sizes.n
         row["floor"] = floor["metrics"]["frechet"]["value"] if floor is not None and same else None
@@ -224,13 +234,13 @@ class Lab:
 
         self.processes.together(save)
 
-    def grid(self, model: ImageModel, name: str, *, count: int = 32, doubled: bool = False) -> None:
-        """A contact sheet of a model's first images, ``OUT/report/grid-NAME.png``. Nothing for latents."""
+    def grid(self, model: ImageModel, name: str, *, count: int = 32, **how: Any) -> None:
+        """A sheet of a model's first images, ``OUT/report/grid-NAME.png``. Nothing for latents. how: of the bench."""
         if not self.processes.first or not self.bench.pictures:
             return
         path = self.sheets[name] = self.report / f"grid-{name}.png"
         if not path.exists():
-            write_sheet(path, self.bench.drawn(model, Seeds.span(0, count), doubled=doubled), 8)
+            write_sheet(path, self.bench.drawn(model, Seeds.span(0, count), **how), 8)
 
     @property
     def report(self) -> Path:

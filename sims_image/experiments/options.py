@@ -256,6 +256,38 @@ class Pollution(Retraining, AuxiliaryData, Extrapolating, Laboratory):
 
 
 @dataclass(frozen=True)
+class Leaderboard(AuxiliaryData, Extrapolating, Laboratory):
+    """SIMS beside its rivals and controls, from several independently trained bases, with what each costs.
+
+    Each trial trains a base and an auxiliary. What SIMS will do is foretold from samples of the two (`outlook`), omega
+    and the controls' settings are chosen on search seeds of the trial, and everything is measured on fresh ones.
+    """
+
+    auxiliary_size: str = ""
+    """|D_s|, samples that an auxiliary is made from; default as many as there are real images."""
+    omega: str = "0.25,0.5,1,1.5,2,3,4,6"
+    """Grid that SIMS, Neon and autoguidance choose from, each by the search seeds."""
+    fixed: float = 1.0
+    """Strength that is confirmed whatever the search finds; 1 is what theory says beforehand."""
+    search: str = "2k"
+    """Images of a model on the search seeds."""
+    cheaper: str = "held:2"
+    """Guidance that evaluates the auxiliary less often, each with an omega of its own: held:2, interval:0.3:3, ..."""
+    also: str = ""
+    """Further features to measure in, NAME or NAME:N for the first N images: pixels, lite0:1k, ..."""
+    variants: str = ""
+    """Other auxiliaries, each with its outlook and SIMS at both strengths: size=5k; budget=20k; weights=ema;
+    data=train+synthetic; cold. One thing changed in each."""
+    guide_network: str = ""
+    """Arguments of autoguidance's network and of the cold auxiliary's; default --network."""
+    wide_network: str = ""
+    """Arguments of the wider base's network, trained for as many operations as base and auxiliary
+    together, D_s included; '' for none."""
+    arms: str = ""
+    """Which of the models below to measure beside base, SIMS and the auxiliary, by name; default all."""
+
+
+@dataclass(frozen=True)
 class Control(Extrapolating, Laboratory):
     """Move a model's class shares toward a target (Algorithm 2), and measure shares, classes and overall quality.
 

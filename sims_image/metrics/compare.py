@@ -12,13 +12,16 @@ from scipy import stats
 
 from sims_core.errors import InputError
 from sims_image.metrics.kid import own_sum, sums
+from sims_image.metrics.mind import MOST, mind
 from sims_image.metrics.moments import Frechet, Moments, same_width
 from sims_image.metrics.neighbours import manifolds
 from sims_image.metrics.references import Statistics
 from sims_image.metrics.samples import Sample, jackknife
 
-#: in the order of tables; the last four compare images with their neighbours
-METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage")
+#: those that compare images with their neighbours
+NEIGHBOURS = ("precision", "recall", "density", "coverage")
+#: in the order of tables
+METRICS = ("frechet", "kid", "mind", *NEIGHBOURS)
 #: neighbours of precision and recall (Kynkäänniemi et al. 2019), of density and coverage (Naeem et al. 2020)
 K, K_DENSITY = 3, 5
 
@@ -71,8 +74,8 @@ class Side:
 def compare(sample: Sample, side: Side) -> dict[str, Estimate]:
     """The metrics of `METRICS`, or the first alone where the real images' features are not there.
 
-    Precision to coverage take as many real images as generated ones, as the field does, so that both samples are cut to
-    the smaller. Raises `InputError` for fewer than `Side.LEAST` images, or of another number of features.
+    MIND to coverage take as many real images as generated ones, as the field does, so that both samples are cut to the
+    smaller (MIND: at most 5,000). Raises `InputError` for fewer than `Side.LEAST` images, or of another width.
     """
     if sample.count < Side.LEAST:
         raise InputError("n", sample.count, f"at least {Side.LEAST} images are needed")
@@ -93,11 +96,15 @@ def compare(sample: Sample, side: Side) -> dict[str, Estimate]:
     pairs = sums(kept.features, side.kept, kept.groups, known=side.own)
     left = np.array([pairs.estimate(g) for g in range(len(pairs.counts))])
     found["kid"] = _estimate(pairs.estimate(), left, pairs.counts, len(kept.items))
+    few = slice(min(len(kept.items), len(side.kept), MOST))
+    sliced = mind(kept.features[few], side.kept[few], kept.groups[few])
+    counts = np.bincount(kept.groups[few], minlength=groups)[: len(sliced.without)]
+    found["mind"] = _estimate(sliced.value, sliced.without, counts, int(counts.sum()))
     m = min(len(kept.items), len(side.kept))
     mine, marks = kept.features[:m], kept.groups[:m]
     near = manifolds(mine, side.kept[:m], marks, k=K, k_density=K_DENSITY)
     counts = np.bincount(marks, minlength=groups)[: len(near.without)]
-    for place, name in enumerate(METRICS[2:]):
+    for place, name in enumerate(NEIGHBOURS):
         found[name] = _estimate(float(near.values[place]), near.without[:, place], counts, m)
     return found
 

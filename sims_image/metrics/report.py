@@ -136,7 +136,14 @@ class Report:
 
 
 _NESTED = ("metrics", "against_heldout", "at_floor", "floor", "heldout_floor", "memorisation", "notes")
-_TITLES = {"kid": "KID", "precision": "precision", "recall": "recall", "density": "density", "coverage": "coverage"}
+_TITLES = {
+    "kid": "KID",
+    "mind": "MIND",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+}
 
 
 def _side(told: dict[str, Any]) -> str:

@@ -1,0 +1,226 @@
+"""Tables, figures and sentences of `sims_image leaderboard`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from sims_core.lab.style import METHOD, footnote, style
+from sims_core.seeds import Seed
+from sims_image.experiments.captions import settings_line
+from sims_image.experiments.laboratory import Lab, mean_interval, said
+from sims_image.metrics.compare import METRICS
+
+#: columns of an arm that do not depend on the trial's images
+COSTS = ("nfe", "megaflops", "parameters", "seen", "drawn", "chosen")
+#: draws of the bootstrap of a rank correlation
+_DRAWS = 2000
+
+
+def tables(rows: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """'models' (a row an arm and trial), 'leaderboard' (means, and paired differences, with intervals over trials),
+    'predictions' (a row an auxiliary and trial) and 'agreement' (rank correlations of predicted and found gains).
+    """
+    return {
+        "leaderboard": leaderboard(rows[rows["method"] != "variant"]),
+        "predictions": predictions,
+        "agreement": agreement(predictions),
+        "models": rows,
+    }
+
+
+def leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per arm. minus_base, minus_control: differences of the distance, paired by trial.
+
+    The control of a trial is that of equal cost whose mean over the other trials is best: not chosen on what it is
+    compared by. With one trial it is chosen on that.
+    """
+    wide = rows.pivot(index="trial", columns="arm", values="frechet")
+    equal = sorted(set(rows.loc[rows["equal"].fillna(False).astype(bool), "arm"]))
+    best = {t: (wide[equal].drop(index=t) if len(wide) > 1 else wide[equal]).mean().idxmin() for t in wide.index}
+    control = pd.Series({t: wide.loc[t, name] for t, name in best.items()}) if equal else None
+    spaces = [name for name in rows if name.rpartition("_")[2] in METRICS[:3] and name not in METRICS]
+    values = [name for name in (*METRICS, *spaces, "loss") if name in rows and rows[name].notna().any()]
+    found = []
+    for arm, part in rows.groupby("arm", sort=False):
+        part = part.set_index("trial")
+        row: dict[str, Any] = {"arm": arm, "method": part["method"].iloc[0], "trials": len(part)}
+        compared = {name: part[name] for name in values}
+        compared["minus_base"] = part["frechet"] - wide["base"]
+        if control is not None:
+            compared["minus_control"] = part["frechet"] - control
+        for name, column in compared.items():
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(column.tolist()), strict=True))
+        row["omega"] = ", ".join(f"{omega:g}" for omega in part["omega"].dropna().unique())
+        found.append(row | {name: part[name].mean() for name in COSTS})
+    return pd.DataFrame(found)
+
+
+def agreement(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Rank correlation of what was foretold with what was found, over auxiliaries (mean over trials) and over all rows.
+
+    The interval is a bootstrap's over rows.
+    """
+    found = []
+    mean = predictions.groupby("variant", sort=False).mean(numeric_only=True)
+    for over, table in (("auxiliaries", mean), ("auxiliaries and trials", predictions)):
+        for predicted, gain in (("removable", "gain_found"), ("foretold_at_fixed", "gain_fixed")):
+            if predicted == "removable":
+                left = table["removable"]
+            else:
+                left = 1 - table["left_at_fixed"]
+            pair = pd.DataFrame({"x": left, "y": table[gain]}).dropna()
+            rank, low, high = rank_correlation(pair["x"].to_numpy(), pair["y"].to_numpy())
+            found.append({"over": over, "predicted": predicted, "found": gain, "rows": len(pair), "spearman": rank,
+                          "spearman_low": low, "spearman_high": high})  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def rank_correlation(x: Any, y: Any) -> tuple[float, float, float]:
+    """(Spearman's, low, high): a bootstrap's 95 % interval over rows; nan for fewer than four rows."""
+    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan"), float("nan"), float("nan")
+    chosen = Seed(0).child("ranks").numpy().integers(0, len(x), (_DRAWS, len(x)))
+    drawn = [stats.spearmanr(x[some], y[some]).statistic for some in chosen if np.ptp(x[some]) and np.ptp(y[some])]
+    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    return float(stats.spearmanr(x, y).statistic), float(low), float(high)
+
+
+def figures(found: dict[str, pd.DataFrame], lab: Lab) -> dict[str, Figure]:
+    """'leaderboard' and 'predictions'."""
+    return {"leaderboard": _board(found, lab), "predictions": _predictions(found["predictions"], lab)}
+
+
+def _board(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
+    table, rows = found["leaderboard"], found["models"]
+    metric, real = lab.bench.reference.extractor.metric, table[table["method"] == "real"]["frechet"]
+    table = table[table["method"] != "real"]
+    with style():
+        made = Figure(figsize=(9.6, 1.3 + 0.3 * len(table)), layout="constrained")
+        left, right = made.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+        for place, (_, row) in enumerate(table.iterrows()):
+            colour = METHOD[str(row["method"])]
+            mine = rows[rows["arm"] == row["arm"]]
+            left.plot(mine["frechet"], [-place] * len(mine), "o", ms=2.5, color=colour, alpha=0.5)
+            _span(left, row, "frechet", place, colour)
+            left.annotate(f"{row['nfe']:.0f}", (1, -place), xycoords=("axes fraction", "data"), xytext=(-3, 0),
+                          textcoords="offset points", ha="right", va="center", fontsize=7, color="#555555")  # fmt: skip
+            if "minus_control" in table:
+                _span(right, row, "minus_control", place, colour)
+        left.axvline(float(table["frechet"].iloc[0]), color=METHOD["standard"], lw=0.8, ls="--")
+        if len(real):
+            left.axvline(real.iloc[0], color="black", lw=0.8, ls=":")
+        right.axvline(0, color="black", lw=0.8)
+        left.set_yticks([-place for place in range(len(table))], table["arm"].tolist(), fontsize=8)
+        left.set_xlim(left=0)
+        left.set_xlabel(f"{metric}, n = {lab.sizes.n:,}; dotted: real images; at the right, evaluations an image")
+        right.set_xlabel("minus the best control of equal cost")
+        made.suptitle(_title(lab), fontsize=9)
+        footnote(made, settings_line(lab.settings), 150)
+    return made
+
+
+def _span(axes: Any, row: Any, name: str, place: int, colour: str) -> None:
+    low, high, value = row[f"{name}_low"], row[f"{name}_high"], row[name]
+    bars = [[value - low], [high - value]] if low == low else None
+    axes.errorbar([value], [-place], xerr=bars, fmt="D", ms=4, color=colour, capsize=3)
+
+
+def _predictions(table: pd.DataFrame, lab: Lab) -> Figure:
+    with style():
+        made = Figure(figsize=(8.4, 3.8), layout="constrained")
+        panels = (("1 - left_at_fixed", "gain_fixed", "at the fixed omega"), ("removable", "gain_found", "at the best"))
+        for axes, (name, gain, words) in zip(made.subplots(1, 2), panels, strict=True):
+            foretold = 1 - table["left_at_fixed"] if name != "removable" else table["removable"]
+            for place, (variant, part) in enumerate(table.groupby("variant", sort=False)):
+                axes.plot(foretold[part.index], part[gain], "osD^vP*X"[place % 8], ms=5, alpha=0.7, label=variant)
+            axes.axline((0, 0), slope=1, color="#999999", lw=0.8, ls="--")
+            axes.axhline(0, color="black", lw=0.6)
+            axes.set_xlabel("share of the squared error, foretold")
+            axes.set_ylabel(f"share of {lab.bench.reference.extractor.metric} gone")
+            axes.set_title(words, fontsize=8)
+        axes.legend(fontsize=7)
+        made.suptitle(_title(lab), fontsize=9)
+    return made
+
+
+def _title(lab: Lab) -> str:
+    trials, sizes = lab.settings.trials, lab.sizes
+    return (
+        f"{lab.data.open().name}, |D_r| = {sizes.real:,}, |D_s| = {sizes.auxiliary:,}: {trials} independently trained "
+        f"base{'s' * (trials != 1)}, 95 % intervals over them"
+    )
+
+
+def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
+    """What came out, in sentences that the numbers decide."""
+    table, metric = found["leaderboard"].set_index("arm"), lab.bench.reference.extractor.metric
+    base = table.loc["base"]
+    told = [f"{metric} of the base {said(base, 'frechet')} at {base['nfe']:.0f} evaluations an image."]
+    more = [arm for arm in ("2x steps", "4x steps") if arm in table.index]
+    told += [f"With {arm[0]} times the steps it differs by {said(table.loc[arm], 'minus_base')}." for arm in more]
+    for arm, row in table.iterrows():
+        if row["method"] in ("sims", "neon", "autoguidance", "random", "auxiliary"):
+            words = f"{arm}: {said(row, 'frechet')}, {_side(row, 'minus_base')} the base ({said(row, 'minus_base')})"
+            if "minus_control" in row and row["minus_control"] == row["minus_control"]:
+                words += (
+                    f", {_side(row, 'minus_control')} the best control of equal cost ({said(row, 'minus_control')})"
+                )
+            told.append(words + ".")
+    for _, row in found["agreement"].iterrows():
+        if row["spearman"] == row["spearman"]:
+            told.append(
+                f"Rank correlation of foretold ({row['predicted']}) and found gain over {row['rows']} {row['over']}: "
+                f"{said(row, 'spearman')}."
+            )
+    return told
+
+
+def _side(row: Any, name: str) -> str:
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return "better than" if high < 0 else "worse than" if low > 0 else "indistinguishable from"
+
+
+#: columns of the table in words: name, heading, figures
+_SHOWN: Sequence[tuple[str, str, str]] = (
+    ("frechet", "{metric}", "{:.3g}"),
+    ("minus_base", "minus base", "{:+.3g}"),
+    ("minus_control", "minus best equal-cost control", "{:+.3g}"),
+    ("kid", "KID·10³", "{:.3g}"),
+    ("mind", "MIND", "{:.3g}"),
+    ("precision", "precision", "{:.3f}"),
+    ("recall", "recall", "{:.3f}"),
+    ("density", "density", "{:.3f}"),
+    ("coverage", "coverage", "{:.3f}"),
+    ("loss", "held-out loss", "{:.4f}"),
+)
+
+
+def markdown(table: pd.DataFrame, metric: str, spaces: Sequence[str] = ()) -> str:
+    """The leaderboard as a table of Markdown: ± half the 95 % interval. spaces: further features that are told.
+
+    seen: images trained on beside the base's own; drawn: images drawn for that.
+    """
+    shown = [*_SHOWN[:3], *((f"{name}_frechet", f"FD-{name}", "{:.3g}") for name in spaces), *_SHOWN[3:]]
+    shown = [one for one in shown if one[0] in table]
+    heads = ["model", *(head.format(metric=metric) for _, head, _ in shown), "evaluations", "MFLOP an image",
+             "parameters", "seen", "drawn"]  # fmt: skip
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for _, row in table.iterrows():
+        cells = [
+            str(row["arm"]) + (f" (ω = {row['omega']})" if row["omega"] and "omega" not in str(row["arm"]) else "")
+        ]
+        for name, _, form in shown:
+            scale = 1000 if name == "kid" else 1
+            half = scale * (row[f"{name}_high"] - row[f"{name}_low"]) / 2
+            text = form.format(scale * row[name])
+            cells.append(text + (f" ± {half:.2g}" if half == half and half > 0 else ""))
+        cells += [f"{row['nfe']:.0f}", f"{row['megaflops']:,.0f}", f"{row['parameters']:,.0f}", f"{row['seen']:,.0f}",
+                  f"{row['drawn']:,.0f}"]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

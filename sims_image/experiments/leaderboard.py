@@ -99,7 +99,7 @@ class Arm:
 
 #: models beside base, SIMS and the auxiliary alone, in the order of the table
 ARMS = (
-    "2x steps", "4x steps", "retuned", "continued", "wider", "iterated", "cheaper", "neon", "autoguidance", "rebuilt",
+    "2x", "4x", "retuned", "continued", "wider", "iterated", "cheaper", "neon", "autoguidance", "rebuilt",
     "random",
 )  # fmt: skip
 
@@ -359,14 +359,17 @@ def arms(board: Board, base: ImageModel, auxiliary: ImageModel, trial: int) -> I
         return model
 
     yield Arm("base", base, "standard")
-    if "2x steps" in wanted:
+    if "2x" in wanted:
         yield Arm("2x steps", base, "equal-cost", sampler.doubled(), equal=True)
-    if "4x steps" in wanted:
+    if "4x" in wanted:
         yield Arm("4x steps", base, "equal-cost", sampler.doubled().doubled())
     if "retuned" in wanted:
-        options = retunings(sampler, bench.evaluations_of_sims(base))
-        best, spent = board.best(options, lambda one, seeds: bench.measure(base, seeds, sampler=one, floor=False), trial,
-                                 bench.evaluations_of_sims(base))  # fmt: skip
+        most = bench.evaluations_of_sims(base)
+
+        def tried(one: Sampler, seeds: Seeds) -> Cell:
+            return bench.measure(base, seeds, sampler=one, floor=False)
+
+        best, spent = board.best(retunings(sampler, most), tried, trial, most)
         yield Arm("retuned", base, "retuned", best, chosen=spent, equal=True)
     if "continued" in wanted:
         further = made("continued", None, Given(learner, base=base))
@@ -450,7 +453,7 @@ def describe(settings: Leaderboard) -> str:
     if "retuned" in wanted:
         count = len(retunings(Sampler.parse("heun:18"), 70))
         told.draw("search of a sampler", planned(count, rounds(count, Seeds.span(0, asked.search)), 1)[0], trials, 2)
-    units = {"2x steps": 2, "4x steps": 4, "retuned": 2, "continued": 3, "iterated": 2, "neon": 1, "autoguidance": 2,
+    units = {"2x": 2, "4x": 4, "retuned": 2, "continued": 3, "iterated": 2, "neon": 1, "autoguidance": 2,
              "rebuilt": 2, "random": 2, "cheaper": 2 * len(asked.cheaper)}  # fmt: skip
     weight = 6 + 4 * others + sum(count for name, count in units.items() if name in wanted)
     told.draw("confirmations", sizes.n, trials, weight)

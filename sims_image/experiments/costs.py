@@ -43,11 +43,15 @@ class Ledger:
 
     def train(self, what: str, images: int, times: int = 1) -> None:
         """``times`` trainings on ``images`` each."""
+        if not times:
+            return
         self.trained += images * times
         self.lines.append((what, f"{times:,} x {images:,} images seen: {self._hours(images * times, 0)}"))
 
     def draw(self, what: str, images: int, times: int = 1, networks: float = 1) -> None:
         """``times`` samples of ``images``, each with ``networks`` networks evaluated a step."""
+        if not times:
+            return
         spent = round(images * times * networks * self.nfe)
         self.evaluations += spent
         self.lines.append((what, f"{times:,} x {images:,} images, {spent:,} evaluations: {self._hours(0, spent)}"))

@@ -47,7 +47,7 @@ from sims_image.training.schedules import images_of
 #: the search seeds of every trial lie above those of all measuring
 _SEARCH = 10**12
 #: images by which seconds are measured
-_TIMED = 256
+_TIMED = 128
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,10 @@ def plan(settings: Leaderboard) -> Planned:
         name, _, count = part.partition(":")
         data = None if checked.real is None else checked.real.data
         if data is not None:
-            check_features(name, dataset=data)
+            try:
+                check_features(name, dataset=data)
+            except InputError as error:
+                raise InputError("also", error.value, error.expected) from None
         also[name] = images_of("also", count, mi) if count else 0
     main = Variant("main", checked.sizes.auxiliary, checked.sizes.budget, settings.auxiliary_data,
                    settings.auxiliary_weights)  # fmt: skip
@@ -260,12 +263,13 @@ class Board(Lab):
         held = [n for n in (model.network, model.other) if n is not None]
         real = self._real.heldout or self._real.data
         losses = heldout_loss(model, real, seed=Seed(self.settings.seed).child("loss"))
-        told: dict[str, Any] = {"arm": arm.name, "method": arm.method, "omega": arm.omega, "sampler": str(sampler),
+        told: dict[str, Any] = {"method": arm.method, "omega": arm.omega, "sampler": str(sampler),
                 "seen": arm.seen, "drawn": arm.drawn, "chosen": arm.chosen, "equal": arm.equal,
                 "megaflops": (first * flops[0] + second * flops[1]) / 1e6, "loss": float(losses.mean()),
                 "loss_se": float(losses.std(ddof=1) / len(losses) ** 0.5),
                 "parameters": sum(p.numel() for n in held for p in n.parameters())}  # fmt: skip
-        row = self.quality(arm.model, trial, how=how, **told)
+        row = self.quality(arm.model, trial, how=how, arm=arm.name)
+        row |= told
         if trial == 0:
             self.seconds.append({"arm": arm.name, "seconds_a_thousand": self._timed(arm)})
             self.grid_of(arm)

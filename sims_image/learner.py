@@ -155,6 +155,8 @@ class ImageLearner(Derived):
         """Train from scratch on ``data`` for ``budget`` images, with ``rebuilding`` in the recipe's place."""
         images = images_of("budget", f"{float(budget):.0f}" if _is_number(budget) else str(budget), self.mi)
         changed = {"snapshots": "", "snapshot_every": "", **self.rebuilding}
+        if self.base is not None and not PRESETS[self.training.preset].network:  # the architecture is the base's own
+            changed |= {"from_": str(self.base), "fresh": True}
         options = replace(self.training, data=str(data.path), seed=seed.integer(), **changed)
         result = self._train("rebuild", replace(options, budget=f"{images / 1000:.9g}k"), data, None)
         place = _choose(result, result.snapshots[-1], self.fit_weights)
@@ -166,7 +168,7 @@ class ImageLearner(Derived):
     def _train(self, kind: str, options: Train, data: ImageData, parent: ImageModel | None) -> Result:
         known = {k: v for k, v in asdict(options).items() if k not in ("data", "from_", "out", "device", "workers")}
         known |= {"data": data.sha256}
-        known = {k: v for k, v in known.items() if k != "lora" or v}
+        known = {k: v for k, v in known.items() if k not in ("lora", "fresh") or v}
         known |= {"from": None if parent is None else checkpoints.summary(parent.base).sha256}
         options = replace(options, out=str(self._folder(kind, known)))
         with _among(self.processes, options.device) as processes:

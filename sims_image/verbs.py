@@ -152,36 +152,25 @@ def _told_generate(settings: Generate) -> str:
     return "\n".join([f"{key:>10}  {value}" for key, value in lines] + [f"note: {note}" for note in said])
 
 
-def _evaluate(settings: Evaluate) -> Report:
-    from sims_image.metrics.evaluate import evaluate
-    from sims_image.processes import start
+def _measuring(module: str) -> tuple[Callable[[Any], Any], Callable[[Any], str]]:
+    """What ``sims_image.metrics.MODULE`` finds, in the function of its name, and what it says that it would measure."""
 
-    with start(settings.device) as processes:
-        found = evaluate(settings, processes)
-    assert found is not None  # one process
-    return found
+    def make(settings: Evaluate | Foresee) -> Any:
+        from sims_image.processes import start
 
+        run = getattr(import_module(f"sims_image.metrics.{module}"), module)
+        with start(settings.device) as processes:
+            return run(settings, processes)
 
-def _told_evaluate(settings: Evaluate) -> str:
-    from sims_image.metrics.evaluate import describe
+    def told(settings: Evaluate | Foresee) -> str:
+        words: str = import_module(f"sims_image.metrics.{module}").describe(settings)
+        return words
 
-    return describe(settings)
-
-
-def _outlook(settings: Foresee) -> Foreseen:
-    from sims_image.metrics.foresee import foresee
-    from sims_image.processes import start
-
-    with start(settings.device) as processes:
-        found = foresee(settings, processes)
-    assert found is not None  # one process
-    return found
+    return make, told
 
 
-def _told_outlook(settings: Foresee) -> str:
-    from sims_image.metrics.foresee import describe
-
-    return describe(settings)
+_evaluated: tuple[Callable[[Any], Report], Callable[[Any], str]] = _measuring("evaluate")
+_foreseen: tuple[Callable[[Any], Foreseen], Callable[[Any], str]] = _measuring("foresee")
 
 
 @dataclass(frozen=True)
@@ -233,8 +222,8 @@ def _experiment(module: str) -> tuple[Callable[[Any], Outcome], Callable[[Any], 
 prepare = Verb(data_options.Prepare, _prepare, _told_prepare)
 train = Verb(Train, _train, _told_train)
 generate = Verb(Generate, _generate, _told_generate)
-evaluate = Verb(Evaluate, _evaluate, _told_evaluate)
-outlook = Verb(Foresee, _outlook, _told_outlook)
+evaluate = Verb(Evaluate, *_evaluated)
+outlook = Verb(Foresee, *_foreseen)
 sims = Verb(experiment_options.Sims, *_experiment("sims"), "sims")
 loop = Verb(experiment_options.Loop, *_experiment("loop"), "loop")
 pollution = Verb(experiment_options.Pollution, *_experiment("pollution"), "pollution")

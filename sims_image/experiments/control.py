@@ -209,7 +209,7 @@ def describe(settings: Control) -> str:
         told.train("training", sizes.fit, trials)
     told.draw("candidates for selection (a few times the auxiliary's)", 3 * sizes.auxiliary, trials)
     told.draw("plain SIMS's samples", sizes.auxiliary, trials)
-    told.train("auxiliaries", sizes.budget, 2 * trials)
+    told.train("auxiliaries", sizes.budget, 2 * trials, tuned=True)
     told.draw("measuring base and auxiliary", sizes.n, 2 * trials)
     told.draw("measuring guided models", sizes.n, (3 * len(omegas) + 1) * trials, 2)
     told.say("out", settings.out)

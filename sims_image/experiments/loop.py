@@ -202,7 +202,7 @@ def describe(settings: Loop | Retrain) -> str:
             if "n_synthetic" in method.takes:
                 told.draw("its auxiliary's samples", sizes.auxiliary, auxiliaries)
             own = sizes.fit if arm.method == "rebuilt" else sizes.fit // 16 if arm.method == "autoguidance" else 0
-            told.train("its auxiliary", own or sizes.budget, auxiliaries)
+            told.train("its auxiliary", own or sizes.budget, auxiliaries, tuned=not own)
         told.draw("its samples", arm.synthetic(sizes), later, networks)
         told.draw("measuring", sizes.n, turns * trials, networks)
     told.say("out", settings.out)

@@ -114,7 +114,7 @@ def describe(settings: Pollution) -> str:
     told.draw("pollution", round(doses[-1] * sizes.real), trials)
     told.train("bases", budget if settings.warm else sizes.fit, models)
     told.draw("auxiliaries' samples", sizes.auxiliary, models)
-    told.train("auxiliaries", sizes.budget, models)
+    told.train("auxiliaries", sizes.budget, models, tuned=True)
     told.draw("measuring ST", sizes.n, models)
     told.draw("measuring SIMS", sizes.n, models * len(omegas), 2)
     told.say("out", settings.out)

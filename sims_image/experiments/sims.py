@@ -17,7 +17,6 @@ from typing import Any
 
 from sims_core.algorithm import AUXILIARY_DATA, METHODS, Given
 from sims_core.lab.runs import write_failure, write_json
-from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.experiments import arms, halving, sims_report, widths
 from sims_image.experiments.bench import Bench
@@ -29,6 +28,7 @@ from sims_image.experiments.search import search
 from sims_image.learner import ImageData, ImageLearner, ImageModel
 from sims_image.models import checkpoints
 from sims_image.models.cost import evaluation_flops, on_gpus
+from sims_image.models.denoiser import planned_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
 from sims_image.training.estimate import here, measure
@@ -95,7 +95,7 @@ def describe(settings: Sims) -> str:
     else:
         config = checkpoints.summary(planned.checkpoint).config if planned.checkpoint else preset.config()
     sampler = settings.sampler or PRESETS[planned.preset].sampler
-    parsed = Sampler.parse(sampler, argument="sampler")
+    parsed = planned_sampler(sampler, config)
     nfe, both = parsed.nfe, sum(parsed.evaluations(planned.schedule))
     drawn = nfe * len(planned.synthetic)
     searched, whole = halving.planned(len(planned.candidates), planned.rounds, both, nfe)
@@ -111,7 +111,7 @@ def describe(settings: Sims) -> str:
     evaluated = (drawn + searched + controls + confirmed) * evaluation_flops(config)
     saved = f", {1 - searched / whole:.0%} less than the full grid" if planned.halving else ""
     seen = planned.budgets[-1] * (2 if settings.controls else 1) + (0 if planned.checkpoint else preset.recipe.images)
-    step = measure(config, preset.recipe).flops
+    step = measure(config, preset.recipe, settings.lora).flops
     trained = seen * step
     lines: Sequence[tuple[str, str]] = [
         ("base", planned.checkpoint or f"preset {planned.preset}, trained for {PRESETS[planned.preset].recipe.budget}"),
@@ -123,7 +123,7 @@ def describe(settings: Sims) -> str:
         *([("controls", f"{controls:,} evaluations to choose Neon's w and a retuned sampler")] if controls else []),
         ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {confirmed:,}"),
         ("features", settings.features),
-        ("time here", here(evaluated + trained, config, preset.recipe, step, settings.device)),
+        ("time here", here(evaluated + trained, config, preset.recipe, step, settings.device, settings.lora)),
         ("sampling", on_gpus(evaluated)),
         ("training", on_gpus(trained, preset.recipe.precision)),
         ("out", settings.out),

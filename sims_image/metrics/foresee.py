@@ -139,16 +139,21 @@ def _prepared(settings: Foresee, device: torch.device) -> list[tuple[Evaluate, P
 
 def _asked(settings: Foresee, name: str) -> Evaluate:
     """A checkpoint's images, or those that lie there."""
-    path = getattr(settings, name)
+    path, width = getattr(settings, name), getattr(settings, f"{name}_ema")
     if not path or not (path.startswith(PREFIX) or Path(path).exists()):
         raise InputError(name, path, f"{'there is nothing; ' if path else ''}name a checkpoint, or images")
     try:
         made: dict[str, Any] = {"base": str(locate(path, argument="base")), "seeds": f"0-{settings.n - 1}"}
+        made["base_ema"] = width
     except InputError:
         there = Path(path)
         if there.suffix in (".pkl", ".pickle") or any(there.glob(f"**/{RECORD}")):
             raise  # it is a model's, and wrong
         made = {"images": path}
+        if width is not None:
+            raise InputError(
+                "base_ema", width, f"it is made of a checkpoint's averages, and {path} holds images"
+            ) from None
     same = (*(one.name for one in fields(Compared)), "device")
     drawn = ("sampler", "labels", "seed", "batch") if "base" in made else ()
     return Evaluate(reference=settings.data, **made, **{key: getattr(settings, key) for key in (*same, *drawn)})
@@ -157,7 +162,15 @@ def _asked(settings: Foresee, name: str) -> Evaluate:
 @contextmanager
 def _about(name: str) -> Iterator[None]:
     """Errors of `evaluate` and of the core name this verb's arguments."""
-    named = {"base": name, "images": name, "source": name, "reference": "data", "real": "data", "seeds": "n"}
+    named = {
+        "base": name,
+        "base_ema": f"{name}_ema",
+        "images": name,
+        "source": name,
+        "reference": "data",
+        "real": "data",
+        "seeds": "n",
+    }
     named |= {"base_samples": "base", "auxiliary_samples": "auxiliary"}
     try:
         yield

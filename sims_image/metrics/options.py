@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from sims_image.sampling.options import Drawing, Machine
+from sims_image.sampling.options import Averaged, Drawing, Machine
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Evaluate(Compared, Machine, Drawing):
 
 
 @dataclass(frozen=True)
-class Foresee(Compared, Machine):
+class Foresee(Compared, Machine, Averaged):
     """Will SIMS help? The angle between the base's error and the drift that self-training reveals, before any guidance.
 
     Of base and auxiliary each a checkpoint, whose images are measured as they are made and not stored, or images that

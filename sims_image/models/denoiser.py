@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sims_core.devices import filled, moved
-from sims_core.guidance import Denoiser
+from sims_core.guidance import Denoiser, Stepped
 from sims_core.sampling import Churn, Sampler, generate
 from sims_core.seeds import Seed
-from sims_image.models.networks import Preconditioned
-from sims_image.models.networks.imported import Imported
+from sims_image.models.networks import Preconditioned, build
+from sims_image.models.networks.imported import CLASS, Imported
 
 
 def one_hot(network: Preconditioned, classes: Tensor | None) -> Tensor | None:
@@ -37,6 +38,40 @@ def conditional(network: Preconditioned, classes: Tensor | None) -> Denoiser:
     """D(x, sigma) of a network for images of ``classes``, (B,) int64 on its device; None and unconditional: without."""
     labels = one_hot(network, classes)
     return lambda x, sigma: network(x, level(sigma, x), labels)
+
+
+@dataclass(frozen=True)
+class _Limited:
+    denoiser: Denoiser
+    limit: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.limit(self.denoiser(x, sigma))
+
+
+class _SteppedLimited(_Limited):
+    def begin(self) -> Callable[[int], Denoiser]:
+        """Start a trajectory, as `sims_core.guidance.Stepped`."""
+        stepped: Any = self.denoiser
+        at = stepped.begin()
+        return lambda step: _Limited(at(step), self.limit)
+
+
+def limited(network: Preconditioned, denoiser: Denoiser) -> Denoiser:
+    """A denoiser of the network, guided or not, clipped as its scheduler's settings ask for (`Imported.limit`)."""
+    if not isinstance(network, Imported) or network.limits is None:
+        return denoiser
+    return (_SteppedLimited if isinstance(denoiser, Stepped) else _Limited)(denoiser, network.limit)
+
+
+def planned_sampler(name: str, config: dict[str, Any]) -> Sampler:
+    """The sampler called ``name`` as it counts for a network of ``config``, which need not be there. As `parse`."""
+    sampler = Sampler.parse(name, argument="sampler")
+    if config.get("class_name") != CLASS:
+        return sampler
+    with torch.device("meta"):
+        network = build(**config)
+    return replace(sampler, schedule=network.schedule if isinstance(network, Imported) else None)
 
 
 def make_sampler(name: str, network: Preconditioned, churn: tuple[float, float, float, float] | None) -> Sampler:
@@ -66,7 +101,7 @@ def draw_samples(
     shape = (network.img_channels, network.img_resolution, network.img_resolution)
 
     def denoiser(indices: Any) -> Any:
-        return conditional(network, moved(torch.from_numpy(classes[list(indices)]), device))
+        return limited(network, conditional(network, moved(torch.from_numpy(classes[list(indices)]), device)))
 
     parts = generate(
         denoiser, sampler, range(len(classes)), shape, seed=seed, batch=batch, device=device, per_batch=True

@@ -32,7 +32,7 @@ from sims_image.data.latents import Autoencoder
 from sims_image.data.stores import Images
 from sims_image.models import adapters, autoencoders, checkpoints
 from sims_image.models.autoencoders import Decoder
-from sims_image.models.denoiser import conditional, level, one_hot
+from sims_image.models.denoiser import conditional, level, limited, one_hot
 from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import PRESETS
 from sims_image.processes import full_float32
@@ -133,7 +133,8 @@ class Model:
         def both(x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
             return run.both(x, level(sigma, x), labels)  # an unconditional guide takes no notice of labels
 
-        return own if self.other is None else self.schedule.denoiser(own, own, self.omega, both=both)
+        found = own if self.other is None else self.schedule.denoiser(own, own, self.omega, both=both)
+        return limited(self.network, found)
 
     def evaluations(self, sampler: Sampler) -> tuple[int, int]:
         """Network evaluations an image takes, of (the network, the other one): counted by running the sampler."""

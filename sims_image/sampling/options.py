@@ -59,7 +59,17 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Images:
+class Averaged:
+    """Which averages over training two networks are."""
+
+    base_ema: float | None = None
+    """Relative EMA width of the base, made after training of the averages that its run keeps (power-function EMA)."""
+    auxiliary_ema: float | None = None
+    """The same of the auxiliary, or guide."""
+
+
+@dataclass(frozen=True)
+class Images(Averaged):
     """Which images of which model."""
 
     base: str = ""
@@ -94,10 +104,6 @@ class Images:
     """Neon: extrapolate the weights instead, one network to evaluate."""
     guide: str = ""
     """Autoguidance: checkpoint of a worse model, of any architecture."""
-    base_ema: float | None = None
-    """Relative EMA width of the base, made after training of the averages that its run keeps (power-function EMA)."""
-    auxiliary_ema: float | None = None
-    """The same of the auxiliary, or guide."""
     weight: float | None = None
     """Autoguidance's own weight w = 1 + omega, in place of --omega."""
     decode: str = ""

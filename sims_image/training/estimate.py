@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sims_core.lab.runs import duration
+from sims_image.models import adapters
 from sims_image.models.cost import TRACED, on_gpus, size
 from sims_image.models.networks import Preconditioned, build
 from sims_image.models.presets import Recipe
@@ -35,24 +36,44 @@ _TRIAL = 4e11
 
 @dataclass(frozen=True)
 class Cost:
-    """parameters; flops: floating-point operations of an image, forward and backward (a multiply-add is two).
+    """parameters; trained: how many of them are. flops: floating-point operations of an image, forward and backward (a
+    multiply-add is two).
 
     activations: bytes kept for the backward pass by each image, shared: by a pass of any size (weights as they are
     used), in the recipe's precision.
     """
 
     parameters: int
+    trained: int
     flops: float
     activations: int
     shared: int
 
+    @property
+    def state(self) -> int:
+        """Bytes of the weights, and of gradients and Adam's two of those that are trained."""
+        return 4 * (self.parameters + 3 * self.trained)
+
     def memory(self, images: int, averages: int) -> int:
         """Bytes at the peak of a pass of ``images``: weights, gradients, Adam's two, averages, what backward needs."""
-        return 4 * self.parameters * (4 + averages) + self.shared + self.activations * images
+        return self.state + 4 * averages * self.trained + self.shared + self.activations * images
 
 
-def measure(config: dict[str, Any], recipe: Recipe) -> Cost:
-    """Count a training step. Raises `InputError`, as `sims_image.models.networks.build` does."""
+def _network(config: dict[str, Any], recipe: Recipe, lora: str) -> Preconditioned:
+    """A network to be trained, all of it or an adapter on it."""
+    network: Any = build(**config).train()
+    network.compute_dtype = BODIES[recipe.precision]
+    if lora:
+        adapters.attach(network, adapters.targets_of(lora, network), adapters.Adapter(adapters.parse(lora)[0], "", ""))
+    found: Preconditioned = network
+    return found
+
+
+def measure(config: dict[str, Any], recipe: Recipe, lora: str = "") -> Cost:
+    """Count a training step, of all weights or of an adapter ``lora`` on frozen ones.
+
+    Raises `InputError`, as `sims_image.models.networks.build` does.
+    """
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -60,8 +81,7 @@ def measure(config: dict[str, Any], recipe: Recipe) -> Cost:
         return tensor
 
     with torch.device("meta"):
-        network = build(**config).train()
-        network.compute_dtype = BODIES[recipe.precision]
+        network = _network(config, recipe, lora)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss = _loss(network, recipe, TRACED)
@@ -70,13 +90,14 @@ def measure(config: dict[str, Any], recipe: Recipe) -> Cost:
     sizes = [t.untyped_storage().nbytes() for key, t in kept.items() if key not in own]
     images = sum(n for n in sizes if n % TRACED == 0)
     parameters = sum(p.numel() for p in network.parameters())
-    return Cost(parameters, counter.get_total_flops() / TRACED, images // TRACED, sum(sizes) - images)
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return Cost(parameters, trained, counter.get_total_flops() / TRACED, images // TRACED, sum(sizes) - images)
 
 
-def here(flops: float, config: dict[str, Any], recipe: Recipe, step: float, device: str) -> str:
+def here(flops: float, config: dict[str, Any], recipe: Recipe, step: float, device: str, lora: str = "") -> str:
     """What ``flops`` take on this machine, in words, by the `rate` of half a second."""
     place = choose_device(device)
-    reached = rate(config, recipe, step, place, seconds=0.5)
+    reached = rate(config, recipe, step, place, seconds=0.5, lora=lora)
     return f"about {duration(flops / reached)} on 1 x {place}, {reached / 1e9:.3g} GFLOP/s"
 
 
@@ -93,7 +114,15 @@ def _loss(network: Preconditioned, recipe: Recipe, images: int, device: str | to
     return make_objective(recipe, network)(network, clean, level, torch.randn_like(clean), conditions).value.sum()
 
 
-def rate(config: dict[str, Any], recipe: Recipe, step: float, device: torch.device, *, seconds: float = 2.0) -> float:
+def rate(
+    config: dict[str, Any],
+    recipe: Recipe,
+    step: float,
+    device: torch.device,
+    *,
+    seconds: float = 2.0,
+    lora: str = "",
+) -> float:
     """Operations a second that this machine reaches: in a step of the network itself, or of one of its layers.
 
     step: operations of an image, forward and backward. The network is tried where they are at most 4e11, with as many
@@ -102,12 +131,12 @@ def rate(config: dict[str, Any], recipe: Recipe, step: float, device: torch.devi
     full_float32()  # as training computes
     body = BODIES[recipe.precision] if device.type == "cuda" else torch.float32
     if step <= _TRIAL:
-        network = build(**config).train().to(device)
+        network = _network(config, recipe, lora).to(device)
         network.compute_dtype = body
         images = max(1, min(recipe.batch, round(1e11 / step)))
         spent = _fastest(lambda: _loss(network, recipe, images, device).backward(), device, seconds)  # type: ignore[no-untyped-call]
         return images * step / spent
-    width = int(config["model_channels"]) * max(config["channel_mult"]) // 2
+    width = int(config.get("model_channels", 256)) * max(config.get("channel_mult", [2])) // 2
     layer = torch.nn.Conv2d(width, width, 3, padding=1).to(device, body)
     x = torch.randn(2, width, 16, 16, device=device, dtype=body, requires_grad=True)
     spent = _fastest(lambda: layer(x).sum().backward(), device, seconds)
@@ -136,8 +165,8 @@ def describe(plan: Plan, train: Train) -> str:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     device = choose_device(train.device)
     part, passes = shares("batch", recipe.batch, world, train.microbatch)
-    cost = measure(plan.config, recipe)
-    reached = rate(plan.config, recipe, cost.flops, device)
+    cost = measure(plan.config, recipe, plan.lora)
+    reached = rate(plan.config, recipe, cost.flops, device, lora=plan.lora)
     averages = len(profiles(recipe))
     total = cost.flops * table.steps * table.batch
     data = "none named" if plan.data is None else f"{plan.data.name}: {len(plan.data)} images, {plan.data.path}"
@@ -145,10 +174,10 @@ def describe(plan: Plan, train: Train) -> str:
     mi = "10^6" if recipe.mi == 10**6 else "2^20"
     snapshots = [f"{step * table.batch / recipe.mi:.4g}" for step in table.snapshots]
     shown = snapshots if len(snapshots) <= 10 else [*snapshots[:3], "...", snapshots[-1]]
-    parts = [f"{size(16 * cost.parameters)} weights, gradients and Adam"]
+    parts = [f"{size(cost.state)} weights, gradients and Adam"]
     parts += [
-        f"{size(4 * averages * cost.parameters)} averages",
-        f"{size(cost.memory(part, 0) - 16 * cost.parameters)} activations",
+        f"{size(4 * averages * cost.trained)} averages",
+        f"{size(cost.memory(part, 0) - cost.state)} activations",
     ]
     lines = [
         ("preset", plan.preset),
@@ -160,7 +189,7 @@ def describe(plan: Plan, train: Train) -> str:
         ("steps", f"{table.steps:,} of {recipe.batch} images: {world} process(es) x {passes} passes of {part}"),
         ("snapshots", f"at {', '.join(shown)} Mi (Mi = {mi})"),
         ("sheets", f"{plan.sheet} rows, {plan.sampler}, at {len(plan.sheets)} snapshots" if plan.sheets else "none"),
-        ("parameters", f"{cost.parameters:,}"),
+        ("parameters", f"{cost.parameters:,}" + f", {cost.trained:,} of them trained" * bool(plan.lora)),
         ("memory", f"about {size(cost.memory(part, averages))} a process: {', '.join(parts)}"),
         ("compute", f"{cost.flops / 1e9:.4g} GFLOP an image, {total:.3g} FLOP in all"),
         ("time here", f"about {duration(total / reached / world)} on {world} x {device}, {reached / 1e9:.3g} GFLOP/s"),

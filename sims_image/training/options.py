@@ -122,6 +122,8 @@ class Train(Running, Kept, RecipeOptions):
     """Data set: a folder that `prepare` made, or an EDM zip. Preset digits makes its own, data/digits."""
     from_: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Checkpoint to fine-tune: its architecture and weights, with a new optimiser, and EMA without ramp-up."""
+    fresh: bool = False
+    """Of --from, take the architecture alone, its weights drawn by --seed: an imported network trained from scratch."""
     budget: str = ""
     """Images to see, with a unit (50k, 3Mi); default the preset's. Must be given with --from."""
     out: str = ""

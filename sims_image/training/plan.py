@@ -12,7 +12,6 @@ import torch
 
 from sims_core.errors import InputError, choose
 from sims_core.lab.runs import digest
-from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, by, open_dataset
 from sims_image.data.latents import Autoencoder
@@ -21,6 +20,7 @@ from sims_image.data.prepare import prepare
 from sims_image.data.sheets import sheet_labels
 from sims_image.models import adapters, checkpoints
 from sims_image.models.autoencoders import inherited
+from sims_image.models.denoiser import planned_sampler
 from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS, Preset, Recipe
 from sims_image.training.options import RAW, Train
@@ -32,8 +32,9 @@ class Plan:
     """A training run that is known to make sense, before anything is built.
 
     preset: its name, '' for a checkpoint without one. config: arguments of `sims_image.models.networks.build`. data:
-    None in a dry run without. parent: the checkpoint to start from. lora: an adapter on it, '' for all weights. sheets:
-    the steps at which one is drawn. settings: what the run folder records. notes: what the user should know.
+    None in a dry run without. parent: the checkpoint to start from. autoencoder: of latents, as the parent sees them,
+    else as the data say. lora: an adapter on it, '' for all weights. sheets: the steps at which one is drawn. settings:
+    what the run folder records. notes: what the user should know.
     """
 
     preset: str
@@ -41,6 +42,7 @@ class Plan:
     config: dict[str, Any]
     data: Dataset | None
     parent: checkpoints.Summary | None
+    autoencoder: Autoencoder | None
     table: Timetable
     seed: int
     sampler: str
@@ -51,11 +53,6 @@ class Plan:
     sheets: frozenset[int]
     settings: dict[str, Any]
     notes: tuple[str, ...]
-
-    @property
-    def autoencoder(self) -> Autoencoder | None:
-        """Of latents: as the parent sees them, else as the data say."""
-        return inherited(one.autoencoder for one in (self.parent, self.data) if one is not None)
 
     @property
     def folder(self) -> Path:
@@ -72,14 +69,17 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
     for name in ("seed", "sheet", "workers", "microbatch"):
         if (getattr(train, name) or 0) < 0:
             raise InputError(name, getattr(train, name), "give a whole number of at least 0")
-    parent = checkpoints.summary(train.from_, argument="from_") if train.from_ else None
-    name, preset = _preset(train, parent)
+    model = checkpoints.summary(train.from_, argument="from_") if train.from_ else None
+    if train.fresh and model is None:
+        raise InputError("fresh", True, "name the checkpoint whose architecture it is with `from_`")
+    parent = None if train.fresh else model
+    name, preset = _preset(train, model)
     check_lora(train.lora, None if parent is None else parent.config)
-    if parent is not None and not train.budget:
+    if model is not None and not train.budget:
         raise InputError("budget", "", "say how many images to fine-tune for, such as 1Mi")
     recipe = recipe_of(train, preset.recipe, fine_tuning=parent is not None)
     data = _opened(train, name) if data is None else data
-    config = _config(train, preset, recipe, parent, data)
+    config = _config(train, preset, recipe, model, data)
     table = timetable(
         recipe, snapshots=train.snapshots, every=train.snapshot_every, log=train.log_every, state=train.state_every
     )
@@ -108,6 +108,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         config=config,
         data=data,
         parent=parent,
+        autoencoder=inherited(one.autoencoder for one in (model, data) if one is not None),
         table=table,
         seed=train.seed,
         sampler=sampler,
@@ -125,7 +126,7 @@ def _sheets(table: Timetable, config: dict[str, Any], sampler: str, rows: int) -
     """The steps at which a sheet costs less than a tenth of the training since the last one; the end always."""
     samples = len(sheet_labels(rows, int(config.get("label_dim") or 0), Seed(0))[1])
     steps = (
-        10 * samples * Sampler.parse(sampler, argument="sampler").nfe / 3 / table.batch
+        10 * samples * planned_sampler(sampler, config).nfe / 3 / table.batch
     )  # forward and backward are three evaluations
     found, last = {table.steps}, 0
     for step in table.snapshots:

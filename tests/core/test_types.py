@@ -40,4 +40,4 @@ def test_every_name_has_its_type(checked):
     assert not [one for one in types if one == "Any" or one.startswith("def (*args: Any")], types
     assert sum(one.startswith(("def (", "def [")) for one in types) > 0.6 * len(types), types
     verbs = [one for one in types if one.startswith("sims_image.verbs.Verb[")]
-    assert len(verbs) == 10 and all("data: str =" in one or "source: str =" in one for one in verbs), verbs
+    assert len(verbs) == 11 and all("data: str =" in one or "source: str =" in one for one in verbs), verbs

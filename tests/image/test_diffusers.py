@@ -9,17 +9,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
+from sims_core import guide
 from sims_core.errors import InputError
+from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import SampleNoise
 from sims_core.seeds import Seed
 from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
-from sims_image.models import checkpoints
+from sims_image.models import adapters, checkpoints
+from sims_image.models.denoiser import conditional
 from sims_image.models.diffusers import import_diffusers
 from sims_image.models.presets import PRESETS
 from sims_image.sampling.generate import choose_sampler
 from sims_image.sampling.guided import load_model
+from sims_image.training import estimate
 from sims_image.training.objectives import make_objective
 from tests.core import foreign
 from tests.image import tiny
@@ -79,6 +84,53 @@ def test_a_unet_samples_as_in_diffusers(tmp_path, scheduler):
         ours = sampler(model.denoiser(None), NOISE)
     assert sampler.nfe == sampler.evaluations()[0] == 5
     assert (ours - loop(network, scheduler, NOISE, 5)).abs().max() < 1e-4 * ours.abs().max()
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"clip_sample": True, "clip_sample_range": 1.5},
+        {"thresholding": True, "dynamic_thresholding_ratio": 0.7, "sample_max_value": 1.2},
+        {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 50.0},
+    ],
+)
+@pytest.mark.parametrize("guidance", ["", "full", "held:2"])
+def test_images_are_limited_as_in_diffusers(tmp_path, limits, guidance):
+    """Clipped and thresholded after guidance, alone, in full and held, by the library's own loop and its own step."""
+    network, auxiliary = foreign.unet(), foreign.moved(foreign.unet(), 0.3)
+    scheduler = foreign.diffusers.DDIMScheduler(**{"clip_sample": False, **limits})
+    written(tmp_path / "base", network, scheduler)
+    written(tmp_path / "auxiliary", auxiliary, scheduler)
+    asked = {"auxiliary": f"hf:{tmp_path / 'auxiliary'}", "omega": 1.5} if guidance else {}
+    model = load_model(f"hf:{tmp_path / 'base'}", schedule=GuidanceSchedule.parse(guidance or "full"), **asked)
+    guided = network if not guidance else guide(network, auxiliary, 1.5, guidance="full")
+    x = NOISE.clone()
+    with torch.no_grad():
+        ours = choose_sampler(model, "ddim:5")(model.denoiser(None), NOISE)
+        scheduler.set_timesteps(5)
+        for number, t in enumerate(scheduler.timesteps):
+            predicted = guided(x, t).sample
+            if guidance == "held:2":
+                own = network(x, t).sample
+                level = float((1 / scheduler.alphas_cumprod[t] - 1).sqrt())
+                if number % 2 == 0:  # D_base - D_aux
+                    held = (auxiliary(x, t).sample - own) * level
+                predicted = own - 1.5 * held / level
+            x = scheduler.step(predicted, t, x, use_clipped_model_output=True).prev_sample
+    assert (ours - x).abs().max() < 1e-4 * x.abs().max() and x.abs().max() < 1.6
+    free = load_model(f"hf:{tmp_path / 'base'}").network
+    free.limits = None
+    without = choose_sampler(model, "ddim:5")(conditional(free, None), NOISE)
+    assert (without - ours).abs().max() > 0.1  # there was something to limit
+    free.train()  # a loss sees what the network predicts
+    torch.testing.assert_close(free(NOISE, torch.tensor(1.0)), model.network(NOISE, torch.tensor(1.0)))
+    ancestral = foreign.diffusers.DDPMScheduler(**{"clip_sample": False, **limits})
+    with torch.no_grad():
+        t = torch.tensor(500)
+        stepped = ancestral.step(network(NOISE, t).sample, t, NOISE).pred_original_sample
+        sigma = model.network.levels[500]
+        alone = load_model(f"hf:{tmp_path / 'base'}").denoiser(None)(NOISE * (1 + sigma**2).sqrt(), sigma)
+    torch.testing.assert_close(alone, stepped, rtol=1e-3, atol=1e-4)
 
 
 def test_a_dit_with_classes_generates_as_in_diffusers(tmp_path):
@@ -316,6 +368,58 @@ def test_an_adapter_whose_base_has_gone_is_one_line(folder, tmp_path):
     import_diffusers(folder, tmp_path / "base", scheduler="DDPMScheduler")
     with pytest.raises(InputError, match=r"whose base .*/base is another by now"):
         checkpoints.load(made)
+
+
+def test_a_dry_run_prices_what_is_run(folder, tmp_path, capsys):
+    """An adapter's step: no gradients of frozen weights, and Adam for the adapter alone; as many evaluations as run."""
+    found, recipe = checkpoints.summary(f"hf:{folder}"), PRESETS["diffusers"].recipe
+    whole, tuned = estimate.measure(found.config, recipe), estimate.measure(found.config, recipe, "1")
+    assert whole.parameters == whole.trained == found.parameters
+    network = checkpoints.load(f"hf:{folder}").network.train().requires_grad_(True)
+
+    def counted():
+        """Of an image's step here, where attention's own products are not counted."""
+        with FlopCounterMode(display=False) as counter:
+            network(torch.randn(2, 3, 8, 8), torch.ones(2)).sum().backward()
+        return counter.get_total_flops() / 2
+
+    before = counted()
+    adapters.attach(network, adapters.targets_of("1", network), adapters.Adapter(1, "", ""))
+    assert tuned.trained == sum(p.numel() for p in network.parameters() if p.requires_grad) < 0.5 * whole.trained
+    assert tuned.parameters == whole.parameters + tuned.trained
+    assert whole.flops - tuned.flops == pytest.approx(before - counted()) and tuned.flops < 0.9 * whole.flops
+    data = tiny.write_data(tmp_path / "data.zip", count=64, classes=0)
+    given = ["--data", str(data.path), "--device", "cpu", "--dry-run"]
+    command(["train", "--from", f"hf:{folder}", *given, "--budget", "1k", "--lora", "1"])
+    assert f"{tuned.parameters:,}, {tuned.trained:,} of them trained" in capsys.readouterr().out
+    sampling = ["--base", f"hf:{folder}", "--features", "pixels", "--sampler", "ddim:5", *given]
+    sizes = {"sims": [], "loop": ["--generations", "2"]}
+    for verb, more in sizes.items():
+        command([verb, *sampling, *more])
+        assert "5 evaluations an image, 10 with" in capsys.readouterr().out
+    assert estimate.rate(found.config, recipe, 1e13, torch.device("cpu"), seconds=0.01) > 0  # too large to be tried
+
+
+def test_an_imported_architecture_from_scratch(folder, tmp_path, capsys):
+    """Weights of the seed and not the folder's; so the rivals that need another network run too."""
+    data = tiny.write_data(tmp_path / "data.zip", count=64, classes=0)
+    words = ["--data", str(data.path), "--device", "cpu"]
+    train = ["train", "--from", f"hf:{folder}", "--fresh", *words, "--budget", "0.008k", "--batch", "8", "--lr", "1e-9"]
+    for name, seed in (("1", "1"), ("again", "1"), ("2", "2")):
+        command([*train, "--seed", seed, "--out", str(tmp_path / name)])
+    made = [checkpoints.load(tmp_path / name / "snapshots/0000000008/raw") for name in ("1", "again", "2")]
+    base = checkpoints.load(f"hf:{folder}")
+    assert made[0].sha256 == made[1].sha256 != made[2].sha256 and made[0].record.parent is None
+    for one, other in ((made[0], base), (made[0], made[2])):
+        assert one.config == other.config
+        first, second = (m.network.state_dict()["model.conv_in.weight"] for m in (one, other))
+        assert (first - second).std() > 0.05
+    loop = ["loop", *words, "--base", f"hf:{folder}", "--features", "pixels", "--sampler", "ddim:3", "--n", "20"]
+    loop += ["--synthetic", "32", "--generations", "1", "--trials", "1", "--fit-budget", "128", "--train-batch", "8"]
+    command([*loop, "--method", "rebuilt,autoguidance", "--out", str(tmp_path / "loop")])
+    assert len(list((tmp_path / "loop").glob("rebuild-*"))) == 2 and (tmp_path / "loop/report/report.html").exists()
+    with pytest.raises(InputError, match=r"--fresh: got .True.; name the checkpoint whose architecture it is with"):
+        command(["train", "--preset", "digits", "--fresh", "--dry-run"])
 
 
 def test_algorithm_1_by_an_adapter(folder, tmp_path):

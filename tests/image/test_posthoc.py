@@ -88,6 +88,14 @@ def test_generate_and_evaluate_at_a_width(run, data, tmp_path, capsys):
     assert record["source"]["base"] == checkpoints.summary(at_width(run.checkpoint, 0.07)).sha256
     command(["evaluate", *common, "--reference", str(data), "--features", "pixels", "--out", str(tmp_path / "r.json")])
     assert json.loads((tmp_path / "r.json").read_text())["source"]["base"] == record["source"]["base"]
+    told = ["--data", str(data), "--base", str(run.checkpoint), "--auxiliary", str(run.checkpoint), "--n", "24"]
+    told += ["--base-ema", "0.07", "--auxiliary-ema", "0.1", "--sampler", "heun:2", "--features", "pixels"]
+    command(["outlook", *told, "--device", "cpu", "--out", str(tmp_path / "told.json")])
+    found = json.loads((tmp_path / "told.json").read_text())
+    assert found["base"]["base"] == record["source"]["base"]
+    assert found["auxiliary"]["base"] == checkpoints.summary(at_width(run.checkpoint, 0.1)).sha256
+    with pytest.raises(InputError, match=r"--auxiliary-ema: got .0.1.; it is made of a checkpoint's averages"):
+        command(["outlook", *told[:4], "--auxiliary", str(tmp_path / "made"), "--auxiliary-ema", "0.1"])
 
 
 def test_refusals(run, data, tmp_path):

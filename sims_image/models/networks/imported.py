@@ -120,6 +120,13 @@ def make(config: Mapping[str, Any]) -> Any:
         raise InputError("config", config["_class_name"], f"diffusers makes none of it ({reason(error)})") from None
 
 
+def _limits(config: Mapping[str, Any]) -> tuple[float | None, float] | None:
+    """(the quantile of dynamic thresholding, its largest bound), or (None, the range) of clipping; None for neither."""
+    if config.get("thresholding"):
+        return float(config["dynamic_thresholding_ratio"]), float(config["sample_max_value"])
+    return (None, float(config["clip_sample_range"])) if config.get("clip_sample") else None
+
+
 class Imported(Preconditioned):
     """A network of diffusers as a denoiser; ``model`` is the library's own module.
 
@@ -141,7 +148,9 @@ class Imported(Preconditioned):
         self.sigma_data, self._scheduler = sigma_data, dict(scheduler)
         self._null = label_dim if model["_class_name"] != "UNet2DModel" else 0
         with torch.device("cpu"):  # its tables are numbers, also where shapes alone are wanted
-            self.form = form_of(make(scheduler))
+            made = make(scheduler)
+            self.form = form_of(made)
+        self.limits = _limits(made.config)
         self.sigma_min, self.sigma_max = self.form.span
         table = None if self.form.table is None else torch.tensor(self.form.table.tolist())
         self.discrete = table is not None
@@ -174,6 +183,20 @@ class Imported(Preconditioned):
         except ValueError as error:
             raise InputError("sampler", f"ddim:{steps}", reason(error)) from None
         return sigmas(scheduler).clamp(max=_HIGHEST)
+
+    def limit(self, clean: Tensor) -> Tensor:
+        """An estimate D (B, ...) as its scheduler limits it in sampling: to a range, or to each image's own quantile.
+
+        Dynamic thresholding (Saharia et al. 2022, arXiv 2205.11487) as diffusers does it. Guided estimates are limited
+        when they are combined, as in diffusers' loops.
+        """
+        assert self.limits is not None
+        share, top = self.limits
+        if share is None:
+            return clean.clamp(-top, top)
+        bound = clean.flatten(1).abs().float().quantile(share, dim=1).clamp(1, max(top, 1)).to(clean)
+        bound = bound.reshape(-1, *[1] * (clean.ndim - 1))
+        return clean.clamp(-bound, bound) / bound
 
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Those of the scheduler's form: D is affine in x and in what the network predicts."""

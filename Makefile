@@ -1,5 +1,5 @@
-# make demo: install and run the sweep.  make images: Algorithm 1 on digits.  make test: lint, types, tests.
-# make gpu: what takes a GPU.  Variables: PYTHON, TORCH_INDEX, SWEEP, IMAGES, GPU, CARRY.
+# make demo: install and run the sweep.  make images: Algorithm 1 on real images.  make test: lint, types, tests.
+# make gpu: what takes a GPU.  Variables: PYTHON, TORCH_INDEX, SWEEP, IMAGES, PICTURES, GPU, CARRY.
 PYTHON ?= python3
 # PyTorch's own CPU index (see its installation page), where the pinned build would otherwise bring CUDA
 TORCH_INDEX ?=
@@ -9,6 +9,8 @@ GPU ?=
 CARRY ?=
 # where `make images` works; it goes on where it was stopped
 IMAGES ?= runs/images
+# Fashion-MNIST's four .gz files
+PICTURES ?= /usr/share/datasets/fashion-mnist
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt \
@@ -20,12 +22,7 @@ demo: install
 	$(BIN)/python -m sims_toy.sweep $(SWEEP)
 
 images: install
-	$(BIN)/sims_image prepare digits --holdout 500 --out $(IMAGES)/digits
-	OMP_NUM_THREADS=1 $(BIN)/sims_image train --preset digits --data $(IMAGES)/digits --budget 100k --out $(IMAGES)/base
-	OMP_NUM_THREADS=1 $(BIN)/sims_image sims --data $(IMAGES)/digits --heldout $(IMAGES)/digits-heldout \
-	  --base $(IMAGES)/base/snapshots/0000100096/ema --out $(IMAGES)/sims --synthetic 1000 --budget 4k,8k \
-	  --omega 0.25,0.5,1,2 --search 300 --n 300 --repeats 3 --features classifier --sampler heun:5 --batch 100 \
-	  --auxiliary-weights raw --lr 1e-4 --lr-rampup 0 --lr-decay constant
+	SIMS_IMAGE=$(BIN)/sims_image scripts/images_cpu.sh "$(PICTURES)" "$(IMAGES)"
 
 install: $(VENV)/installed
 

@@ -16,7 +16,7 @@ from sims_core.guidance import FULL
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.experiments.bench import Bench
-from sims_image.experiments.halving import Cell, halve, planned, retunings, rounds
+from sims_image.experiments.halving import Cell, halve, in_words, planned, retunings, rounds
 from sims_image.experiments.plan import Plan
 from sims_image.experiments.search import Search
 from sims_image.learner import ImageData, ImageModel
@@ -86,7 +86,7 @@ def confirm(
         told = f"weights extrapolated, w = {strength:g} (chosen on the search seeds)"
         plans += [
             (*_more_steps(bench, base), base, bench.equal(base)),
-            ("base, sampler retuned", f"{_told(retuned)}: the best of {tried} on the search seeds", base, retuned),
+            ("base, sampler retuned", f"{in_words(retuned)}: the best of {tried} on the search seeds", base, retuned),
             (
                 "base trained further",
                 f"on its own data for {found.budget:,} images",
@@ -130,10 +130,6 @@ def _retuned(plan: Plan, bench: Bench, base: ImageModel) -> tuple[Sampler, int, 
     _, best = halve(options, turns, measure, lambda cell: bench.value(cell)["value"])
     cost, _ = planned(len(options), turns, bench.evaluations_of_sims(base))
     return best, len(options), cost
-
-
-def _told(sampler: Sampler) -> str:
-    return f"{sampler}, rho {sampler.rho:g}, sigma_max {sampler.sigma_max:g}"
 
 
 def _more_steps(bench: Bench, base: ImageModel) -> tuple[str, str]:

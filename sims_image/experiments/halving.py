@@ -95,6 +95,11 @@ def retunings(sampler: Sampler, nfe: int) -> list[Sampler]:
     return list(dict.fromkeys(found))
 
 
+def in_words(sampler: Sampler) -> str:
+    """A retuned sampler with its grid."""
+    return f"{sampler}, rho {sampler.rho:g}, sigma_max {sampler.sigma_max:g}"
+
+
 def at_most(sampler: Sampler, nfe: int) -> Sampler:
     """The sampler with as many steps as ``nfe`` evaluations allow, at least the least it has."""
     steps = nfe + 1

@@ -23,11 +23,12 @@ from sims_core.forecast import Angle, outlook
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
+from sims_image.data.stores import Images
 from sims_image.experiments import leaderboard_report
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.checks import omegas_of
 from sims_image.experiments.costs import ledger
-from sims_image.experiments.halving import Cell, halve, planned, retunings, rounds
+from sims_image.experiments.halving import Cell, halve, in_words, planned, retunings, rounds
 from sims_image.experiments.laboratory import Checked, Lab, check
 from sims_image.experiments.loop import bound
 from sims_image.experiments.options import Leaderboard
@@ -48,6 +49,8 @@ from sims_image.training.schedules import images_of
 _SEARCH = 10**12
 #: images by which seconds are measured
 _TIMED = 128
+#: arms whose images are shown, from the same seeds
+SHOWN = ("base", "2x steps", "auxiliary alone", "SIMS")
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,7 @@ class Board(Lab):
         assert isinstance(self.settings, Leaderboard)
         self.asked = self.settings
         self.predictions, self.seconds = list[dict[str, Any]](), list[dict[str, Any]]()
+        self.samples = dict[str, Images]()
 
     @cached_property
     def bench(self) -> Bench:
@@ -263,7 +267,7 @@ class Board(Lab):
         held = [n for n in (model.network, model.other) if n is not None]
         real = self._real.heldout or self._real.data
         losses = heldout_loss(model, real, seed=Seed(self.settings.seed).child("loss"))
-        told: dict[str, Any] = {"method": arm.method, "omega": arm.omega, "sampler": str(sampler),
+        told: dict[str, Any] = {"method": arm.method, "omega": arm.omega, "sampler": in_words(sampler),
                 "seen": arm.seen, "drawn": arm.drawn, "chosen": arm.chosen, "equal": arm.equal,
                 "megaflops": (first * flops[0] + second * flops[1]) / 1e6, "loss": float(losses.mean()),
                 "loss_se": float(losses.std(ddof=1) / len(losses) ** 0.5),
@@ -272,7 +276,7 @@ class Board(Lab):
         row |= told
         if trial == 0:
             self.seconds.append({"arm": arm.name, "seconds_a_thousand": self._timed(arm)})
-            self.grid_of(arm)
+            self._show(arm)
         return row
 
     def real_row(self, trial: int) -> None:
@@ -287,17 +291,17 @@ class Board(Lab):
                 row["n"] = floor.n
         self.rows.append(row)
 
+    def _show(self, arm: Arm) -> None:
+        """Keep the first images of a few arms, for the strips of the report."""
+        if self.bench.pictures and self.processes.first and arm.name in SHOWN:
+            seeds = Seeds.span(0, min(24, self.sizes.n))
+            self.samples[arm.name] = self.bench.drawn(arm.model, seeds, sampler=arm.sampler, schedule=arm.schedule)
+
     def _timed(self, arm: Arm) -> float:
         """Seconds that 1,000 images take here."""
         began = time.perf_counter()
         self.bench.drawn(arm.model, Seeds.span(_SEARCH, _TIMED), sampler=arm.sampler, schedule=arm.schedule)
         return 1000 / _TIMED * (time.perf_counter() - began)
-
-    def grid_of(self, arm: Arm) -> None:
-        """The sheet of an arm's first images."""
-        if arm.name in ("base", "2x steps", "auxiliary alone") or arm.method == "sims":
-            place = arm.name.replace(" ", "-").replace("=", "").replace(":", "-")
-            self.grid(arm.model, place, sampler=arm.sampler, schedule=arm.schedule)
 
 
 def conduct(settings: Leaderboard, processes: Processes) -> tuple[Path, Sequence[str]] | None:
@@ -310,8 +314,10 @@ def conduct(settings: Leaderboard, processes: Processes) -> tuple[Path, Sequence
         return None
     tables = leaderboard_report.tables(pd.DataFrame(board.rows), pd.DataFrame(board.predictions))
     words = leaderboard_report.words(tables, board)
-    figures = leaderboard_report.figures(tables, board)
+    figures = leaderboard_report.figures(tables, board, board.samples)
     folder = board.write(tables, figures, words)
+    metric = board.bench.reference.extractor.metric
+    (folder / "leaderboard.md").write_text(leaderboard_report.markdown(tables["leaderboard"], metric, board.bench.also))
     pd.DataFrame(board.seconds).to_csv(folder / "seconds.csv", index=False)  # not of the tables: no two runs are alike
     return folder, words
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,10 @@ from scipy import stats
 
 from sims_core.lab.style import METHOD, footnote, style
 from sims_core.seeds import Seed
+from sims_image.data.stores import Images
 from sims_image.experiments.captions import settings_line
 from sims_image.experiments.laboratory import Lab, mean_interval, said
+from sims_image.experiments.sims_report import samples_figure
 from sims_image.metrics.compare import METRICS
 
 #: columns of an arm that do not depend on the trial's images
@@ -91,9 +93,18 @@ def rank_correlation(x: Any, y: Any) -> tuple[float, float, float]:
     return float(stats.spearmanr(x, y).statistic), float(low), float(high)
 
 
-def figures(found: dict[str, pd.DataFrame], lab: Lab) -> dict[str, Figure]:
-    """'leaderboard' and 'predictions'."""
-    return {"leaderboard": _board(found, lab), "predictions": _predictions(found["predictions"], lab)}
+def figures(found: dict[str, pd.DataFrame], lab: Lab, samples: dict[str, Images]) -> dict[str, Figure]:
+    """'leaderboard', 'predictions' and, where there are pictures, 'samples': those of the first base, by arm."""
+    made = {"leaderboard": _board(found, lab), "predictions": _predictions(found["predictions"], lab)}
+    if not samples:
+        return made
+    rows = [
+        {"arm": row["arm"], "mean": row["frechet"], "half_interval": (row["frechet_high"] - row["frechet_low"]) / 2,
+         "nfe": f"{row['nfe']:.0f}"}
+        for _, row in found["leaderboard"].iterrows()
+    ]  # fmt: skip
+    metric = lab.bench.reference.extractor.metric
+    return made | {"samples": samples_figure(rows, samples, metric, lab.data.open().name)}
 
 
 def _board(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
@@ -172,6 +183,7 @@ def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
                     f", {_side(row, 'minus_control')} the best control of equal cost ({said(row, 'minus_control')})"
                 )
             told.append(words + ".")
+    told.append(f"Each of the {2 * (len(table) - 1)} comparisons is at 95 % by itself, not corrected for their number.")
     for _, row in found["agreement"].iterrows():
         if row["spearman"] == row["spearman"]:
             told.append(
@@ -201,7 +213,7 @@ _SHOWN: Sequence[tuple[str, str, str]] = (
 )
 
 
-def markdown(table: pd.DataFrame, metric: str, spaces: Sequence[str] = ()) -> str:
+def markdown(table: pd.DataFrame, metric: str, spaces: Iterable[str] = ()) -> str:
     """The leaderboard as a table of Markdown: ± half the 95 % interval. spaces: further features that are told.
 
     seen: images trained on beside the base's own; drawn: images drawn for that.
@@ -212,15 +224,17 @@ def markdown(table: pd.DataFrame, metric: str, spaces: Sequence[str] = ()) -> st
              "parameters", "seen", "drawn"]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for _, row in table.iterrows():
-        cells = [
-            str(row["arm"]) + (f" (ω = {row['omega']})" if row["omega"] and "omega" not in str(row["arm"]) else "")
-        ]
+        told = "" if row["omega"] != row["omega"] or "omega" in str(row["arm"]) else str(row["omega"])
+        cells = [f"{row['arm']} (ω = {told})" if told else str(row["arm"])]
         for name, _, form in shown:
             scale = 1000 if name == "kid" else 1
             half = scale * (row[f"{name}_high"] - row[f"{name}_low"]) / 2
-            text = form.format(scale * row[name])
+            text = form.format(scale * row[name]) if row[name] == row[name] else ""
             cells.append(text + (f" ± {half:.2g}" if half == half and half > 0 else ""))
+        if row["method"] == "real":
+            lines.append("| " + " | ".join([*cells, *[""] * 5]) + " |")
+            continue
         cells += [f"{row['nfe']:.0f}", f"{row['megaflops']:,.0f}", f"{row['parameters']:,.0f}", f"{row['seen']:,.0f}",
                   f"{row['drawn']:,.0f}"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"

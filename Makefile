@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo images install test lint types unit slow gpu gpu-wheels benchmarks notebooks figures clean
+.PHONY: demo images install test lint types unit coverage slow gpu gpu-wheels benchmarks notebooks figures clean
 
 demo: install
 	$(BIN)/python -m sims_toy.sweep $(SWEEP)
@@ -47,6 +47,10 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 unit: $(VENV)/installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+
+# which lines the tests reach; tracing them makes the tests slower
+coverage: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --cov --cov-report=term
 
 slow: $(VENV)/installed-dev

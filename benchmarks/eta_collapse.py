@@ -85,7 +85,7 @@ def gaussians(learner: NetworkLearner, model: NetworkModel) -> ExactModel:
     """The networks' own distributions, sampled without bias, as Gaussians."""
     rows = list(range(learner.rows))
     fair = replace(UNBIASED, sigma_data=SAMPLER.sigma_data)
-    return ExactModel(replace(learner._select(model, rows), sampler=fair).output, SAMPLER)
+    return ExactModel(replace(model.take(rows), sampler=fair).output, SAMPLER)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Guidance of exact densities: samples of p proportional to p_base^(1 + omega) / p_aux^omega.
 
-SIMS extrapolates scores noise level by noise level; a model whose likelihood is exact has one density, of which the same
-line is taken, s = (1 + omega) s_base - omega s_aux. For Gaussians the two agree where covariances commute, v =
-v_b^(1 + omega) / v_a^omega being diffusion's answer and (1 + omega) / v_b - omega / v_a this one's precision: they differ
-at second order in v_a - v_b. Two ways to draw, both with their diagnostics, both refused where these say that the draws
-are not of p (`Drawn.degenerate`):
+SIMS extrapolates scores noise level by noise level; a model whose likelihood is exact has one density, of which the
+same line is taken, s = (1 + omega) s_base - omega s_aux. For Gaussians that is the precision
+(1 + omega) / v_b - omega / v_a, where the probability flow of SIMS gives the variance v_b^(1 + omega) / v_a^omega: they
+differ at second order in v_a - v_b. There are two ways to draw, both with their diagnostics, both refused where these
+say that the draws are not of p (`Drawn.degenerate`):
 
 - `importance`: draws of the base are resampled in proportion to (p_base / p_aux)^omega
 - `annealed_langevin`: omega grows in stages; each reweights the particles and moves them by Langevin steps that are

@@ -107,11 +107,13 @@ class Experiment:
 class Measurer:
     """How a learner is made and run: rows a piece of work, whether sizes may differ in it, least trials to share.
 
-    measure: ``(experiment, cells, trials) -> Values``; like make, a function that another process can import.
+    measure: ``(experiment, cells, trials) -> Values``; like make, a function that another process can import. parse:
+    reads its samplers, as `Sampler.parse` does.
     """
 
-    make: Callable[[Experiment, Cell, Sampler, Any], Any]
+    make: Callable[[Experiment, Cell, Any, Any], Any]
     chunk: int
     mixes_sizes: bool
     least_trials: int
     measure: Callable[[Experiment, Sequence[Cell], Sequence[int]], Values]
+    parse: Callable[..., Any] = Sampler.parse

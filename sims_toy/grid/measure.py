@@ -16,6 +16,7 @@ import torch
 
 from sims_core.algorithm import AUXILIARY_DATA, METHODS, Trained
 from sims_core.errors import InputError, choose
+from sims_core.flow import VelocitySampler
 from sims_core.guidance import GuidanceSchedule
 from sims_core.lab.grids import parse_budget
 from sims_core.loop import Generation, parse_policy, self_consuming_loop
@@ -40,23 +41,24 @@ def measure(experiment: Experiment, cells: Sequence[Cell], trials: Sequence[int]
     first = cells[0]
     source = experiment.source(first)
     real = standard(source)
-    sampler = Sampler.parse(first.sampler, sigma_data=spread(real))
-    learner = LEARNERS[first.learner].make(experiment, first, sampler, np.tile(trials, len(cells)))
+    kind = LEARNERS[first.learner]
+    sampler = kind.parse(first.sampler, sigma_data=spread(real))
+    learner = kind.make(experiment, first, sampler, np.tile(trials, len(cells)))
     seed = Seed(experiment.seed)
 
     def per_row(values: Sequence[float]) -> Array:
         return np.repeat(np.asarray(values, dtype=np.float64), len(trials))
 
     policy = parse_policy(first.loop)
-    if first.learner == "network" and experiment.network is not None and experiment.network.start == "warm":
+    if experiment.network is not None and experiment.network.start == "warm":
         policy = replace(policy, warm=True)
     real_size = per_row([c.real_size for c in cells])
     first_size = per_row([c.initial_size or c.real_size for c in cells])
     data = learner.draw(real, first_size, seed=seed.child("real"))
     pollution = None
     if any(c.pollution for c in cells):  # from a previous-generation model: one of the real data alone
-        earlier = Sampler.parse(first.reference or first.sampler, sigma_data=spread(real))
-        other = LEARNERS[first.learner].make(experiment, first, earlier, learner.streams)
+        earlier = kind.parse(first.reference or first.sampler, sigma_data=spread(real))
+        other = kind.make(experiment, first, earlier, learner.streams)
         before = other.fit(data, seed=seed.child("previous"))
         pollution = other.sample(before, per_row([c.pollution for c in cells]), seed=seed.child("pollution"))
     loop = self_consuming_loop(
@@ -202,9 +204,8 @@ def _real_mean(real: Gaussian | Distribution) -> Array:
 
 
 def _weights(moment: Moment) -> Array:
-    """The base networks' parameters and, last, their sigma_data (both of `standard` data): (R, P + 1)."""
-    base = moment.generation.trained.base.base
-    return np.asarray(torch.cat([base.params.double(), base.sigma_data[:, None]], 1).cpu().numpy())
+    """The base's parameters (of `standard` data), as the learner counts them: (R, P)."""
+    return np.asarray(moment.learner.parameters(moment.generation.trained.base))
 
 
 #: name -> function of a `Moment` that gives (R, ...); '{name}:{number}' hands the number on.
@@ -253,10 +254,16 @@ def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Arra
     return NetworkLearner(sampler, streams, experiment.network, temperature=cell.temperature, guidance=schedule)
 
 
+def parse_velocity(text: str, *, argument: str = "sampler", sigma_data: float = 0.5) -> VelocitySampler:
+    """`VelocitySampler.parse`; the data's spread plays no part."""
+    return VelocitySampler.parse(text, argument=argument)
+
+
 LEARNERS: dict[str, Measurer] = {
     "exact": Measurer(_exact, 2048, True, 25, measure),
     "twin": Measurer(_twin, 2048, True, 1, measure),  # the exact learner on the networks' own points
     "network": Measurer(_network, 24, False, 1, measure),
+    "flow-matching": Measurer(_network, 24, False, 1, measure, parse_velocity),  # networks of velocities
 }
 
 

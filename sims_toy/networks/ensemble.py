@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -21,10 +21,19 @@ from torch import Tensor
 
 from sims_core.devices import filled
 from sims_core.errors import InputError, choose
+from sims_core.flow import Velocity
 from sims_core.guidance import Denoiser
 from sims_core.seeds import Seed
 from sims_toy.networks.mlp import Mlp, Stacked
-from sims_toy.networks.targets import CosineTime, EdmParametrisation, EpsilonParametrisation, Parametrisation, TimeInput
+from sims_toy.networks.targets import (
+    PARAMETRISATIONS,
+    CosineTime,
+    EdmParametrisation,
+    EpsilonParametrisation,
+    Parametrisation,
+    TimeInput,
+    VelocityParametrisation,
+)
 
 BACKENDS = ("auto", "numba", "torch")
 
@@ -66,11 +75,11 @@ class Ensemble:
     ) -> Ensemble:
         """Untrained networks, one a seed. ``sigma_data``: for all, or one a network [K].
 
-        init: 'zero_last' or 'torch' (`Mlp.initial`); by default the first for EDM, the second for epsilon-prediction.
+        init: 'zero_last' or 'torch' (`Mlp.initial`); by default the second for epsilon-prediction, else the first.
         """
         chosen = parametrisation if parametrisation is not None else EdmParametrisation()
         if init is None:
-            init = "zero_last" if isinstance(chosen, EdmParametrisation) else "torch"
+            init = "torch" if isinstance(chosen, EpsilonParametrisation) else "zero_last"
         std = torch.as_tensor(sigma_data, dtype=torch.float64, device=device).expand(len(seeds)).clone()
         return cls(mlp, mlp.initial(seeds, init, dtype).to(device), std, chosen)
 
@@ -120,22 +129,49 @@ class Ensemble:
             if not isinstance(parametrisation, EpsilonParametrisation):
                 raise InputError("time", time, "only epsilon-prediction takes a time input; EDM's is ln(sigma) / 4")
             parametrisation = replace(parametrisation, time=time)
-        forward = _forward
-        if use_numba(backend, self):
-            from sims_toy.networks.kernel import forward
+        raw = self._raw(backend)
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            if x.ndim != 3 or x.shape[0] != len(self) or x.shape[2] != self.mlp.dim:
-                raise InputError("x", tuple(x.shape), f"these networks need shape ({len(self)}, n, {self.mlp.dim})")
+            self._check(x)
             level = filled(torch.as_tensor(sigma, dtype=torch.float64), x.device, torch.float64)
             coefficients = parametrisation.coefficients(level, self.sigma_data[:, None, None])
             c_in, moment, skip, out = (c.expand(len(self), -1, 1) for c in coefficients)
             wide = x.to(torch.float64)
-            rows = torch.cat([wide * c_in, moment.expand(-1, x.shape[1], 1)], 2).to(self.params.dtype).mT.contiguous()
-            inner = forward(self.mlp, self.params, rows)
-            return (skip * wide + out * inner.mT.to(torch.float64)).to(x.dtype)
+            return (skip * wide + out * raw(wide * c_in, moment)).to(x.dtype)
 
         return denoise
+
+    def velocity(self, *, backend: str = "auto") -> Velocity:
+        """v(x, t) for x [K, n, d] and t zero-dim, in x's dtype: the output of networks that are velocities.
+
+        Raises `InputError` for another parametrisation, and at the call as `denoiser`.
+        """
+        if not isinstance(self.parametrisation, VelocityParametrisation):
+            raise InputError("parametrisation", type(self.parametrisation).__name__, "give networks of velocities")
+        raw = self._raw(backend)
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            self._check(x)
+            time = filled(torch.as_tensor(t, dtype=torch.float64), x.device, torch.float64)
+            return raw(x.to(torch.float64), time.expand(len(self), 1, 1)).to(x.dtype)
+
+        return velocity
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 3 or x.shape[0] != len(self) or x.shape[2] != self.mlp.dim:
+            raise InputError("x", tuple(x.shape), f"these networks need shape ({len(self)}, n, {self.mlp.dim})")
+
+    def _raw(self, backend: str) -> Callable[[Tensor, Tensor], Tensor]:
+        """The networks themselves: inputs [K, n, d] and times [K, 1 or n, 1] to outputs [K, n, d], in float64."""
+        forward = _forward
+        if use_numba(backend, self):
+            from sims_toy.networks.kernel import forward
+
+        def raw(x: Tensor, time: Tensor) -> Tensor:
+            rows = torch.cat([x, time.expand(-1, x.shape[1], 1)], 2).to(self.params.dtype).mT.contiguous()
+            return forward(self.mlp, self.params, rows).mT.to(torch.float64)
+
+        return raw
 
     def save(self, path: str | Path) -> None:
         """Write to an .npz file: arrays and a JSON description, nothing executable.
@@ -143,6 +179,8 @@ class Ensemble:
         Raises `InputError` where the time input is the caller's own function, which no file can hold.
         """
         settings: dict[str, Any] = {"mlp": asdict(self.mlp), "parametrisation": "edm"}
+        if isinstance(self.parametrisation, VelocityParametrisation):
+            settings["parametrisation"] = "velocity"
         if isinstance(self.parametrisation, EpsilonParametrisation):
             time = self.parametrisation.time
             if not isinstance(time, CosineTime):
@@ -161,8 +199,8 @@ class Ensemble:
             settings = json.loads(str(file["settings"]))
             params, sigma_data = (torch.from_numpy(file[name]).to(device) for name in ("params", "sigma_data"))
         mlp = Mlp(**settings["mlp"])
-        if settings["parametrisation"] == "edm":
-            return cls(mlp, params, sigma_data)
+        if settings["parametrisation"] != "epsilon":
+            return cls(mlp, params, sigma_data, PARAMETRISATIONS[settings["parametrisation"]][0])
         return cls(mlp, params, sigma_data, EpsilonParametrisation(CosineTime(**settings["time"])))
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sims_core.devices import moved, present
 from sims_core.errors import InputError
+from sims_core.flow import VelocitySampler, by_sigma, by_time
 from sims_core.guidance import FULL, Denoiser, GuidanceSchedule, extrapolate, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
@@ -32,7 +33,7 @@ from sims_toy.networks.ensemble import Ensemble
 from sims_toy.networks.mlp import Mlp
 from sims_toy.networks.schedule import Training
 from sims_toy.networks.settings import NetworkSettings
-from sims_toy.networks.targets import CosineTime, EpsilonParametrisation
+from sims_toy.networks.targets import PARAMETRISATIONS, CosineTime
 from sims_toy.networks.training import train
 from sims_toy.wasserstein import draw_real
 
@@ -42,10 +43,13 @@ UNBIASED = Sampler("rk4", 8)
 
 @dataclass(frozen=True, eq=False)
 class NetworkModel:
-    """R models: ``base`` networks, or the SIMS combination with ``auxiliary`` networks at ``omega`` (R,)."""
+    """R models: ``base`` networks, or the SIMS combination with ``auxiliary`` networks at ``omega`` (R,).
+
+    sampler: of denoisers, or of velocities in their own time, where the networks are some.
+    """
 
     base: Ensemble
-    sampler: Sampler
+    sampler: Sampler | VelocitySampler
     auxiliary: Ensemble | None = None
     omega: Tensor | None = None
     guidance: GuidanceSchedule = FULL
@@ -55,21 +59,51 @@ class NetworkModel:
 
     @cached_property
     def denoise(self) -> Denoiser:
-        """The denoiser that the sampler sees: x (R, n, d), sigma zero-dim."""
-        denoiser = self.base.denoiser(time=self.time, backend=self.backend)
+        """What the sampler sees: the denoiser, x (R, n, d), sigma zero-dim; or the velocity, t in place of sigma."""
+        flows = isinstance(self.sampler, VelocitySampler)
+
+        def view(networks: Ensemble) -> Denoiser:
+            if flows:
+                return by_sigma(networks.velocity(backend=self.backend))
+            return networks.denoiser(time=self.time, backend=self.backend)
+
+        field = view(self.base)
         if self.auxiliary is not None and self.omega is not None:
-            auxiliary = self.auxiliary.denoiser(time=self.time, backend=self.backend)
-            denoiser = self.guidance.denoiser(denoiser, auxiliary, self.omega)
-        return scaled(denoiser, self.score_scale)
+            field = self.guidance.denoiser(field, view(self.auxiliary), self.omega)
+        return by_time(field) if flows else scaled(field, self.score_scale)
+
+    def __call__(self, start: Tensor) -> Tensor:
+        """Samples (R, n, d), float64, from N(0, I) draws on the networks' device.
+
+        An adaptive sampler goes row by row, so that a row's steps are its own; a diverged one is NaN.
+        """
+        if self.sampler.steps:
+            return self.sampler(self.denoise, start)
+        rows = torch.full_like(start, torch.nan, dtype=torch.float64)
+        for i in (~self.base.diverged).nonzero()[:, 0].tolist():
+            one = self.take([i])
+            rows[i : i + 1] = one.sampler(one.denoise, start[i : i + 1])
+        return rows
+
+    def take(self, rows: Sequence[int]) -> NetworkModel:
+        """The models of these rows."""
+        auxiliary = None if self.auxiliary is None else self.auxiliary.take(rows)
+        omega = None if self.omega is None else self.omega[list(rows)]
+        return replace(self, base=self.base.take(rows), auxiliary=auxiliary, omega=omega)
 
     @cached_property
     def output(self) -> Gaussian:
         """Mean and covariance of this model's samples, by quadrature over the sampler's start (R rows)."""
-        return push_moments(self.denoise, self.sampler, len(self.base), self.base.mlp.dim, self.base.params.device)
+        base = self.base
+        return push_moments(self.denoise, lambda _, start: self(start), len(base), base.mlp.dim, base.params.device)
 
 
 def push_moments(
-    denoiser: Denoiser, sampler: Sampler, rows: int, dim: int, device: torch.device | str = "cpu"
+    denoiser: Denoiser,
+    sampler: Callable[[Denoiser, Tensor], Tensor],
+    rows: int,
+    dim: int,
+    device: torch.device | str = "cpu",
 ) -> Gaussian:
     """Mean and covariance of what a deterministic sampler makes of N(0, I), by quadrature; NaN for diverged rows.
 
@@ -117,7 +151,7 @@ class NetworkLearner:
 
     def __init__(
         self,
-        sampler: Sampler,
+        sampler: Sampler | VelocitySampler,
         streams: Sequence[int] | np.ndarray,
         settings: NetworkSettings | None = None,
         *,
@@ -131,6 +165,9 @@ class NetworkLearner:
             raise InputError("temperature", temperature, "give lambda_s in (0, 1]")
         self.temperature = temperature
         self.sampler, self.settings = sampler, settings or NetworkSettings()
+        if isinstance(sampler, VelocitySampler) and self.settings.parametrisation != "velocity":
+            expected = "this sampler runs in a velocity's time: say velocity"
+            raise InputError("network.parametrisation", self.settings.parametrisation, expected)
         self.device = present("device", self.settings.device)
         self.streams = np.asarray(streams, dtype=np.int64)
         published = self.settings.parametrisation == "epsilon" and self.settings.time == "sampler"
@@ -150,7 +187,7 @@ class NetworkLearner:
         # row by row, as in `push_moments`: a row's scale must not depend on its neighbours
         std = torch.stack([row.double().var(0, correction=0).mean().sqrt() for row in data]).clamp(min=1e-3)
         std = torch.where(std.isfinite(), std, 1.0)  # a diverged row is not trained
-        parametrisation = EpsilonParametrisation(CosineTime()) if s.parametrisation == "epsilon" else None
+        parametrisation = PARAMETRISATIONS[s.parametrisation][0]
         seeds = [seed.child(int(k)) for k in self.streams]
         made = Ensemble.initial(mlp, seeds, sigma_data=std, parametrisation=parametrisation, device=self.device)
         return self._model(made)
@@ -186,15 +223,22 @@ class NetworkLearner:
     def _draw(self, model: NetworkModel, n: ArrayLike, temperature: float, seed: Seed) -> Tensor:
         count = self._one_size(n)
         first, inverse = self._distinct(model)
-        few = self._select(model, first)
+        few = model.take(first)
         noise = np.stack(
             [seed.child(int(self.streams[i])).numpy().standard_normal((count, model.base.mlp.dim)) for i in first]
         )
         start = moved(torch.from_numpy(noise * math.sqrt(temperature)), model.base.params.device)
-        return self.sampler(few.denoise, start).float().cpu()[inverse]
+        return few(start).float().cpu()[inverse]
 
     def negatives(self, scale: float) -> Callable[..., Tensor]:
-        """A `sample` whose score is scaled by ``scale``: > 1 seeks modes, < 1 seeks diversity (Neon's toy)."""
+        """A `sample` whose score is scaled by ``scale``: > 1 seeks modes, < 1 seeks diversity (Neon's toy).
+
+        Raises `InputError` for a sampler of velocities: a scaled score has none at t = 0.
+        """
+        if isinstance(self.sampler, VelocitySampler):
+            raise InputError(
+                "scale", scale, "flow matching starts at t = 0, where a scaled score has no velocity; give 1"
+            )
 
         def draw(model: NetworkModel, n: ArrayLike, *, seed: Seed) -> Tensor:
             return self.sample(replace(model, score_scale=scale), n, seed=seed)
@@ -251,20 +295,20 @@ class NetworkLearner:
         """The data scaled about the origin."""
         return data * factor
 
+    def parameters(self, model: NetworkModel) -> np.ndarray:
+        """The base networks' parameters and, last, their sigma_data: (R, P + 1)."""
+        base = model.base
+        return torch.cat([base.params.double(), base.sigma_data[:, None]], 1).cpu().numpy()
+
     def distance(self, model: NetworkModel, real: Gaussian) -> np.ndarray:
         """W2 between the Gaussian of the samples' moments and the real Gaussian, (R,); inf for diverged rows."""
         first, inverse = self._distinct(model)
-        return np.asarray(bounded_distance(self._select(model, first).output, real)[inverse])
+        return np.asarray(bounded_distance(model.take(first).output, real)[inverse])
 
     # ------------------------------------------------------------------ parts
 
     def _model(self, ensemble: Ensemble) -> NetworkModel:
         return NetworkModel(ensemble, self.sampler, time=self._time, backend=self.settings.backend)
-
-    def _select(self, model: NetworkModel, rows: Sequence[int]) -> NetworkModel:
-        auxiliary = None if model.auxiliary is None else model.auxiliary.take(rows)
-        omega = None if model.omega is None else model.omega[list(rows)]
-        return replace(model, base=model.base.take(rows), auxiliary=auxiliary, omega=omega)
 
     def _distinct(self, model: NetworkModel) -> tuple[list[int], list[int]]:
         """The model's distinct rows, and for every row its place among them (`_first_of_each`)."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sims_core.diffusion import LogNormal
 from sims_core.errors import InputError, choose
-from sims_toy.networks.targets import CosineSteps, Layout, NoiseLevels, UniformAngle
+from sims_toy.networks.targets import CosineSteps, Layout, NoiseLevels, UniformAngle, UniformTime
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Training:
     """Settings of `train`, the same for all networks.
 
     steps, batch: Adam steps and rows a step; a network with at most ``batch`` points sees all of them every step.
-    target: 'posterior' or 'plain'; reference: points of the random subset for 'posterior' (None: the whole data set;
+    target: 'posterior', 'plain' or 'ot' (plain, with a step's noise and data paired by exact optimal transport; arXiv
+    2302.00482); reference: points of the random subset for 'posterior' (None: the whole data set;
     what each costs is in `sims_toy.networks.targets`). noise: training noise levels, represented by ``levels``
     quantiles. stratified: spread a step's levels evenly over the distribution (a lower-variance draw of the same
     distribution). beta1, beta2, eps: Adam (Kingma & Ba 2015). ema_halflife: in samples seen (EDM's convention), None
@@ -70,14 +71,14 @@ class Training:
     ema_rampup: float | None = None
 
     def __post_init__(self) -> None:
-        choose("target", self.target, ("posterior", "plain"))
+        choose("target", self.target, ("posterior", "plain", "ot"))
         for name in ("steps", "batch", "levels"):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "give a positive number")
-        if self.reference is not None and (self.target == "plain" or self.reference < 2):
+        if self.reference is not None and (self.target != "posterior" or self.reference < 2):
             raise InputError("reference", self.reference, "a subset of at least 2 points, for target='posterior' only")
-        if not isinstance(self.noise, UniformAngle | LogNormal | CosineSteps):
-            raise InputError("noise", self.noise, "give a UniformAngle, LogNormal or CosineSteps")
+        if not isinstance(self.noise, UniformAngle | UniformTime | LogNormal | CosineSteps):
+            raise InputError("noise", self.noise, "give a UniformAngle, UniformTime, LogNormal or CosineSteps")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1 and self.eps > 0):
             raise InputError("beta1, beta2, eps", (self.beta1, self.beta2, self.eps), "betas in [0, 1), eps positive")
         if self.ema_halflife is not None and not self.ema_halflife > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from sims_core.errors import InputError, choose
@@ -27,10 +27,11 @@ class NetworkSettings:
     """Hidden layers."""
     activation: Literal["silu", "relu"] = "silu"
     """silu or relu."""
-    parametrisation: Literal["edm", "epsilon"] = "edm"
-    """edm, or epsilon (noise prediction on the cosine schedule of 1000 steps)."""
-    target: Literal["posterior", "plain"] = "posterior"
-    """posterior (stable target field, over the whole data set) or plain denoising score matching."""
+    parametrisation: Literal["edm", "epsilon", "velocity"] = "edm"
+    """edm, epsilon (noise prediction on the cosine schedule of 1000 steps), or velocity (flow matching)."""
+    target: Literal["posterior", "plain", "ot"] = "posterior"
+    """posterior (stable target field, over the whole data set), plain denoising score matching, or, of velocities, ot
+    (OT-CFM: plain, with a step's noise and data paired by exact optimal transport)."""
     steps: int = 400
     """Adam steps of a base."""
     batch: int = 64
@@ -80,8 +81,12 @@ class NetworkSettings:
         if not 0 <= self.warm_rate < math.inf:
             raise InputError("network.warm_rate", self.warm_rate, "give a positive number, or 0 for the base's rate")
         choose("network.activation", self.activation, ("silu", "relu"))
-        choose("network.parametrisation", self.parametrisation, ("edm", "epsilon"))
-        choose("network.target", self.target, ("posterior", "plain"))
+        choose("network.parametrisation", self.parametrisation, ("edm", "epsilon", "velocity"))
+        choose("network.target", self.target, ("posterior", "plain", "ot"))
+        if self.target == "ot" and self.parametrisation != "velocity":
+            raise InputError(
+                "network.target", "ot", "it couples the ends of a flow: say `network.parametrisation` velocity"
+            )
         choose("network.decay", self.decay, ("cosine", "linear", "constant"))
         choose("network.start", self.start, ("scratch", "warm"))
         choose("network.backend", self.backend, ("auto", "numba", "torch"))
@@ -93,21 +98,20 @@ class NetworkSettings:
         warm: of a base that starts from another one.
         """
         from sims_toy.networks.schedule import Schedule, Training
-        from sims_toy.networks.targets import CosineSteps
+        from sims_toy.networks.targets import PARAMETRISATIONS
 
         rows = min(self.batch or points, points)
         base = (self.warm_steps or self.steps, self.warm_rate or self.rate) if warm else (self.steps, self.rate)
         steps, peak = base if budget is None else (max(1, round(budget / rows)), self.auxiliary_rate)
         warmup = 0 if self.decay == "constant" else min(10, steps // 2)
-        settings = Training(
+        return Training(
             steps=steps,
             batch=rows,
             schedule=Schedule(peak, warmup, self.decay),
             target=self.target,
             ema_halflife=self.ema * steps * rows or None,
-        )
-        return (
-            replace(settings, noise=CosineSteps(), stratified=False) if self.parametrisation == "epsilon" else settings
+            noise=PARAMETRISATIONS[self.parametrisation][1],
+            stratified=self.parametrisation != "epsilon",
         )
 
 

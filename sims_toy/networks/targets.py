@@ -27,6 +27,7 @@ from torch import Tensor
 from sims_core.diffusion import EDM, LogNormal
 from sims_core.draws import normals, random_words, shift
 from sims_core.errors import InputError
+from sims_core.flow import time_of
 from sims_core.sampling import cosine_sigmas
 
 # ------------------------------------------------------- training noise levels
@@ -38,6 +39,11 @@ class UniformAngle:
 
 
 @dataclass(frozen=True)
+class UniformTime:
+    """t uniform on (0, 1), sigma = (1 - t) / t: flow matching's (arXiv 2210.02747)."""
+
+
+@dataclass(frozen=True)
 class CosineSteps:
     """t uniform over the ``steps`` steps of the cosine schedule (Nichol & Dhariwal 2021); t = 0 has sigma = 0."""
 
@@ -45,7 +51,7 @@ class CosineSteps:
     s: float = 0.008
 
 
-NoiseLevels: TypeAlias = UniformAngle | CosineSteps | LogNormal
+NoiseLevels: TypeAlias = UniformAngle | UniformTime | CosineSteps | LogNormal
 
 
 def training_levels(noise: NoiseLevels, sigma_data: Tensor, count: int = 1024) -> Tensor:
@@ -57,7 +63,9 @@ def training_levels(noise: NoiseLevels, sigma_data: Tensor, count: int = 1024) -
     sigma_data = sigma_data.to(torch.float64)[:, None]
     if isinstance(noise, UniformAngle):
         return sigma_data * torch.tan(u * (math.pi / 2))
-    if isinstance(noise, LogNormal):
+    if isinstance(noise, UniformTime):
+        levels = u / (1 - u)
+    elif isinstance(noise, LogNormal):
         levels = noise.from_normal(torch.special.ndtri(u))
     else:
         levels = cosine_sigmas(noise.steps, noise.s).flip(0).to(sigma_data.device)
@@ -127,7 +135,29 @@ class EpsilonParametrisation:
         return torch.zeros_like(sigma), torch.ones_like(sigma)
 
 
-Parametrisation: TypeAlias = EdmParametrisation | EpsilonParametrisation
+@dataclass(frozen=True)
+class VelocityParametrisation:
+    """F(x_t, t) is the velocity on the path x_t = t x = t y + (1 - t) n, t = 1 / (1 + sigma): D = x_t + (1 - t) F."""
+
+    def coefficients(self, sigma: Tensor, sigma_data: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(c_in, time, skip, out) with D = skip x + out F(c_in x, time); ``sigma_data`` plays no part."""
+        t = time_of(sigma + 0 * sigma_data)
+        return t, t, t, 1 - t
+
+    def target(self, sigma: Tensor, sigma_data: Tensor) -> tuple[Tensor, Tensor]:
+        """(p, q) with F's regression target p y + q n: y - n."""
+        one = torch.ones_like(sigma + 0 * sigma_data)
+        return one, -one
+
+
+Parametrisation: TypeAlias = EdmParametrisation | EpsilonParametrisation | VelocityParametrisation
+
+#: By the name of the settings, each with the noise levels that it is trained on.
+PARAMETRISATIONS: dict[str, tuple[Parametrisation, NoiseLevels]] = {
+    "edm": (EdmParametrisation(), UniformAngle()),
+    "epsilon": (EpsilonParametrisation(), CosineSteps()),
+    "velocity": (VelocityParametrisation(), UniformTime()),
+}
 
 
 def level_table(parametrisation: Parametrisation, levels: Tensor, sigma_data: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ and float32 only; one network at a time stays in the cache).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sims_core.errors import InputError
+from sims_core.flow import coupling
 from sims_core.seeds import Seed
 from sims_toy.networks.ensemble import Ensemble, chunks, use_numba
 from sims_toy.networks.mlp import Mlp, Stacked
@@ -62,7 +64,8 @@ def train(
     counts are never stacked together, so many different counts are slow in torch (not in numba).
     cuda_graph: replay each step as a CUDA graph; needs a GPU. It has not been run on a GPU yet: no machine with one
     was at hand when it was written.
-    Raises `InputError` for shapes that do not fit, non-finite data or counts out of range.
+    Raises `InputError` for shapes that do not fit, non-finite data or counts out of range, and for target 'ot' anywhere
+    but in the plain torch backend.
     """
     k, d = len(ensemble), ensemble.mlp.dim
     if data.ndim != 3 or data.shape[0] != k or data.shape[2] != d:
@@ -78,6 +81,10 @@ def train(
     if cuda_graph and ensemble.params.device.type != "cuda":
         raise InputError("cuda_graph", True, f"needs networks on a CUDA device; these are on {ensemble.params.device}")
     compiled = not cuda_graph and use_numba(backend, ensemble)
+    if settings.target == "ot":
+        if cuda_graph or backend == "numba":
+            raise InputError("target", "ot", "optimal transport is solved outside of the kernel: use the torch backend")
+        compiled = False
 
     bits = np.stack([seed.child("train").sequence().generate_state(1, np.uint64) for seed in seeds])[:, 0]
     keys = torch.from_numpy(bits.view(np.int64)).to(ensemble.params.device)
@@ -148,6 +155,8 @@ class _Run:
         rows = self.table.gather(1, level.flatten(1)[..., None].expand(-1, -1, 5)).view(k, s, b, 5)
         sigma, c_in, time, p, q = (c[:, :, None] for c in rows.unbind(-1))
         clean = self._points(points).view(k, d, s, b).transpose(1, 2)
+        if self.settings.target == "ot":
+            clean = self._coupled(noise, clean)
         x = clean + sigma * noise
         if self.settings.target == "posterior":
             mean = self._posterior(
@@ -156,6 +165,14 @@ class _Run:
             noise = noise + (clean - mean) / sigma.clamp(min=1e-12)
             clean = mean
         return torch.cat([c_in * x, time], 2), p * clean + q * noise
+
+    def _coupled(self, noise: Tensor, clean: Tensor) -> Tensor:
+        """The data [K, S, d, B'] in the order of the noise that each point goes with; rows of padding stay."""
+        paired, rows = clean.clone(), self.layout.rows
+        for network, step in itertools.product(range(clean.shape[0]), range(clean.shape[1])):
+            order = coupling(noise[network, step, :, :rows].mT, clean[network, step, :, :rows].mT)
+            paired[network, step, :, :rows] = clean[network, step, :, order]
+        return paired
 
     def _points(self, index: Tensor) -> Tensor:
         flat = index.flatten(1)[:, None]

@@ -26,12 +26,7 @@ from sims_toy.datasets import Distribution
 from sims_toy.networks.mlp import Mlp
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.networks.targets import (
-    CosineSteps,
-    CosineTime,
-    EdmParametrisation,
-    EpsilonParametrisation,
-    NoiseLevels,
-    UniformAngle,
+    PARAMETRISATIONS,
     level_table,
     posterior_mean,
     training_levels,
@@ -59,11 +54,11 @@ class PointLoss:
         x = torch.from_numpy(np.asarray(points, dtype=np.float64))
         self.count, dim = x.shape
         self.mlp = Mlp(dim, (settings.width,) * settings.layers, settings.activation, settings.linear_first)
-        edm = settings.parametrisation == "edm"
-        noise: NoiseLevels = UniformAngle() if edm else CosineSteps()
+        parametrisation, noise = PARAMETRISATIONS[settings.parametrisation]
         std = torch.tensor([sigma_data], dtype=torch.float64)
-        levels = training_levels(noise, std, LEVELS) if edm else training_levels(noise, std)[:, 62::125]
-        parametrisation = EdmParametrisation() if edm else EpsilonParametrisation(CosineTime())
+        levels = training_levels(noise, std, LEVELS)
+        if levels.shape[1] > LEVELS:  # steps, not quantiles
+            levels = levels[:, 62::125]
         sigma, c_in, time, p, q = level_table(parametrisation, levels, std)[0].T  # (levels,) each
         axes = math.sqrt(dim) * torch.eye(dim, dtype=torch.float64)
         eps = torch.cat([axes, -axes])  # (noise, d)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sims_core.diffusion import EDM, LogNormal, denoising_loss
 from sims_core.errors import InputError
+from sims_core.flow import coupling
 from sims_core.guidance import extrapolate
 from sims_core.sampling import Sampler, cosine_sigmas
 from sims_core.seeds import Seed
@@ -29,6 +30,8 @@ from sims_toy.networks.targets import (
     EpsilonParametrisation,
     Parametrisation,
     UniformAngle,
+    UniformTime,
+    VelocityParametrisation,
     posterior_mean,
     training_levels,
 )
@@ -103,6 +106,9 @@ def reference_training(e: Ensemble, data: Tensor, settings: Training, seed: Seed
         clean, n = data[points[0, t, rows]], noise[0, t, :, rows].T
         sigma = levels[level[0, t, rows]][:, None]
         x = clean + sigma * n
+        if settings.target == "ot":
+            clean = clean[coupling(n, clean)]
+            x = clean + sigma * n
         answer = clean
         if settings.target == "posterior":
             answer = posterior_mean(x, sigma[:, 0], data[subset[0, t]] if layout.reference else data)
@@ -110,6 +116,10 @@ def reference_training(e: Ensemble, data: Tensor, settings: Training, seed: Seed
             edm = EDM(std)
             raw = lambda x, c: plain_network(e.mlp, flat, torch.cat([x, c], 1))  # noqa: E731
             loss = denoising_loss(edm.denoiser(raw), answer, sigma, (x - answer) / sigma, edm.weight(sigma)).mean()
+        elif isinstance(e.parametrisation, VelocityParametrisation):
+            t = 1 / (1 + sigma)
+            predicted = plain_network(e.mlp, flat, torch.cat([t * answer + (1 - t) * (x - answer) / sigma, t], 1))
+            loss = ((predicted - (answer - (x - answer) / sigma)) ** 2).mean()
         else:
             predicted = plain_network(e.mlp, flat, torch.cat([x / (1 + sigma**2).sqrt(), CosineTime(50)(sigma)], 1))
             wanted = n + torch.where(sigma > 0, (clean - answer) / sigma.clamp(min=1e-300), 0)
@@ -122,7 +132,15 @@ def reference_training(e: Ensemble, data: Tensor, settings: Training, seed: Seed
     return flat.detach(), losses
 
 
-@pytest.mark.parametrize("parametrisation", [EdmParametrisation(), EpsilonParametrisation(CosineTime(50))])
+NOISE = {
+    EdmParametrisation: UniformAngle(),
+    EpsilonParametrisation: EPSILON_NOISE,
+    VelocityParametrisation: UniformTime(),
+}
+WAYS = [EdmParametrisation(), EpsilonParametrisation(CosineTime(50)), VelocityParametrisation()]
+
+
+@pytest.mark.parametrize("parametrisation", WAYS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -130,11 +148,12 @@ def reference_training(e: Ensemble, data: Tensor, settings: Training, seed: Seed
         {"target": "posterior", "batch": 48},
         {"target": "posterior", "batch": 48, "reference": 20, "stratified": False},
         {"target": "plain", "batch": 500},
+        {"target": "ot", "batch": 48},
     ],
 )
 def test_training_equals_the_usual_loop_in_float64(parametrisation: Parametrisation, options):
     """Same draws, autograd and torch.optim.Adam: the whole step is right, not only its gradient."""
-    noise = UniformAngle() if isinstance(parametrisation, EdmParametrisation) else EPSILON_NOISE
+    noise = NOISE[type(parametrisation)]
     settings = Training(steps=6, schedule=Schedule(1e-2, 2, "linear", 0.1), noise=noise, **options)
     e = Ensemble.initial(
         Mlp(2, (8, 8)), seeds(2), sigma_data=1.3, parametrisation=parametrisation, init="torch", dtype=torch.float64
@@ -193,6 +212,7 @@ def test_a_network_trained_alone_equals_itself_among_32(backend, settings, mlp):
         (Training(batch=97, stratified=False, ema_halflife=500.0), Mlp(5, (16, 16)), EdmParametrisation()),
         (Training(target="plain", noise=CosineSteps()), NEON, EpsilonParametrisation()),
         (Training(noise=CosineSteps()), NEON, EpsilonParametrisation()),
+        (Training(noise=UniformTime()), Mlp(2, (24, 24)), VelocityParametrisation()),
     ],
 )
 def test_the_compiled_kernel_equals_torch(settings, mlp, parametrisation):
@@ -386,7 +406,8 @@ def test_select_join_copy_merge_and_files(tmp_path: Path):
     merged = e.with_params(extrapolate(e.params, copy.params, 0.5))
     torch.testing.assert_close(merged.params, 1.5 * e.params)
     epsilon = Ensemble.initial(NEON, seeds(2), parametrisation=EpsilonParametrisation(CosineTime(1000)))
-    for which in (e, epsilon):
+    velocity = Ensemble.initial(Mlp(2, (8,)), seeds(2), parametrisation=VelocityParametrisation())
+    for which in (e, epsilon, velocity):
         which.save(tmp_path / "networks.npz")
         back = Ensemble.load(tmp_path / "networks.npz")
         assert torch.equal(back.params, which.params) and torch.equal(back.sigma_data, which.sigma_data)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sims_core import AUXILIARY_DATA, POLICIES, InputError, Sampler, Seed, neon, self_consuming_loop, sims
+from sims_core import AUXILIARY_DATA, METHODS, POLICIES, InputError, Sampler, Seed, neon, self_consuming_loop, sims
+from sims_core.flow import VelocitySampler
 from sims_toy.exact import ExactLearner
-from sims_toy.gaussian import Gaussian
+from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
 from sims_toy.networks.learner import NetworkLearner, NetworkModel, measured_eta, push_moments, quadrature
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep.options import PRESETS
@@ -27,12 +28,21 @@ def learner_for(rows, settings=QUICK, sampler=DDIM):
     return NetworkLearner(sampler, rows if isinstance(rows, list) else list(range(rows)), settings)
 
 
-def test_contract():
+MATCHING = dataclasses.replace(QUICK, parametrisation="velocity")
+IN_TIME = VelocitySampler.parse("rk4:8")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampler"),
+    [(QUICK, DDIM), (MATCHING, IN_TIME), (dataclasses.replace(MATCHING, target="ot"), IN_TIME), (MATCHING, DDIM)],
+    ids=["network", "flow-matching", "ot-cfm", "velocities by a sampler in sigma"],
+)
+def test_contract(settings, sampler):
     def same(a, b):
         a, b = (x.base.params if isinstance(x, NetworkModel) else x for x in (a, b))
         return a.shape == b.shape and torch.equal(a, b)
 
-    learner = learner_for(1)
+    learner = learner_for(1, settings, sampler)
     data = learner.draw(REAL, 60, seed=S.child("data"))
     check(Case(learner, data, 640, 50, same, lambda d: d.shape[1]))
 
@@ -84,11 +94,49 @@ def test_anti_illusion_controls():
     assert not np.array_equal(learner.distance(learner.extrapolate(base, auxiliary, 1.0), REAL), trained)
 
 
-def test_rows_depend_on_their_own_stream_only_and_twins_are_shared():
+@pytest.mark.parametrize(("target", "near"), [("posterior", 0.04), ("ot", 0.09)])
+def test_flow_matching_learns_its_data(target, near):
+    """Off-centre data: as near to its points' maximum-likelihood fit as score networks; untrained, far from them."""
+    learner = learner_for(8, NetworkSettings(parametrisation="velocity", target=target), IN_TIME)
+    data = learner.draw(REAL, 500, seed=S.child("real"))
+    base, likeliest = learner.fit(data, seed=S), fit(Statistics.of_points(data.double()))
+    assert float(w2_squared(base.output, likeliest).mean().sqrt()) < near
+    assert learner.distance(learner.untrained(data, seed=S), REAL).min() > 1
+    adaptive = dataclasses.replace(base, sampler=VelocitySampler.parse("dopri5:1e-4"))
+    assert float(w2_squared(adaptive.output, base.output).sqrt().max()) < 0.01
+    in_sigma = dataclasses.replace(base, sampler=Sampler("heun", 200, sigma_max=1e3))  # the same networks
+    assert float(w2_squared(in_sigma.output, base.output).sqrt().max()) < 0.01
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_on_flow_matching(name):
+    learner = learner_for(2, MATCHING, IN_TIME)
+    data = learner.draw(REAL, 60, seed=S)
+    method = METHODS[name].bind(n_synthetic=60, budget=640, omega=np.array([0.0, 1.0]))
+    made = method(learner, data, seed=S)
+    assert np.isfinite(learner.distance(made.model, REAL)).all()
+    if "omega" in METHODS[name].takes:
+        own, base = (learner.distance(m, REAL) for m in (made.model, made.base))
+        assert own[0] == base[0] and own[1] != base[1]
+
+
+def test_what_flow_matching_cannot_do_is_refused():
+    with pytest.raises(InputError, match="parametrisation"):
+        learner_for(1, QUICK, IN_TIME)
+    with pytest.raises(InputError, match="scaled score"):
+        learner_for(1, MATCHING, IN_TIME).negatives(0.9)
+    with pytest.raises(InputError, match="target"):
+        dataclasses.replace(QUICK, target="ot")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sampler"), [(QUICK, DDIM), (MATCHING, IN_TIME), (MATCHING, VelocitySampler.parse("dopri5:1e-3"))]
+)
+def test_rows_depend_on_their_own_stream_only_and_twins_are_shared(settings, sampler):
     """Alone, among others, and beside a twin of the same stream: the same bits in every generation of a SIMS loop."""
 
     def run(streams, omegas):
-        learner = learner_for(streams)
+        learner = learner_for(streams, settings, sampler)
         method = partial(
             sims, n_synthetic=40, budget=640, omega=np.array(omegas), auxiliary_data=AUXILIARY_DATA["train+synthetic"]
         )
@@ -114,8 +162,7 @@ def test_first_generation_follows_the_exact_learner():
     out = sims(learner, data, n_synthetic=10_000, budget=25_600, omega=np.repeat(omegas, trials), seed=S)
     w2 = learner.distance(out.model, CENTRED).reshape(len(omegas), trials)
     few = list(range(trials))
-    one = learner_for(trials, NetworkSettings())
-    eta = measured_eta(one._select(out.base, few), one._select(out.auxiliary, few), out.synthetic[:trials])
+    eta = measured_eta(out.base.take(few), out.auxiliary.take(few), out.synthetic[:trials])
     assert eta.mean() == pytest.approx(1, abs=0.03)
     many = 4000
     exact = ExactLearner(DDIM, np.tile(np.arange(many), len(omegas)))

@@ -86,6 +86,10 @@ class Ensemble:
     def __len__(self) -> int:
         return self.params.shape[0]
 
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """The layers' weights as views of parameters [K, P]."""
+        return self.mlp.views(flat)
+
     @property
     def diverged(self) -> Tensor:
         """Which networks have non-finite parameters [K]."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sims_core.errors import InputError, choose
@@ -63,23 +63,7 @@ class NetworkSettings:
     N-step grid, Neon's published mismatch)."""
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("width", 1),
-            ("layers", 1),
-            ("steps", 1),
-            ("batch", 0),
-            ("other_width", 0),
-            ("warm_steps", 0),
-        ):
-            if getattr(self, name) < low:
-                raise InputError(f"network.{name}", getattr(self, name), f"give a whole number of at least {low}")
-        if not 0 <= self.ema < 1:
-            raise InputError("network.ema", self.ema, "give a share of the training in [0, 1), such as 0.15")
-        for name in ("rate", "auxiliary_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"network.{name}", getattr(self, name), "give a positive number")
-        if not 0 <= self.warm_rate < math.inf:
-            raise InputError("network.warm_rate", self.warm_rate, "give a positive number, or 0 for the base's rate")
+        check_pace(self, "network")
         choose("network.activation", self.activation, ("silu", "relu"))
         choose("network.parametrisation", self.parametrisation, ("edm", "epsilon", "velocity"))
         choose("network.target", self.target, ("posterior", "plain", "ot"))
@@ -87,8 +71,6 @@ class NetworkSettings:
             raise InputError(
                 "network.target", "ot", "it couples the ends of a flow: say `network.parametrisation` velocity"
             )
-        choose("network.decay", self.decay, ("cosine", "linear", "constant"))
-        choose("network.start", self.start, ("scratch", "warm"))
         choose("network.backend", self.backend, ("auto", "numba", "torch"))
         choose("network.time", self.time, ("matched", "sampler"))
 
@@ -97,22 +79,43 @@ class NetworkSettings:
 
         warm: of a base that starts from another one.
         """
-        from sims_toy.networks.schedule import Schedule, Training
         from sims_toy.networks.targets import PARAMETRISATIONS
 
-        rows = min(self.batch or points, points)
-        base = (self.warm_steps or self.steps, self.warm_rate or self.rate) if warm else (self.steps, self.rate)
-        steps, peak = base if budget is None else (max(1, round(budget / rows)), self.auxiliary_rate)
-        warmup = 0 if self.decay == "constant" else min(10, steps // 2)
-        return Training(
-            steps=steps,
-            batch=rows,
-            schedule=Schedule(peak, warmup, self.decay),
+        return replace(
+            paced(self, points, budget, warm=warm),
             target=self.target,
-            ema_halflife=self.ema * steps * rows or None,
             noise=PARAMETRISATIONS[self.parametrisation][1],
             stratified=self.parametrisation != "epsilon",
         )
+
+
+def check_pace(pace: Any, group: str, **least: int) -> None:
+    """Raise `InputError` for numbers out of range in the settings ``group``. least: of whole numbers besides."""
+    whole = {"width": 1, "layers": 1, "steps": 1, "batch": 0, "other_width": 0, "warm_steps": 0}
+    for name, low in (whole | least).items():
+        if getattr(pace, name) < low:
+            raise InputError(f"{group}.{name}", getattr(pace, name), f"give a whole number of at least {low}")
+    if not 0 <= pace.ema < 1:
+        raise InputError(f"{group}.ema", pace.ema, "give a share of the training in [0, 1), such as 0.15")
+    for name in ("rate", "auxiliary_rate"):
+        if not 0 < getattr(pace, name) < math.inf:
+            raise InputError(f"{group}.{name}", getattr(pace, name), "give a positive number")
+    if not 0 <= pace.warm_rate < math.inf:
+        raise InputError(f"{group}.warm_rate", pace.warm_rate, "give a positive number, or 0 for the base's rate")
+    choose(f"{group}.decay", pace.decay, ("cosine", "linear", "constant"))
+    choose(f"{group}.start", pace.start, ("scratch", "warm"))
+
+
+def paced(pace: Any, points: int, budget: float | None, *, warm: bool) -> Training:
+    """`NetworkSettings.training` of settings of any kind of model: steps, rows, rates, average."""
+    from sims_toy.networks.schedule import Schedule, Training
+
+    rows = min(pace.batch or points, points)
+    base = (pace.warm_steps or pace.steps, pace.warm_rate or pace.rate) if warm else (pace.steps, pace.rate)
+    steps, peak = base if budget is None else (max(1, round(budget / rows)), pace.auxiliary_rate)
+    warmup = 0 if pace.decay == "constant" else min(10, steps // 2)
+    schedule = Schedule(peak, warmup, pace.decay)
+    return Training(steps=steps, batch=rows, schedule=schedule, ema_halflife=pace.ema * steps * rows or None)
 
 
 def unusual(network: dict[str, Any], told: Collection[str]) -> str:

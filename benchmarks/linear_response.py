@@ -21,6 +21,7 @@ from sims_toy.exact import ExactLearner, sampler_modes
 from sims_toy.gaussian import Gaussian
 from sims_toy.grid import run as experiments
 from sims_toy.sweep import Sweep, plan
+from sims_toy.sweep.options import SAMPLERS
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     experiment = plan(sweep).experiment
     w2_sq = experiments.run(experiment, workers=args.workers)["w2"] ** 2
     real = Gaussian.single(experiment.mean, experiment.covariance)
-    sampler = Sampler.parse(sweep.sampler, sigma_data=math.sqrt(2))
+    sampler = Sampler.parse(sweep.sampler or SAMPLERS["exact"], sigma_data=math.sqrt(2))
     modes = sampler_modes(sampler, real)
     perfect = ExactLearner(sampler, noise=False)
     from sims_core.seeds import Seed

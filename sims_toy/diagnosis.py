@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,11 +32,12 @@ from sims_toy.estimators import Estimator
 from sims_toy.exact import ExactLearner, bounded_distance
 from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
 from sims_toy.networks.learner import UNBIASED, NetworkLearner
+from sims_toy.networks.rows import RowLearner
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.wasserstein import draw_real
 
 if TYPE_CHECKING:
-    from sims_toy.networks.learner import NetworkLearner, NetworkModel
+    from sims_toy.networks.learner import NetworkLearner
 
 Array = NDArray[np.float64]
 #: Points that networks' distribution functions are read off, and synthetic points of their refit.
@@ -135,11 +136,11 @@ def diagnose(
 
 
 def network_angle(
-    learner: NetworkLearner, base: NetworkModel, real: Gaussian | Distribution, real_size: int, *, seed: Seed
+    learner: RowLearner[Any], base: Any, real: Gaussian | Distribution, real_size: int, *, seed: Seed
 ) -> Angle:
-    """Of trained networks: the base fine-tuned on `REFIT` of its samples, for as long as it was trained itself.
+    """Of trained models: the base fine-tuned on `REFIT` of its samples, for as long as it was trained itself.
 
-    Networks trained on the whole data set at every step see ``real_size`` samples, so that a step costs what it did.
+    Models trained on the whole data set at every step see ``real_size`` samples, so that a step costs what it did.
     """
     settings = learner.settings
     count = REFIT if settings.batch else real_size

@@ -21,6 +21,7 @@ from sims_core.seeds import Seed
 from sims_toy import wasserstein
 from sims_toy.control.theory import FAR
 from sims_toy.datasets import Mixture
+from sims_toy.flows.settings import FlowSettings
 from sims_toy.gaussian import Gaussian, Statistics, w2_squared
 from sims_toy.grid.cells import Array, Cell, Experiment, Measurer, Values
 from sims_toy.grid.measure import LEARNERS, spread
@@ -56,6 +57,7 @@ def measure(
     if mixture is None:
         raise InputError("data", first.real, "control needs classes: mixture:P,Q,... or gaussians:K")
     sampler = Sampler.parse(first.sampler, sigma_data=spread(real))
+    assert not isinstance(experiment.network, FlowSettings)  # score networks alone
     learner = NetworkLearner(sampler, np.tile(trials, len(cells)), experiment.network)
     seed = Seed(experiment.seed)
     data = learner.draw(real, first.real_size, seed=seed.child("real"))

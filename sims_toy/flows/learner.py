@@ -111,24 +111,34 @@ class FlowModel:
         """Which rows (R,) are not the base itself."""
         return torch.zeros(len(self.base), dtype=torch.bool) if self.omega is None else self.omega != 0
 
-    @cached_property
+    @property
     def output(self) -> Gaussian:
         """Mean and covariance of the samples (R rows): by quadrature of the base's noise, of draws where it is guided.
 
         Rows whose weights degenerate are NaN.
         """
+        return self._measured[0]
+
+    @property
+    def worth(self) -> np.ndarray:
+        """Effective sample size over the particles, and accepted share, of the draws behind `output`: (2, R)."""
+        return self._measured[1]
+
+    @cached_property
+    def _measured(self) -> tuple[Gaussian, np.ndarray]:
         nodes, weights = quadrature(self.base.dim + 1)  # Sobol points: a spline's bends are no polynomials
         with torch.no_grad():
             x = self.base.pushed(nodes[:, :-1].expand(len(self.base), -1, -1))
-        rows = self.guided.nonzero()[:, 0].tolist()
+        rows, worth = self.guided.nonzero()[:, 0].tolist(), np.ones((2, len(self.base)))
         if rows:
             count = len(nodes)
             drawn = self.sampler.draw(self.take(rows), count, [np.random.default_rng(0) for _ in rows], 1.0)
             bad = drawn.degenerate[:, None, None]
             x[rows] = torch.where(bad, torch.nan, drawn.points)
+            worth[:, rows] = torch.stack([drawn.effective, drawn.acceptance]).numpy()
         mean = (x * weights[:, None]).sum(1)
         centred = x - mean[:, None]
-        return Gaussian(mean, (centred * weights[:, None]).mT @ centred)
+        return Gaussian(mean, (centred * weights[:, None]).mT @ centred), worth
 
 
 class FlowLearner(RowLearner[FlowModel]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sims_core.errors import choose
 from sims_toy.networks.settings import check_pace, paced
@@ -57,3 +57,13 @@ class FlowSettings:
     def training(self, points: int, budget: float | None = None, *, warm: bool = False) -> Training:
         """As `NetworkSettings.training`."""
         return paced(self, points, budget, warm=warm)
+
+
+def flow_words(f: dict[str, Any]) -> str:
+    """How flows are built and trained, for captions."""
+    bins = f" of {f['bins']} bins" if f["kind"] == "spline" else ""
+    return (
+        f"{f['transforms']} {f['kind']} transformations{bins} by {f['layers']} x {f['width']} networks, {f['steps']} "
+        f"Adam steps of {f['batch'] or 'all'} rows from {f['start']}, rate {f['rate']:g}, "
+        f"auxiliary {f['auxiliary_rate']:g}"
+    )

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sims_core.errors import InputError
 from sims_core.sampling import Sampler
 from sims_toy.datasets import Distribution, parse_real
+from sims_toy.flows.settings import FlowSettings
 from sims_toy.gaussian import Gaussian
 from sims_toy.networks.settings import NetworkSettings
 
@@ -72,6 +73,7 @@ _MOST_VALUES, _MOST_POINTS = 200_000_000, 1_000_000
 class Experiment:
     """A grid of cells with what they share. Everything here decides the result; nothing else does.
 
+    network: of the trained learners.
     quantities: what is measured in every generation (`sims_toy.grid.measure.QUANTITIES`). ddof: of the exact learner's
     covariance, 0 for maximum likelihood and 1 for the unbiased one. measurer: how its cells are run, where not as
     `sims_toy.grid.measure.LEARNERS` says.
@@ -83,7 +85,7 @@ class Experiment:
     seed: int
     mean: tuple[float, ...]
     covariance: tuple[tuple[float, ...], ...]
-    network: NetworkSettings | None = None
+    network: NetworkSettings | FlowSettings | None = None
     quantities: tuple[str, ...] = ("w2",)
     ddof: int = 0
     measurer: Measurer | None = None

@@ -25,9 +25,12 @@ from sims_core.seeds import Seed
 from sims_toy import wasserstein
 from sims_toy.estimators import Estimator
 from sims_toy.exact import ExactLearner
+from sims_toy.flows.learner import DensitySampler, FlowLearner
+from sims_toy.flows.settings import FlowSettings
 from sims_toy.gaussian import Gaussian
 from sims_toy.grid.cells import Array, Cell, Experiment, Measurer, Values
 from sims_toy.networks.learner import NetworkLearner
+from sims_toy.networks.settings import NetworkSettings
 
 if TYPE_CHECKING:
     from sims_toy.datasets import Distribution
@@ -218,6 +221,8 @@ QUANTITIES: dict[str, Callable[..., Array]] = {
     "sliced": lambda moment: moment.each(wasserstein.sliced),
     "points": lambda moment, count: moment.points[:, :count],
     "weights": _weights,
+    "effective": lambda moment: moment.generation.model.worth[0],
+    "acceptance": lambda moment: moment.generation.model.worth[1],
 }
 
 
@@ -251,7 +256,14 @@ def _twin(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) 
 
 def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
     schedule = GuidanceSchedule.parse(cell.guidance)
+    assert not isinstance(experiment.network, FlowSettings)
     return NetworkLearner(sampler, streams, experiment.network, temperature=cell.temperature, guidance=schedule)
+
+
+def _flow(experiment: Experiment, cell: Cell, sampler: DensitySampler, streams: Array) -> Any:
+    """A guided row whose weights degenerate has diverged: the others go on."""
+    assert not isinstance(experiment.network, NetworkSettings)
+    return FlowLearner(sampler, streams, experiment.network, temperature=cell.temperature, strict=False)
 
 
 def parse_velocity(text: str, *, argument: str = "sampler", sigma_data: float = 0.5) -> VelocitySampler:
@@ -264,6 +276,7 @@ LEARNERS: dict[str, Measurer] = {
     "twin": Measurer(_twin, 2048, True, 1, measure),  # the exact learner on the networks' own points
     "network": Measurer(_network, 24, False, 1, measure),
     "flow-matching": Measurer(_network, 24, False, 1, measure, parse_velocity),  # networks of velocities
+    "flow": Measurer(_flow, 24, False, 1, measure, DensitySampler.parse),
 }
 
 

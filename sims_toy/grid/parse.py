@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Sized
@@ -14,6 +15,7 @@ from sims_core.devices import present
 from sims_core.errors import InputError, choose, extra
 from sims_core.lab.grids import parse_budget, parse_grid
 from sims_toy.correction import power_law
+from sims_toy.flows.settings import FlowSettings
 from sims_toy.gaussian import Gaussian
 from sims_toy.networks.ensemble import numba_available
 from sims_toy.networks.settings import NetworkSettings
@@ -32,9 +34,28 @@ def settle(network: NetworkSettings) -> NetworkSettings:
         raise InputError("network.backend", "numba", "compiled networks run on the CPU; use torch, or auto")
     if network.backend == "numba" and not numba_available():
         raise InputError("network.backend", "numba", f"numba is not installed, or not for here: {extra('fast')}")
+    if network.target == "ot" and network.backend == "auto":
+        return replace(network, backend="torch")  # the kernel solves no transport
     if network.backend != "auto":
         return network
     return replace(network, backend="numba" if on_cpu and numba_available() else "torch")
+
+
+def trained(learner: str, network: NetworkSettings, flow: FlowSettings) -> NetworkSettings | FlowSettings | None:
+    """The settings by which a learner trains, as they are run and recorded; None of the exact learner.
+
+    Flow matching's networks are velocities, whatever score networks predict. Raises `InputError` for a missing extra
+    and for noise-predicting networks.
+    """
+    if learner == "network":
+        return settle(network)
+    if learner == "flow-matching":
+        if network.parametrisation == "epsilon":
+            raise InputError("network.parametrisation", "epsilon", "flow matching learns velocities: leave it out")
+        return settle(replace(network, parametrisation="velocity"))
+    if learner == "flow" and importlib.util.find_spec("zuko") is None:
+        raise InputError("learner", "flow", f"zuko is not installed: {extra('flows')}")
+    return flow if learner == "flow" else None
 
 
 def read_gaussian(real_mean: str, real_covariance: str) -> tuple[list[float], list[list[float]]]:
@@ -113,12 +134,11 @@ def budgets_of(text: str, learner: str) -> list[str]:
         return [f"{v:g}" for v in parse_grid("budget", text, low=0, high=1)]
     words = {
         "exact": "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data",
-        "network": "networks take samples seen, with a unit (25.6k); eta in [0, 1] is for `learner` exact",
-    }.get(learner, "")
+    }.get(learner, "trained models take samples seen, with a unit (25.6k); eta in [0, 1] is for `learner` exact")
     budgets = [parse_budget("budget", part, expected=words) for part in items("budget", text)]
     for budget in budgets:
         if learner == "exact" and budget.unit != "eta":
             raise InputError("budget", budget.text, words)
-        if learner == "network" and (budget.unit != "samples" or not budget.value):
+        if learner != "exact" and (budget.unit != "samples" or not budget.value):
             raise InputError("budget", budget.text, words)
     return [b.text for b in budgets]

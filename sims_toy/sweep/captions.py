@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sims_toy.flows.settings import flow_words
 from sims_toy.grid.parse import law_text
 from sims_toy.networks.settings import unusual
 
@@ -19,6 +20,8 @@ BANDS = "Bands: 95 % bootstrap intervals."
 def marks(settings: dict[str, Any], method: str) -> str:
     """What the lines of figure4 are, for its caption."""
     below = "Thin dashes: linear response, root mean square."
+    if settings["learner"] != "exact":
+        below = ""
     if settings["learner"] == "network":
         below = "Thin lines: the exact learner (eta = 1)."
         if settings["overlay_trials"]:
@@ -50,9 +53,10 @@ def caption(facet: dict[str, Any], settings: dict[str, Any], *, shown: str = "")
         name = {"emd": "exact", "sliced": "sliced"}[settings["distance"]]
         distance = f"Distance: {name} W2 between 1,000 generated and 1,000 real points. "
     budget, networks = f"eta = {facet['budget']}", ""
-    if settings["learner"] == "network":
+    if settings["learner"] != "exact":
         budget = f"auxiliary budget {facet['budget']} samples"
-        networks = f" Networks: {_networks(settings['network'])}."
+        networks = f" Flows: {flow_words(settings['flow'])}." if settings["learner"] == "flow" else ""
+        networks = networks or f" Networks: {_networks(settings['network'])}."
     training = f"trained by {facet['estimator']}, " if facet.get("estimator", "mle") != "mle" else ""
     beside = f" ({settings['beside_trials']} of the readings beside)" if settings.get("beside_trials") else ""
     last = reading = ""

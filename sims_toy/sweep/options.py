@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from sims_core.lab.bounds import at_least
 from sims_core.lab.command import formerly, listed, usual
 from sims_core.lab.options import RunOptions
+from sims_toy.flows.settings import FlowSettings
 from sims_toy.networks.settings import NetworkSettings
 
 
@@ -50,18 +51,23 @@ class Sweep(RunOptions):
     """Sampling bias lambda_s in (0, 1] of the loop's synthetic data: 1 is none."""
     pollution: str = "1000"
     """Foreign synthetic points |D_p| of the polluted loop, from a model of the real data alone."""
-    sampler: str = "ddim:20"
-    """ddim:N, euler:N, heun:N, rk4:N, and exact for the exact learner (several with commas)."""
+    sampler: Annotated[str, usual("ddim:20; rk4:8 for flow matching, importance:16 for flows")] = ""
+    """ddim:N, euler:N, heun:N, rk4:N, and exact for the exact learner (several with commas). Flow matching, in the
+    velocity's own time: euler:N, midpoint:N, rk4:N, dopri5:TOLERANCE. Flows' guided densities: importance:M (particles
+    a point) or langevin:K (stages)."""
     retuned: Annotated[str, usual("rk4:4, with fewer steps where SIMS takes fewer evaluations")] = ""
     """Samplers of standard training's second control, of no more evaluations than SIMS takes (several with commas), or
     none."""
-    learner: Literal["network", "exact"] = "network"
+    learner: Literal["network", "exact", "flow-matching", "flow"] = "network"
     """network: trained score networks. exact: models are Gaussians, training is maximum likelihood (or --estimator),
-    sampling runs the real sampler."""
+    sampling runs the real sampler. flow-matching: networks of velocities (--network.target ot: OT-CFM). flow:
+    normalizing flows (extra 'flows'), guided as densities."""
     estimator: Annotated[str, listed("sims_toy.estimators:forms", "{} (several with commas).")] = "mle"
     """How the exact learner trains: maximum likelihood, or with a bias of its own."""
     network: NetworkSettings = field(default_factory=NetworkSettings)
     """Architecture and training of the networks."""
+    flow: FlowSettings = field(default_factory=FlowSettings)
+    """Architecture and training of normalizing flows."""
     generations: Annotated[int | None, at_least(1), usual("20 for networks, 100 for the exact learner", "INT")] = None
     """Generations of the loop."""
     trials: Annotated[int | None, at_least(2), usual("8 for networks, 1000 for the exact learner", "INT")] = None
@@ -85,8 +91,11 @@ class Sweep(RunOptions):
 #: Defaults that depend on the learner: what an empty option or a 0 stands for.
 BY_LEARNER = {
     "exact": {"synthetic": "125,250,500,1000", "budget": "1", "generations": 100, "trials": 1000},
-    "network": {"synthetic": "250,1000", "budget": "", "generations": 20, "trials": 8},
+    "network": {"synthetic": "250,1000", "generations": 20, "trials": 8},
 }
+BY_LEARNER |= {"flow-matching": BY_LEARNER["network"], "flow": BY_LEARNER["network"]}
+#: And the sampler, where none is named.
+SAMPLERS = {"exact": "ddim:20", "network": "ddim:20", "flow-matching": "rk4:8", "flow": "importance:16"}
 
 _NEON = NetworkSettings(
     width=32,

@@ -15,11 +15,12 @@ from sims_core.sampling import Sampler
 from sims_toy.datasets import parse_real
 from sims_toy.estimators import Estimator
 from sims_toy.grid.cells import Cell, Experiment
-from sims_toy.grid.measure import POINTS, parse_reading
-from sims_toy.grid.parse import MOST_OMEGA, at_most_cells, budgets_of, items, names, read_gaussian, settle, sizes
+from sims_toy.grid.measure import LEARNERS, POINTS, parse_reading
+from sims_toy.grid.parse import MOST_OMEGA, at_most_cells, budgets_of, items, names, read_gaussian, sizes, trained
 from sims_toy.grid.study import GridStudy
+from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep import report
-from sims_toy.sweep.options import BY_LEARNER, Sweep
+from sims_toy.sweep.options import BY_LEARNER, SAMPLERS, Sweep
 from sims_toy.sweep.page import save_page
 from sims_toy.sweep.tables import beneath
 
@@ -28,15 +29,18 @@ def make_plan(sweep: Sweep) -> GridStudy:
     """What a `Sweep` asks for. Raises `InputError` for anything that cannot be run."""
     check_bounds(sweep)
     learner = choose("learner", sweep.learner, BY_LEARNER)
-    if learner == "network":
-        sweep = replace(sweep, network=settle(sweep.network))
+    own = trained(learner, sweep.network, sweep.flow)
+    if isinstance(own, NetworkSettings):
+        sweep = replace(sweep, network=own)
     converged = not sweep.budget  # auxiliaries trained as long as their bases: eta = 1 of the exact learner
-    sweep = _with_defaults(sweep, learner)
+    sweep = _with_defaults(sweep, learner, own)
     methods = names("method", sweep.method, METHODS)
     readings = items("auxiliary_data", sweep.auxiliary_data)
     for reading in readings:
-        parse_reading("auxiliary_data", reading)
-    samplers = [Sampler.parse(s, argument="sampler") for s in items("sampler", sweep.sampler)]
+        _, scale = parse_reading("auxiliary_data", reading)
+        if scale != 1 and learner not in ("exact", "network"):
+            raise InputError("auxiliary_data", reading, f"`learner` {learner} scales no scores: leave out the @")
+    samplers = [LEARNERS[learner].parse(s, argument="sampler") for s in items("sampler", sweep.sampler)]
     policies = [parse_policy(p, argument="loop") for p in items("loop", sweep.loop)]
     omegas = parse_grid("omega", sweep.omega, low=-MOST_OMEGA, high=MOST_OMEGA)
     temperatures = parse_grid("temperature", sweep.temperature, low=0, high=1)
@@ -102,8 +106,8 @@ def make_plan(sweep: Sweep) -> GridStudy:
         sweep.seed,
         tuple(mean),
         tuple(map(tuple, covariance)),
-        sweep.network if learner == "network" else None,
-        (distance,),
+        own,
+        (distance, "effective", "acceptance") if learner == "flow" else (distance,),
     )
     parts = {"cells": experiment}
     whole("beside_trials", sweep.beside_trials or 2, 2)
@@ -144,8 +148,8 @@ def make_plan(sweep: Sweep) -> GridStudy:
         settings["real_sha256"] = digest
     if any("pollution" in p.needs for p in policies):
         settings["pollution"] = sizes("pollution", sweep.pollution)
-    if learner == "network":
-        settings["network"] = asdict(sweep.network)
+    if own is not None:
+        settings["flow" if learner == "flow" else "network"] = asdict(own)
         settings["overlay_trials"] = sweep.overlay_trials if "overlay" in parts else 0
     if beside:
         settings["beside_trials"] = sweep.beside_trials
@@ -154,7 +158,10 @@ def make_plan(sweep: Sweep) -> GridStudy:
         "sweep",
         settings,
         parts=parts,
-        make=lambda values: report.make(parts, {name: v[distance] for name, v in values.items()}, exact_part, settings),
+        make=lambda values: (
+            report.make(parts, {name: v[distance] for name, v in values.items()}, exact_part, settings)
+            | report.densities(parts, values)
+        ),
         draw=report.draw,
         words=report.words,
         note=lambda: report.diagnosis(experiment),
@@ -164,7 +171,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
     )
 
 
-def _retuned(sweep: Sweep, sampler: Sampler) -> list[str]:
+def _retuned(sweep: Sweep, sampler: Any) -> list[str]:
     """The samplers of the control 'retuned' beside ``sampler``.
 
     Raises `InputError` for one that takes more evaluations than SIMS does.
@@ -172,10 +179,12 @@ def _retuned(sweep: Sweep, sampler: Sampler) -> list[str]:
     most = 2 * sampler.nfe
     if sweep.retuned == "none" or (not sweep.retuned and sweep.network.time == "sampler"):
         return []
+    if not sweep.retuned and sweep.learner == "flow-matching":
+        return [f"rk4:{most // 4}"] if sampler.name != "rk4" and most >= 4 else []
     if not sweep.retuned:
         own = Sampler("rk4", min(4, (most + 1) // 4))
         return [str(own)] if own.steps and sampler.name != "rk4" else []
-    found = [Sampler.parse(text, argument="retuned") for text in items("retuned", sweep.retuned)]
+    found = [LEARNERS[sweep.learner].parse(text, argument="retuned") for text in items("retuned", sweep.retuned)]
     for other in found:
         if not other.steps or other.nfe > most:
             expected = f"SIMS takes {most} evaluations with {sampler}; give a numerical sampler of no more"
@@ -206,16 +215,16 @@ def _distance(sweep: Sweep, learner: str, real_size: int) -> tuple[str, str]:
     return known[name], real.digest
 
 
-def _with_defaults(sweep: Sweep, learner: str) -> Sweep:
-    """Fill in what was left to the learner."""
-    defaults = BY_LEARNER[learner]
+def _with_defaults(sweep: Sweep, learner: str, own: Any) -> Sweep:
+    """Fill in what was left to the learner, whose settings are ``own``."""
+    defaults = BY_LEARNER[learner] | {"sampler": SAMPLERS[learner]}
     filled = {name: value for name, value in defaults.items() if not getattr(sweep, name)}
     sweep = replace(sweep, **filled)  # type: ignore[arg-type]
     if sweep.budget:
         return sweep
-    if not sweep.network.batch:
-        raise InputError("budget", "", "with `network.batch` 0 say how many samples an auxiliary sees, such as 50k")
-    return replace(sweep, budget=f"{sweep.network.steps * sweep.network.batch / 1000:g}k")  # as many as the base
+    if not own.batch:
+        raise InputError("budget", "", "with a batch of 0 say how many samples an auxiliary sees, such as 50k")
+    return replace(sweep, budget=f"{own.steps * own.batch / 1000:g}k")  # as many as the base
 
 
 def _refuse_for_networks(sweep: Sweep, samplers: list[Sampler]) -> None:

@@ -11,15 +11,14 @@ import pandas as pd
 
 from sims_core.algorithm import METHODS
 from sims_core.errors import shown
-from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import theory, wasserstein
 from sims_toy.datasets import Distribution, header_of
 from sims_toy.diagnosis import diagnose, diagnose_network, network_angle
 from sims_toy.estimators import KINDS, Estimator
 from sims_toy.gaussian import Gaussian
-from sims_toy.grid.measure import POINTS, spread
-from sims_toy.networks.learner import NetworkLearner
+from sims_toy.grid.measure import LEARNERS, POINTS, spread
+from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep import figures
 from sims_toy.sweep.captions import BANDS, PHASES, caption, marks
 from sims_toy.sweep.laws import bias_boundaries, biases, theory_tables
@@ -36,7 +35,7 @@ from sims_toy.sweep.tables import (
 )
 
 if TYPE_CHECKING:
-    from sims_toy.grid.cells import Experiment
+    from sims_toy.grid.cells import Experiment, Values
 
 #: Methods with a strength.
 GUIDED = [name for name, method in METHODS.items() if "omega" in method.takes]
@@ -81,6 +80,29 @@ def _twins(part: Experiment, parts: dict[str, Experiment], w2: dict[str, np.ndar
         for name, learner in (("twin", "twin"), ("overlay", "exact"))
     ]
     return Twins(w2["twin"][rows[0]][:, : part.trials], w2["overlay"][rows[1]])
+
+
+def densities(parts: dict[str, Experiment], values: dict[str, Values]) -> dict[str, pd.DataFrame]:
+    """Of flows: what the draws of every guided cell were worth (`sims_core.density`), over trials and generations.
+
+    refused: the share of models whose weights degenerate; such a model has diverged.
+    """
+    rows = []
+    for name, part in parts.items():
+        if "effective" not in part.quantities:
+            continue
+        found = values[name]
+        for i, cell in enumerate(part.cells):
+            if cell.omega and METHODS[cell.method].networks > 1:
+                worth = {q: found[q][i][np.isfinite(found[q][i])] for q in ("effective", "acceptance")}
+                rows.append(
+                    {"method": cell.method, "omega": cell.omega, "synthetic_size": cell.synthetic_size,
+                     "auxiliary_data": cell.auxiliary_data, "sampler": cell.sampler,
+                     "effective": worth["effective"].mean(), "effective_least": worth["effective"].min(),
+                     "acceptance": worth["acceptance"].mean(),
+                     "refused": float((~np.isfinite(found[part.quantities[0]][i])).mean())}
+                )  # fmt: skip
+    return {"density": pd.DataFrame(rows)} if rows else {}
 
 
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
@@ -278,7 +300,19 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
 
 def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
     """The summary and the conclusion."""
-    return f"{summary(frames)}\n{conclusion(frames)}"
+    return f"{summary(frames)}\n{_worth(frames.get('density'))}{conclusion(frames)}"
+
+
+def _worth(density: pd.DataFrame | None) -> str:
+    """What the draws of guided densities were worth, a line; nothing for other learners."""
+    if density is None:
+        return ""
+    low, mean = density["effective_least"].min(), density["effective"].mean()
+    accepted, refused = density["acceptance"].mean(), density["refused"].max()
+    return (
+        f"guided densities: effective sample size {100 * mean:.3g} % of the particles (least {100 * low:.2g} %), "
+        f"{100 * accepted:.3g} % of moves accepted; at most {100 * refused:.3g} % of a cell's models refused\n"
+    )
 
 
 def floor(experiment: Experiment) -> str:
@@ -311,15 +345,17 @@ def diagnosis(experiment: Experiment) -> str:
     """
     cell = experiment.cells[0]
     real = experiment.source(cell)
-    sampler, seed = Sampler.parse(cell.sampler, sigma_data=spread(real)), Seed(experiment.seed)
-    if experiment.quantities != ("w2",):
-        learner = NetworkLearner(sampler, np.arange(min(16, experiment.trials)), experiment.network)
+    kind, seed = LEARNERS[cell.learner], Seed(experiment.seed)
+    sampler = kind.parse(cell.sampler, sigma_data=spread(real))
+    if experiment.quantities != ("w2",) or cell.learner == "flow-matching":
+        learner = kind.make(experiment, cell, sampler, np.arange(min(16, experiment.trials)))
         data = learner.draw(real, cell.real_size, seed=seed.child("real"))
         base = learner.fit(data, seed=seed.child("fit"))
-        return f"{floor(experiment)}; {network_angle(learner, base, real, cell.real_size, seed=seed)}"
+        angle = str(network_angle(learner, base, real, cell.real_size, seed=seed))
+        return angle if experiment.quantities[0] == "w2" else f"{floor(experiment)}; {angle}"
     assert isinstance(real, Gaussian)
     far = off_center(real)
-    if experiment.network is not None:
+    if isinstance(experiment.network, NetworkSettings):
         trials = min(32, experiment.trials)  # no more networks than the run itself trains for a cell
         found = diagnose_network(sampler, real, cell.real_size, experiment.network, trials=trials, seed=seed)
         return str(found) + far

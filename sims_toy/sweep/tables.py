@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from sims_core.algorithm import METHODS
 from sims_core.guidance import GuidanceSchedule
-from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import phase
 from sims_toy.grid.cells import Array, Cell, Experiment
+from sims_toy.grid.measure import LEARNERS
 
 #: Axes on which a figure holds one value; each combination gets figures of its own. 'aux' is |D_aux|, 0 for |D_s|.
 FACET = ["method", "loop", "sampler", "real_size", "budget", "aux", "temperature", "pollution", "estimator"]
@@ -236,8 +236,9 @@ def _regime(
     cell: Cell, w2: Array, mine: Array, standard: Array, mean: Array, standard_mean: Array, last: slice
 ) -> dict[str, Any]:
     """One row of regimes.csv."""
-    base, auxiliary = Sampler.parse(cell.sampler).evaluations(GuidanceSchedule.parse(cell.guidance))
-    evaluations = base + (auxiliary if METHODS[cell.method].networks > 1 else 0)
+    sampler = LEARNERS[cell.learner].parse(cell.sampler)
+    guided = METHODS[cell.method].networks > 1
+    evaluations = sum(sampler.evaluations(GuidanceSchedule.parse(cell.guidance))) if guided else sampler.nfe
     diverged = int((~np.isfinite(w2)).any(1).sum())
     row: dict[str, Any] = {"nfe": evaluations, "diverged": diverged}
     row["diverged_share"], row["diverged_share_low"], row["diverged_share_high"] = phase.share(diverged, len(w2))

@@ -14,6 +14,9 @@ from sims_toy.flows.flow import Flows
 from sims_toy.flows.learner import DensitySampler, FlowLearner, FlowModel
 from sims_toy.flows.settings import FlowSettings
 from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
+from sims_toy.networks.settings import NetworkSettings
+from sims_toy.studies import run
+from sims_toy.sweep import Sweep, plan
 from tests.contract import Case, check
 
 zuko = pytest.importorskip("zuko")
@@ -205,3 +208,46 @@ def test_torchs_own_generator_is_left_alone():
     flow._template.cache_clear()
     fitted(QUICK, rows=1, n=40, data=parse_real("moons"))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+# ------------------------------------------------------------------------ sweeps
+
+
+@pytest.mark.parametrize(
+    ("learner", "settings"),
+    [
+        ("flow-matching", {"network": NetworkSettings(width=8, steps=30, batch=32, target="ot")}),
+        ("flow", {"flow": QUICK}),
+    ],
+)
+def test_a_sweep_runs_and_keeps_what_its_draws_were_worth(learner, settings, tmp_path):
+    small = {"omega": "0,0.5", "method": "sims,neon", "synthetic": "40", "real_size": "60", "budget": "1k"}
+    asked = Sweep(
+        learner=learner, trials=2, generations=2, workers=1, out=str(tmp_path / "run"), **small, **settings
+    )  # fmt: skip
+    made = run(asked)
+    regimes = made.tables["regimes"].set_index(["method", "omega"])
+    assert set(regimes["learner"]) == {learner} and np.isfinite(regimes["first"]).all()
+    assert (tmp_path / "run" / "figure4.png").exists()
+    if learner == "flow":
+        density = made.tables["density"]
+        assert set(density["method"]) == {"sims"} and density["effective"].between(0.05, 1).all()
+        assert "effective sample size" in made.words
+        assert regimes["nfe"].to_dict()[("standard", 0.0)] == 1 and regimes["nfe"].to_dict()[("sims", 0.5)] == 32
+    else:
+        assert "density" not in made.tables and regimes.loc[("sims", 0.5), "nfe"] == 2 * 32
+        assert {"equal-cost"} <= set(regimes.index.get_level_values(0))
+
+
+def test_what_a_learner_cannot_be_asked_for_is_refused(monkeypatch):
+    for options, argument in (
+        ({"learner": "flow-matching", "sampler": "ddim:20"}, "sampler"),
+        ({"learner": "flow-matching", "auxiliary_data": "synthetic@0.9"}, "auxiliary_data"),
+        ({"learner": "flow-matching", "network": NetworkSettings(parametrisation="epsilon")}, "parametrisation"),
+        ({"learner": "flow", "budget": "0.5"}, "budget"),
+    ):
+        with pytest.raises(InputError, match=argument):
+            plan(Sweep(**options))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="zuko is not installed: pip install"):
+        plan(Sweep(learner="flow"))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from sims_core.errors import InputError, choose, reason
 from sims_core.lab.grids import parse_grid
@@ -114,12 +115,21 @@ class Mixture:
 
     def responsibilities(self, points: Points) -> Points:
         """P(component | point), (n, K): the Bayes classifier of the mixture's own law."""
-        distance = ((points[:, None] - np.asarray(self.means)) ** 2).sum(-1)
-        with np.errstate(divide="ignore"):  # a weight of 0 is a component that no point came from
-            logit = np.log(self.weights) - distance / (2 * self.std**2)
+        logit = self._logits(points)
         logit -= logit.max(1, keepdims=True)
         odds = np.exp(logit)
         return np.asarray(odds / odds.sum(1, keepdims=True))
+
+    def log_density(self, points: Points) -> Points:
+        """log p of points (n, d): (n,)."""
+        dim = points.shape[1]
+        scale = dim * math.log(self.std * math.sqrt(2 * math.pi))
+        return np.asarray(logsumexp(self._logits(points), axis=1) - scale)
+
+    def _logits(self, points: Points) -> Points:
+        distance = ((points[:, None] - np.asarray(self.means)) ** 2).sum(-1)
+        with np.errstate(divide="ignore"):  # a weight of 0 is a component that no point came from
+            return np.asarray(np.log(self.weights) - distance / (2 * self.std**2))
 
 
 # ------------------------------------------------------------------- makers

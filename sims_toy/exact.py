@@ -24,6 +24,7 @@ from sims_core.guidance import FULL, RULES, Denoiser, GuidanceSchedule, scaled
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import gaussian
+from sims_toy.datasets import Distribution
 from sims_toy.estimators import Estimator, LinearDenoiser, between
 from sims_toy.gaussian import Gaussian, Statistics
 from sims_toy.theory import Mode
@@ -198,7 +199,7 @@ class ExactLearner:
         if sampler.name == "exact" and self.guidance.every:
             raise InputError("guidance", str(self.guidance), "the exact sampler has no steps to hold a correction over")
         self.sampler, self.ddof, self.noise, self.temperature = sampler, ddof, noise, temperature
-        self.points = points
+        self._by_points = points
         self.estimator = estimator or Estimator()
         self.estimator.check(sampler)
         self.streams = np.asarray([0] if streams is None else streams, dtype=np.int64)
@@ -264,6 +265,18 @@ class ExactLearner:
             output = Gaussian(output.mean, output.cov * self.temperature)
         return self.draw(output, n, seed=seed)
 
+    def points(self, model: ExactModel, n: int, *, seed: Seed) -> Tensor:
+        """n points (R, n, d) of every row's model, whatever the temperature; rows of one stream share their noise."""
+        output = model.output.expand(self.rows) if model.output.rows == 1 else model.output
+        noise = np.stack([seed.child(int(k)).numpy().standard_normal((n, output.dim)) for k in self.streams])
+        return output.mean[:, None] + gaussian.product(torch.from_numpy(noise), output.root())
+
+    def parameters(self, model: ExactModel) -> np.ndarray:
+        """The base's mean and covariance, flat: (R, d + d^2)."""
+        base = model.base
+        assert isinstance(base, Gaussian)
+        return torch.cat([base.mean, base.cov.flatten(1)], 1).numpy()
+
     def negatives(self, scale: float) -> Callable[..., Statistics]:
         """A `sample` whose score is scaled by ``scale``: D' = x + scale (D - x) (Neon, arXiv 2510.03597, appendix)."""
 
@@ -272,11 +285,19 @@ class ExactLearner:
 
         return draw
 
-    def draw(self, source: Gaussian, n: ArrayLike, *, seed: Seed) -> Statistics:
-        """Statistics of n points of ``source`` (R rows or single), drawn exactly at a cost that n does not change."""
+    def draw(self, source: Gaussian | Distribution, n: ArrayLike, *, seed: Seed) -> Statistics:
+        """Statistics of n points of ``source`` (R rows or single), drawn exactly at a cost that n does not change.
+
+        Of a distribution that is no Gaussian: of the points that trained models of the same streams draw.
+        """
         sizes = self._per_row("n", n)
         if bool((sizes < 0).any()):
             raise InputError("n", np.asarray(n).tolist(), "sizes cannot be negative")
+        if isinstance(source, Distribution):
+            whole = sizes.numpy().astype(np.int64)
+            points = [source.draw(int(m), seed.child(int(k))) for m, k in zip(whole, self.streams, strict=True)]
+            parts = [Statistics.of_points(torch.from_numpy(x)[None].float().double()) for x in points]
+            return Statistics(sizes, torch.cat([p.mean for p in parts]), torch.cat([p.cov for p in parts]))
         source = source.expand(self.rows) if source.rows == 1 and self.rows != 1 else source
         if not self.noise:
             return Statistics(sizes, source.mean, source.cov)
@@ -379,7 +400,7 @@ class ExactLearner:
         order, ranks = np.unique(sizes, return_inverse=True)
         keys, inverse = np.unique(self.streams * len(order) + ranks.reshape(-1), return_inverse=True)
         pairs = np.stack([keys // len(order), order[keys % len(order)]], 1)
-        moments = gaussian.point_moments if self.points else gaussian.standard_moments
+        moments = gaussian.point_moments if self._by_points else gaussian.standard_moments
         mean, scatter = moments(pairs[:, 1], dim, [seed.child(int(s)) for s in pairs[:, 0]])
         inverse = inverse.reshape(-1)
         return torch.from_numpy(mean[inverse]), torch.from_numpy(scatter[inverse])

@@ -18,6 +18,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from sims_core.errors import InputError, extra
 from sims_core.seeds import Seed
+from sims_toy.flows.settings import FlowSettings
 from sims_toy.networks.schedule import Training
 
 Shape: TypeAlias = tuple[str, int, int, int, int, int]
@@ -48,6 +49,11 @@ def _zuko() -> Any:
     return zuko.flows
 
 
+def shape_of(settings: FlowSettings, dim: int) -> Shape:
+    """The architecture of the settings in ``dim`` dimensions."""
+    return (settings.kind, dim, settings.transforms, settings.bins, settings.width, settings.layers)
+
+
 def _build(shape: Shape) -> _Module:
     kind, dim, transforms, bins, width, layers = shape
     common: dict[str, Any] = {"transforms": transforms, "hidden_features": (width,) * layers}
@@ -57,7 +63,7 @@ def _build(shape: Shape) -> _Module:
 
 
 @cache
-def _template(shape: Shape) -> tuple[_Module, tuple[tuple[str, torch.Size], ...]]:
+def template(shape: Shape) -> tuple[_Module, tuple[tuple[str, torch.Size], ...]]:
     """A flow to call with other parameters, and their names and shapes. Torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         made = _build(shape)
@@ -67,7 +73,7 @@ def _template(shape: Shape) -> tuple[_Module, tuple[tuple[str, torch.Size], ...]
 
 def _call(shape: Shape, params: Tensor, x: Tensor, back: bool) -> Any:
     """One flow with flat parameters (P,)."""
-    module, parts = _template(shape)
+    module, parts = template(shape)
     sizes = [size.numel() for _, size in parts]
     named = {name: v.view(size) for (name, size), v in zip(parts, torch.split(params, sizes), strict=True)}
     return functional_call(module, named, (x, back))
@@ -90,7 +96,7 @@ class Flows:
     scale: Tensor
 
     def __post_init__(self) -> None:
-        _template(self.shape)  # it draws, which `vmap` would refuse
+        template(self.shape)  # it draws, which `vmap` would refuse
 
     @classmethod
     def initial(cls, shape: Shape, seeds: Sequence[Seed], center: Tensor, scale: Tensor) -> Flows:
@@ -126,7 +132,7 @@ class Flows:
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parts of parameters [K, P], each [K, ...], as views."""
-        _, parts = _template(self.shape)
+        _, parts = template(self.shape)
         cut = torch.split(flat, [size.numel() for _, size in parts], dim=1)
         return [v.view(-1, *size) for (_, size), v in zip(parts, cut, strict=True)]
 

@@ -21,7 +21,7 @@ from sims_core.density import Drawn, annealed_langevin, importance
 from sims_core.errors import InputError, choose
 from sims_core.guidance import FULL, GuidanceSchedule
 from sims_core.seeds import Seed
-from sims_toy.flows.flow import Flows, train
+from sims_toy.flows.flow import Flows, shape_of, train
 from sims_toy.flows.settings import FlowSettings
 from sims_toy.gaussian import Gaussian
 from sims_toy.networks.learner import quadrature
@@ -165,8 +165,7 @@ class FlowLearner(RowLearner[FlowModel]):
         self._check(data)
         if data.shape[2] < 2:
             raise InputError("data", tuple(data.shape), "a flow needs at least two dimensions")
-        s = self.settings
-        shape = (s.kind, data.shape[2], s.transforms, s.bins, s.width, s.layers)
+        shape = shape_of(self.settings, data.shape[2])
         moments = [(row.double().mean(0), row.double().std(0, correction=0).clamp(min=1e-3)) for row in data]
         center, scale = (torch.stack(part) for part in zip(*moments, strict=True))
         sound = scale.isfinite().all(1, keepdim=True)  # a diverged row is not trained

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -236,7 +236,7 @@ def quantity(name: str) -> Callable[[Moment], Array]:
 # ------------------------------------------------------------------ learners
 
 
-def _exact(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
+def _exact(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array, *, points: bool = False) -> Any:
     schedule = GuidanceSchedule.parse(cell.guidance)
     return ExactLearner(
         sampler,
@@ -245,13 +245,8 @@ def _exact(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array)
         ddof=experiment.ddof,
         guidance=schedule,
         estimator=Estimator.parse(cell.estimator),
+        points=points,
     )
-
-
-def _twin(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
-    learner = _exact(experiment, cell, sampler, streams)
-    learner.points = True
-    return learner
 
 
 def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Array) -> Any:
@@ -273,7 +268,7 @@ def parse_velocity(text: str, *, argument: str = "sampler", sigma_data: float = 
 
 LEARNERS: dict[str, Measurer] = {
     "exact": Measurer(_exact, 2048, True, 25, measure),
-    "twin": Measurer(_twin, 2048, True, 1, measure),  # the exact learner on the networks' own points
+    "twin": Measurer(partial(_exact, points=True), 2048, True, 1, measure),  # on the networks' own points
     "network": Measurer(_network, 24, False, 1, measure),
     "flow-matching": Measurer(_network, 24, False, 1, measure, parse_velocity),  # networks of velocities
     "flow": Measurer(_flow, 24, False, 1, measure, DensitySampler.parse),

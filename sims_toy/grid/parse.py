@@ -29,6 +29,7 @@ def settle(network: NetworkSettings) -> NetworkSettings:
 
     Raises `InputError` for a device, or compiled networks, that are not to be had.
     """
+    network.check_target()
     on_cpu = present("network.device", network.device).type == "cpu"
     if network.backend == "numba" and not on_cpu:
         raise InputError("network.backend", "numba", "compiled networks run on the CPU; use torch, or auto")

@@ -154,6 +154,7 @@ class NetworkLearner(RowLearner[NetworkModel]):
         if sampler.name == "exact":
             raise InputError("sampler", "exact", "networks need a numerical sampler, such as ddim:20 or rk4:8")
         super().__init__(sampler, streams, settings or NetworkSettings(), temperature)
+        self.settings.check_target()
         if isinstance(sampler, VelocitySampler) and self.settings.parametrisation != "velocity":
             expected = "this sampler runs in a velocity's time: say velocity"
             raise InputError("network.parametrisation", self.settings.parametrisation, expected)

@@ -67,12 +67,14 @@ class NetworkSettings:
         choose("network.activation", self.activation, ("silu", "relu"))
         choose("network.parametrisation", self.parametrisation, ("edm", "epsilon", "velocity"))
         choose("network.target", self.target, ("posterior", "plain", "ot"))
-        if self.target == "ot" and self.parametrisation != "velocity":
-            raise InputError(
-                "network.target", "ot", "it couples the ends of a flow: say `network.parametrisation` velocity"
-            )
         choose("network.backend", self.backend, ("auto", "numba", "torch"))
         choose("network.time", self.time, ("matched", "sampler"))
+
+    def check_target(self) -> None:
+        """Raise `InputError` for a target that the parametrisation does not have."""
+        if self.target == "ot" and self.parametrisation != "velocity":
+            expected = "it couples the ends of a flow: say velocity in `network.parametrisation`"
+            raise InputError("network.target", "ot", expected)
 
     def training(self, points: int, budget: float | None = None, *, warm: bool = False) -> Training:
         """Settings of a base (budget None), or of an auxiliary for ``budget`` samples seen, on ``points`` points.

@@ -10,6 +10,7 @@ from sims_core.errors import InputError, choose
 from sims_core.lab.bounds import at_least, check_bounds
 from sims_core.lab.command import formerly, usual
 from sims_core.lab.options import RunOptions
+from sims_toy.flows.settings import FlowSettings
 from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 
@@ -21,16 +22,19 @@ KEPT = 400
 
 @dataclass(frozen=True)
 class Stability(RunOptions):
-    """Retrain networks on real data and lambda times as many of their own samples, and hold it against the theorem.
+    """Retrain models on real data and lambda times as many of their own samples, and hold it against the theorem.
 
-    Every round starts from the last round's network. Ratios lambda and the fully synthetic loop, on each data set: the
+    Every round starts from the last round's model. Ratios lambda and the fully synthetic loop, on each data set: the
     samples and their distance to the data round by round; alpha, L and eps of the theorem's condition
-    lambda (1 + L eps / alpha) < 1/2 estimated for the networks at hand; the contraction rate measured, beside the
+    lambda (1 + L eps / alpha) < 1/2 estimated for the models at hand; the contraction rate measured, beside the
     theorem's; the same where all of it is known in closed form; and the collapse c_4(n)^t of a Gaussian.
     """
 
     preset: Annotated[str, usual("none")] = ""
-    """'paper' is the full grid: more trials, and the constants of several networks."""
+    """'paper' is the full grid: every learner, more trials, and the constants of several models."""
+    learner: str = "network"
+    """Learners, with commas: network (score networks), flow-matching (OT-CFM), flow (normalizing flows, extra 'flows'),
+    exact (Gaussians by maximum likelihood: no optimiser, no sampler error)."""
     data: Annotated[str, formerly("real")] = "gaussians:8,moons"
     """Data sets, with commas: gaussians:K, moons, pinwheel, swissroll, checkerboard, spiral, tree,
     mixture:P,Q,..., or a file."""
@@ -43,7 +47,11 @@ class Stability(RunOptions):
     trials: Annotated[int, at_least(2)] = 8
     """Independent repetitions, paired across ratios."""
     sampler: str = "rk4:8"
-    """As of the sweep; rk4:8 has next to no bias of its own."""
+    """Of the networks, as of the sweep; rk4:8 has next to no bias of its own."""
+    velocity_sampler: str = "rk4:32"
+    """Of flow matching: euler:N, midpoint:N, rk4:N or dopri5:TOLERANCE (extra 'flows')."""
+    coupling: Literal["ot", "independent"] = "ot"
+    """How flow matching pairs noise and data: by exact optimal transport within a batch (OT-CFM), or independently."""
     distance: Literal["sliced", "emd"] = "sliced"
     """sliced or emd: W2 between 1,000 samples and as many real points, beside its floor."""
     network: NetworkSettings = field(
@@ -51,10 +59,14 @@ class Stability(RunOptions):
     )
     """Architecture and training, chosen by the first round's samples alone: large and long enough to part the eight
     modes. Every other round is fine-tuning, at a tenth of the first round's rate."""
+    flow: FlowSettings = field(
+        default_factory=lambda: FlowSettings(width=16, rate=5e-3, start="warm", warm_steps=200, warm_rate=5e-4)
+    )
+    """Architecture and training of normalizing flows; small enough that the whole Hessian can be computed."""
     kick: float = 0.8
     """The rate is measured by a loop whose first round sees the data scaled by this factor."""
     probes: Annotated[int, at_least(1)] = 1
-    """Networks of each data set whose Hessian is computed."""
+    """Models of each data set whose Hessian is computed."""
     probe_points: Annotated[int, at_least(2)] = 64
     """Real points that the Hessian is averaged over."""
     collapse_size: Annotated[int, at_least(2)] = 100
@@ -66,25 +78,34 @@ class Stability(RunOptions):
 
 
 PRESETS = {
-    "paper": replace(Stability(), preset="paper", trials=32, probes=4, probe_points=128, collapse_trials=10_000),
+    "paper": replace(
+        Stability(),
+        preset="paper",
+        learner="network,flow-matching,flow,exact",
+        trials=32,
+        probes=4,
+        probe_points=128,
+        collapse_trials=10_000,
+    ),
 }
 
 
 def plan(options: Stability) -> GridStudy:
     """What a `Stability` would run, without running it. Raises `InputError` for bad input."""
     from sims_core.lab.grids import parse_grid
-    from sims_core.sampling import Sampler
     from sims_toy.datasets import parse_real
     from sims_toy.grid.cells import Cell, Experiment
     from sims_toy.grid.measure import POINTS
-    from sims_toy.grid.parse import settle
+    from sims_toy.grid.parse import names, settle, trained
     from sims_toy.stability import tables as report
 
     check_bounds(options)
     _check(options)
-    sampler = Sampler.parse(options.sampler, argument="sampler")
-    if not sampler.steps:
-        raise InputError("sampler", options.sampler, "networks need a numerical sampler, such as rk4:8")
+    learners = names("learner", options.learner, ("network", "flow-matching", "flow", "exact"))
+    velocities = replace(options.network, target="ot") if options.coupling == "ot" else options.network
+    models = {name: trained(name, velocities if name == "flow-matching" else options.network, options.flow)
+              for name in learners}  # fmt: skip
+    samplers = _samplers(options)
     distance = choose("distance", options.distance, ("sliced", "emd"))
     ratios = sorted({0.0, *parse_grid("ratio", options.ratio, low=0)})
     for ratio in ratios:
@@ -102,26 +123,24 @@ def plan(options: Stability) -> GridStudy:
             raise InputError("data", name, f"the file holds {real.limit} points; give at least {least}")
         if real.digest:
             digests[name] = real.digest
-    network = settle(options.network)
 
     n = options.real_size
     loops = [(f"mixed:{ratio!r}", round(ratio * n)) for ratio in ratios] + [("fully-synthetic", n)]
-    cells = [
-        Cell("network", "standard", loop, str(sampler), n, size, reference=str(sampler), real=real)
-        for real in reals
-        for loop, size in loops
-    ]
-    kicked = [replace(cell, loop=f"scaled:{options.kick!r}:{cell.loop}") for cell in cells]
     plane = ((0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)))
-    main_part = Experiment(
-        tuple(cells),
-        options.generations,
-        options.trials,
-        options.seed,
-        *plane,
-        network,
-        (distance, f"points:{KEPT}", "weights"),
-    )
+    parts: dict[str, Experiment] = {}
+    for learner, model in models.items():
+        cells = [
+            Cell(learner, "standard", loop, samplers[learner], n, size, reference=samplers[learner], real=real)
+            for real in reals
+            for loop, size in loops
+        ]
+        measured = (distance, f"points:{KEPT}", "weights")
+        part = Experiment(tuple(cells), options.generations, options.trials, options.seed, *plane, model, measured)
+        kicked = [replace(cell, loop=f"scaled:{options.kick!r}:{cell.loop}") for cell in cells]
+        parts[report.part_of("loops", learner)] = part
+        parts[report.part_of("kicked", learner)] = replace(
+            part, cells=tuple(kicked), generations=min(3, options.generations), quantities=measured[1:2]
+        )
     collapse = Experiment(
         (Cell("exact", "standard", "fully-synthetic", "exact", options.collapse_size, options.collapse_size),),
         options.collapse_generations,
@@ -133,13 +152,7 @@ def plan(options: Stability) -> GridStudy:
         ("variance",),
         ddof=1,
     )
-    parts = {
-        "loops": main_part,
-        "kicked": replace(main_part, cells=tuple(kicked), generations=min(3, options.generations)),
-        "collapse1": collapse,
-        "collapse0": replace(collapse, ddof=0),
-    }
-    parts["kicked"] = replace(parts["kicked"], quantities=(f"points:{KEPT}",))
+    parts |= {"collapse1": collapse, "collapse0": replace(collapse, ddof=0)}
     settings = {
         "command": "sims_toy.stability",
         "real": reals,
@@ -147,7 +160,7 @@ def plan(options: Stability) -> GridStudy:
         "real_size": n,
         "generations": options.generations,
         "trials": options.trials,
-        "sampler": str(sampler),
+        "sampler": samplers["network"],
         "distance": distance,
         "kick": options.kick,
         "probes": options.probes,
@@ -156,8 +169,11 @@ def plan(options: Stability) -> GridStudy:
         "collapse_generations": options.collapse_generations,
         "collapse_trials": options.collapse_trials,
         "seed": options.seed,
-        "network": asdict(network),
+        "network": asdict(models.get("network") or settle(options.network)),
     }
+    if learners != ["network"]:
+        settings |= {"learner": learners, "models": {k: m and asdict(m) for k, m in models.items() if k != "network"}}
+        settings["samplers"] = {name: samplers[name] for name in learners}
     if digests:
         settings["real_sha256"] = digests
     return GridStudy(
@@ -171,10 +187,25 @@ def plan(options: Stability) -> GridStudy:
     )
 
 
+def _samplers(options: Stability) -> dict[str, str]:
+    """Every learner's, as text."""
+    from sims_core.flow import VelocitySampler
+    from sims_core.sampling import Sampler
+
+    sampler = Sampler.parse(options.sampler, argument="sampler")
+    if not sampler.steps:
+        raise InputError("sampler", options.sampler, "networks need a numerical sampler, such as rk4:8")
+    flowing = VelocitySampler.parse(options.velocity_sampler, argument="velocity_sampler")
+    return {"network": str(sampler), "flow-matching": str(flowing), "flow": "importance:1", "exact": "exact"}
+
+
 def _check(options: Stability) -> None:
     if options.probes > options.trials:
         raise InputError("probes", options.probes, f"there are {options.trials} trials")
     if not 0 < options.kick < 1:
         raise InputError("kick", options.kick, "give a factor in (0, 1), such as 0.8")
-    if options.network.start != "warm":
-        raise InputError("network.start", options.network.start, "retraining starts from the last round: say warm")
+    for group in ("network", "flow"):
+        start = getattr(options, group).start
+        if start != "warm":
+            raise InputError(f"{group}.start", start, "retraining starts from the last round: say warm")
+    choose("coupling", options.coupling, ("ot", "independent"))

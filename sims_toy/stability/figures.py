@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sims_core.lab.style import METHOD, OUTSIDE, footnote, save, sequence, style, subplots
+from sims_toy.flows.settings import flow_words
 from sims_toy.networks.settings import unusual
 from sims_toy.stability import theory
 from sims_toy.theory import TOLERANCE
@@ -30,28 +31,77 @@ def _colours(ratios: list[float]) -> dict[float, str]:
     return dict(zip(finite, sequence(len(finite)), strict=True)) | {math.inf: _RED}
 
 
-def settings_line(settings: dict[str, Any]) -> str:
-    """Every setting that the loops were run with, for captions."""
-    net = settings["network"]
-    batch = net["batch"] or "all"
-    told = ("layers", "width", "activation", "parametrisation", "target", "steps", "batch", "rate", "start",
-            "warm_steps", "warm_rate", "auxiliary_rate")  # fmt: skip
+def settings_line(settings: dict[str, Any], learner: str) -> str:
+    """Every setting that a learner's loops were run with, for captions."""
     return (
-        f"|D_r| = {settings['real_size']}, {settings['trials']} paired trials, seed {settings['seed']}; networks "
-        f"{net['layers']} x {net['width']} {net['activation']}, {net['parametrisation']}, {net['target']} target, "
-        f"first round {net['steps']} Adam steps of {batch} at {net['rate']:g}, later rounds "
-        f"{net['warm_steps'] or net['steps']} from the last round's network at {net['warm_rate'] or net['rate']:g}"
-        f"{unusual(net, told)}; "
-        f"sampler {settings['sampler']}. Network, steps and rates are our reading; the paper's ratios and rounds."
+        f"|D_r| = {settings['real_size']}, {settings['trials']} paired trials, seed {settings['seed']}; "
+        f"{_trained(settings, learner)}"
     )
 
 
-def overview(frames: dict[str, pd.DataFrame], stem: Path, *, settings: dict[str, Any]) -> list[Path]:
+def _trained(settings: dict[str, Any], learner: str) -> str:
+    if learner == "exact":
+        return "Gaussians by maximum likelihood, drawn exactly."
+    ours = "steps and rates are our reading; the paper's ratios and rounds."
+    if learner == "flow":
+        flow = settings["models"][learner]
+        return f"normalizing flows of {flow_words(flow)}; {_later(flow)}. Architecture, {ours}"
+    net = settings["network"] if learner == "network" else settings["models"][learner]
+    batch = net["batch"] or "all"
+    told = ("layers", "width", "activation", "parametrisation", "target", "steps", "batch", "rate", "start",
+            "warm_steps", "warm_rate", "auxiliary_rate")  # fmt: skip
+    sampler = settings["sampler"] if learner == "network" else settings["samplers"][learner]
+    return (
+        f"networks {net['layers']} x {net['width']} {net['activation']}, {net['parametrisation']}, {net['target']} "
+        f"target, first round {net['steps']} Adam steps of {batch} at {net['rate']:g}, {_later(net)}"
+        f"{unusual(net, told)}; sampler {sampler}. Network, {ours}"
+    )
+
+
+def _later(trained: dict[str, Any]) -> str:
+    return (
+        f"later rounds {trained['warm_steps'] or trained['steps']} from the last round's network at "
+        f"{trained['warm_rate'] or trained['rate']:g}"
+    )
+
+
+def learners(table: pd.DataFrame, stem: Path, *, settings: dict[str, Any]) -> list[Path]:
+    """Every learner on one page: sample distance and, below it, parameter distance, a column a learner and data set.
+
+    Returns the paths written: stem.png and stem.svg.
+    """
+    columns = [(learner, real) for real in settings["real"] for learner in settings["learner"]]
+    with style():
+        figure, axes = subplots(2, len(columns), figsize=(2.5 * len(columns) + 0.6, 6.0), squeeze=False)
+        for (learner, real), upper, lower in zip(columns, *axes, strict=True):
+            mine = table[(table["learner"] == learner) & (table["real"] == real)]
+            _distance(upper, mine, real, settings)
+            upper.set_title(f"{learner}, {real}", fontsize=8)
+            for ratio, colour in _colours(_few(mine["ratio"])).items():
+                part = mine[(mine["ratio"] == ratio) & np.isfinite(mine["parameters"])].sort_values("generation")
+                lower.fill_between(
+                    part["generation"], part["parameters_low"], part["parameters_high"], color=colour, alpha=0.15, lw=0
+                )
+                lower.plot(part["generation"], part["parameters"], color=colour, lw=1.3)
+            lower.set(xlabel="round $t$", ylabel=r"$\|\theta_t - \theta^*\|\,/\,\|\theta^*\|$")
+            lower.set_ylim(0, None)
+            lower.locator_params(axis="x", integer=True)
+        caption = (
+            "Iterative retraining of every learner at equal steps for every ratio. Bands: 95 % bootstrap over trials; "
+            "grey: two real samples of the same size. theta* is the same trial's last model of lambda = 0, so that its "
+            f"own curve ends at 0. |D_r| = {settings['real_size']}, {settings['trials']} paired trials, seed "
+            f"{settings['seed']}. " + " ".join(f"{name}: {_trained(settings, name)}" for name in settings["learner"])
+        )
+        footnote(figure, caption, 40 * len(columns) + 20, size=6)
+        return save(figure, stem)
+
+
+def overview(frames: dict[str, pd.DataFrame], stem: Path, learner: str, *, settings: dict[str, Any]) -> list[Path]:
     """Distances round by round for each data set; the rates; the theorem in closed form; the collapse.
 
     Returns the paths written: stem.png and stem.svg.
     """
-    reals = settings["real"]
+    reals, kind = settings["real"], {"network": "Networks", "exact": "Gaussians", "flow": "Flows"}.get(learner, learner)
     columns = 2
     rows = -(-(2 * len(reals) + 4) // columns)
     with style():
@@ -62,19 +112,19 @@ def overview(frames: dict[str, pd.DataFrame], stem: Path, *, settings: dict[str,
         for axis, name in zip(panels[len(reals) :], reals, strict=False):
             _against_real(axis, frames["stability"], name)
         rest = panels[2 * len(reals) :]
-        _rates(rest[0], frames["rates"], reals)
-        _condition(rest[1], frames["constants"], reals)
+        _rates(rest[0], frames["rates"], reals, kind)
+        _condition(rest[1], frames["constants"], reals, kind)
         _closed_form(rest[2], frames["closed_form"])
         _collapse(rest[3], frames["collapse"])
         for axis in rest[4:]:
             axis.set_axis_off()
         caption = (
             f"Iterative retraining (Bertrand et al., arXiv 2310.00429). Bands: 95 % bootstrap over trials; grey: two "
-            f"real samples of the same size. {settings_line(settings)} Rates: the first round sees the data scaled by "
-            f"{settings['kick']:g}; what is left of the displacement after one more round, common random numbers. "
-            "Closed form: thick, spectral radius of the integrated gradient flow's retraining map; thin, the theorem's "
-            "bound, drawn where its condition holds; dotted verticals, its threshold. Second row: mean of the last "
-            "rounds over that of real data alone, paired; grey line at 1.05."
+            f"real samples of the same size. {settings_line(settings, learner)} Rates: the first "
+            f"round sees the data scaled by {settings['kick']:g}; what is left of the displacement after one more "
+            "round, common random numbers. Closed form: thick, spectral radius of the integrated gradient flow's "
+            "retraining map; thin, the theorem's bound, drawn where its condition holds; dotted verticals, its threshold. "
+            "Second row: mean of the last rounds over that of real data alone, paired; grey line at 1.05."
         )
         footnote(figure, caption, 150)
         return save(figure, stem)
@@ -115,7 +165,7 @@ def _against_real(axis: Axes, table: pd.DataFrame, real: str) -> None:
     axis.set(title=f"{real}: over real data alone", xlabel=r"$\lambda$", ylabel=r"$d_T(\lambda)\,/\,d_T(0)$")
 
 
-def _rates(axis: Axes, table: pd.DataFrame, reals: list[str]) -> None:
+def _rates(axis: Axes, table: pd.DataFrame, reals: list[str], kind: str) -> None:
     """Measured rates over lambda; the fully synthetic loop stands at the right edge."""
     ratios = sorted(table["ratio"].unique())
     place = {r: i for i, r in enumerate(ratios)}
@@ -136,14 +186,14 @@ def _rates(axis: Axes, table: pd.DataFrame, reals: list[str]) -> None:
         error = np.abs(np.stack([part["rate"] - part["rate_low"], part["rate_high"] - part["rate"]]))
         axis.errorbar(where, part["rate"], error, fmt="o", ms=3.5, color=colour, label=real, lw=1)
     axis.set_xticks(x, ["synthetic" if math.isinf(r) else f"{r:g}" for r in ratios])
-    axis.set(title="Networks: rate, measured", xlabel=r"$\lambda$ (and fully synthetic)", ylabel="left after one round")
+    axis.set(title=f"{kind}: rate, measured", xlabel=r"$\lambda$ (and fully synthetic)", ylabel="left after one round")
     axis.legend(fontsize=7)
 
 
-def _condition(axis: Axes, table: pd.DataFrame, reals: list[str]) -> None:
+def _condition(axis: Axes, table: pd.DataFrame, reals: list[str], kind: str) -> None:
     """The theorem's left-hand side along each ratio's displacement; a cross at the top where alpha is not positive."""
     axis.axhline(0.5, color="black", lw=0.9, label="the theorem's 1/2")
-    part = table[(table["reading"] == "displacement") & np.isfinite(table["ratio"])]
+    part = table[table["reading"].isin(["displacement", "exact"]) & np.isfinite(table["ratio"])]
     for real, colour in zip(reals, sequence(max(2, len(reals)))[::-1], strict=False):
         mine = part[part["real"] == real]
         known = mine[np.isfinite(mine["condition"])]
@@ -161,7 +211,7 @@ def _condition(axis: Axes, table: pd.DataFrame, reals: list[str]) -> None:
         fontsize=6.5,
         ha="right",
     )
-    axis.set(title="Networks: the condition, along each loop's own way", ylabel=r"$\lambda(1 + L\varepsilon/\alpha)$")
+    axis.set(title=f"{kind}: the condition, along each loop's own way", ylabel=r"$\lambda(1 + L\varepsilon/\alpha)$")
     axis.legend(fontsize=7, loc="upper left")
 
 
@@ -205,7 +255,9 @@ def _collapse(axis: Axes, table: pd.DataFrame) -> None:
     axis.legend(fontsize=7)
 
 
-def small_multiples(samples: pd.DataFrame, real: str, stem: Path, *, settings: dict[str, Any]) -> list[Path]:
+def small_multiples(
+    samples: pd.DataFrame, real: str, stem: Path, learner: str, *, settings: dict[str, Any]
+) -> list[Path]:
     """The samples of one trial, a row for each ratio and a column for each round shown.
 
     Returns the paths written: stem.png and stem.svg.
@@ -232,6 +284,8 @@ def small_multiples(samples: pd.DataFrame, real: str, stem: Path, *, settings: d
                     axis.set_title(f"round {t}", fontsize=8, loc="center")
                 if j == 0:
                     axis.set_ylabel(_name(ratio).replace(" synthetic", "\nsynthetic"), fontsize=7.5)
-        caption = f"{real}: {len(mine) // len(ratios) // len(rounds)} samples of trial 0. {settings_line(settings)}"
+        caption = (
+            f"{real}: {len(mine) // len(ratios) // len(rounds)} samples of trial 0. {settings_line(settings, learner)}"
+        )
         footnote(figure, caption, 16 * len(rounds) + 12, size=6)
         return save(figure, stem)

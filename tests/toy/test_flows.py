@@ -196,7 +196,7 @@ def test_bad_input(monkeypatch):
     for bad in ({"kind": "maf"}, {"bins": 1}, {"rate": 0.0}, {"ema": 1.0}):
         with pytest.raises(InputError, match=rf"flow\.{next(iter(bad))}"):
             FlowSettings(**bad)
-    flow._template.cache_clear()
+    flow.template.cache_clear()
     monkeypatch.setitem(sys.modules, "zuko", None)
     with pytest.raises(InputError, match="zuko is not installed: pip install"):
         learner.fit(torch.zeros(1, 50, 2), seed=S)
@@ -205,7 +205,7 @@ def test_bad_input(monkeypatch):
 def test_torchs_own_generator_is_left_alone():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    flow._template.cache_clear()
+    flow.template.cache_clear()
     fitted(QUICK, rows=1, n=40, data=parse_real("moons"))
     assert torch.equal(before, torch.random.get_rng_state())
 

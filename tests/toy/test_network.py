@@ -126,7 +126,7 @@ def test_what_flow_matching_cannot_do_is_refused():
     with pytest.raises(InputError, match="scaled score"):
         learner_for(1, MATCHING, IN_TIME).negatives(0.9)
     with pytest.raises(InputError, match="target"):
-        dataclasses.replace(QUICK, target="ot")
+        learner_for(1, dataclasses.replace(QUICK, target="ot"))
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,15 @@ from sims_core.loop import parse_policy
 from sims_core.seeds import Seed
 from sims_toy import studies, wasserstein
 from sims_toy.datasets import parse_real
+from sims_toy.flows import flow
+from sims_toy.flows.flow import Flows
+from sims_toy.flows.settings import FlowSettings
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.run import run
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.stability import PRESETS, Stability, plan, theory
 from sims_toy.stability import tables as report
-from sims_toy.stability.networks import PointLoss, curvature, w1_excess
+from sims_toy.stability.models import FlowLoss, PointLoss, curvature, w1_excess
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = NetworkSettings(start="warm", width=6, layers=2, steps=20, warm_rate=2e-3, backend="torch")
@@ -173,7 +176,11 @@ def test_curvature(loss):
     _, theta, _, settings = loss
     real = parse_real("moons")
     direction = np.random.default_rng(3).standard_normal((2, len(theta)))
-    found = curvature(theta.numpy(), 0.9, direction, real, settings, points=6, seed=Seed(0))
+
+    def of(points, population):
+        return PointLoss(points, settings, 0.9, population=population)
+
+    found = curvature(theta.numpy(), direction, real, of, points=6, seed=Seed(0))
     assert found.smallest - 1e-9 <= found.alpha.min() and found.alpha.max() <= found.largest + 1e-9
     np.testing.assert_allclose(found.alpha[2:], [found.smallest, found.largest], atol=1e-9)
     assert abs(found.held_out - found.smallest) < 1 and found.held_out_se > 0
@@ -236,6 +243,82 @@ def test_tables_and_figures(small):
     assert small.words.splitlines()[-1].startswith("conclusion, by distance after 3 rounds: moons: ")
 
 
+FLOW = FlowSettings(start="warm", width=6, transforms=2, bins=4, steps=20, batch=32)
+
+
+@pytest.fixture(scope="module")
+def learners(tmp_path_factory):
+    pytest.importorskip("zuko")
+    asked = dataclasses.replace(
+        SMALL, learner="flow-matching,flow,exact", data="gaussians:8", flow=FLOW, velocity_sampler="rk4:4"
+    )
+    return studies.run(dataclasses.replace(asked, out=str(tmp_path_factory.mktemp("learners") / "run")))
+
+
+def test_every_learner_stands_on_one_page(learners):
+    """Distances with intervals, parameter distances, the lambda = 0 control at equal steps, and constants."""
+    assert (learners.folder / "stability_learners.png").exists()
+    rounds, rates, constants = (learners.tables[name] for name in ("stability", "rates", "constants"))
+    assert list(rounds["learner"].unique()) == ["flow-matching", "flow", "exact"]
+    assert np.isfinite(rounds[["distance", "low", "high", "parameters"]]).all(axis=None)
+    assert (rounds["parameters_low"] <= rounds["parameters"]).all()
+    zero, first, last = rounds["ratio"] == 0, rounds["generation"] == 1, rounds["generation"] == 3
+    assert (rounds[zero & last]["parameters"] == 0).all() and (rounds[~zero & last]["parameters"] > 0).all()
+    exact, trained = rounds["learner"] == "exact", rounds["learner"] != "exact"
+    assert (rounds[exact & zero]["parameters"] == 0).all()  # nothing to train further
+    assert (rounds[trained & zero & first]["parameters"] > 0).all()
+    for _, part in rounds[first].groupby("learner"):
+        assert part["distance"].nunique() == 1  # the first round sees real data alone
+    synthetic = rates[np.isinf(rates["ratio"])].set_index("learner")["rate"]
+    # a flow and a Gaussian are equivariant to the data's scale: without real data the displacement stays
+    assert synthetic["flow"] == pytest.approx(1, abs=1e-4) and synthetic["exact"] == pytest.approx(1, abs=1e-9)
+    closed = constants[constants["learner"] == "exact"]
+    assert set(closed["reading"]) == {"exact"} and (closed["lipschitz"] == 1).all() and (closed["alpha"] > 0).all()
+    flow = constants[constants["learner"] == "flow"]
+    assert set(flow["reading"]) == {"smallest", "displacement"} and (flow["kl"] > 0).all() and (flow["w2"] > 0).all()
+    for word in ("held-out -log p", "in closed form, at", "flow, gaussians:8: ", "of theta* away"):
+        assert word in learners.words
+
+
+def test_a_flows_loss_is_its_likelihood_and_its_hessian():
+    pytest.importorskip("zuko")
+    shape = flow.shape_of(FLOW, 2)
+    zero, one = torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    flows = Flows.initial(shape, [Seed(0)], zero, one)
+    flows = flows.with_params(flows.params.double())
+    x, params = np.random.default_rng(1).standard_normal((5, 2)), flows.params[0]
+    made = FlowLoss(x, shape)
+    torch.testing.assert_close(-made(params), flows.log_prob(torch.from_numpy(x)[None])[0])
+    v = torch.from_numpy(np.random.default_rng(2).standard_normal(len(params)))
+    v, h = v / v.norm(), 1e-4
+    second = (made(params + h * v) - 2 * made(params) + made(params - h * v)) / h**2
+    torch.testing.assert_close(made.along(params, v), second, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(v @ made.hessian(params) @ v, second.mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_gaussians_on_a_mixture_have_known_constants():
+    """alpha of (mean, precision) against the Hessian of -log p by autograd, whatever the data."""
+    cov = np.array([[2.0, 0.7], [0.7, 1.0]])
+    theta = np.concatenate([[0.3, -0.2], cov.ravel()])
+    (readings, spectrum), real = report._readings("exact", theta, theta[None], None, {}, Seed(0)), parse_real("moons")
+    x = torch.from_numpy(real.draw(4000, Seed(0)))
+    x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T))).T  # moments of the model's
+    x = x @ torch.linalg.cholesky(torch.from_numpy(cov)).T + torch.tensor([0.3, -0.2])
+    axes = [[[1.0, 0], [0, 0]], [[0, 0.5**0.5], [0.5**0.5, 0]], [[0, 0], [0, 1.0]]]  # orthonormal symmetric matrices
+    basis = torch.tensor(axes, dtype=torch.float64)
+
+    def loss(p):
+        precision = torch.tensordot(p[2:], basis, 1)
+        centred = x - p[:2]
+        return 0.5 * ((centred @ precision) * centred).sum(1).mean() - 0.5 * torch.logdet(precision)
+
+    inverse = torch.linalg.inv(torch.from_numpy(cov))
+    at = torch.cat([torch.tensor([0.3, -0.2]), (basis * inverse).sum((1, 2))])
+    values = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, at))
+    assert readings["exact"][0][0] == pytest.approx(float(values[0]), rel=0.02)
+    assert spectrum["largest"] == pytest.approx(float(values[-1]), rel=0.02)
+
+
 def test_nothing_depends_on_chunks_and_a_finished_run_is_recognised(small, tmp_path):
     other = studies.run(dataclasses.replace(SMALL, out=str(tmp_path / "run"), chunk=1))
     for name, table in small.tables.items():
@@ -260,6 +343,9 @@ def test_verdicts():
         ({"distance": "sliced2"}, "distance"),
         ({"network": NetworkSettings()}, "network.start"),
         ({"kick": 1.0}, "kick"),
+        ({"learner": "network,gan"}, "learner"),
+        ({"flow": FlowSettings()}, "flow.start"),
+        ({"velocity_sampler": "ddim:20"}, "velocity_sampler"),
         ({"probes": 3}, "probes"),
         ({"generations": 1}, "generations"),
     ],
@@ -273,6 +359,9 @@ def test_bad_input_is_refused_in_one_line(change, argument):
 def test_plans():
     full = plan(PRESETS["paper"])
     assert len(full.parts["loops"].cells) == 2 * 8 and full.settings["trials"] == 32
+    assert full.settings["learner"] == ["network", "flow-matching", "flow", "exact"]
+    names = list(full.parts)  # shards are found by the beginning of their names
+    assert not [(a, b) for a in names for b in names if a != b and b.startswith(f"{a}-")]
     both = plan(dataclasses.replace(SMALL, data="mixture:0.7,0.3,moons", real_size=100))
     assert both.settings["real"] == ["mixture:0.7,0.3", "moons"]
 

@@ -1,17 +1,17 @@
-"""The stability theorem's alpha, L and eps, estimated for trained networks.
+"""The stability theorem's alpha, L and eps, estimated for trained models.
 
-The surrogate of -log p_theta(x) is the denoising loss of x, averaged over the training's noise levels and over a
-cubature of the noise (Bertrand et al., arXiv 2310.00429, train the same way). Its scale cancels in eps L / alpha. What
-is estimated is an upper bound of alpha (a Rayleigh quotient, on points that did not choose its direction) and a lower
-bound of L (finitely many pairs and directions): where even these fail the condition, the theorem certifies nothing;
-where they hold it, that is no proof.
+A flow's -log p_theta(x) is exact. A network's surrogate of it is the denoising loss of x, averaged over the training's
+noise levels and over a cubature of the noise (Bertrand et al., arXiv 2310.00429, train the same way); its scale cancels
+in eps L / alpha. What is estimated is an upper bound of alpha (a Rayleigh quotient, on points that did not choose its
+direction) and a lower bound of L (finitely many pairs and directions): where even these fail the condition, the theorem
+certifies nothing; where they hold it, that is no proof.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +23,9 @@ from torch.func import grad, jvp, vmap
 
 from sims_core.seeds import Seed
 from sims_toy.datasets import Distribution
+from sims_toy.flows import flow
+from sims_toy.flows.flow import Shape
+from sims_toy.flows.settings import FlowSettings
 from sims_toy.networks.mlp import Mlp
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.networks.targets import (
@@ -39,8 +42,37 @@ LEVELS = 8
 POPULATION = 4000
 
 
-class PointLoss:
-    """The denoising loss of each of M points as a smooth function of the parameters, float64.
+class Loss:
+    """A loss of each of M points as a smooth function of a model's parameters, float64."""
+
+    def __call__(self, params: Tensor) -> Tensor:
+        """The loss of every point (M,) at flat parameters (P,)."""
+        raise NotImplementedError
+
+    def hessian(self, params: Tensor, chunk: int = 25) -> Tensor:
+        """The Hessian (P, P) of the mean loss, by Hessian-vector products."""
+        slope = grad(lambda theta: self(theta).mean())
+
+        def product(v: Tensor) -> Tensor:
+            return jvp(slope, (params,), (v,))[1]  # type: ignore[no-any-return]
+
+        with _quiet():
+            rows: Tensor = vmap(product, chunk_size=chunk)(torch.eye(len(params), dtype=params.dtype))
+        return (rows + rows.T) / 2
+
+    def along(self, params: Tensor, direction: Tensor) -> Tensor:
+        """v^T h(x_i) v for every point (M,): the second derivative of its loss along a unit direction v (P,)."""
+        v = direction / direction.norm()
+
+        def first(theta: Tensor) -> Tensor:
+            return jvp(self, (theta,), (v,))[1]  # type: ignore[no-any-return]
+
+        with _quiet():
+            return jvp(first, (params,), (v,))[1]  # type: ignore[no-any-return]
+
+
+class PointLoss(Loss):
+    """The denoising loss of each of M points, of score networks and velocities.
 
     points: (M, d). settings: of the networks. sigma_data: of the network at hand. The noise is averaged by the
     cubature of degree 3, +-sqrt(d) e_i; the levels are `LEVELS` quantiles of the training's distribution.
@@ -85,26 +117,17 @@ class PointLoss:
         each: Tensor = ((h - self._target) ** 2).mean(1)
         return each.view(self.count, -1).mean(1)
 
-    def hessian(self, params: Tensor, chunk: int = 25) -> Tensor:
-        """The Hessian (P, P) of the mean loss, by Hessian-vector products."""
-        slope = grad(lambda theta: self(theta).mean())
 
-        def product(v: Tensor) -> Tensor:
-            return jvp(slope, (params,), (v,))[1]  # type: ignore[no-any-return]
+class FlowLoss(Loss):
+    """-log p of each of M standardised points (M, d), exactly: the theorem's own loss."""
 
-        with _quiet():
-            rows: Tensor = vmap(product, chunk_size=chunk)(torch.eye(len(params), dtype=params.dtype))
-        return (rows + rows.T) / 2
+    def __init__(self, points: Array, shape: Shape) -> None:
+        self._points, self._shape = torch.from_numpy(np.asarray(points, dtype=np.float64)), shape
+        flow.template(shape)
 
-    def along(self, params: Tensor, direction: Tensor) -> Tensor:
-        """v^T h(x_i) v for every point (M,): the second derivative of its loss along a unit direction v (P,)."""
-        v = direction / direction.norm()
-
-        def first(theta: Tensor) -> Tensor:
-            return jvp(self, (theta,), (v,))[1]  # type: ignore[no-any-return]
-
-        with _quiet():
-            return jvp(first, (params,), (v,))[1]  # type: ignore[no-any-return]
+    def __call__(self, params: Tensor) -> Tensor:
+        """-log p of every point (M,) at flat parameters (P,)."""
+        return -flow.log_likelihood(self._shape, params, self._points)
 
 
 @contextmanager
@@ -138,22 +161,21 @@ class Curvature:
 
 def curvature(
     params: Array,
-    sigma_data: float,
     directions: Array,
     real: Distribution,
-    settings: NetworkSettings,
+    loss: Callable[[Array, Array | None], Loss],
     *,
     points: int,
     seed: Seed,
 ) -> Curvature:
-    """Hessian, Rayleigh quotients and Lipschitz estimates at a network's parameters (P,).
+    """Hessian, Rayleigh quotients and Lipschitz estimates at a model's parameters (P,).
 
     directions: (K, P), not all zero; the Hessian's own extreme eigenvectors are tried for L as well, and appended to
-    alpha and lipschitz (last two entries). points: of a fresh real draw.
+    alpha and lipschitz (last two entries). loss: of points, and of points that stand among others of the population,
+    or None. points: of a fresh real draw.
     """
     x = real.draw(points, seed.child("curvature"))
-    loss = PointLoss(x, settings, sigma_data)
-    mean = PointLoss(x, settings, sigma_data, population=real.reference[:POPULATION])
+    single, mean = loss(x, None), loss(x, real.reference[:POPULATION])
     theta = torch.from_numpy(np.asarray(params, dtype=np.float64))
     hessian = mean.hessian(theta)
     values, vectors = torch.linalg.eigh(hessian)
@@ -163,12 +185,12 @@ def curvature(
     np.fill_diagonal(distance, np.inf)
     alpha, lipschitz = [], []
     for v in tried:
-        each = loss.along(theta, v).numpy()
+        each = single.along(theta, v).numpy()
         alpha.append(float(v @ hessian @ v / (v @ v)))
         lipschitz.append(float((np.abs(each[:, None] - each[None]) / distance).max()))
     limit = real.limit or 4 * points
     fresh = real.draw(min(4 * points, limit), seed.child("held-out"))
-    again = PointLoss(fresh, settings, sigma_data, population=real.reference[:POPULATION]).along(theta, vectors[:, 0])
+    again = loss(fresh, real.reference[:POPULATION]).along(theta, vectors[:, 0])
     top = float(values[-1])
     return Curvature(
         float(values[0]),
@@ -180,6 +202,42 @@ def curvature(
         np.array(alpha),
         np.array(lipschitz),
     )
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model at hand: its parameters (P,) and its loss, of points and of a population as `curvature` takes it."""
+
+    params: Array
+    loss: Callable[[Array, Array | None], Loss]
+
+
+def network_probe(weights: Array, settings: NetworkSettings) -> Probe:
+    """Of a row of `NetworkLearner.parameters`."""
+    sigma_data = float(weights[-1])
+    return Probe(weights[:-1], lambda x, population: PointLoss(x, settings, sigma_data, population=population))
+
+
+def flow_probe(weights: Array, settings: FlowSettings, dim: int) -> Probe:
+    """Of a row of `FlowLearner.parameters`."""
+    center, scale = weights[-2 * dim : -dim], weights[-dim:]
+    shape = flow.shape_of(settings, dim)
+    return Probe(weights[: -2 * dim], lambda x, population: FlowLoss((x - center) / scale, shape))
+
+
+def held_out(weights: Array, settings: FlowSettings, real: Distribution, *, seed: Seed) -> dict[str, float]:
+    """``nll`` of a flow on 4,000 fresh real points, nats, its standard error, and ``kl``: less the data's own entropy.
+
+    On the same points, where the real density is known (mixtures); else kl is nan.
+    """
+    dim = real.dim
+    center, scale = weights[-2 * dim : -dim], weights[-dim:]
+    x = real.draw(min(4000, real.limit or 4000), seed.child("likelihood"))
+    logs = -FlowLoss((x - center) / scale, flow.shape_of(settings, dim))(torch.from_numpy(weights[: -2 * dim]))
+    own = logs.numpy() - np.log(scale).sum()
+    mixture = real.mixture
+    gap = math.nan if mixture is None else float((mixture.log_density(x) - own).mean())
+    return {"nll": float(-own.mean()), "nll_se": float(own.std(ddof=1) / math.sqrt(len(own))), "kl": gap}
 
 
 def w1_excess(generated: Array, real: Distribution, *, seed: Seed, repeats: int = 5) -> tuple[float, float]:

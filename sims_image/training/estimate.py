@@ -27,8 +27,8 @@ from sims_image.processes import choose_device, full_float32
 from sims_image.training.objectives import make_objective
 from sims_image.training.options import Train
 from sims_image.training.plan import Plan
-from sims_image.training.schedules import shares
-from sims_image.training.trainer import BODIES, profiles
+from sims_image.training.schedules import profiles, shares
+from sims_image.training.trainer import BODIES
 
 #: above this many operations an image, a trial of the network itself takes too long
 _TRIAL = 4e11

@@ -24,7 +24,7 @@ from sims_image.models.denoiser import planned_sampler
 from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS, Preset, Recipe
 from sims_image.training.options import RAW, Train
-from sims_image.training.schedules import Timetable, images_of, ramp_warning, timetable
+from sims_image.training.schedules import Timetable, average_note, images_of, ramp_warning, timetable
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         "sampler": sampler,
         **({"lora": train.lora} if train.lora else {}),
     }
+    held = None if parent is None else average_note(recipe)
     return Plan(
         preset=name,
         recipe=recipe,
@@ -118,7 +119,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         sheet=rows,
         sheets=sheets,
         settings=json.loads(json.dumps(settings)),  # as a folder's record reads back
-        notes=tuple(note for note in (ramp_warning(recipe), _shape_note(preset, name, data)) if note),
+        notes=tuple(note for note in (ramp_warning(recipe), held, _shape_note(preset, name, data)) if note),
     )
 
 

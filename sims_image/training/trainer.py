@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
 from sims_image.models import adapters
-from sims_image.models.ema import Averages, HalfLife, Power, Profile
+from sims_image.models.ema import Averages
 from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import Recipe
 from sims_image.processes import Processes
 from sims_image.training.batches import Batch, Feed
 from sims_image.training.objectives import make_objective
-from sims_image.training.schedules import learning_rate, spread
+from sims_image.training.schedules import learning_rate, profiles, spread
 
 BODIES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: fp16 steps in a row whose scaled gradient overflows before the run counts as diverged
@@ -81,13 +81,6 @@ class Report:
     levels: tuple[float, float]
     skipped: int
     scale: float
-
-
-def profiles(recipe: Recipe) -> list[Profile]:
-    """The recipe's averages."""
-    if recipe.ema == "power":
-        return [Power(width) for width in recipe.ema_widths]
-    return [HalfLife(recipe.ema_halflife, recipe.ema_rampup)]
 
 
 class Trainer:

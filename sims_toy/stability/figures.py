@@ -123,8 +123,8 @@ def overview(frames: dict[str, pd.DataFrame], stem: Path, learner: str, *, setti
             f"real samples of the same size. {settings_line(settings, learner)} Rates: the first "
             f"round sees the data scaled by {settings['kick']:g}; what is left of the displacement after one more "
             "round, common random numbers. Closed form: thick, spectral radius of the integrated gradient flow's "
-            "retraining map; thin, the theorem's bound, drawn where its condition holds; dotted verticals, its threshold. "
-            "Second row: mean of the last rounds over that of real data alone, paired; grey line at 1.05."
+            "retraining map; thin, the theorem's bound, drawn where its condition holds; dotted verticals, its "
+            "threshold. Second row: mean of the last rounds over that of real data alone, paired; grey line at 1.05."
         )
         footnote(figure, caption, 150)
         return save(figure, stem)

@@ -22,7 +22,15 @@ from sims_image.models.presets import PRESETS, Recipe
 from sims_image.training import estimate, session, trainer
 from sims_image.training.options import Train
 from sims_image.training.plan import plan
-from sims_image.training.schedules import learning_rate, ramp_warning, shares, timetable
+from sims_image.training.schedules import (
+    average_note,
+    drift_share,
+    learning_rate,
+    profiles,
+    ramp_warning,
+    shares,
+    timetable,
+)
 from sims_image.training.session import train
 from sims_image.training.trainer import DivergedError
 from tests.image import tiny
@@ -461,9 +469,49 @@ def test_activations_are_what_training_keeps():
     assert estimate.measure(config, recipe).activations == pytest.approx((held[1] - held[0]) / 4, rel=0.1)
 
 
-def test_profiles_of_the_recipes():
-    from sims_image.training.trainer import profiles
+EDM = Recipe(batch=256, lr=1e-3, lr_rampup=10_000_000, ema_halflife=500_000, ema_rampup=None)
 
+
+def closed_form(images, halflife, *, ramp):
+    a = math.log(2) * images / halflife
+    return 1 - 2 / a + 2 / a**2 * (1 - math.exp(-a)) if ramp else 1 - (1 - math.exp(-a)) / a
+
+
+@pytest.mark.parametrize(("millions", "share"), [(0.05, 0.023), (1, 0.34), (3, 0.63), (6, 0.79)])
+def test_the_averages_share_of_a_steady_drift(millions, share):
+    """EDM's order of updates, one by one: rate by the images before the step, step, average; and the closed forms."""
+    for ramp in (True, False):
+        recipe = replace(EDM, budget=f"{millions}Mi", lr_rampup=EDM.lr_rampup if ramp else 0)
+        raw = average = 0.0
+        for seen in range(0, recipe.images, recipe.batch):
+            rate = recipe.lr * (min(seen / 10e6, 1) if ramp else 1)
+            raw += rate  # Adam's step, always the same way
+            average += (raw - average) * (1 - 0.5 ** (recipe.batch / recipe.ema_halflife))
+        found = drift_share(recipe, profiles(recipe)[0])
+        assert found == pytest.approx(average / raw, rel=1e-9)
+        assert found == pytest.approx(closed_form(recipe.images, 500_000, ramp=ramp), abs=2e-3)
+        if ramp:
+            assert round(found, 3 if millions < 1 else 2) == share
+    assert f"the average holds {share:.2g} of" in average_note(replace(EDM, budget=f"{millions}Mi"))
+
+
+def test_the_averages_share_in_other_recipes():
+    """OT-CFM's 390 and 7,812 steps at .9999; a power profile and a cosine against their own updates."""
+    halflife = 128 * math.log(0.5) / math.log(0.9999)
+    for steps, share in ((390, 0.019), (7812, 0.31)):
+        recipe = Recipe(batch=128, budget=f"{steps * 0.128:.3f}k", lr=2e-4, lr_rampup=0, ema_halflife=round(halflife))
+        found = drift_share(replace(recipe, ema_rampup=None), HalfLife(halflife, None))
+        assert found == pytest.approx(share, abs=5e-3 if steps > 1000 else 5e-4)
+    cosine = replace(EDM, batch=64, budget="20k", lr_rampup=1000, lr_decay="cosine")
+    for profile in (Power(0.1), HalfLife(3000, 0.05)):
+        raw = average = 0.0
+        for seen in range(0, cosine.images, cosine.batch):
+            raw += learning_rate(cosine, seen)
+            average += (raw - average) * (1 - profile.keep(seen, cosine.batch))
+        assert drift_share(cosine, profile) == pytest.approx(average / raw, rel=1e-9)
+
+
+def test_profiles_of_the_recipes():
     assert profiles(PRESETS["cifar10-cond"].recipe) == [HalfLife(500_000, 0.05)]
     assert profiles(PRESETS["imagenet64-edm2-s"].recipe) == [Power(0.05), Power(0.1)]
     assert np.isclose(profiles(PRESETS["imagenet64-adm"].recipe)[0].halflife, 50e6)

@@ -12,7 +12,7 @@ from sims_core.lab.runs import RunFolder, duration
 from sims_core.lab.study import Frames, Study
 
 if TYPE_CHECKING:
-    from sims_toy.grid.cells import Experiment, Values
+    from sims_toy.grid.cells import Cell, Experiment, Values
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,14 @@ class GridStudy(Study):
     """A study whose tables are made of the values of experiments.
 
     parts: experiments by name, which is that of their shards. make: from the parts' values to tables. local: parts
-    whose pieces stay on this machine whatever the scheduler.
+    whose pieces stay on this machine whatever the scheduler. alike: cells that cost the same have the same; one of each
+    is then timed for an estimate, in place of some of every structure.
     """
 
     parts: Mapping[str, Experiment] = field(kw_only=True)
     make: Callable[[dict[str, Values]], Frames] = field(kw_only=True)
     local: tuple[str, ...] = ()
+    alike: Callable[[Cell], object] | None = None
 
     @property
     def experiment(self) -> Experiment:
@@ -62,24 +64,24 @@ class GridStudy(Study):
             size = f"{len(part.cells)} cells x {part.trials} trials = {loops} loops of {part.generations} generations"
             lines.append((f"part {name}", size))
         if estimate:
-            seconds = sum(_estimate(part) for part in self.parts.values())
+            seconds = sum(_estimate(part, self.alike) for part in self.parts.values())
             lines.append(("estimate", f"about {duration(seconds)} of one core, on this machine"))
         return lines
 
 
-def _estimate(experiment: Experiment) -> float:
-    """CPU-seconds: each structure of cells timed on a small piece, twice, because the first also warms up."""
+def _estimate(experiment: Experiment, alike: Callable[[Cell], object] | None) -> float:
+    """CPU-seconds: each kind of cells timed on a small piece, twice, because the first also warms up."""
     from sims_toy.grid.measure import measurer
     from sims_toy.grid.run import run
 
-    counts: dict[tuple[object, ...], list[Any]] = {}
+    counts: dict[object, list[Cell]] = {}
     for cell in experiment.cells:
         sizes = () if measurer(experiment, cell.learner).mixes_sizes else cell.sizes
-        counts.setdefault((cell.structure, sizes), []).append(cell)
+        counts.setdefault(alike(cell) if alike else (cell.structure, sizes), []).append(cell)
     total = 0.0
     for cells in counts.values():
-        few = tuple(cells[-8:])  # the largest omegas: no work shared with omega = 0
-        enough = 25 if measurer(experiment, few[0].learner).mixes_sizes else 2
+        few = tuple(cells[-1:] if alike else cells[-8:])  # the largest omegas: no work shared with omega = 0
+        enough = 25 if measurer(experiment, few[0].learner).mixes_sizes else 8 if alike else 2
         probe = replace(experiment, cells=few, trials=min(enough, experiment.trials))
         spent = []
         short = min(3, experiment.generations)

@@ -271,8 +271,9 @@ def main() -> None:
     table("Net-steps (plain target)", result["speed"])
     result["targets"] = targets(min(options.networks, 16), options.rounds)
     table("Cost of each target, widths 32, 32, N = 1000", result["targets"])
-    result["quality"] = time_to_quality(32)
-    table("CPU time to W2 <= 1.1 x the maximum-likelihood fit's, 32 data sets of 1,000 points", result["quality"])
+    sets = min(options.networks, 32)
+    result["quality"] = time_to_quality(sets)
+    table(f"CPU time to W2 <= 1.1 x the maximum-likelihood fit's, {sets} data sets of 1,000 points", result["quality"])
     result["memory"] = memory()
     table("Memory of a network in training", result["memory"])
     if options.json:

@@ -37,6 +37,7 @@ PRODUCTS = np.array([0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0])  # omega x eta
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=128)
+    parser.add_argument("--exact-trials", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path("figures"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -53,7 +54,7 @@ def main() -> None:
         every = many.draw(REAL, 1000, seed=seed.child("real"))
         out = sims(many, every, n_synthetic=10_000, budget=budget, omega=np.repeat(omegas, trials), seed=seed)
         w2 = many.distance(out.model, REAL).reshape(len(omegas), trials)
-        count = 4000
+        count = args.exact_trials
         exact = ExactLearner(SAMPLER, np.tile(np.arange(count), len(omegas)))
         real = exact.draw(REAL, 1000, seed=seed.child("real"))
         model = sims(exact, real, n_synthetic=10_000, budget=float(np.clip(eta.mean(), 0, 1)),

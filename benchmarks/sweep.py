@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -22,7 +23,7 @@ def full_grid(quick: bool):
     from sims_toy.sweep import Sweep, plan
 
     sweep = Sweep(learner="exact", omega="0:5:0.1", trials=100, generations=100)
-    return plan(replace(sweep, omega="0:5:1", generations=20) if quick else sweep).experiment
+    return plan(replace(sweep, omega="0:5:1", generations=2) if quick else sweep).experiment
 
 
 def timed(experiment, **options) -> tuple[float, float]:
@@ -45,7 +46,7 @@ def main() -> None:
 
     from sims_toy.sweep import Sweep, plan
 
-    cores = joblib.cpu_count()
+    cores, rounds = joblib.cpu_count(), 1 if args.quick else 5
     figures: dict[str, float] = {"cores": cores}
     grid = full_grid(args.quick)
     loops = len(grid.cells) * grid.trials
@@ -55,8 +56,8 @@ def main() -> None:
     print(f"full grid, {size}, {cores} workers")
     print(f"  wall {wall:.1f} s, {loops / wall:.0f} loops/s")
 
-    base = Sweep(learner="exact", omega="0:5:1", synthetic="250", trials=100, generations=20)
-    print("CPU seconds of one small grid, relative to the first row (medians of 5)")
+    base = Sweep(learner="exact", omega="0:5:1", synthetic="250", trials=100, generations=2 if args.quick else 20)
+    print(f"CPU seconds of one small grid, relative to the first row (medians of {rounds})")
     for name, changes in (
         ("|D_r| = 1,000, 100 trials", {}),
         ("|D_r| = 1,000,000", {"real_size": "1000000"}),
@@ -64,18 +65,18 @@ def main() -> None:
         ("400 trials", {"trials": 400}),
     ):
         small = plan(replace(base, **changes)).experiment
-        seconds = sorted(timed(small)[1] for _ in range(5))[2]
+        seconds = median(timed(small)[1] for _ in range(rounds))
         first = figures.setdefault("small_grid_cpu_s", seconds)
         figures[name] = seconds / first
         print(f"  {name:<28} {seconds:6.3f} s  x{seconds / first:.2f}")
 
-    network = Sweep(omega="0:2:1", synthetic="250", trials=8, generations=2 if args.quick else 10)
+    network = Sweep(omega="0:2:1", synthetic="250", trials=2 if args.quick else 8, generations=2 if args.quick else 10)
     piece = plan(network).experiment
     timed(piece)  # compiles
-    alone = sorted(timed(piece)[1] for _ in range(3))[1]
+    alone = median(timed(piece)[1] for _ in range(rounds))
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cores)]
     try:
-        beside = sorted(timed(piece)[1] for _ in range(3))[1]
+        beside = median(timed(piece)[1] for _ in range(rounds))
     finally:
         for process in busy:
             process.kill()
@@ -84,11 +85,11 @@ def main() -> None:
     print(f"network grid, CPU seconds: {alone:.2f} alone, x{beside / alone:.2f} with every core busy elsewhere")
 
     starts = []
-    for _ in range(5):
+    for _ in range(rounds):
         start = time.perf_counter()
         subprocess.run([sys.executable, "-m", "sims_toy.sweep", "--help"], check=True, stdout=subprocess.DEVNULL)
         starts.append(time.perf_counter() - start)
-    figures["help_s"] = sorted(starts)[2]
+    figures["help_s"] = median(starts)
     print(f"start-up of --help: {figures['help_s']:.2f} s")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")

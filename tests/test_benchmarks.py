@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         ("sweep.py", ["--quick"]),
         ("linear_response.py", ["--trials", "8", "--workers", "1"]),
-        ("eta_collapse.py", ["--trials", "2"]),
+        ("eta_collapse.py", ["--trials", "2", "--exact-trials", "100"]),
         ("ensemble.py", ["--networks", "2", "--rounds", "1"]),
         ("prepare.py", ["--images", "400"]),
         ("networks.py", ["--preset", "digits", "--rounds", "1"]),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 
 from sims_core import InputError
+from sims_core.lab.command import main_with_errors
 from sims_core.lab.study import describe
 from sims_toy import studies
 from sims_toy.grid import measure as measuring
@@ -53,10 +55,9 @@ COLUMNS = [
 SMALL = Sweep(learner="exact", omega="0:4:2", synthetic="125,500", generations=6, trials=9, workers=1)
 
 
-def command(*words, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "sims_toy.sweep", *map(str, words)], capture_output=True, text=True, cwd=ROOT, **options
-    )
+def sweep_here(*words):
+    """The command's exit code, in this process."""
+    return main_with_errors(studies.command("sweep"), list(map(str, words)))
 
 
 @pytest.fixture(scope="module")
@@ -354,48 +355,19 @@ def bytes_of(folder):
     return {n: (Path(folder) / n).read_bytes() for n in ("sweep.csv", "regimes.csv", "sweep.parquet")}
 
 
-EXACT_RUN = [
-    "--learner",
-    "exact",
-    "--omega",
-    "0:5:1",
-    "--trials",
-    "40",
-    "--generations",
-    "30",
-    "--chunk",
-    "60",
-    "--workers",
-    "1",
-]
-NETWORK_RUN = [
-    "--omega",
-    "0:2:1",
-    "--synthetic",
-    "40",
-    "--real-size",
-    "60",
-    "--trials",
-    "9",
-    "--generations",
-    "8",
-    "--chunk",
-    "4",
-    "--workers",
-    "1",
-    "--network.steps",
-    "40",
-    "--network.batch",
-    "16",
-    "--network.width",
-    "8",
-]
+EXACT_RUN = "--learner exact --omega 0,2 --synthetic 125 --trials 40 --generations 6 --chunk 10"
+NETWORK_RUN = (
+    "--omega 0,2 --synthetic 40 --real-size 60 --trials 9 --generations 3 --chunk 4 --overlay-trials 20 "
+    "--network.steps 40 --network.batch 16 --network.width 8"
+)
 
 
 @pytest.mark.parametrize("words", [EXACT_RUN, NETWORK_RUN], ids=["exact", "network"])
-def test_killed_and_resumed_by_the_same_command(tmp_path, words):
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    assert command(*words, "--out", whole).returncode == 0
+def test_killed_and_resumed_by_the_same_command(tmp_path, words, capsys):
+    """Killed in a process of its own at any moment; the results are those of this process, byte for byte."""
+    words, whole, out = [*words.split(), "--workers", "1"], tmp_path / "whole", tmp_path / "killed"
+
+    assert sweep_here(*words, "--out", whole) == 0
     process = subprocess.Popen(
         [sys.executable, "-m", "sims_toy.sweep", *words, "--out", str(out)],
         cwd=ROOT,
@@ -411,14 +383,14 @@ def test_killed_and_resumed_by_the_same_command(tmp_path, words):
     process.wait()
     kept = {p.name: p.stat().st_mtime_ns for p in out.glob("shards/*.npz") if not p.name.startswith(".")}
     assert kept and not (out / "finished.json").exists()
-    assert command(*words, "--out", out, "--chunk", "7").returncode == 0
+    assert sweep_here(*words, "--out", out, "--chunk", "7") == 0
     assert all((out / "shards" / name).stat().st_mtime_ns == t for name, t in kept.items())  # nothing recomputed
     assert bytes_of(out) == bytes_of(whole)
-
-    again = command(*words, "--out", out)
-    assert again.returncode == 0 and "finished: nothing to compute" in again.stdout
-    other = command(*words, "--out", out, "--seed", "5")
-    assert other.returncode == 2 and "seed: 0 there, 5 here" in other.stderr and other.stderr.count("\n") == 1
+    capsys.readouterr()
+    assert sweep_here(*words, "--out", out) == 0 and "finished: nothing to compute" in capsys.readouterr().out
+    assert sweep_here(*words, "--out", out, "--seed", "5") == 2
+    error = capsys.readouterr().err
+    assert "seed: 0 there, 5 here" in error and error.count("\n") == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for child processes in /proc")
@@ -488,6 +460,7 @@ def test_networks_beside_the_exact_learner(tmp_path):
         trials=8,
         generations=3,
         workers=1,
+        overlay_trials=40,
         network=NetworkSettings(steps=40, batch=16, width=8),
         out=str(tmp_path / "run"),
     )
@@ -495,7 +468,7 @@ def test_networks_beside_the_exact_learner(tmp_path):
     regimes = result.tables["regimes"]
     assert list(regimes["learner"].unique()) == ["network", "exact"]
     assert set(regimes[regimes["learner"] == "network"]["budget"]) == {"0", "0.64k"}
-    assert (regimes[regimes["learner"] == "exact"]["trials"] == 400).all()
+    assert (regimes[regimes["learner"] == "exact"]["trials"] == 40).all()
     assert regimes[regimes["learner"] == "network"]["twin_correlation"].between(-1, 1).all()
     table = result.tables["sweep"]
     network = table[table["learner"] == "network"]
@@ -644,59 +617,35 @@ def test_estimators_are_an_axis_with_diagrams_of_their_own(small, tmp_path):
 
 @pytest.mark.parametrize(("words", "says"), BAD, ids=[" ".join(w) for w, _ in BAD])
 def test_bad_input_is_one_line_and_leaves_nothing(words, says, tmp_path, capsys, monkeypatch):
-    import re
-
-    from sims_core.lab.command import main_with_errors
-    from sims_toy import studies
-
     monkeypatch.chdir(tmp_path)
-    assert main_with_errors(studies.command("sweep"), words) == 2
+    assert sweep_here(*words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and re.search(says, error)
     assert not list(tmp_path.iterdir())
 
 
 def test_exit_code_from_the_shell(tmp_path):
-    done = command("--omega", "5:0", "--out", tmp_path / "run")
+    words = [sys.executable, "-m", "sims_toy.sweep", "--omega", "5:0", "--out", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
-def test_help_and_dry_run(tmp_path):
-    text = command("--help").stdout
+def test_help_and_dry_run(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        sweep_here("--help")
+    text = capsys.readouterr().out
     assert all(f"--{f.name.replace('_', '-')}" in text for f in dataclasses.fields(Sweep))
-    done = command(
-        "--dry-run",
-        "--learner",
-        "exact",
-        "--omega",
-        "0:5",
-        "--out",
-        tmp_path / "run",
-        "--generations",
-        "5",
-        "--trials",
-        "20",
-    )
-    assert done.returncode == 0 and "estimate" in done.stdout and "56 cells" in done.stdout
-    assert not (tmp_path / "run").exists()
+    grid = ("--learner", "exact", "--omega", "0:5", "--generations", "5", "--trials", "20")
+    assert sweep_here("--dry-run", *grid, "--out", tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    assert "estimate" in printed and "56 cells" in printed and not (tmp_path / "run").exists()
 
 
-def test_presets_are_defaults_that_options_override(tmp_path):
-    done = command(
-        "--preset",
-        "figure4",
-        "--learner",
-        "exact",
-        "--dry-run",
-        "--trials",
-        "20",
-        "--generations",
-        "3",
-        "--omega",
-        "0:2:1",
-    )
-    assert done.returncode == 0
-    assert "train+synthetic, synthetic, real+synthetic" in done.stdout and "0.0, 1.0, 2.0" in done.stdout
+def test_presets_are_defaults_that_options_override(capsys):
+    changed = ("--learner", "exact", "--trials", "20", "--generations", "3", "--omega", "0:2:1")
+    assert sweep_here("--preset", "figure4", "--dry-run", *changed) == 0
+    printed = capsys.readouterr().out
+    assert "train+synthetic, synthetic, real+synthetic" in printed and "0.0, 1.0, 2.0" in printed
     for preset in PRESETS.values():
         assert describe(plan(preset), estimate=False)
 

@@ -39,7 +39,8 @@ def test_losses_are_the_cpu_s(device, data, config, precision, tolerance):
     assert there == pytest.approx(here, rel=tolerance)
 
 
-@pytest.mark.parametrize("precision", ["float32", pytest.param("bf16", marks=pytest.mark.gpu(cpu=False))])
+@pytest.mark.gpu(cpu=False)  # as tests/image/test_resume.py there
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_killed_after_a_state_it_goes_on_bit_for_bit_and_its_loss_falls(device, data, tmp_path, precision):
     words = ["-c", LAUNCH, "train", "--preset", "tiny", "--data", str(data.path), "--device", device.type]
     words += ["--budget", "0.48k", "--log-every", "8", "--state-every", "160", "--snapshot-every", "240"]

@@ -18,12 +18,12 @@ distributed = pytest.importorskip("distributed", reason="needs the extra 'cluste
 pytestmark = pytest.mark.filterwarnings("default")  # Dask's own warnings are not ours
 
 TINY = Sweep(
-    omega="0:2:1",
+    omega="0,2",
     synthetic="50",
     real_size="80",
     trials=12,
     generations=4,
-    network=NetworkSettings(steps=60, batch=16, width=8),
+    network=NetworkSettings(steps=60, batch=16, width=8, backend="torch"),
 )
 
 

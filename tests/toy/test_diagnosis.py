@@ -49,7 +49,7 @@ def test_the_cosine_predicts_whether_sims_helps():
 
 def test_the_networks_budget_shows_what_training_adds():
     sampler = Sampler.parse("ddim:20", sigma_data=math.sqrt(2))
-    well = diagnose_network(sampler, REAL, 1000, NetworkSettings(), trials=48, seed=Seed(0))
+    well = diagnose_network(sampler, REAL, 1000, NetworkSettings(), trials=32, seed=Seed(0))
     badly = diagnose_network(sampler, REAL, 1000, NetworkSettings(steps=15), trials=16, seed=Seed(0))
     exact = budget("ddim:20")
     assert well.optimisation < 0.5 * well.data < badly.optimisation

@@ -164,7 +164,7 @@ def test_first_generation_follows_the_exact_learner():
     few = list(range(trials))
     eta = measured_eta(out.base.take(few), out.auxiliary.take(few), out.synthetic[:trials])
     assert eta.mean() == pytest.approx(1, abs=0.03)
-    many = 4000
+    many = 1000
     exact = ExactLearner(DDIM, np.tile(np.arange(many), len(omegas)))
     real = exact.draw(CENTRED, 1000, seed=S.child("real"))
     model = sims(exact, real, n_synthetic=10_000, budget=1.0, omega=np.repeat(omegas, many), seed=S).model

@@ -60,7 +60,8 @@ def test_bootstrap_covers_and_pairs():
 @pytest.mark.parametrize("kind", ["mean", "ratio", "twin"])
 def test_intervals_of_few_trials_cover(kind, trials):
     """Expanded percentiles cover at least about their level from 8 trials on, where plain ones cover .88 to .90."""
-    rng, many, repetitions = np.random.default_rng(trials), 400, 1000
+    rng, repetitions = np.random.default_rng(trials), 1000
+    many = 400 if trials == 8 else 100  # twins, of which few would hide how plain ones fall short
     covered = plain = 0
     for i in range(repetitions):
         weights = phase.resampling_weights(trials, Seed(i), 400)

@@ -306,7 +306,7 @@ def test_pollution_shifts_the_best_guidance():
     learner = ExactLearner(Sampler.parse("heun:18", sigma_data=math.sqrt(2)), noise=False)
     data = learner.draw(REAL, 1000, seed=S)
     previous = standard(learner, data, seed=S).model
-    grid = np.arange(0.8, 2.0, 0.005)
+    grid = np.arange(0.8, 2.0, 0.02)
 
     def w2(size, omega, auxiliary=AUXILIARY_DATA["synthetic"]):
         polluted = learner.union(data, learner.sample(previous, size, seed=S))

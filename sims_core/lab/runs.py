@@ -201,6 +201,13 @@ class RunFolder:
             raise write_failure(argument, path, error, "nothing was begun") from None
         return folder
 
+    @classmethod
+    def claim(cls, path: Path, *, argument: str = "out") -> RunFolder:
+        """A folder whatever its settings. Raises `InputError` while another process is at work in it."""
+        folder = cls(path, {})
+        folder._take_lock(argument)
+        return folder
+
     @staticmethod
     def check(
         path: str | Path, settings: dict[str, Any], *, argument: str = "out", otherwise: str = _OTHERWISE
@@ -258,21 +265,6 @@ class RunFolder:
             self.path.rmdir()
         self.close()
 
-    @classmethod
-    def discard(cls, path: Path, *, argument: str = "out") -> None:
-        """Delete what a run left unfinished at ``path``. Raises `InputError` while another process is at work in it."""
-        if (path / "settings.json").is_file():
-            folder = cls(path, {})
-            folder._take_lock(argument)
-            folder.remove()
-
-    @classmethod
-    def remove_left(cls, path: Path, settings: dict[str, Any]) -> None:
-        """Remove the work folder of a run that was killed after its result was in place, if ``path`` is one."""
-        if path.is_dir():
-            with contextlib.suppress(InputError), cls.open(path, settings) as folder:  # another run's stays
-                folder.remove()
-
     def finish(self, **facts: Any) -> None:
         """Mark the run as whole; ``facts`` (JSON-able) go into finished.json."""
         write_json(
@@ -283,10 +275,15 @@ class RunFolder:
         """Add one finished piece of work, ``shards/name`` (with its suffix), atomically."""
         write_atomic(self.path / "shards" / name, write)
 
-    def shards(self, suffix: str, label: str = "") -> Iterator[Path]:
-        """The pieces of work that are there, sorted by name; ``label`` is how their names begin."""
-        found = (self.path / "shards").glob(f"{label}*{suffix}")
-        yield from sorted(p for p in found if not p.name.startswith("."))
+    def pieces(self, suffix: str, read: Callable[[Path], T], label: str = "") -> Iterator[T]:
+        """What ``read`` makes of the pieces of work that are there, by name; those that are damaged go, as in `kept`.
+
+        label: how their names begin.
+        """
+        for path in sorted((self.path / "shards").glob(f"{label}*{suffix}")):
+            found = None if path.name.startswith(".") else kept(path, read)
+            if found is not None:
+                yield found
 
 
 def _own(name: str) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from sims_core.errors import InputError
-from sims_core.lab.runs import followed, write_atomic, write_failure, write_json
-from sims_image.data.dataset import FORMAT, Dataset, content_sha256, open_dataset
+from sims_core.lab.placing import check_room, placed
+from sims_core.lab.runs import followed, write_json
+from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.data.latents import NAME as AUTOENCODER
 from sims_image.data.latents import Autoencoder
-from sims_image.data.stores import ArrayStore, Images, Labels
-from sims_image.data.writing import Growing, check_room
+from sims_image.data.stores import Images, Labels
+from sims_image.data.writing import Growing, describe, write_labels
 
 
 def write_folder(
@@ -44,58 +43,21 @@ def write_folder(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(argument, str(out), "something is there; name another folder")
     check_room(argument, out, int(count * np.prod(shape) * dtype.itemsize))
-    part = out.with_name(f".{out.name}.new")
-    try:
-        shutil.rmtree(part, ignore_errors=True)  # of a process that was killed here
-        part.mkdir(parents=True)
-        _write_images(part, blocks, count, shape, dtype, argument)
-        if labels is not None:
-            write_atomic(part / "labels.npy", lambda path: np.save(path, labels.astype("<i8")))
-        counts = [] if labels is None else np.bincount(labels, minlength=len(classes)).tolist()
-        record: dict[str, Any] = {"name": name, "classes": list(classes)}
-        made = Dataset(part, ArrayStore(part / "images.npy", argument), labels, record)
-        record = {
-            "format": FORMAT,
-            "name": name,
-            "shape": list(shape),
-            "dtype": str(dtype),
-            "counts": {"images": count, "classes": counts},
-            "sha256": content_sha256(made),
-            "classes": list(classes),
-            "source": source,
-            **({} if autoencoder is None else {AUTOENCODER: autoencoder.record}),
-        }
-        write_json(part / "dataset.json", record)
+    with placed(out, argument=argument) as part:
+        written = 0
+        with Growing(part / "images.npy", shape, dtype, count, 0) as array:
+            for block in blocks:
+                array.append(block)
+                written += len(block)
+            array.flush()
+        if written != count:
+            raise InputError(argument, str(part), f"{count} images were announced and {written} came")
+        write_labels(part, labels)
+        more: dict[str, Any] = {"classes": list(classes), "source": source}
         if autoencoder is not None:
+            more[AUTOENCODER] = autoencoder.record
             autoencoder.put(part)
+        write_json(part / "dataset.json", describe(part, labels, name, more, argument=argument))
         if beside is not None:
             beside(part)
-        if out.exists():
-            out.rmdir()
-        os.replace(part, out)
-    except OSError as error:
-        raise write_failure(argument, out, error, "nothing was put there") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return open_dataset(out, argument=argument, verify=False)
-
-
-def _write_images(
-    part: Path,
-    blocks: Iterable[Images],
-    count: int,
-    shape: tuple[int, int, int],
-    dtype: np.dtype[Any],
-    argument: str,
-) -> None:
-    written = 0
-    array = Growing(part / "images.npy", shape, dtype, count, 0)
-    try:
-        for block in blocks:
-            array.append(block)
-            written += len(block)
-        array.flush()
-    finally:
-        array.close()
-    if written != count:
-        raise InputError(argument, str(part), f"{count} images were announced and {written} came")

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, choose, shown
+from sims_core.lab.placing import size
 from sims_core.lab.runs import followed
 from sims_core.seeds import Seed
 from sims_image.data.dataset import by
@@ -22,7 +23,6 @@ from sims_image.data.pictures import Transform
 from sims_image.data.selection import held_out, limited
 from sims_image.data.sources import open_source
 from sims_image.data.sources.base import Request, Source
-from sims_image.data.writing import size
 
 FORMATS = ("folder", "edm-zip")
 CROPS = ("center", "adm", "none")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, shown
-from sims_core.lab.runs import RunFolder, followed, kept_json, parse_json, write_atomic, write_failure, write_json
+from sims_core.lab.placing import Workplace, move
+from sims_core.lab.runs import RunFolder, differences, followed, kept_json, parse_json, write_atomic, write_json
 from sims_image.data.archives import UnreadableError
-from sims_image.data.dataset import FORMAT, Dataset, block_length, content_sha256, open_dataset
+from sims_image.data.dataset import Dataset, block_length, open_dataset
 from sims_image.data.decoding import SOURCE, images
 from sims_image.data.latents import NAME as AUTOENCODER
 from sims_image.data.latents import Autoencoder, Encoder, measured
@@ -26,7 +26,7 @@ from sims_image.data.options import Prepare
 from sims_image.data.plan import Output, Plan, check, plan
 from sims_image.data.sources.base import bar
 from sims_image.data.stores import ArrayStore, Images
-from sims_image.data.writing import Growing, check_room, write_edm_zip
+from sims_image.data.writing import Growing, describe, write_edm_zip, write_labels
 
 #: progress is recorded after so many bytes or seconds, whichever comes first
 COMMIT_BYTES, COMMIT_SECONDS = 64 * 2**20, 10.0
@@ -49,18 +49,13 @@ def prepare(settings: Prepare, *, progress: bool = False, encoder: Encoder | Non
     if progress:
         print("".join(f"note: {shown(note, 400)}\n" for note in planned.notes), end="", file=sys.stderr)
     out = followed(settings.out)
-    work = out.with_name(out.name + ".preparing")
+    work = Workplace(out, "preparing", planned.flat())
     there = [_recognised(output, planned) for output in planned.outputs()]
     if all(there):
-        RunFolder.remove_left(work, planned.flat())
+        work.clear()
         return open_dataset(out, argument="out")
-    needed = len(planned.chosen) * planned.each
-    if not work.exists():
-        check_room("out", out, needed * (2 if settings.format == "edm-zip" else 1))
-    if settings.restart:
-        RunFolder.discard(work, argument="out")
-    unfinished = "`restart` deletes it, which is unfinished, or name another `out`"
-    with RunFolder.open(work, planned.flat(), argument="out", otherwise=unfinished) as folder:
+    needed = len(planned.chosen) * planned.each * (2 if settings.format == "edm-zip" else 1)
+    with work.open(needed, restart=settings.restart) as folder:
         try:
             make(planned, folder, there, progress=progress)
         except UnreadableError:  # it may go better next time
@@ -69,7 +64,7 @@ def prepare(settings: Prepare, *, progress: bool = False, encoder: Encoder | Non
             folder.remove()
             raise
         except OSError as error:
-            raise write_failure("out", out, error, f"what is recorded as done is kept in {work.name}") from None
+            raise work.failure(error) from None
         folder.remove()
     return open_dataset(out, argument="out", verify=False)
 
@@ -84,21 +79,11 @@ def _recognised(output: Output, planned: Plan) -> bool:
     except InputError as error:
         expected = f"something else is there ({error.value}: {error.expected}); name another one"
         raise InputError("out", str(out), expected) from None
-    for part, found in {"name": output.name, **planned.identity()}.items():
-        if there.get(part) != found:
-            raise InputError(
-                "out",
-                str(out),
-                f"it holds another data set ({_difference(part, there.get(part), found)}); name another one",
-            )
+    wanted = {"name": output.name, **planned.identity()}
+    odd = differences({part: there.get(part) for part in wanted}, wanted)
+    if odd:
+        raise InputError("out", str(out), f"it holds another data set ({'; '.join(odd)}); name another one")
     return True
-
-
-def _difference(part: str, there: Any, here: Any) -> str:
-    if isinstance(there, dict) and isinstance(here, dict):
-        key = next(key for key in {**there, **here} if there.get(key) != here.get(key))
-        return _difference(f"{part}: {key}", there.get(key), here.get(key))
-    return f"{part} {str(there)[:60]} there, {str(here)[:60]} here"
 
 
 def make(planned: Plan, folder: RunFolder, there: Sequence[bool], *, progress: bool) -> None:
@@ -133,15 +118,11 @@ def _fill(planned: Plan, parts: list[Path], outputs: list[Output], record: Path,
     ]
     if not all(there):
         done, behind = 0, [0] * len(parts)
-    if planned.source.labels is not None:
-        labels = planned.source.labels[planned.chosen]
-        for part, mask in zip(parts, masks, strict=True):
-            write_atomic(part / "labels.npy", lambda path, mine=labels[mask]: np.save(path, mine.astype("<i8")))  # type: ignore[misc]
+    for part, mask in zip(parts, masks, strict=True):
+        write_labels(part, _labels(planned, mask))
     with contextlib.ExitStack() as stack:
-        arrays = []
-        for part, kind, n in zip(parts, kinds, behind, strict=True):
-            arrays.append(Growing(part / "images.npy", *kind, n))
-            stack.callback(arrays[-1].close)
+        sized = zip(parts, kinds, behind, strict=True)
+        arrays = [stack.enter_context(Growing(part / "images.npy", *kind, n)) for part, kind, n in sized]
         shown = stack.enter_context(bar(progress, len(planned.chosen), "writing", " images", done))
         committed, last = done, time.monotonic()
         decoded = images(
@@ -196,26 +177,12 @@ def _done(record: Path) -> int:
 def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress: bool) -> None:
     """``dataset.json`` of every part."""
     found: list[dict[str, Any]] = []
-    carried, (shape, dtype) = _carried(planned, parts[-1]), planned.made
+    carried, known = _carried(planned, parts[-1]), planned.identity()
+    more = known if carried is None else {**known, AUTOENCODER: carried.record}
+    more["libraries"] = {library: metadata.version(library) for library in ("numpy", "pillow")}
     for part, output in zip(parts, outputs, strict=True):
-        labels = None if planned.source.labels is None else planned.source.labels[planned.chosen][output.mask]
-        counts = [] if labels is None else np.bincount(labels, minlength=len(planned.classes)).tolist()
-        data = _opened(part, labels, {"name": output.name, "classes": planned.classes})
-        with bar(progress, len(data), "checking", " images") as shown:
-            digest = content_sha256(data, tick=shown.update)
-        found.append(
-            {
-                "format": FORMAT,
-                "name": output.name,
-                "shape": list(shape),
-                "dtype": str(dtype),
-                "counts": {"images": len(data), "classes": counts},
-                "sha256": digest,
-                **planned.identity(),
-                **({} if carried is None else {AUTOENCODER: carried.record}),
-                "libraries": {library: metadata.version(library) for library in ("numpy", "pillow")},
-            }
-        )
+        with bar(progress, int(output.mask.sum()), "checking", " images") as shown:
+            found.append(describe(part, _labels(planned, output.mask), output.name, more, tick=shown.update))
         if carried is not None:
             carried.put(part)
     if len(found) == 2:  # each knows the other, so that nobody evaluates on what was trained on
@@ -225,8 +192,9 @@ def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress
         write_json(part / "dataset.json", record)
 
 
-def _opened(part: Path, labels: NDArray[np.int64] | None, record: dict[str, Any]) -> Dataset:
-    return Dataset(part, ArrayStore(part / "images.npy", "out"), labels, record)
+def _labels(planned: Plan, mask: NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    """Of the chosen images under ``mask``."""
+    return None if planned.source.labels is None else planned.source.labels[planned.chosen][mask]
 
 
 def _move(part: Path, out: Path, *, zipped: bool, progress: bool) -> None:
@@ -234,18 +202,10 @@ def _move(part: Path, out: Path, *, zipped: bool, progress: bool) -> None:
     if zipped:
         record = parse_json("out", str(part), (part / "dataset.json").read_bytes())
         labels = np.load(part / "labels.npy", allow_pickle=False) if (part / "labels.npy").exists() else None
-        data = _opened(part, labels, record)
+        data = Dataset(part, ArrayStore(part / "images.npy", "out"), labels, record)
+        part = part.with_suffix(".zip")
         with bar(progress, len(data), "packing", " images") as shown:
-            packed = part.with_suffix(".zip")
-            write_atomic(packed, lambda path: write_edm_zip(data, path, tick=shown.update))
+            write_atomic(part, lambda path: write_edm_zip(data, path, tick=shown.update))
         if data.autoencoder is not None:
             data.autoencoder.put(out)
-        os.replace(packed, out)
-    else:
-        os.rename(part, out)
-    if hasattr(os, "O_DIRECTORY"):
-        parent = os.open(out.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(parent)
-        finally:
-            os.close(parent)
+    move(part, out)

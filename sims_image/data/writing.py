@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import shutil
 import stat
 import zipfile
 from collections.abc import Callable
@@ -16,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from sims_core.errors import InputError
-from sims_image.data.dataset import Dataset, block_length
+from sims_core.lab.runs import write_atomic
+from sims_image.data.dataset import FORMAT, Dataset, block_length, content_sha256
 from sims_image.data.latents import MOMENTS
 from sims_image.data.pictures import to_png
-from sims_image.data.stores import Images
+from sims_image.data.stores import ArrayStore, Images, Labels
 
 
 class Growing:
@@ -60,9 +59,11 @@ class Growing:
         self._handle.flush()
         os.fsync(self._handle.fileno())
 
-    def close(self) -> None:
-        """Close without complaint; `flush` is what reports a full disk."""
-        with contextlib.suppress(OSError):
+    def __enter__(self) -> Growing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # `flush` is what reports a full disk
             self._handle.close()
 
 
@@ -71,6 +72,35 @@ def _header(shape: tuple[int, int, int], dtype: np.dtype[Any], count: int) -> by
     description = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (count, *shape)}
     np.lib.format.write_array_header_1_0(out, description)
     return out.getvalue()
+
+
+def write_labels(part: Path, labels: Labels | None) -> None:
+    """``labels.npy`` of a folder, if there are any."""
+    if labels is not None:
+        write_atomic(part / "labels.npy", lambda path: np.save(path, labels.astype("<i8")))
+
+
+def describe(
+    part: Path,
+    labels: Labels | None,
+    name: str,
+    more: dict[str, Any],
+    *,
+    argument: str = "out",
+    tick: Callable[[int], object] | None = None,
+) -> dict[str, Any]:
+    """What ``dataset.json`` says of the images in ``part`` and their labels, ending in ``more``: classes, source."""
+    data = Dataset(part, ArrayStore(part / "images.npy", argument), labels, {"name": name, **more})
+    counts = [] if labels is None else np.bincount(labels, minlength=len(more["classes"])).tolist()
+    return {
+        "format": FORMAT,
+        "name": name,
+        "shape": list(data.shape),
+        "dtype": str(data.dtype),
+        "counts": {"images": len(data), "classes": counts},
+        "sha256": content_sha256(data, tick=tick),
+        **more,
+    }
 
 
 def write_edm_zip(data: Dataset, path: Path, *, tick: Callable[[int], object] | None = None) -> None:
@@ -109,19 +139,3 @@ def _npy(image: Images) -> bytes:
     out = io.BytesIO()
     np.lib.format.write_array(out, np.ascontiguousarray(image), version=(1, 0), allow_pickle=False)
     return out.getvalue()
-
-
-def check_room(argument: str, out: Path, needed: int) -> None:
-    """Raise `InputError` if the disk that ``out`` will lie on has not ``needed`` bytes left."""
-    there = next(folder for folder in out.absolute().parents if folder.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        raise InputError(argument, str(out), f"it needs {size(needed)} and the disk has {size(free)} left")
-
-
-def size(count: int) -> str:
-    """Bytes for people."""
-    for unit, name in ((2**30, "GB"), (2**20, "MB"), (2**10, "kB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count} bytes"

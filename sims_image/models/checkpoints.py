@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sims_core.errors import InputError, shown, whole
+from sims_core.lab.placing import placed
 from sims_core.lab.runs import followed, parse_json, provenance, write_json
 from sims_image.data.archives import sha256_file
 from sims_image.data.latents import NAME as AUTOENCODER
@@ -31,7 +32,6 @@ from sims_image.models.adapters import Adapter
 from sims_image.models.fitting import build_with, read_weights
 from sims_image.models.networks import parameter_count
 from sims_image.models.networks.imported import CLASS as IMPORTED
-from sims_image.models.placing import beside
 
 #: of model.json; raised when older readers would misread
 FORMAT = 1
@@ -191,7 +191,7 @@ def save(
     config: dict[str, Any] = dict(net.config)  # type: ignore[arg-type]
     learned = {name for name, _ in net.named_parameters()} & set(weights)
     parameters = sum(weights[name].numel() for name in learned)
-    with beside(folder) as temporary:
+    with placed(folder) as temporary:
         try:
             save_file(weights, temporary / WEIGHTS, metadata=_metadata(config, adapter))
         except SafetensorError as error:

@@ -45,12 +45,3 @@ def on_gpus(flops: float, precision: str = "float32") -> str:
     seconds = flops / A100[precision]
     time = f"{seconds / 3600:.2g} hours" if seconds >= 3600 else duration(seconds)
     return f"about {time} of one A100 (assumed: {A100[precision] / 1e12:g} TFLOP/s, {precision})"
-
-
-def size(count: float) -> str:
-    """Bytes in words."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

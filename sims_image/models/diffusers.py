@@ -7,13 +7,13 @@ from typing import Any
 
 from sims_core.errors import InputError
 from sims_core.guidance import merge_weights
+from sims_core.lab.placing import placed
 from sims_core.lab.runs import followed, provenance, write_json
 from sims_core.torch_learner import ADAPTER
 from sims_image.models import adapters, autoencoders, checkpoints, hf
 from sims_image.models.checkpoints import IMPORTED_PRESET, RECORD, Checkpoint, Ema, Record, load, save
 from sims_image.models.fitting import build_with
 from sims_image.models.networks import imported
-from sims_image.models.placing import beside
 
 #: of an exported pair: the folder of its auxiliary, and its omega
 AUXILIARY, PAIR = "auxiliary", "sims.json"
@@ -70,7 +70,7 @@ def export_diffusers(
         merged = merge_weights(base.network.state_dict(), second.network.state_dict(), omega)
         base.network.load_state_dict(merged)
         second = None
-    with beside(out) as folder:
+    with placed(out) as folder:
         lines = _write_network(base, folder, out)
         if second is not None:
             write_json(folder / PAIR, {"auxiliary": AUXILIARY, "omega": omega})

@@ -24,14 +24,14 @@ from tqdm import tqdm
 from sims_core.devices import moved
 from sims_core.errors import InputError, shown
 from sims_core.guidance import Denoiser
-from sims_core.lab.runs import RunFolder, duration, followed, kept, provenance, write_atomic, write_failure
+from sims_core.lab.placing import Workplace, size
+from sims_core.lab.runs import differences, duration, followed, kept, provenance, write_atomic
 from sims_core.sampling import Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, by, open_dataset, to_pixels
 from sims_image.data.folders import write_folder
 from sims_image.data.sheets import write_sheet
 from sims_image.data.stores import Images
-from sims_image.data.writing import check_room, size
 from sims_image.models.cost import evaluation_flops, on_gpus
 from sims_image.processes import Processes
 from sims_image.sampling.guided import Model, precision_note
@@ -39,8 +39,6 @@ from sims_image.sampling.seeds import Labels, Seeds
 
 #: images of a shard: the least multiple of the compute batch that reaches this
 SHARD = 256
-
-_UNFINISHED = "`restart` deletes it, which is unfinished, or name another `out`"
 
 
 @dataclass(frozen=True)
@@ -141,31 +139,28 @@ def write(
 
     Shards lie in ``OUT.generating`` until all are there; killed at any instant, the same call, in any number of
     processes, goes on. rows: of the contact sheet ``sheet.png``, 0 for none. restart: delete what an earlier start
-    left unfinished there. Raises `InputError`: something else is
-    there, a full disk, or samples that are not finite.
+    left unfinished there. Raises `InputError`: something else is there, a full disk, or samples that are not finite.
     """
     out = followed(out)
-    work = _work(out)
+    work = _work(request, out, argument)
 
     def known() -> Dataset | None:
         found = _recognised(out, request, argument)
         if found is not None:
-            RunFolder.remove_left(work, _settings(request))
+            work.clear()
         return found
 
     there = processes.together(known)
     if processes.sum(torch.tensor(float(there is not None))) > 0:
         return there
-    if restart:
-        processes.together(lambda: RunFolder.discard(work, argument=argument))
     with ExitStack() as stack:
-        folder = processes.together(lambda: _begin(stack, work, out, request, argument))
+        folder = processes.together(lambda: stack.enter_context(work.open(2 * _bytes(request), restart=restart)))
         try:
-            _shards(request, work, processes, progress=progress)
+            _shards(request, work.path, processes, progress=progress)
         except OSError as error:
-            raise write_failure(argument, out, error, f"what is done is kept in {work.name}") from None
+            raise work.failure(error) from None
         processes.sum(torch.zeros(()))  # until all are there
-        made = processes.together(lambda: _assemble(request, work, out, rows, argument))
+        made = processes.together(lambda: _assemble(request, work.path, out, rows, argument))
         if folder is not None:
             folder.remove()
     return made
@@ -180,10 +175,9 @@ def _recognised(out: Path, request: Request, argument: str) -> Dataset | None:
     if not isinstance(source, dict) or source.get("kind") != "generated":
         raise InputError(argument, str(out), "a data set is there that was not generated; name another folder")
     settings = request.settings
-    odd = [key for key, value in settings.items() if source.get(key) != value]
+    odd = "; ".join(differences({key: source.get(key) for key in settings}, settings))
     if odd:
-        shown = "; ".join(f"{k}: {source.get(k)!r} there, {settings[k]!r} here" for k in odd)
-        raise InputError(argument, str(out), f"it was generated with other settings ({shown}); name another folder")
+        raise InputError(argument, str(out), f"it was generated with other settings ({odd}); name another folder")
     return data
 
 
@@ -191,21 +185,12 @@ def check_out(request: Request, out: str | Path, *, argument: str = "out") -> No
     """Refuse what `write` would refuse of what is there, and change nothing: for dry runs. Raises `InputError`."""
     out = followed(out)
     if _recognised(out, request, argument) is None:
-        RunFolder.check(_work(out), _settings(request), argument=argument, otherwise=_UNFINISHED)
+        _work(request, out, argument).check()
 
 
-def _work(out: Path) -> Path:
-    return out.with_name(out.name + ".generating")
-
-
-def _settings(request: Request) -> dict[str, Any]:
-    return {**request.settings, "shard": min(request.shard, len(request.seeds))}
-
-
-def _begin(stack: ExitStack, work: Path, out: Path, request: Request, argument: str) -> RunFolder:
-    if not work.exists():
-        check_room(argument, out, 2 * _bytes(request))
-    return stack.enter_context(RunFolder.open(work, _settings(request), argument=argument, otherwise=_UNFINISHED))
+def _work(request: Request, out: Path, argument: str) -> Workplace:
+    settings = {**request.settings, "shard": min(request.shard, len(request.seeds))}
+    return Workplace(out, "generating", settings, argument)
 
 
 def _bytes(request: Request) -> int:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from sims_core.lab.placing import size
 from sims_core.lab.runs import duration
 from sims_image.models import adapters
-from sims_image.models.cost import TRACED, on_gpus, size
+from sims_image.models.cost import TRACED, on_gpus
 from sims_image.models.networks import Preconditioned, build
 from sims_image.models.presets import Recipe
 from sims_image.processes import choose_device, full_float32

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sims_core.lab.options import RunOptions
@@ -31,39 +29,25 @@ def parse_exact(text: str) -> str:
     return f"{Estimator.parse(name, argument='exact')}{at}{Sampler.parse(sampler, argument='exact') if at else ''}"
 
 
-def records(row: Row, settings: Mapping[str, Any]) -> pd.DataFrame:
-    """The values of a row, one thread, whichever process."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+def records(settings: Mapping[str, Any], row: Row) -> pd.DataFrame:
+    """The values of a row."""
     import pandas as pd
-    import torch
 
     from sims_core.seeds import Seed
     from sims_toy.bias import rows
     from sims_toy.bias.cells import Capacity, Cell
     from sims_toy.networks.settings import NetworkSettings
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     kind, text = row
     common: dict[str, Any] = {"omegas": settings["omega"], "seed": Seed(settings["seed"]).child(kind, text)}
-    try:
-        if kind == "exact":
-            found = rows.exact(text, **common)
-        elif kind == "features":
-            found = rows.features(Capacity.parse(text), trials=settings["trials"], **common)
-        else:
-            here = {name: settings[name] for name in ("sampler", "trials", "points")}
-            found = rows.networks(Cell.parse(text), network=NetworkSettings(**settings["network"]), **here, **common)
-        return pd.DataFrame(found).assign(kind=kind, row=text)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _worker(parent: int, row: Row, settings: Mapping[str, Any]) -> pd.DataFrame:
-    from sims_toy.grid.run import end_with
-
-    end_with(parent)
-    return records(row, settings)
+    if kind == "exact":
+        found = rows.exact(text, **common)
+    elif kind == "features":
+        found = rows.features(Capacity.parse(text), trials=settings["trials"], **common)
+    else:
+        here = {name: settings[name] for name in ("sampler", "trials", "points")}
+        found = rows.networks(Cell.parse(text), network=NetworkSettings(**settings["network"]), **here, **common)
+    return pd.DataFrame(found).assign(kind=kind, row=text)
 
 
 @dataclass(frozen=True)
@@ -81,22 +65,20 @@ class BiasStudy(Study):
         import pandas as pd
         from tqdm import tqdm
 
-        from sims_core.lab.runs import kept
         from sims_core.seeds import Seed
         from sims_toy.bias import tables
         from sims_toy.bias.separation import separation
+        from sims_toy.grid.run import each
 
-        done: dict[Row, pd.DataFrame] = {}
-        for path in folder.shards(".parquet", "row-"):
-            frame = kept(path, pd.read_parquet)
-            if frame is not None:
-                done[(str(frame["kind"].iloc[0]), str(frame["row"].iloc[0]))] = frame
+        def row_of(frame: pd.DataFrame) -> Row:
+            return str(frame["kind"].iloc[0]), str(frame["row"].iloc[0])
+
+        done = {row_of(frame): frame for frame in folder.pieces(".parquet", pd.read_parquet, "row-")}
         left = [row for row in self.rows if row not in done]
-        parallel = joblib.Parallel(n_jobs=options.workers or int(joblib.cpu_count()), return_as="generator_unordered")
-        jobs = parallel(joblib.delayed(_worker)(os.getpid(), row, self.settings) for row in left)
+        jobs = each(partial(records, self.settings), left, options.workers or int(joblib.cpu_count()))
         for frame in tqdm(jobs, total=len(left), unit="row", desc="bias", disable=not progress):
-            row = (str(frame["kind"].iloc[0]), str(frame["row"].iloc[0]))
-            folder.shard(f"row-{self.rows.index(row):04d}.parquet", partial(_write, frame))
+            row = row_of(frame)
+            folder.shard(f"row-{self.rows.index(row):04d}.parquet", partial(frame.to_parquet, index=False))
             done[row] = frame
         values = pd.concat([done[row] for row in self.rows], ignore_index=True)
         return {**tables.make(values, self.settings), "separation": separation(Seed(self.settings["seed"]))}
@@ -118,16 +100,16 @@ class BiasStudy(Study):
         for kind in ("exact", "features"):
             if self.settings[kind]:
                 started = time.process_time()
-                records((kind, self.settings[kind][0]), {**few, "trials": 1} if kind == "features" else few)
+                records({**few, "trials": 1} if kind == "features" else few, (kind, self.settings[kind][0]))
                 each = time.process_time() - started
                 total += each * len(self.settings[kind]) * (self.settings["trials"] if kind == "features" else 2)
         cells = [Cell.parse(text) for text in self.settings["networks"]]
         if cells:
             probe = Cell("gaussians:8:0.16", 16, 200, 20_000)
-            records(("networks", str(probe)), {**few, "points": 1000})  # compiles, and makes the truth
+            records({**few, "points": 1000}, ("networks", str(probe)))  # compiles, and makes the truth
             small = BiasStudy(self.command, {**few, "points": 20_000}, draw=self.draw, words=self.words)
             started = time.process_time()
-            records(("networks", str(probe)), small.settings)
+            records(small.settings, ("networks", str(probe)))
             each = (time.process_time() - started) / 2 / small._work(probe)
             total += sum(each * self._work(cell) * self.settings["trials"] for cell in cells)
         return total
@@ -141,7 +123,3 @@ class BiasStudy(Study):
         sampled = 63 * (self.settings["points"] * networks + 6 * cell.synthetic)
         own = (sampled + 3 * 1024 * 5 * cell.steps) * (200 + size)
         return float(own + 63 * self.settings["points"] * (200 + wider))
-
-
-def _write(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_parquet(path, index=False)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sims_core.errors import InputError, extra
-from sims_core.lab.runs import RunFolder, kept
+from sims_core.lab.runs import RunFolder
 from sims_toy.grid.cells import Experiment, Values
 from sims_toy.grid.measure import measurer
 
+P = TypeVar("P")
+T = TypeVar("T")
 Piece = tuple[tuple[int, ...], tuple[int, ...]]
 """Cell numbers (of one structure) and trial numbers: a unit of work."""
 
@@ -56,10 +58,8 @@ def run(
         done[where] = True
 
     if folder is not None:
-        for path in list(folder.shards(".npz", label + "-")):
-            found = kept(path, partial(_load, experiment))
-            if found is not None:
-                add(*found)
+        for found in folder.pieces(".npz", partial(_load, experiment), label + "-"):
+            add(*found)
     pieces = list(_pieces(experiment, ~done, chunk))
     for piece, values in _work(experiment, pieces, workers, progress, int(done.sum()), scheduler):
         if folder is not None:
@@ -124,16 +124,22 @@ def _work(
     with bar:
         if scheduler:
             finished = _on_cluster(experiment, pieces, scheduler)
-        elif workers <= 1 or len(pieces) <= 1:
-            finished = (_measure(experiment, piece) for piece in pieces)
         else:
-            import joblib
-
-            parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-            finished = parallel(joblib.delayed(_worker)(os.getpid(), experiment, piece) for piece in pieces)
+            finished = each(partial(_measure, experiment), pieces, workers)
         for piece, values in finished:
             yield piece, values
             bar.update(len(piece[0]) * len(piece[1]))
+
+
+def each(work: Callable[[P], T], pieces: Sequence[P], workers: int) -> Iterator[T]:
+    """``work`` of every piece, in whatever order they finish: on one thread each, in ``workers`` processes."""
+    if workers <= 1 or len(pieces) <= 1:
+        yield from (_alone(work, piece) for piece in pieces)
+        return
+    import joblib
+
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2*n_jobs")
+    yield from parallel(joblib.delayed(_worker)(os.getpid(), work, piece) for piece in pieces)
 
 
 def connect(address: str) -> Any:
@@ -162,20 +168,15 @@ def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -
 
     with connect(address), joblib.parallel_config("dask", wait_for_workers_timeout=30):
         parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all")
-        yield from parallel(joblib.delayed(_measure)(experiment, piece) for piece in pieces)
+        yield from parallel(joblib.delayed(_alone)(partial(_measure, experiment), piece) for piece in pieces)
 
 
-def _worker(parent: int, experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
-    """`_measure` in a process that ends with its parent."""
-    end_with(parent)
-    return _measure(experiment, piece)
-
-
-def end_with(parent: int) -> None:
-    """Have this worker end with the process that started it: a run that was killed leaves no workers behind."""
+def _worker(parent: int, work: Callable[[P], T], piece: P) -> T:
+    """`_alone` in a process that ends with its parent: a run that was killed leaves no workers behind."""
     name = "ends with its parent"
     if os.getppid() == parent and not any(thread.name == name for thread in threading.enumerate()):
         threading.Thread(target=_end_with, args=(parent,), name=name, daemon=True).start()
+    return _alone(work, piece)
 
 
 def _end_with(parent: int) -> None:
@@ -184,14 +185,17 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
-    """Run one piece with its learner, on one thread."""
+def _alone(work: Callable[[P], T], piece: P) -> T:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        cells = [experiment.cells[i] for i in piece[0]]
-        return piece, measurer(experiment, cells[0].learner).measure(experiment, cells, piece[1])
+        return work(piece)
     finally:
         torch.set_num_threads(threads)
+
+
+def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:
+    """Run one piece with its learner."""
+    cells = [experiment.cells[i] for i in piece[0]]
+    return piece, measurer(experiment, cells[0].learner).measure(experiment, cells, piece[1])

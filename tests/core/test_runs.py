@@ -39,10 +39,9 @@ def test_a_run_without_work_gives_way_and_one_at_work_does_not(tmp_path):
     RunFolder.open(tmp_path / "run", other).close()
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["settings"] == other
     with RunFolder.open(tmp_path / "run", other), pytest.raises(InputError, match="another process is at work"):
-        RunFolder.discard(tmp_path / "run")
+        RunFolder.claim(tmp_path / "run")
     begun(tmp_path / "run", other)
-    RunFolder.discard(tmp_path / "run")
-    RunFolder.discard(tmp_path / "run")  # nothing there
+    RunFolder.claim(tmp_path / "run").remove()
     assert not (tmp_path / "run").exists()
 
 
@@ -91,7 +90,7 @@ def test_finish_and_shards(tmp_path):
         assert not folder.finished
         folder.shard("b.npz", lambda p: np.savez(p, x=np.arange(3)))
         folder.shard("a.npz", lambda p: np.savez(p, x=np.arange(4)))
-        assert [p.name for p in folder.shards(".npz")] == ["a.npz", "b.npz"]
+        assert list(folder.pieces(".npz", lambda path: path.name)) == ["a.npz", "b.npz"]
         folder.finish(seconds=1.5)
         assert folder.finished
 
@@ -116,7 +115,7 @@ def test_stale_parts_of_a_killed_run_are_swept_away(tmp_path):
     stale = tmp_path / "run" / "shards" / ".piece.123.part.npz"
     stale.write_text("half")
     with RunFolder.open(tmp_path / "run", SETTINGS) as folder:
-        assert not stale.exists() and not list(folder.shards(".npz"))
+        assert not stale.exists() and not list(folder.pieces(".npz", Path))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no advisory locks")

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sims_core.errors import InputError
-from sims_image.models import checkpoints, placing
+from sims_core.lab import placing
+from sims_image.models import checkpoints
 from sims_image.models.checkpoints import Data, Ema, Record, load, locate, save, summary
 from tests.image import networks
 

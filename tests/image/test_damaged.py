@@ -82,7 +82,7 @@ def test_what_a_kill_left_beside_a_finished_data_set_goes(model, tmp_path, monke
 def test_work_of_another_run_is_not_removed(model, tmp_path, monkeypatch):
     assert generate(model, tmp_path / "out") == 0
     with monkeypatch.context() as patched:
-        patched.setattr("sims_image.sampling.generation.check_room", lambda *_: None)
+        patched.setattr("sims_core.lab.placing.check_room", lambda *_: None)
         stopped(model, tmp_path / "other", patched)
     other = tmp_path / "other.generating" / "settings.json"
     content = json.loads(other.read_text())

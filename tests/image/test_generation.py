@@ -345,7 +345,7 @@ def test_it_recognises_its_own_and_refuses_others(pair, tmp_path):
     before = (tmp_path / "made/dataset.json").stat().st_mtime_ns
     assert generate(pair, tmp_path / "made", "--seeds", "0-4").sha256 == made.sha256
     assert (tmp_path / "made/dataset.json").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match=r"--out.*seeds: '0-4' there, '0-5' here"):
+    with pytest.raises(InputError, match=r'--out.*seeds: "0-4" there, "0-5" here'):
         generate(pair, tmp_path / "made", "--seeds", "0-5")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/letter.txt").write_text("dear")

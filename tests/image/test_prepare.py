@@ -332,7 +332,7 @@ from sims_image.commands import run
 from sims_image.data import prepare, writing
 prepare.COMMIT_BYTES = 20_000
 where, count = sys.argv[1], int(sys.argv[2])
-home = {"append": writing.Growing, "flush": writing.Growing, "write_json": prepare, "rename": os, "replace": os}[where]
+home = {"append": writing.Growing, "flush": writing.Growing, "write_json": prepare, "replace": os}[where]
 real, calls = getattr(home, where), []
 def counting(*args, **options):
     calls.append(1)
@@ -359,7 +359,7 @@ def files(path):
         ("append", 3, []),
         ("flush", 2, []),
         ("append", 4, ["--holdout", "0.3"]),
-        ("rename", 2, ["--holdout", "0.3"]),
+        ("replace", 8, ["--holdout", "0.3"]),
         ("write_json", 3, ["--size", "6"]),
         ("replace", 7, ["--format", "edm-zip"]),
     ],
@@ -409,11 +409,11 @@ def test_a_finished_data_set_is_recognised(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("out*/*")}
     assert made(tmp_path, source, holdout=2.0).sha256 == first.sha256 and len(before) == 6
     assert before == {p: p.stat().st_mtime_ns for p in tmp_path.glob("out*/*")}
-    with pytest.raises(InputError, match=r"another data set \(settings: size 0 there, 4 here\)"):
+    with pytest.raises(InputError, match=r"another data set \(settings\.size: 0 there, 4 here\)"):
         made(tmp_path, source, holdout=2.0, size=4)
     shutil.rmtree(tmp_path / "out-heldout")
     (tmp_path / "in/dog/more.png").write_bytes(png(pixels(1)[0]))
-    with pytest.raises(InputError, match="source: images 8 there, 9 here"):
+    with pytest.raises(InputError, match=r"source\.images: 8 there, 9 here"):
         made(tmp_path, source, holdout=2.0)
     (tmp_path / "else").mkdir()
     (tmp_path / "else/mine.txt").write_text("keep me")

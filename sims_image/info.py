@@ -85,7 +85,7 @@ def _dataset(path: Path) -> list[str]:
     if source:
         told.append(f"source: {shown(source if isinstance(source, str) else json.dumps(source))}")
     if data.autoencoder is not None:
-        told.append(f"latents, with their autoencoder: {data.autoencoder.folder}")
+        told.append(str(data.autoencoder))
     recorded = data.record.get("sha256")
     return [*told, f"sha256: {recorded or 'not recorded'}"]
 
@@ -104,7 +104,7 @@ def _checkpoint(path: Path) -> list[str]:
         f"parent: {record.parent or 'none'}",
     ]
     if found.autoencoder is not None:
-        told.append(f"latents, with their autoencoder: {found.autoencoder.folder}")
+        told.append(str(found.autoencoder))
     if found.adapter is not None:
         told.append(f"an adapter of rank {found.adapter.rank} on: {found.adapter.base}")
     source = record.provenance.get("source")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,10 +67,16 @@ def words(at):
 
 
 def folders(foreign, at):
-    """The reader's: a pipeline, its auxiliary, a Stable Diffusion and an adapter for it."""
+    """The reader's: a pipeline, its auxiliary, a latent one, photos, a Stable Diffusion and an adapter for it."""
     d, base = foreign.diffusers, foreign.unet()
     d.DDIMPipeline(base, d.DDIMScheduler()).save_pretrained(at / "your-pipeline")
     foreign.moved(base).save_pretrained(at / "your-auxiliary")
+    d.LDMPipeline(foreign.autoencoder(2), foreign.unet(4), d.DDIMScheduler(clip_sample=False)).save_pretrained(
+        at / "your-latents"
+    )
+    (at / "photos").mkdir()
+    for number, image in enumerate(torch.randint(0, 256, (24, 16, 16, 3), dtype=torch.uint8)):
+        Image.fromarray(image.numpy()).save(at / "photos" / f"{number}.png")
     network = foreign.conditional_unet()
     pipe = foreign.stable_diffusion(network, d.DDIMScheduler(steps_offset=1, clip_sample=False))
     pipe.tokenizer, pipe.text_encoder = words(at / "words")
@@ -108,14 +115,17 @@ def test_the_document(reader):
 
 def test_the_commands(reader):
     from sims_image.commands import run as command
+    from sims_image.data.dataset import open_dataset
 
     folders(pytest.importorskip("tests.core.foreign"), reader)
     lines = [line for block in blocks("docs/your-model.md", kind="sh") for line in block.splitlines()]
     ours = [line.split()[1:] for line in lines if line.startswith("sims_image ")]
-    assert len(ours) == 4
+    assert len(ours) == 7
     for words in ours:
         command(words)
     assert len(list((reader / "made").glob("images.npy"))) == 1 and (reader / "back" / "model_index.json").is_file()
+    made = open_dataset(reader / "pictures")
+    assert open_dataset(reader / "data/latents").moments and made.shape == (3, 16, 16) and made.dtype == "uint8"
 
 
 def test_readmes_ten_lines(reader):

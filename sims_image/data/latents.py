@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,6 +74,13 @@ class Autoencoder:
         """(a, b), each (C, 1, 1), of what a network sees of a latent z: a z + b."""
         factor = np.float32(SPREAD) / np.array(self.std, np.float32)
         return factor[:, None, None], (-np.array(self.mean, np.float32) * factor)[:, None, None]
+
+    def like(self, other: Autoencoder) -> Autoencoder:
+        """The same, with latents as networks of ``other`` see them."""
+        return replace(self, mean=other.mean, std=other.std, lowest=other.lowest)
+
+    def __str__(self) -> str:
+        return f"latents, with their autoencoder: {self.folder}" if self.files else "latents, without their autoencoder"
 
     def moments(self, latents: Images) -> Images:
         """Moments of latents as networks see them: of no spread."""

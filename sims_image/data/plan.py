@@ -17,7 +17,7 @@ from sims_core.lab.runs import followed
 from sims_core.seeds import Seed
 from sims_image.data.dataset import by
 from sims_image.data.decoding import first, oriented, sound
-from sims_image.data.latents import Encoder
+from sims_image.data.latents import Autoencoder, Encoder
 from sims_image.data.options import Prepare
 from sims_image.data.pictures import Transform
 from sims_image.data.selection import held_out, limited
@@ -44,7 +44,8 @@ class Output:
 class Plan:
     """What `prepare` would do: every choice made, nothing written.
 
-    chosen: increasing indices into the source; held: which of them are held out. shape, dtype: of an image made.
+    chosen: increasing indices into the source; held: which of them are held out. shape, dtype: of an image. encoder: if
+    it is to be encoded; autoencoder: of latents that the source holds.
     """
 
     settings: Prepare
@@ -57,6 +58,7 @@ class Plan:
     classes: list[str]
     name: str
     encoder: Encoder | None = None
+    autoencoder: Autoencoder | None = None
 
     @property
     def made(self) -> tuple[tuple[int, int, int], np.dtype[Any]]:
@@ -77,6 +79,8 @@ class Plan:
             decided["skip_damaged"] = True
         if self.encoder is not None:
             decided["latents"] = {"sha256": self.encoder.known.sha256, "space": self.encoder.space}
+        elif self.autoencoder is not None:
+            decided["latents"] = self.autoencoder.record
         return {"classes": self.classes, "source": self.source.identity(), "settings": decided}
 
     def flat(self) -> dict[str, Any]:
@@ -167,14 +171,20 @@ def plan(settings: Prepare, *, progress: bool = False, encoder: Encoder | None =
     transform, shape = _shape(source, wanted, chosen)
     if source.shape is None and not settings.upright:
         source = oriented(source, chosen)
+    name, carried = settings.name or source.name, source.autoencoder
     if encoder is not None and source.dtype != np.uint8:
-        raise InputError(
-            "latents", settings.latents, f"the source holds {source.dtype} already, no pictures; leave it out"
-        )
-    name = settings.name or source.name
-    made = Plan(settings, source, transform, chosen, held, shape, source.dtype, classes, name, encoder)
+        carried, encoder = _attached(settings, carried, encoder), None
+    made = Plan(settings, source, transform, chosen, held, shape, source.dtype, classes, name, encoder, carried)
     _ = made.made  # or it is refused
     return made
+
+
+def _attached(settings: Prepare, known: Autoencoder | None, encoder: Encoder) -> Autoencoder:
+    """The autoencoder of a source of latents, in place of the one that it has, or lacks. Raises `InputError`."""
+    if known is None or len(known.mean) != len(encoder.known.mean):
+        words = "the source holds floats of which nothing says that they are its latents; leave it out"
+        raise InputError("latents", settings.latents, words)
+    return encoder.known.like(known)
 
 
 def check(settings: Prepare) -> None:

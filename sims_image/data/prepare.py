@@ -157,7 +157,7 @@ def _encoded(blocks: Iterator[Images], encoder: Encoder) -> Iterator[Images]:
 def _carried(planned: Plan, part: Path) -> Autoencoder | None:
     """The autoencoder of latents, on the scale of those in ``part``."""
     if planned.encoder is None:
-        return None
+        return planned.autoencoder
     known = planned.encoder.known
     if planned.encoder.space != "edm2":
         return known

@@ -91,8 +91,11 @@ class Real:
         if data.dtype != np.uint8:
             _, checkpoint, _ = base_of(settings)
             base = checkpoints.summary(checkpoint).autoencoder if checkpoint else None
-            known = base or data.autoencoder
-            decoder = None if known is None else autoencoders.load(known, argument="base" if base else "data")
+            known = autoencoders.chosen("", (base, data.autoencoder))
+            decoder = None if known is None else autoencoders.load(known, argument="data")
+            if decoder is None and data.moments:
+                words = "its latents come without their autoencoder: `prepare` it with `latents`, which names one"
+                raise InputError("data", settings.data, words)
         held = further(settings.heldout, "heldout", data, decoder=decoder) if settings.heldout else None
         check_real(data, held, arguments=("data", "heldout"))
         return cls(data, held, decoder)

@@ -37,6 +37,7 @@ from sims_image.metrics.compare import METRICS
 from sims_image.metrics.features import check_features
 from sims_image.metrics.loss import heldout_loss
 from sims_image.models import checkpoints
+from sims_image.models.autoencoders import encoded
 from sims_image.models.cost import evaluation_flops
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
@@ -124,7 +125,7 @@ def plan(settings: Leaderboard) -> Planned:
     also = {}
     for part in filter(None, (part.strip() for part in settings.also.split(","))):
         name, _, count = part.partition(":")
-        data = None if checked.real is None else checked.real.data
+        data = None if checked.real is None else checked.real.seen.data
         if data is not None:
             try:
                 check_features(name, dataset=data)
@@ -265,7 +266,7 @@ class Board(Lab):
         flops = [0.0 if path is None else evaluation_flops(checkpoints.summary(path).config)
                  for path in (arm.model.base, arm.model.auxiliary if loaded.other is not None else None)]  # fmt: skip
         held = [n for n in (model.network, model.other) if n is not None]
-        real = self._real.heldout or self._real.data
+        real = encoded(self._real.heldout or self._real.data, self._real.decoder)
         losses = heldout_loss(model, real, seed=Seed(self.settings.seed).child("loss"))
         told: dict[str, Any] = {"method": arm.method, "omega": arm.omega, "sampler": in_words(sampler),
                 "seen": arm.seen, "drawn": arm.drawn, "chosen": arm.chosen, "equal": arm.equal,
@@ -448,11 +449,12 @@ def describe(settings: Leaderboard) -> str:
             told.draw(f"{variant.name}: samples", variant.size, trials)
         run = replace(variant, name="", weights="")  # both weights are of one run
         if run not in trained:
-            told.train(f"{variant.name}: auxiliary", sizes.fit if variant.cold else variant.budget, trials)
+            seen = sizes.fit if variant.cold else variant.budget
+            told.train(f"{variant.name}: auxiliary", seen, trials, tuned=not variant.cold)
         sizes_drawn.add(variant.size)
         trained.add(run)
-    told.train("continued", sizes.budget, trials * ("continued" in wanted))
-    told.train("iterated", sizes.budget, trials * ("iterated" in wanted))
+    told.train("continued", sizes.budget, trials * ("continued" in wanted), tuned=True)
+    told.train("iterated", sizes.budget, trials * ("iterated" in wanted), tuned=True)
     told.train("guide", round(sizes.fit * GUIDE_SHARE), trials * ("autoguidance" in wanted))
     told.train("cold auxiliary", sizes.fit, trials * ("rebuilt" in wanted))
     turns = rounds(len(asked.omegas), Seeds.span(0, asked.search))

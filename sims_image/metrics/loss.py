@@ -10,6 +10,7 @@ from sims_core.diffusion import EDM, LogNormal, denoising_loss
 from sims_core.draws import Draws
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, to_unit
+from sims_image.models.autoencoders import drawn, inherited, scale_of
 from sims_image.sampling.guided import Model
 
 
@@ -33,19 +34,21 @@ def heldout_loss(
     if len(data) > most:
         chosen = np.sort(root.child("images").numpy().permutation(len(data))[:most])
     level, noise = Draws(root.child("level")), Draws(root.child("noise"))
-    weight = EDM(model.network.sigma_data).weight
+    weight, latent = EDM(model.network.sigma_data).weight, Draws(root.child("latent"))
+    affine = scale_of(data, inherited((model.base.autoencoder, data.autoencoder)), model.device)
     found = []
     for start in range(0, len(chosen), batch):
         items = chosen[start : start + batch]
-        clean = torch.from_numpy(data.images(items))
+        clean, numbers = torch.from_numpy(data.images(items)), torch.from_numpy(items)
         clean = (to_unit(clean) if data.dtype == np.uint8 else clean.float()).to(model.device)
-        numbers = torch.from_numpy(items)
+        if affine is not None:
+            clean = drawn(clean, affine, latent.normal(numbers, data.seen).to(model.device))
         sigma = levels.from_normal(level.normal(numbers, (1,))[:, 0]).to(model.device)
         classes = None
         if model.network.label_dim and data.labels is not None:
             classes = torch.from_numpy(np.asarray(data.labels)[items].astype(np.int64)).to(model.device)
         denoiser, s = model.denoiser(classes), sigma[:, None, None, None]
         # a schedule reads one noise level a call
-        value = denoising_loss(denoiser, clean, s, noise.normal(numbers, data.shape).to(model.device), weight(s))
+        value = denoising_loss(denoiser, clean, s, noise.normal(numbers, data.seen).to(model.device), weight(s))
         found.append(value.double().mean((1, 2, 3)).cpu().numpy())
     return np.concatenate(found)

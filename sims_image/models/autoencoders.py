@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from sims_core.errors import InputError, choose, shown
 from sims_core.lab.runs import digest
 from sims_image.data.dataset import Dataset, by, to_pixels, to_unit
 from sims_image.data.latents import LOWEST, SPREAD, Autoencoder
+from sims_image.data.latents import NAME as AUTOENCODER
 from sims_image.data.options import Prepare
 from sims_image.data.stores import Images, Store
 from sims_image.models import hf
@@ -26,6 +27,7 @@ CLASS = "AutoencoderKL"
 #: in place of a folder: the autoencoder that the model or the data carry, or none
 OWN, NONE = "own", "none"
 _PARTS = ("vae", "vqvae")
+Shape: TypeAlias = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,11 @@ def read(folder: str | Path, *, argument: str = "decode") -> Autoencoder:
     index = [one for one in place.glob("*.index.json") if len(files) > 1]
     with torch.device("meta"):
         full = imported.make(config).config
-    own = (full.shift_factor or 0.0,) * full.latent_channels, (SPREAD / full.scaling_factor,) * full.latent_channels
     try:
+        own = (full.shift_factor or 0.0,) * full.latent_channels, (SPREAD / full.scaling_factor,) * full.latent_channels
         return Autoencoder((place / hf.MODEL, *files, *index), hf.hashed(files, config), *own)
-    except ValueError as error:
-        raise InputError(argument, str(folder), str(error)) from None
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise InputError(argument, str(folder), f"its scaling_factor or shift_factor is no such ({error})") from None
 
 
 def of_pipeline(folder: Path, *, argument: str) -> tuple[Autoencoder | None, str]:
@@ -125,7 +127,7 @@ def chosen(text: str, known: Iterable[Autoencoder | None], *, argument: str = "d
     found = inherited(known)
     if text not in ("", OWN):
         named = read(text, argument=argument)
-        return named if found is None else like(named, found)
+        return named if found is None else named.like(found)
     found = found if found is not None and found.files else None
     if text and found is None:
         raise InputError(argument, text, "no autoencoder comes with it; name the folder of one")
@@ -136,12 +138,7 @@ def inherited(known: Iterable[Autoencoder | None]) -> Autoencoder | None:
     """The first that is known, with the files of the first that has any."""
     every = [one for one in known if one is not None]
     there = next((one for one in every if one.files), None)
-    return like(there, every[0]) if there is not None else every[0] if every else None
-
-
-def like(one: Autoencoder, other: Autoencoder) -> Autoencoder:
-    """The autoencoder ``one``, with latents as networks of ``other`` see them."""
-    return replace(one, mean=other.mean, std=other.std, lowest=other.lowest)
+    return there.like(every[0]) if there is not None else every[0] if every else None
 
 
 def _config(place: Path, item: str, argument: str) -> dict[str, Any]:
@@ -172,19 +169,32 @@ def load(known: Autoencoder, *, device: str | torch.device = "cpu", argument: st
     return Decoder(module.to(device).eval().requires_grad_(False), known)
 
 
-class _Decoding(Store):
-    """A data set's latents as pixels, decoded when they are asked for."""
+def scale_of(data: Dataset, known: Autoencoder | None, device: torch.device | str) -> tuple[Tensor, Tensor] | None:
+    """(a, b) by which a network of ``known`` sees latents z of the data's moments, a z + b; None of other data."""
+    if known is None or not data.moments:
+        return None
+    factor, bias = (torch.from_numpy(part).to(device) for part in known.affine())
+    return factor, bias
 
-    def __init__(self, data: Dataset, decoder: Decoder) -> None:
-        self._data, self._decoder = data, decoder
-        self.shape, self.dtype = decoder.shape(data.shape), np.dtype(np.uint8)
+
+def drawn(moments: Tensor, scale: tuple[Tensor, Tensor], noise: Tensor) -> Tensor:
+    """Latents as a network sees them (B, C, H, W), of moments (B, 2 C, H, W) and standard normal ``noise``."""
+    mean, std = moments.chunk(2, dim=1)
+    return (mean + std * noise) * scale[0] + scale[1]
+
+
+class _View(Store):
+    """A data set's images as something is made of them when they are asked for."""
+
+    def __init__(self, data: Dataset, made: Callable[[Images], Images], shape: Shape, dtype: str) -> None:
+        self._data, self._made, self.shape, self.dtype = data, made, shape, np.dtype(dtype)
 
     def __len__(self) -> int:
         return len(self._data)
 
     def read(self, indices: NDArray[np.int64]) -> Images:
         """As `Store.read`."""
-        return self._decoder.pixels(self._data.images(indices))
+        return self._made(self._data.images(indices))
 
 
 def decoded(data: Dataset, decoder: Decoder | None, *, argument: str = "data") -> Dataset:
@@ -195,12 +205,25 @@ def decoded(data: Dataset, decoder: Decoder | None, *, argument: str = "data") -
     if decoder is None or data.dtype == np.uint8:
         return data
     if data.autoencoder is not None:
-        decoder = replace(decoder, known=like(decoder.known, data.autoencoder))
+        decoder = replace(decoder, known=decoder.known.like(data.autoencoder))
     if data.seen[0] != decoder.channels:
         words = f"its latents have {data.seen[0]} channels, those of the autoencoder {decoder.channels}"
         raise InputError(argument, str(data.path), words)
-    sha256 = digest({"latents": data.sha256, "decoder": decoder.sha256}, 64)
-    return Dataset(data.path, _Decoding(data, decoder), data.labels, {**data.record, "sha256": sha256})
+    store = _View(data, decoder.pixels, decoder.shape(data.shape), "uint8")
+    return _viewed(data, store, {"latents": data.sha256, "decoder": decoder.sha256})
+
+
+def encoded(data: Dataset, decoder: Decoder | None) -> Dataset:
+    """A data set of pictures as one of moments; itself where it holds latents, or nothing encodes it."""
+    if decoder is None or data.dtype != np.uint8:
+        return data
+    store = _View(data, decoder.encode, Encoder(decoder, "").shape(data.shape), "float32")
+    known = {"pictures": data.sha256, "encoder": decoder.sha256}
+    return _viewed(data, store, known, **{AUTOENCODER: decoder.known.record})
+
+
+def _viewed(data: Dataset, store: Store, known: dict[str, str], **more: Any) -> Dataset:
+    return Dataset(data.path, store, data.labels, {**data.record, "sha256": digest(known, 64), **more})
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,20 @@ def _part(base: Checkpoint) -> str:
     return "unet" if base.config["model"]["_class_name"] == "UNet2DModel" else "transformer"
 
 
+def _latents(base: Checkpoint) -> Any:
+    """The library's own autoencoder of a network's latents, or None. Raises `InputError` where no pipeline has it."""
+    held = base.autoencoder
+    if held is None or not held.files:
+        return None
+    if held != held.like(autoencoders.read(held.folder, argument="checkpoint")):
+        words = "its latents are on another scale than their autoencoder's, which diffusers' pipelines do not know"
+        raise InputError("checkpoint", str(base.path), words)
+    return autoencoders.load(held, argument="checkpoint").module
+
+
 def _pipeline(base: Checkpoint) -> tuple[str, dict[str, Any]] | None:
     """diffusers' class for a network and its parts beside network and scheduler; None where there is none."""
-    held = base.autoencoder
-    latents = None if held is None else autoencoders.load(held, argument="checkpoint").module
+    latents = _latents(base)
     if _part(base) == "transformer":
         return None if latents is None else ("DiTPipeline", {"vae": latents})
     if base.config["label_dim"]:
@@ -118,8 +128,8 @@ def _write_network(base: Checkpoint, folder: Path, out: Path) -> list[str]:
         return [f'pipe = diffusers.{kind}.from_pretrained("{out}")']
     _module(base).save_pretrained(folder / part)
     scheduler.save_pretrained(folder / "scheduler")
-    if base.autoencoder is not None:
-        autoencoders.load(base.autoencoder, argument="checkpoint").module.save_pretrained(folder / "vae")
+    if (latents := _latents(base)) is not None:
+        latents.save_pretrained(folder / "vae")
     return [f'{part} = diffusers.{name}.from_pretrained("{out}", subfolder="{part}")']
 
 

@@ -23,6 +23,7 @@ from sims_core.draws import Draws
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, to_unit
 from sims_image.data.latents import Autoencoder
+from sims_image.models.autoencoders import drawn, scale_of
 from sims_image.training.augment import Augmentation, Parameters
 
 
@@ -99,9 +100,7 @@ class Feed:
         self._order = Order(seed.child("order"), len(data))
         self._augmented = Draws(seed.child("augment"))
         self._level, self._noise = Draws(seed.child("level")), Draws(seed.child("noise"))
-        self._latent, self._affine = Draws(seed.child("latent")), None
-        if latents is not None and data.moments:
-            self._affine = tuple(torch.from_numpy(part).to(self.device) for part in latents.affine())
+        self._latent, self._affine = Draws(seed.child("latent")), scale_of(data, latents, self.device)
 
     def items(self, step: int, number: int) -> NDArray[np.int64]:
         """The numbers of the images in one pass of step ``step`` (both from 0)."""
@@ -153,9 +152,7 @@ class Feed:
         images, items = batch.images.to(**move), batch.items.to(**move)  # type: ignore[call-overload]
         clean = to_unit(images) if images.dtype == torch.uint8 else images.float()
         if self._affine is not None:
-            mean, std = clean.chunk(2, dim=1)
-            factor, bias = self._affine
-            clean = (mean + std * self._latent.normal(items, mean.shape[1:])) * factor + bias
+            clean = drawn(clean, self._affine, self._latent.normal(items, self.data.seen))
         conditions: dict[str, Tensor] = {}
         if batch.augmented is not None and self.augment is not None:
             clean = self.augment.apply(clean, batch.augmented)

@@ -17,10 +17,13 @@ from sims_core.seeds import Seed
 from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset, to_pixels
 from sims_image.data.folders import write_folder
+from sims_image.data.latents import EDM2
 from sims_image.experiments.checks import Real
 from sims_image.experiments.options import Sims
+from sims_image.metrics.loss import heldout_loss
 from sims_image.models import autoencoders, checkpoints
 from sims_image.models.presets import PRESETS
+from sims_image.sampling.guided import load_model
 from sims_image.training.batches import Feed
 from tests.core import foreign
 from tests.image import tiny
@@ -177,7 +180,9 @@ def test_an_autoencoder_that_is_not_whole_is_one_line(pipeline, tmp_path, break_
 
 def test_own_needs_one(tmp_path):
     with pytest.raises(InputError, match="--decode: got 'own'; no autoencoder comes with it"):
-        command(["generate", "--base", f"hf:{written(tmp_path / 'ddpm')}", "--decode", "own", "--out", "x"])
+        command(
+            ["generate", "--base", f"hf:{written(tmp_path / 'ddpm')}", "--decode", "own", "--out", str(tmp_path / "x")]
+        )
 
 
 # ------------------------------------------------------------------------- experiments
@@ -199,6 +204,18 @@ SIZES = {
     "loop": ["--synthetic", "32", "--generations", "2", "--method", "sims,neon,random", "--n", "20", "--budget", "32"],
     "retrain": ["--generations", "2", "--ratio", "1", "--n", "20", "--retrain-budget", "16"],
     "pollution": ["--warm", "--retrain-budget", "16", "--pollution", "0.5", "--auxiliary-size", "20", "--n", "20"],
+    "leaderboard": [
+        "--arms",
+        "neon,continued",
+        "--auxiliary-size",
+        "20",
+        "--search",
+        "40",
+        "--n",
+        "30",
+        "--omega",
+        "1",
+    ],
     "control": ["--target", "0.6,0.4", "--omega", "0.5", "--auxiliary-size", "20", "--n", "40"],
 }
 
@@ -211,7 +228,7 @@ def test_experiments_measure_pictures(pipeline, real, tmp_path, verb):
     words += [*SIZES[verb], *([] if verb == "sims" else ["--trials", "1"]), "--features", "pixels", "--out", str(out)]
     words += ["--train-batch", "8"] if verb in ("sims", "loop") else []
     words += ["--classifier", "tests.image.test_control_command:Parity"] if verb == "control" else []
-    words += ["--budget", "16"] if verb in ("pollution", "control") else []
+    words += ["--budget", "16"] if verb in ("pollution", "control", "leaderboard") else []
     command([verb, *words, "--dry-run"])
     command([verb, *words])
     results = json.loads((out / "report/results.json").read_text())
@@ -287,7 +304,7 @@ def test_pictures_become_moments(pipeline, pictures, tmp_path, space, form):
         drawn = mean + std * np.random.default_rng(0).normal(size=std.shape)
         np.testing.assert_allclose(known.std, drawn.std((0, 2, 3)), rtol=0.1)
     else:
-        assert known == autoencoders.like(known, autoencoders.read(pipeline))
+        assert known == known.like(autoencoders.read(pipeline))
     view = autoencoders.decoded(data, autoencoders.load(known))
     with torch.no_grad():
         again = foreign.autoencoder(2).decode(torch.tensor(mean[:8]).float()).sample
@@ -343,6 +360,40 @@ def test_training_draws_latents_from_their_moments(pipeline, pictures, tmp_path)
         assert not torch.equal(noise, (feed.ready(replace(batch, items=batch.items + 60)).clean * 2 * spread) / std)
 
 
+def test_moments_without_an_autoencoder_are_given_one(pipeline, pictures, tmp_path, capsys):
+    """A zip as NVIDIA's tools write it: its published scale, and the autoencoder that is named."""
+    words = ["--latents", str(pipeline), "--device", "cpu", "--format", "edm-zip", "--out", str(tmp_path / "own.zip")]
+    command(["prepare", str(pictures.path), *words])
+    with zipfile.ZipFile(tmp_path / "own.zip") as ours, zipfile.ZipFile(tmp_path / "img512.zip", "w") as theirs:
+        for name in ours.namelist():
+            content = ours.read(name)
+            if name == "dataset.json":
+                content = json.dumps({"labels": json.loads(content)["labels"]})
+            theirs.writestr(name, content)
+    zipped = str(tmp_path / "img512.zip")
+    command(["info", zipped])
+    assert "latents, without their autoencoder" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"--data: got '.*img512.zip'; its latents come without their autoencoder"):
+        command(["sims", "--data", zipped, "--base", "digits", "--features", "pixels", "--dry-run"])
+    command(["prepare", zipped, "--latents", str(pipeline), "--holdout", "20", "--out", str(tmp_path / "data")])
+    command(["prepare", str(tmp_path / "data"), "--limit", "10", "--out", str(tmp_path / "few")])
+    for name, count in (("data", 40), ("data-heldout", 20), ("few", 10)):
+        data = open_dataset(tmp_path / name)
+        assert len(data) == count and data.autoencoder.mean == EDM2[0] and data.autoencoder.lowest == 0
+        assert autoencoders.load(data.autoencoder).sha256 == data.autoencoder.identity
+
+
+def test_the_held_out_loss_draws_from_moments(pipeline, pictures, tmp_path):
+    """Of pictures that are encoded for it, and of their moments that lie there: the same loss, image by image."""
+    words = ["--latents", str(pipeline), "--latent-space", "diffusers", "--device", "cpu", "--unlabelled"]
+    command(["prepare", str(pictures.path), *words, "--out", str(tmp_path / "data")])
+    model, data = load_model(f"hf:{pipeline}"), open_dataset(tmp_path / "data")
+    view = autoencoders.encoded(pictures, autoencoders.load(autoencoders.read(pipeline)))
+    assert view.moments and view.shape == data.shape and np.array_equal(view.images([3, 1]), data.images([3, 1]))
+    losses = [heldout_loss(model, one) for one in (data, view)]
+    assert losses[0].shape == (60,) and np.isfinite(losses[0]).all() and np.array_equal(*losses)
+
+
 def test_from_pictures_to_a_report_and_a_loop(pipeline, pictures, preset, tmp_path):
     """encode, train, generate, decode, evaluate, fine-tune, loop: a network of one's own on latents of one's own."""
     words = ["--latents", str(pipeline), "--device", "cpu", "--holdout", "24", "--out", str(tmp_path / "data")]
@@ -387,24 +438,27 @@ def test_latents_of_another_kind_are_refused(pipeline, pictures, tmp_path):
     train = ["train", "--from", f"hf:{pipeline}", "--budget", "0.008k", "--batch", "8", "--device", "cpu", "--data"]
     command([*train, str(tmp_path / "diffusers"), "--out", str(tmp_path / "run")])
     command(["generate", "--base", f"hf:{pipeline}", *QUICK, "--seeds", "0-9", "--out", str(tmp_path / "made")])
+    known = {"shape": (8, 8, 8), "dtype": np.dtype("<f4"), "labels": None, "classes": [], "name": "f", "source": {}}
+    write_folder(tmp_path / "floats", [np.ones((3, 8, 8, 8), "f4")], count=3, **known)
     record = json.loads((tmp_path / "made/dataset.json").read_text())
     record["autoencoder"]["std"] = [1.0] * 4
+    out = str(tmp_path / "x")
     (tmp_path / "made/dataset.json").write_text(json.dumps(record))
     for words, told in (
         ([*train, str(tmp_path / "edm2")], "encoded from pixels from 0 to 1, those of the checkpoint are from -1"),
         ([*train, str(tmp_path / "made")], "on another scale than the checkpoint's"),
         (
-            ["prepare", str(tmp_path / "edm2"), "--latents", str(pipeline), "--out", "x"],
-            "the source holds float32 already",
+            ["prepare", str(tmp_path / "floats"), "--latents", str(pipeline), "--out", out],
+            "nothing says that they are its latents",
         ),
-        (["prepare", str(pictures.path), "--gray", "--latents", str(pipeline), "--out", "x"], "pictures of 3 channels"),
+        (["prepare", str(pictures.path), "--gray", "--latents", str(pipeline), "--out", out], "pictures of 3 channels"),
         (
-            ["prepare", str(pictures.path), "--size", "15", "--latents", str(pipeline), "--out", "x"],
+            ["prepare", str(pictures.path), "--size", "15", "--latents", str(pipeline), "--out", out],
             "a side that 2 div",
         ),
-        (["prepare", str(pictures.path), "--latents", "nowhere", "--out", "x"], "--latents: got 'nowhere'; a folder"),
+        (["prepare", str(pictures.path), "--latents", "nowhere", "--out", out], "--latents: got 'nowhere'; a folder"),
         (
-            ["prepare", str(pictures.path), "--latents", str(pipeline), "--latent-space", "sd", "--out", "x"],
+            ["prepare", str(pictures.path), "--latents", str(pipeline), "--latent-space", "sd", "--out", out],
             "edm2, dif",
         ),
     ):

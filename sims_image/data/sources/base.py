@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sims_core.errors import InputError, choose, reason
 from sims_image.data.archives import sha256_file
+from sims_image.data.latents import Autoencoder
 from sims_image.data.stores import Images, Labels
 
 
@@ -61,6 +62,7 @@ class Source:
     labels: (count,) int64 or None. classes: their names ([] if unlabelled). sha256: of what ``sha256_of`` says.
     shape and dtype: of every image, for sources of arrays; None for encoded pictures. read: the images at increasing
     indices, in blocks. item: what messages call an image. notes: what the user should know, one line each.
+    autoencoder: of latents.
     """
 
     kind: str
@@ -76,6 +78,7 @@ class Source:
     dtype: np.dtype[Any] = field(default_factory=lambda: np.dtype(np.uint8))
     item: Callable[[int], str] = "image {}".format
     notes: tuple[str, ...] = ()
+    autoencoder: Autoencoder | None = None
 
     def identity(self) -> dict[str, Any]:
         """What ``dataset.json`` records of it."""

@@ -59,6 +59,7 @@ def open_prepared(request: Request) -> Source:
         read=read,
         shape=data.shape,
         dtype=data.dtype,
+        autoencoder=data.autoencoder,
     )
 
 

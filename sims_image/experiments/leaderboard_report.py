@@ -195,6 +195,8 @@ def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
 
 def _side(row: Any, name: str) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
+    if low != low:
+        return "by one base alone, against"
     return "better than" if high < 0 else "worse than" if low > 0 else "indistinguishable from"
 
 

@@ -16,7 +16,7 @@ from sims_image.data.archives import checked_members, impostor, open_zip, sha256
 from sims_image.data.dataset import open_dataset
 from sims_image.data.plan import empty_note
 from sims_image.metrics.references import METRICS, read_statistics
-from sims_image.models import hf
+from sims_image.models import autoencoders, hf
 from sims_image.models.checkpoints import PRECONDITIONING, Data, Summary, summary
 from sims_image.models.networks.imported import CLASS as IMPORTED
 from sims_image.models.nvidia.convert import Snapshot, read_snapshot
@@ -113,9 +113,11 @@ def _checkpoint(path: Path) -> list[str]:
 
 def _diffusers(path: Path) -> list[str]:
     found = hf.read(path, argument=ARGUMENT)
+    latents, left_out = autoencoders.of_pipeline(path, argument=ARGUMENT)
     return [
         f"network of diffusers {found.path}",
         f"network: {_network(found.config, PRECONDITIONING[found.config['class_name']])}",
+        *([str(latents)] if latents is not None else [f"not read: {left_out}"] if left_out else []),
         f"sha256: {found.sha256}",
         f"take it as it is: {hf.PREFIX}{path}; make a checkpoint of it: sims_image import-diffusers {path}",
     ]

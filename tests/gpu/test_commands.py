@@ -129,3 +129,24 @@ def test_what_has_no_device(base, folder, tmp_path, capsys):
     assert alone | {"train", "generate", "evaluate", "outlook", "classify", "sims"} | set(experiments.CASES) == set(
         VERBS
     )
+
+
+def test_latents(folder, device):
+    """Encoded, trained on as moments, drawn, decoded, compared as pictures and exported; fine-tuned from a pipeline."""
+    foreign = pytest.importorskip("tests.core.foreign")
+    (place, data), where = (folder / "pipeline", folder / "latents"), ["--device", device.type]
+    foreign.diffusers.LDMPipeline(
+        foreign.autoencoder(2), foreign.unet(4), foreign.diffusers.DDIMScheduler(clip_sample=False)
+    ).save_pretrained(place)
+    pictures = tiny.write_data(folder / "pictures.zip", count=48, size=16, classes=0)
+    encoded = ["--latents", str(place), "--latent-space", "diffusers", *where, "--out", str(data)]
+    command(["prepare", str(pictures.path), *encoded])
+    run = ["--from", f"hf:{place}", "--data", str(data), "--budget", "0.016k", "--batch", "8", *where]
+    command(["train", *run, "--out", str(folder / "tuned")])
+    assert (folder / "tuned/snapshots/0000000016/sheet.png").exists()
+    pair = ["--base", f"hf:{place}", "--auxiliary", str(folder / "tuned/snapshots/0000000016/raw"), "--omega", "1"]
+    drawn = [*pair, "--seeds", "0-23", "--sampler", "ddim:2", *where]
+    command(["generate", *drawn, "--decode", "own", "--out", str(folder / "pixels")])
+    assert open_dataset(folder / "pixels").images(slice(None)).std() > 0
+    command(["evaluate", *drawn, "--reference", str(data), "--features", "pixels", "--out", str(folder / "told.json")])
+    assert json.loads((folder / "told.json").read_text())["features"]["metric"] == "FD-pixels"

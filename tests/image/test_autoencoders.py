@@ -27,6 +27,7 @@ from sims_image.sampling.guided import load_model
 from sims_image.training.batches import Feed
 from tests.core import foreign
 from tests.image import tiny
+from tests.image.ranks import finish, launch
 from tests.image.test_diffusers import written
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' schedulers
@@ -95,8 +96,10 @@ def test_a_checkpoint_hands_its_autoencoder_on(pipeline, made, tmp_path, capsys)
         assert found.sha256 == sha256 and autoencoders.load(found).channels == 4
         assert found.files[1].stat().st_nlink == 4  # one copy on the disk
     shutil.move(snapshots[1] / "raw", tmp_path / "moved")
-    command(["info", str(tmp_path / "moved")])
-    assert f"latents, with their autoencoder: {tmp_path / 'moved/autoencoder'}" in capsys.readouterr().out
+    command(["info", str(tmp_path / "moved"), f"hf:{pipeline}"])
+    told = capsys.readouterr().out
+    for place in (tmp_path / "moved/autoencoder", pipeline / "vae"):
+        assert f"latents, with their autoencoder: {place}" in told
 
 
 def test_latents_are_compared_as_pictures(pipeline, made, tmp_path):
@@ -128,6 +131,20 @@ def test_latents_are_compared_as_pictures(pipeline, made, tmp_path):
     command(["outlook", *outlook])
     told = json.loads((tmp_path / "told").read_text())
     assert told["base"]["decoder"] == found["model"]["source"]["decoder"] and told["features"]["name"] == "pixels"
+
+
+def test_two_processes_measure_the_pictures_of_one(pipeline, made, tmp_path):
+    """Made, decoded and gathered by both; real latents are decoded by the first."""
+    words = ["-m", "sims_image", "evaluate", "--base", f"hf:{pipeline}", "--seeds", "0-39", "--features", "pixels"]
+    known = {"count": 64, "shape": made.shape, "dtype": made.dtype, "source": {"kind": "real"}, "name": "real"}
+    known |= {"labels": None, "classes": [], "autoencoder": made.autoencoder}
+    write_folder(tmp_path / "data", [made.images(slice(None))], **known)
+    words += ["--reference", str(tmp_path / "data"), *QUICK, "--batch", "8", "--no-floor", "--out"]
+    for world in (1, 2):
+        finish(launch([*words, str(tmp_path / f"{world}.json")], world))
+    one, two = (json.loads((tmp_path / f"{world}.json").read_text())["metrics"] for world in (1, 2))
+    for name, found in one.items():
+        assert two[name]["value"] == pytest.approx(found["value"], rel=1e-6, abs=1e-9)
 
 
 def test_what_is_exported_is_a_pipeline_that_draws_the_same_pictures(pipeline, tmp_path, capsys, monkeypatch):

@@ -48,7 +48,7 @@ class Stability(RunOptions):
     """Independent repetitions, paired across ratios."""
     sampler: str = "rk4:8"
     """Of the networks, as of the sweep; rk4:8 has next to no bias of its own."""
-    velocity_sampler: str = "rk4:32"
+    velocity_sampler: str = "rk4:16"
     """Of flow matching: euler:N, midpoint:N, rk4:N or dopri5:TOLERANCE (extra 'flows')."""
     coupling: Literal["ot", "independent"] = "ot"
     """How flow matching pairs noise and data: by exact optimal transport within a batch (OT-CFM), or independently."""

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, whole
 
 LogDensity: TypeAlias = Callable[[Tensor], Tensor]
 """Points (R, N, d), float64, to log p (R, N), up to a constant and differentiable."""
@@ -124,8 +124,9 @@ def annealed_langevin(
     """The base's draws ``points`` (R, N, d) moved to the target in ``stages`` of ``steps`` Langevin steps each.
 
     omega: (R,). generators: one a row. The step's length follows its acceptance, toward MALA's optimal .574. The
-    tail index is not asked: only weights from one stage to the next are taken.
+    tail index is not asked: only weights from one stage to the next are taken. Raises `InputError` for no stages.
     """
+    whole("stages", stages, 1)
     x = points.to(torch.float64)
     shape, ones = x.shape, torch.ones_like(omega)
     centre = x.mean(1, keepdim=True)

@@ -64,31 +64,50 @@ class GridStudy(Study):
             size = f"{len(part.cells)} cells x {part.trials} trials = {loops} loops of {part.generations} generations"
             lines.append((f"part {name}", size))
         if estimate:
-            seconds = sum(_estimate(part, self.alike) for part in self.parts.values())
+            known: dict[object, tuple[float, float]] = {}
+            seconds = sum(_estimate(part, self.alike, known) for part in self.parts.values())
             lines.append(("estimate", f"about {duration(seconds)} of one core, on this machine"))
         return lines
 
 
-def _estimate(experiment: Experiment, alike: Callable[[Cell], object] | None) -> float:
-    """CPU-seconds: each kind of cells timed on a small piece, twice, because the first also warms up."""
+def _estimate(
+    experiment: Experiment, alike: Callable[[Cell], object] | None, known: dict[object, tuple[float, float]]
+) -> float:
+    """CPU-seconds: each kind of cells timed on a small piece, for one generation and for a few.
+
+    known: what a row takes in its first generation and in later ones, by kind, filled in where cells are ``alike``.
+    """
     from sims_toy.grid.measure import measurer
-    from sims_toy.grid.run import run
 
     counts: dict[object, list[Cell]] = {}
     for cell in experiment.cells:
         sizes = () if measurer(experiment, cell.learner).mixes_sizes else cell.sizes
         counts.setdefault(alike(cell) if alike else (cell.structure, sizes), []).append(cell)
     total = 0.0
-    for cells in counts.values():
+    for kind, cells in counts.items():
         few = tuple(cells[-1:] if alike else cells[-8:])  # the largest omegas: no work shared with omega = 0
-        enough = 25 if measurer(experiment, few[0].learner).mixes_sizes else 8 if alike else 2
-        probe = replace(experiment, cells=few, trials=min(enough, experiment.trials))
-        spent = []
-        short = min(3, experiment.generations)
-        for generations in (1, short):
-            started = time.process_time()
-            run(replace(probe, generations=generations))
-            spent.append(time.process_time() - started)
-        rows = len(few) * probe.trials
-        total += max(spent[1] / short, 1e-9) / rows * len(cells) * experiment.trials * experiment.generations
+        enough = 25 if measurer(experiment, few[0].learner).mixes_sizes else 4 if alike else 2
+        rows = min(enough, experiment.trials)
+        first, later = known[kind] if kind in known else _timed(replace(experiment, cells=few, trials=rows))
+        if alike:
+            known[kind] = first, later
+        total += (first + later * (experiment.generations - 1)) * len(cells) * experiment.trials
     return total
+
+
+def _timed(probe: Experiment) -> tuple[float, float]:
+    """CPU-seconds of a row's first generation and of a later one; a short training goes before, to warm up."""
+    from sims_toy.grid.run import run
+
+    short = min(3, probe.generations)
+    brief = None if probe.network is None else replace(probe.network, steps=10)
+    spent = []
+    for part in (
+        replace(probe, generations=1, network=brief),
+        replace(probe, generations=1),
+        replace(probe, generations=short),
+    ):
+        started = time.process_time()
+        run(part)
+        spent.append((time.process_time() - started) / (len(probe.cells) * probe.trials))
+    return spent[1], max((spent[2] - spent[1]) / max(short - 1, 1), 1e-9)

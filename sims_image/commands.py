@@ -23,7 +23,7 @@ from sims_image.sampling.options import older_guidance
 
 if TYPE_CHECKING:
     from sims_image.data.options import Prepare
-    from sims_image.experiments.options import Laboratory, Sims
+    from sims_image.experiments.options import Experiment
     from sims_image.metrics.options import Classify, Evaluate, Foresee
     from sims_image.models.checkpoints import Checkpoint
     from sims_image.options import ExportDiffusers, ImportDiffusers, ImportNvidia, Info
@@ -102,22 +102,8 @@ def classify(settings: Classify) -> None:
     print(classify(settings))
 
 
-def sims(settings: Sims) -> None:
-    """Algorithm 1 from one command to a report."""
-    from sims_image.experiments.sims import conduct, describe
-    from sims_image.processes import start
-
-    if settings.dry_run:
-        print(describe(settings))
-        return
-    with start(settings.device) as processes:
-        page = conduct(settings, processes)
-    if page is not None:
-        print(f"report: {page}")
-
-
-def experiment(module: str, settings: Laboratory) -> None:
-    """Any other experiment: what `conduct` and `describe` of ``sims_image.experiments.MODULE`` do."""
+def experiment(module: str, settings: Experiment) -> None:
+    """An experiment: what `conduct` and `describe` of ``sims_image.experiments.MODULE`` do."""
     from sims_image.processes import start
 
     run = import_module(f"sims_image.experiments.{module}")
@@ -252,7 +238,7 @@ VERBS: dict[str, Verb] = {
     ),
     "sims": Verb(
         "Algorithm 1 end to end: base, synthetic data, auxiliary, omega, report",
-        sims,
+        partial(experiment, "sims"),
         "experiments.options:Sims",
         published=True,
         examples=(

@@ -33,7 +33,7 @@ from torch import Tensor
 from sims_core.diffusion import EDM, LogNormal
 from sims_core.errors import InputError, choose
 from sims_core.sampling import Sampler
-from sims_toy.gaussian import Gaussian, product, row_sum
+from sims_toy.gaussian import Gaussian, Rows, product, row_sum
 
 
 @dataclass(frozen=True)
@@ -217,24 +217,13 @@ class Estimator:
 
 
 @dataclass(frozen=True, eq=False)
-class LinearDenoiser:
+class LinearDenoiser(Rows):
     """R models D(x, sigma) = m + (x - m) W(sigma), x in rows: a linear map at every noise level, no Gaussian's.
 
     mean: (R, d). gain: ``sigma -> W`` (R, d, d), sigma zero-dim.
     """
 
-    mean: Tensor
     gain: Callable[[Tensor], Tensor]
-
-    @property
-    def rows(self) -> int:
-        """How many models there are."""
-        return self.mean.shape[0]
-
-    @property
-    def dim(self) -> int:
-        """The dimension d."""
-        return self.mean.shape[1]
 
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """D(x, sigma) for x (R, points, d), sigma zero-dim."""

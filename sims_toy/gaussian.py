@@ -20,11 +20,27 @@ from sims_core.errors import InputError
 from sims_core.seeds import Seed
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """R Gaussians: mean (R, d), cov (R, d, d), symmetric positive semi-definite or NaN (diverged)."""
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """R models in d dimensions: mean (R, d)."""
 
     mean: Tensor
+
+    @property
+    def rows(self) -> int:
+        """How many models there are."""
+        return self.mean.shape[0]
+
+    @property
+    def dim(self) -> int:
+        """The dimension d."""
+        return self.mean.shape[1]
+
+
+@dataclass(frozen=True)
+class Gaussian(Rows):
+    """R Gaussians: mean (R, d), cov (R, d, d), symmetric positive semi-definite or NaN (diverged)."""
+
     cov: Tensor
 
     @classmethod
@@ -42,16 +58,6 @@ class Gaussian:
         if np.linalg.eigvalsh(c)[0] <= 0:
             raise InputError("covariance", c.tolist(), "it must be positive definite (all eigenvalues > 0)")
         return cls(torch.from_numpy(m)[None], torch.from_numpy(c)[None])
-
-    @property
-    def rows(self) -> int:
-        """How many Gaussians there are."""
-        return self.mean.shape[0]
-
-    @property
-    def dim(self) -> int:
-        """The dimension d."""
-        return self.mean.shape[1]
 
     def expand(self, rows: int) -> Gaussian:
         """A single Gaussian repeated ``rows`` times (a view)."""

@@ -145,16 +145,17 @@ def read_tables(folder: Path, names: object) -> Frames | None:
 
 def describe(study: Study, *, estimate: bool) -> str:
     """The plan in words; with ``estimate``, its cost from a short trial run."""
-    lines = [(key, _brief(value)) for key, value in study.settings.items()]
+    lines = [(key, brief(value)) for key, value in study.settings.items()]
     return "\n".join(f"{key:>16}  {words}" for key, words in [*lines, *study.cost(estimate=estimate)])
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
+    """A setting in words."""
     if isinstance(value, list) and len(value) > 8 and not isinstance(value[0], list):
         return f"{value[0]} ... {value[-1]} ({len(value)} values)"
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 Options = TypeVar("Options", bound=RunOptions)

@@ -34,8 +34,8 @@ from sims_image.processes import Processes
 from sims_image.training.estimate import here, measure
 
 
-def conduct(settings: Sims, processes: Processes) -> Path | None:
-    """The whole experiment. Returns the report's page in the first process. Raises `InputError`."""
+def conduct(settings: Sims, processes: Processes) -> tuple[Path, Sequence[str]] | None:
+    """The whole experiment. Returns the report's page in the first process, and no words. Raises `InputError`."""
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     real = processes.together(lambda: Real.open(settings)) or Real.open(settings)
     processes.together(lambda: check_data(planned, real))
@@ -73,7 +73,7 @@ def conduct(settings: Sims, processes: Processes) -> Path | None:
             write_json(page.with_name("ema_widths.json"), {"chosen": pair.widths, "tried": pair.cells})
     except OSError as error:
         raise write_failure("out", Path(settings.out), error, "all that was measured is kept") from None
-    return page
+    return page, ()
 
 
 def stages(planned: Plan, processes: Processes) -> ImageLearner:

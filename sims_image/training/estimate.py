@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sims_core.lab.placing import size
 from sims_core.lab.runs import duration
+from sims_core.lab.study import brief
 from sims_image.models import adapters
 from sims_image.models.cost import TRACED, on_gpus
 from sims_image.models.networks import Preconditioned, build
@@ -184,8 +185,8 @@ def describe(plan: Plan, train: Train) -> str:
         ("preset", plan.preset),
         *([("from", parent)] if parent else []),
         ("data", data),
-        *((key, _brief(value)) for key, value in asdict(recipe).items()),
-        *((f"network.{key}", _brief(value)) for key, value in plan.config.items()),
+        *((key, brief(value)) for key, value in asdict(recipe).items()),
+        *((f"network.{key}", brief(value)) for key, value in plan.config.items()),
         ("seed", str(plan.seed)),
         ("steps", f"{table.steps:,} of {recipe.batch} images: {world} process(es) x {passes} passes of {part}"),
         ("snapshots", f"at {', '.join(shown)} Mi (Mi = {mi})"),
@@ -199,7 +200,3 @@ def describe(plan: Plan, train: Train) -> str:
     ]  # fmt: skip
     width = max(len(key) for key, _ in lines)
     return "\n".join([f"note: {note}" for note in plan.notes] + [f"{key:>{width}}  {value}" for key, value in lines])
-
-
-def _brief(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

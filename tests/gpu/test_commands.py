@@ -61,19 +61,8 @@ def given(options: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize("way", ["", "--merge", "--dtype bf16", "--guidance held:2 --pair overlapped"])
 def test_generate(base, device, tmp_path, way):
-    words = [
-        "--base",
-        base[0],
-        "--auxiliary",
-        base[1],
-        "--omega",
-        "1",
-        *way.split(),
-        "--seeds",
-        "0-9",
-        "--sampler",
-        "heun:3",
-    ]
+    words = ["--base", base[0], "--auxiliary", base[1], "--omega", "1", *way.split()]
+    words += ["--seeds", "0-9", "--sampler", "heun:3"]
     command(["generate", *words, "--batch", "5", "--device", device.type, "--out", str(tmp_path / "out")])
     assert len(open_dataset(tmp_path / "out")) == 10 and (tmp_path / "out/sheet.png").exists()
 

@@ -15,21 +15,8 @@ from sims_image.commands import run as command
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
 
-COMMON = [
-    "--base",
-    "tiny",
-    "--n",
-    "30",
-    "--trials",
-    "1",
-    "--sampler",
-    "heun:2",
-    "--features",
-    "pixels",
-    "--device",
-    "cpu",
-]
-COMMON += ["--auxiliary-weights", "raw", "--network", "augment_dim=0"]
+COMMON = ["--base", "tiny", "--n", "30", "--trials", "1", "--sampler", "heun:2", "--features", "pixels"]
+COMMON += ["--device", "cpu", "--auxiliary-weights", "raw", "--network", "augment_dim=0"]
 AUXILIARY = ["--auxiliary-size", "20", "--budget", "16", "--omega", "1"]
 CASES = {
     "loop": (["--generations", "2", "--method", "standard,sims", *AUXILIARY], "generations", 4),

@@ -61,20 +61,8 @@ def start(given, **settings) -> Train:
 
 
 def test_a_run_leaves_checkpoints_a_log_and_sheets(data, tmp_path, capsys):
-    words = [
-        "--preset",
-        "tiny",
-        "--data",
-        data,
-        "--out",
-        "run",
-        "--sheet",
-        "2",
-        "--snapshots",
-        "24,0.05k",
-        "--log-every",
-        "16",
-    ]
+    words = ["--preset", "tiny", "--data", data, "--out", "run"]
+    words += ["--sheet", "2", "--snapshots", "24,0.05k", "--log-every", "16"]
     command(["train", *[w.replace("24,", "0.024k,") for w in words], "--device", "cpu"])
     said = capsys.readouterr().out
     folder = tmp_path / "run"

@@ -393,30 +393,8 @@ def test_killed_and_resumed_by_the_same_command(tmp_path, words, capsys):
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for child processes in /proc")
 def test_workers_end_with_a_killed_run(tmp_path):
     """SIGKILL to the command alone: its workers, in the middle of long pieces, do not go on without it."""
-    words = [
-        "--trials",
-        "400",
-        "--generations",
-        "2000",
-        "--synthetic",
-        "50",
-        "--learner",
-        "exact",
-        "--omega",
-        "0:2",
-    ]
-    line = [
-        sys.executable,
-        "-m",
-        "sims_toy.sweep",
-        *words,
-        "--workers",
-        "2",
-        "--chunk",
-        "400",
-        "--out",
-        tmp_path / "run",
-    ]
+    words = "--trials 400 --generations 2000 --synthetic 50 --learner exact --omega 0:2 --workers 2 --chunk 400"
+    line = [sys.executable, "-m", "sims_toy.sweep", *words.split(), "--out", tmp_path / "run"]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def workers():

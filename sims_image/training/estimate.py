@@ -7,6 +7,8 @@ seen to reach; hours on a GPU are operations over an assumed one.
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import os
 import time
@@ -76,6 +78,11 @@ def measure(config: dict[str, Any], recipe: Recipe, lora: str = "") -> Cost:
 
     Raises `InputError`, as `sims_image.models.networks.build` does.
     """
+    return _measured(json.dumps(config, sort_keys=True), recipe, lora)
+
+
+@functools.lru_cache(maxsize=16)
+def _measured(known: str, recipe: Recipe, lora: str) -> Cost:
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -83,7 +90,7 @@ def measure(config: dict[str, Any], recipe: Recipe, lora: str = "") -> Cost:
         return tensor
 
     with torch.device("meta"):
-        network = _network(config, recipe, lora)
+        network = _network(json.loads(known), recipe, lora)
         with FlopCounterMode(display=False) as counter:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 loss = _loss(network, recipe, TRACED)

@@ -115,9 +115,28 @@ def test_what_has_no_device(base, folder, tmp_path, capsys):
     command(["info", str(tmp_path / "imported"), str(folder / "base"), str(folder / "digits")])
     assert "SongUNet under edm" in capsys.readouterr().out
     alone = {"prepare", "info", "import-nvidia", "import-diffusers", "export-diffusers"}
-    assert alone | {"train", "generate", "evaluate", "outlook", "classify", "sims"} | set(experiments.CASES) == set(
-        VERBS
-    )
+    here = {"train", "generate", "evaluate", "outlook", "classify", "sims", "leaderboard"}
+    assert alone | here | set(experiments.CASES) == set(VERBS)
+
+
+def test_leaderboard(digits, device, tmp_path):
+    words = [*given(digits | MEASURED), "--base", "tiny", "--network", "augment_dim=0", "--arms", "neon,continued"]
+    words += [
+        "--auxiliary-size",
+        "20",
+        "--budget",
+        "16",
+        "--search",
+        "40",
+        "--n",
+        "30",
+        "--omega",
+        "1",
+        "--trials",
+        "1",
+    ]
+    command(["leaderboard", *words, "--device", device.type, "--out", str(tmp_path / "out")])
+    assert (tmp_path / "out/report/results.json").exists()
 
 
 def test_latents(folder, device):

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from sims_image.experiments.leaderboard_report import markdown
 from sims_toy.control.tables import law_errors
 from sims_toy.phase import TOLERANCE
 from sims_toy.sweep import plan
@@ -187,8 +188,36 @@ def corrected() -> Iterator[tuple[str, str]]:
     yield document, f"further training {rows['minus_base'][further]:.2f} ± {half[further]:.2f}"
 
 
+def from_the_leaderboard() -> Iterator[tuple[str, str]]:
+    """Both tables row by row, and what SIMS was foretold to gain against what it gained."""
+    document, board = "docs/leaderboard.md", table("leaderboard")
+    for line in markdown(board, "FD-classifier", ["pixels"]).splitlines():
+        yield document, line
+    for _, row in table("leaderboard_foretold").iterrows():
+        cosine = f"{row['distributions_cosine']:.2f}"
+        foretold = f"{row['omega']:.2f} ({row['omega_low']:.2f} .. {row['omega_high']:.2f})"
+        gains = f"{1 - row['left_at_fixed']:.2f} | {row['gain_fixed']:.2f} | {row['removable']:.2f}"
+        found = f"{row['gain_found']:.2f} | {row['found_omega']:g} | {row['expected_over_half_interval']:.1f}"
+        yield document, f"| {row['trial'] + 1} | {cosine} | {foretold} | {gains} | {found} |"
+    wide = table("leaderboard_models").pivot(index="trial", columns="arm", values="frechet")
+    for one, other in (("SIMS", "autoguidance"), ("SIMS, omega = 1", "autoguidance"), ("SIMS, omega = 1", "Neon")):
+        change = wide[one] - wide[other]
+        half = stats.t.ppf(0.975, len(change) - 1) * stats.sem(change)
+        yield document, f"{one} less {other}: {change.mean():+.3f} ± {half:.3f}"
+    rows = board.set_index("arm")
+    told = [f"{rows['frechet'][arm]:.3f}" for arm in ("base", "2x steps", "SIMS, omega = 1", "retuned")]
+    half = (rows["minus_control_high"] - rows["minus_control_low"])["SIMS, omega = 1"] / 2
+    yield "README.md", f"from {told[0]} (twice the steps {told[1]}) to {told[2]}"
+    yield "README.md", f"by {-rows['minus_control']['SIMS, omega = 1']:.3f} ± {half:.3f}"
+    yield (
+        "figures/README.md",
+        f"{told[0]}, twice the steps {told[1]}, the sampler retuned {told[3]}, SIMS at ω = 1 {told[2]}",
+    )
+
+
 def from_images() -> Iterator[tuple[str, str]]:
     yield from corrected()
+    yield from from_the_leaderboard()
     for name, document in (("digits_sims", "docs/images-digits.md"), ("fashion_sims", "docs/images-fashion.md")):
         for row in sims_table(name):
             yield document, row

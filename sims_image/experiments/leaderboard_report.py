@@ -200,11 +200,20 @@ def _side(row: Any, name: str) -> str:
     return "better than" if high < 0 else "worse than" if low > 0 else "indistinguishable from"
 
 
-#: columns of the table in words: name, heading, figures
-_SHOWN: Sequence[tuple[str, str, str]] = (
+#: columns of the two tables in words: name, heading, figures
+_DISTANCES: Sequence[tuple[str, str, str]] = (
     ("frechet", "{metric}", "{:.3g}"),
     ("minus_base", "minus base", "{:+.3g}"),
     ("minus_control", "minus best equal-cost control", "{:+.3g}"),
+)
+_COSTS: Sequence[tuple[str, str, str]] = (
+    ("nfe", "evaluations", "{:.0f}"),
+    ("megaflops", "MFLOP an image", "{:,.0f}"),
+    ("parameters", "parameters", "{:,.0f}"),
+    ("seen", "images seen", "{:,.0f}"),
+    ("drawn", "drawn", "{:,.0f}"),
+)
+_OTHERS: Sequence[tuple[str, str, str]] = (
     ("kid", "KID·10³", "{:.3g}"),
     ("mind", "MIND", "{:.3g}"),
     ("precision", "precision", "{:.3f}"),
@@ -216,27 +225,27 @@ _SHOWN: Sequence[tuple[str, str, str]] = (
 
 
 def markdown(table: pd.DataFrame, metric: str, spaces: Iterable[str] = ()) -> str:
-    """The leaderboard as a table of Markdown: ± half the 95 % interval. spaces: further features that are told.
+    """The leaderboard as two tables of Markdown, distances with costs and what else was measured: ± half the interval.
 
-    seen: images trained on beside the base's own; drawn: images drawn for that.
+    spaces: further features that are told. Images seen in training are those beside the base's own, drawn those for it.
     """
-    shown = [*_SHOWN[:3], *((f"{name}_frechet", f"FD-{name}", "{:.3g}") for name in spaces), *_SHOWN[3:]]
+    further = [(f"{name}_frechet", f"FD-{name}", "{:.3g}") for name in spaces]
+    return "\n".join(_rows(table, metric, part) for part in ([*_DISTANCES, *further, *_COSTS], _OTHERS))
+
+
+def _rows(table: pd.DataFrame, metric: str, shown: Sequence[tuple[str, str, str]]) -> str:
     shown = [one for one in shown if one[0] in table]
-    heads = ["model", *(head.format(metric=metric) for _, head, _ in shown), "evaluations", "MFLOP an image",
-             "parameters", "seen", "drawn"]  # fmt: skip
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines = [" | ".join(["| model", *(head.format(metric=metric) for _, head, _ in shown)]) + " |"]
+    lines.append("|" + "---|" * (1 + len(shown)))
     for _, row in table.iterrows():
-        told = "" if row["omega"] != row["omega"] or "omega" in str(row["arm"]) else str(row["omega"])
-        cells = [f"{row['arm']} (ω = {told})" if told else str(row["arm"])]
+        omega = "" if row["omega"] != row["omega"] or "omega" in str(row["arm"]) else str(row["omega"]).removesuffix(".0")
+        cells = [f"| {row['arm']} (ω = {omega})" if omega else f"| {row['arm']}"]
         for name, _, form in shown:
-            scale = 1000 if name == "kid" else 1
-            half = scale * (row[f"{name}_high"] - row[f"{name}_low"]) / 2
-            text = form.format(scale * row[name]) if row[name] == row[name] else ""
-            cells.append(text + (f" ± {half:.2g}" if half == half and half > 0 else ""))
-        if row["method"] == "real":
-            lines.append("| " + " | ".join([*cells, *[""] * 5]) + " |")
-            continue
-        cells += [f"{row['nfe']:.0f}", f"{row['megaflops']:,.0f}", f"{row['parameters']:,.0f}", f"{row['seen']:,.0f}",
-                  f"{row['drawn']:,.0f}"]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
+            value, scale = row[name], 1000 if name == "kid" else 1
+            if value != value or (name == "minus_base" and row["arm"] == "base"):
+                cells.append("")
+                continue
+            half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2 if f"{name}_low" in row else float("nan")
+            cells.append(form.format(scale * value) + (f" ± {scale * half:.2g}" if half > 1e-9 * abs(value) else ""))
+        lines.append(" | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -111,7 +111,7 @@ def test_the_commands_record_the_schedule(pair, tmp_path, capsys):
     own, other = SAMPLER.evaluations(GuidanceSchedule(2, interval=(0.05, 20)))
     assert (source["schedule"], source["interval"]) == ("held:2+interval:0.05:20", [0.05, 20])
     assert (source["nfe"], source["nfe_base"]) == (own + other, own) == (8, 7)
-    with pytest.raises(InputError, match=r"--out.*schedule: 'held:2\+interval:0.05:20' there"):
+    with pytest.raises(InputError, match=r'--out.*schedule: "held:2\+interval:0.05:20" there'):
         command([*words, "--guidance", "predictor+interval:0.05:20"])
     data = tiny.write_data(tmp_path / "real.zip", count=24)
     said = ["evaluate", *words[1:-2], "--reference", str(data.path), "--features", "pixels", "--no-floor"]

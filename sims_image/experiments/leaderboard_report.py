@@ -238,7 +238,9 @@ def _rows(table: pd.DataFrame, metric: str, shown: Sequence[tuple[str, str, str]
     lines = [" | ".join(["| model", *(head.format(metric=metric) for _, head, _ in shown)]) + " |"]
     lines.append("|" + "---|" * (1 + len(shown)))
     for _, row in table.iterrows():
-        omega = "" if row["omega"] != row["omega"] or "omega" in str(row["arm"]) else str(row["omega"]).removesuffix(".0")
+        omega = (
+            "" if row["omega"] != row["omega"] or "omega" in str(row["arm"]) else str(row["omega"]).removesuffix(".0")
+        )
         cells = [f"| {row['arm']} (ω = {omega})" if omega else f"| {row['arm']}"]
         for name, _, form in shown:
             value, scale = row[name], 1000 if name == "kid" else 1

@@ -110,7 +110,9 @@ def test_dry_run_adds_up(run, capsys, monkeypatch):
     seconds = (40 * 12 * told.flops + spent * told.evaluation) / 15e12
     assert f"time here  about {duration(seconds * 15e6)} on 1 x cpu, 0.001 GFLOP/s" in said
     assert seconds < 1.5 and "1 s of one A100 in all" in said
-    assert replace(told, operations=10**12 * told.flops, evaluations=0).total.startswith(f"{told.flops / 54e3:.2g} A100-hours in all")
+    assert replace(told, operations=10**12 * told.flops, evaluations=0).total.startswith(
+        f"{told.flops / 54e3:.2g} A100-hours in all"
+    )
 
 
 def test_the_price_counts_what_arms_share_once(run, capsys):

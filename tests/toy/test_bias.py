@@ -42,7 +42,9 @@ def test_the_study_end_to_end(small):
     assert rank["sims"] == pytest.approx(rank["base"], rel=1e-3) and rank["length"] < 5e-3  # blind
     network = rows.loc["gaussians:8:0.16/8/300/2000"]
     assert network["base_low"] < network["base"] < network["base_high"] and network["floor"] < 0.1 < network["base"]
-    assert 0 < abs(network["steps_2"] - network["base"]) < 0.03 * network["base"]  # nearly converged, and not the base's
+    assert (
+        0 < abs(network["steps_2"] - network["base"]) < 0.03 * network["base"]
+    )  # nearly converged, and not the base's
     features = rows.loc["16"]
     assert 0 < abs(features["steps_2"] - features["base"]) < 0.03 * features["base"]
     controls = small.tables["controls"]

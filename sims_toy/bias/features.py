@@ -115,7 +115,8 @@ class FeatureLearner:
     def sample(self, model: Any, n: Any, *, seed: Seed) -> Tensor:
         """The quantiles (R, n, 1) of what its sampler makes of N(0, 1), whose quantiles it moves: nothing is drawn."""
         start = torch.from_numpy(ndtri((np.arange(int(n)) + 0.5) / int(n))).view(1, -1, 1)
-        return model.sampler(model.denoise, start.expand(len(self.streams), -1, -1)).sort(1).values
+        made: Tensor = model.sampler(model.denoise, start.expand(len(self.streams), -1, -1))
+        return made.sort(1).values
 
     points = sample
 

@@ -27,7 +27,7 @@ BARS = (
 TITLES = {
     "exact": "Exact estimators, 64 modes",
     "features": "Random features, one dimension, at their optimum",
-    "networks": "Trained networks, sampler converged",
+    "networks": "Trained networks, a fine sampler",
 }
 #: The most rows of a kind in the bars; the tables have all.
 MOST = 10

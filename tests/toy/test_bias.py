@@ -191,7 +191,7 @@ KNOWN = {16: ((0.0231, 0.0185), (0.0379, 0.0237), (0.0286, 0.0202)), 8: ((0.0690
 
 @pytest.mark.parametrize("width", KNOWN)
 def test_the_committed_rows_reproduce_what_is_known(width):
-    """Their mean gain, at our scale, lies within our interval; twice the steps change nothing."""
+    """Their mean gain, at our scale, lies within our interval; twice the steps hardly change it."""
     row = pd.read_csv(FIGURES / "bias_rows.csv").set_index("row").loc[f"gaussians:8:0.16/{width}/6000/200000"]
     bases, guided = 2 * np.array(KNOWN[width]).T
     assert row["gain_low"] < (guided - bases).mean() < row["gain_high"] < 0

@@ -185,18 +185,9 @@ class VelocitySampler:
 
         (0, 0) for dopri5.
         """
-        counts = [0, 0]
-
-        def counted(which: int) -> Denoiser:
-            def field(x: Tensor, sigma: Tensor) -> Tensor:
-                counts[which] += 1
-                return torch.zeros_like(x)
-
-            return field
-
-        if self.steps:
-            self(by_time(schedule.denoiser(counted(0), counted(1), 1.0)), torch.zeros(1, 1))
-        return counts[0], counts[1]
+        if not self.steps:
+            return 0, 0
+        return schedule.counted(lambda guided: self(by_time(guided), torch.zeros(1, 1)))
 
     def doubled(self) -> VelocitySampler:
         """The same with twice the steps: the equal-cost control of two-network guidance."""

@@ -221,6 +221,20 @@ class GuidanceSchedule:
         check(omega, self.interval)
         return _Scheduled(base, both or _in_turn(base, auxiliary), omega, self)
 
+    def counted(self, run: Callable[[Denoiser], object]) -> tuple[int, int]:
+        """How often ``run``, given a guided denoiser of zeros, evaluates (base, auxiliary) on this schedule."""
+        counts = [0, 0]
+
+        def network(which: int) -> Denoiser:
+            def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
+                counts[which] += 1
+                return torch.zeros_like(x)
+
+            return denoiser
+
+        run(self.denoiser(network(0), network(1), 1.0))
+        return counts[0], counts[1]
+
 
 #: The words of a schedule's text besides rules.
 _PARTS = ("full", "interval", "held", "predictor")

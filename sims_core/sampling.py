@@ -242,18 +242,8 @@ class Sampler:
         """
         if not self.steps:
             return 0, 0
-        counts = [0, 0]
-
-        def counted(which: int) -> Denoiser:
-            def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
-                counts[which] += 1
-                return torch.zeros_like(x)
-
-            return denoiser
-
         point = torch.zeros(1, 1, dtype=torch.float64)
-        self(schedule.denoiser(counted(0), counted(1), 1.0), point, torch.zeros)
-        return counts[0], counts[1]
+        return schedule.counted(lambda denoiser: self(denoiser, point, torch.zeros))
 
     def doubled(self) -> Sampler:
         """The same sampler with twice the steps: the equal-cost control of two-network guidance."""

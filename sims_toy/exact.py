@@ -281,7 +281,7 @@ class ExactLearner:
         """A `sample` whose score is scaled by ``scale``: D' = x + scale (D - x) (Neon, arXiv 2510.03597, appendix)."""
 
         def draw(model: ExactModel, n: ArrayLike, *, seed: Seed) -> Statistics:
-            return self.draw(push(scaled(model.denoise, scale), self.sampler, model.base), n, seed=seed)
+            return self.draw(push(scaled(model.denoise, scale), model.sampler, model.base), n, seed=seed)
 
         return draw
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from sims_core import Learner, Seed
 from sims_core.learner import Perturbable, Rebuildable
@@ -26,6 +28,16 @@ class Case:
     exact: bool = False  # training has one answer, wherever it starts
 
 
+def of_rows(learner: Any, data: Any, model: type) -> Case:
+    """Of a learner over rows of trained models, whose bases have ``params``."""
+
+    def same(a, b):
+        a, b = (x.base.params if isinstance(x, model) else x for x in (a, b))
+        return a.shape == b.shape and torch.equal(a, b)
+
+    return Case(learner, data, 640, 50, same, lambda d: d.shape[1])
+
+
 def check(case: Case) -> None:
     learner, seed = case.learner, Seed(11)
     assert isinstance(learner, Learner)
@@ -41,6 +53,12 @@ def check(case: Case) -> None:
     auxiliary = learner.finetune(base, drawn, case.budget, seed=seed.child("tune"))
     assert case.same(before, learner.sample(base, case.size, seed=seed.child("a"))), "finetune changed its model"
     assert not case.same(base, auxiliary)
+
+    own = getattr(base, "sampler", None)
+    if getattr(own, "steps", 0):
+        finer = replace(base, sampler=own.doubled())
+        other = learner.sample(finer, case.size, seed=seed.child("a"))
+        assert not case.same(drawn, other), "a model is drawn by another sampler than its own"
 
     zero = learner.extrapolate(base, auxiliary, 0.0)
     assert case.same(learner.sample(zero, case.size, seed=seed.child("a")), drawn), "omega = 0 is not the base"

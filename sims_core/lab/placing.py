@@ -7,6 +7,7 @@ settings return to and that goes when the result is in its place. Single files: 
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -114,13 +115,8 @@ def size(count: float) -> str:
 
 
 def _discard(folder: Path, kind: str) -> None:
-    for stale in folder.parent.glob(f".{_literal(folder.name)}.*{kind}"):
+    for stale in folder.parent.glob(f".{glob.escape(folder.name)}.*{kind}"):
         shutil.rmtree(stale, ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    """A file name as a glob pattern that matches itself only."""
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
 def _sync(folder: Path) -> None:

@@ -16,7 +16,7 @@ from sims_core.guidance import FULL
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.experiments.bench import Bench
-from sims_image.experiments.halving import Cell, halve, in_words, planned, retunings, rounds
+from sims_image.experiments.halving import Cell, chosen, in_words, retunings, rounds
 from sims_image.experiments.plan import Plan
 from sims_image.experiments.search import Search
 from sims_image.learner import ImageData, ImageModel
@@ -108,27 +108,20 @@ def confirm(
 
 def _neon(plan: Plan, bench: Bench, base: ImageModel, merged: Callable[[float], ImageModel]) -> tuple[float, int]:
     """(the best w of the grid on the search seeds, evaluations that took), by the search's own rounds."""
-
-    def measure(omega: float, seeds: Seeds) -> Cell:
-        return bench.measure(merged(omega), seeds)
-
     omegas = plan.omegas[1:]
     turns = rounds(len(omegas), plan.search, halving=plan.halving)
-    _, best = halve(omegas, turns, measure, lambda cell: bench.value(cell)["value"])
-    cost, _ = planned(len(omegas), turns, bench.sampler(base.load()).nfe)
-    return best, cost
+    nfe = bench.sampler(base.load()).nfe
+    return chosen(omegas, turns, lambda w, seeds: bench.measure(merged(w), seeds), bench.distance, nfe)
 
 
 def _retuned(plan: Plan, bench: Bench, base: ImageModel) -> tuple[Sampler, int, int]:
     """(the base's best sampler at SIMS's evaluations, of how many, evaluations that took), by successive halving."""
-    options = retunings(bench.sampler(base.load()), bench.evaluations_of_sims(base))
+    most = bench.evaluations_of_sims(base)
+    options = retunings(bench.sampler(base.load()), most)
     turns = rounds(len(options), plan.search)
-
-    def measure(sampler: Sampler, seeds: Seeds) -> Cell:
-        return bench.measure(base, seeds, sampler=sampler)
-
-    _, best = halve(options, turns, measure, lambda cell: bench.value(cell)["value"])
-    cost, _ = planned(len(options), turns, bench.evaluations_of_sims(base))
+    best, cost = chosen(
+        options, turns, lambda one, seeds: bench.measure(base, seeds, sampler=one), bench.distance, most
+    )
     return best, len(options), cost
 
 

@@ -219,6 +219,10 @@ class Bench:
         found: dict[str, float] = cell["report"][self.target]["frechet"]
         return found
 
+    def distance(self, cell: dict[str, Any]) -> float:
+        """The distance that counts, alone: what searches go by."""
+        return self.value(cell)["value"]
+
     def _told(self, batches: Iterator[Any], known: dict[str, Any], count: int) -> Iterator[Any]:
         words = f"{known['guidance']} omega {known['omega']:g}"
         with tqdm(total=count, desc=words, unit="img", disable=not self.processes.first, leave=False) as shown:

@@ -72,6 +72,17 @@ def halve(
     return found, min(alive, key=lambda key: value(last[key]))
 
 
+def chosen(
+    candidates: Sequence[K],
+    turns: Sequence[Seeds],
+    measure: Callable[[K, Seeds], Cell],
+    value: Callable[[Cell], float],
+    nfe: int,
+) -> tuple[K, int]:
+    """(the best of the candidates, network evaluations that took); ``nfe`` for an image of one. As `halve`."""
+    return halve(candidates, turns, measure, value)[1], planned(len(candidates), turns, nfe)[0]
+
+
 def planned(candidates: int, turns: Sequence[Seeds], nfe: int, base: int = 0) -> tuple[int, int]:
     """Network evaluations of (these rounds, a full grid on the last round's seeds): ``nfe`` for an image of a candidate
     and, where it is measured beside them, ``base`` for one of the base.

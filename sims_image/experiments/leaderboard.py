@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sims_core.algorithm import AUXILIARY_DATA, GUIDE_SHARE, METHODS, Given
 from sims_core.errors import InputError, choose
@@ -28,7 +29,7 @@ from sims_image.experiments import leaderboard_report
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.checks import omegas_of
 from sims_image.experiments.costs import ledger
-from sims_image.experiments.halving import Cell, halve, in_words, planned, retunings, rounds
+from sims_image.experiments.halving import Cell, chosen, in_words, planned, retunings, rounds
 from sims_image.experiments.laboratory import Checked, Lab, check
 from sims_image.experiments.loop import bound
 from sims_image.experiments.options import Leaderboard
@@ -41,6 +42,7 @@ from sims_image.models.autoencoders import encoded
 from sims_image.models.cost import evaluation_flops
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
+from sims_image.sampling.guided import Model
 from sims_image.sampling.seeds import Seeds
 from sims_image.training.estimate import measure as measure_step
 from sims_image.training.plan import plan as plan_training
@@ -180,6 +182,7 @@ class Board(Lab):
         self.asked = self.settings
         self.predictions, self.seconds = list[dict[str, Any]](), list[dict[str, Any]]()
         self.samples = dict[str, Images]()
+        self._known_losses = dict[ImageModel, NDArray[np.float64]]()
 
     @cached_property
     def bench(self) -> Bench:
@@ -195,8 +198,7 @@ class Board(Lab):
     ) -> tuple[Any, int]:
         """(the best of them on the search seeds, network evaluations that took), by successive halving."""
         turns = rounds(len(candidates), self.search_seeds(trial))
-        _, found = halve(candidates, turns, measure, lambda cell: self.bench.value(cell)["value"])
-        return found, planned(len(candidates), turns, nfe)[0]
+        return chosen(candidates, turns, measure, self.bench.distance, nfe)
 
     def strength(
         self,
@@ -266,8 +268,7 @@ class Board(Lab):
         flops = [0.0 if path is None else evaluation_flops(checkpoints.summary(path).config)
                  for path in (arm.model.base, arm.model.auxiliary if loaded.other is not None else None)]  # fmt: skip
         held = [n for n in (model.network, model.other) if n is not None]
-        real = encoded(self._real.heldout or self._real.data, self._real.decoder)
-        losses = heldout_loss(model, real, seed=Seed(self.settings.seed).child("loss"))
+        losses = self._losses(arm.model, model)
         told: dict[str, Any] = {"method": arm.method, "omega": arm.omega, "sampler": in_words(sampler),
                 "seen": arm.seen, "drawn": arm.drawn, "chosen": arm.chosen, "equal": arm.equal,
                 "megaflops": (first * flops[0] + second * flops[1]) / 1e6, "loss": float(losses.mean()),
@@ -279,6 +280,14 @@ class Board(Lab):
             self.seconds.append({"arm": arm.name, "seconds_a_thousand": self._timed(arm)})
             self._show(arm)
         return row
+
+    def _losses(self, model: ImageModel, loaded: Model) -> NDArray[np.float64]:
+        """The held-out losses of a model, once whatever it is sampled by."""
+        if model not in self._known_losses:
+            real = encoded(self._real.heldout or self._real.data, self._real.decoder)
+            root = Seed(self.settings.seed).child("loss")
+            self._known_losses[model] = heldout_loss(loaded, real, seed=root)
+        return self._known_losses[model]
 
     def real_row(self, trial: int) -> None:
         """Real images measured as if they were generated, as many as of a model or as there are: what is best."""
@@ -463,7 +472,9 @@ def describe(settings: Leaderboard) -> str:
     paired += len(asked.cheaper) * ("cheaper" in wanted)
     told.draw("search of omega", one, trials, 2 * paired + ("neon" in wanted))
     if "retuned" in wanted:
-        count = len(retunings(Sampler.parse("heun:18"), 70))
+        name = settings.sampler or PRESETS[asked.checked.preset].sampler
+        sampler = Sampler.parse(name, argument="sampler")
+        count = len(retunings(sampler, 2 * sampler.nfe))
         told.draw("search of a sampler", planned(count, rounds(count, Seeds.span(0, asked.search)), 1)[0], trials, 2)
     units = {"2x": 2, "4x": 4, "retuned": 2, "continued": 3, "iterated": 2, "neon": 1, "autoguidance": 2,
              "rebuilt": 2, "random": 2, "cheaper": 2 * len(asked.cheaper)}  # fmt: skip

@@ -71,16 +71,20 @@ def agreement(predictions: pd.DataFrame) -> pd.DataFrame:
     found = []
     mean = predictions.groupby("variant", sort=False).mean(numeric_only=True)
     for over, table in (("auxiliaries", mean), ("auxiliaries and trials", predictions)):
-        for predicted, gain in (("removable", "gain_found"), ("foretold_at_fixed", "gain_fixed")):
-            if predicted == "removable":
-                left = table["removable"]
-            else:
-                left = 1 - table["left_at_fixed"]
-            pair = pd.DataFrame({"x": left, "y": table[gain]}).dropna()
+        for predicted, (share, gain, _) in _foretold(table).items():
+            pair = pd.DataFrame({"x": share, "y": table[gain]}).dropna()
             rank, low, high = rank_correlation(pair["x"].to_numpy(), pair["y"].to_numpy())
             found.append({"over": over, "predicted": predicted, "found": gain, "rows": len(pair), "spearman": rank,
                           "spearman_low": low, "spearman_high": high})  # fmt: skip
     return pd.DataFrame(found)
+
+
+def _foretold(table: pd.DataFrame) -> dict[str, tuple[pd.Series, str, str]]:
+    """What is foretold: (its share of the squared error, the column of what was found, where in words), by name."""
+    return {
+        "removable": (table["removable"], "gain_found", "at the best"),
+        "foretold_at_fixed": (1 - table["left_at_fixed"], "gain_fixed", "at the fixed omega"),
+    }
 
 
 def rank_correlation(x: Any, y: Any) -> tuple[float, float, float]:
@@ -145,11 +149,9 @@ def _span(axes: Any, row: Any, name: str, place: int, colour: str) -> None:
 def _predictions(table: pd.DataFrame, lab: Lab) -> Figure:
     with style():
         made = Figure(figsize=(8.4, 3.8), layout="constrained")
-        panels = (("1 - left_at_fixed", "gain_fixed", "at the fixed omega"), ("removable", "gain_found", "at the best"))
-        for axes, (name, gain, words) in zip(made.subplots(1, 2), panels, strict=True):
-            foretold = 1 - table["left_at_fixed"] if name != "removable" else table["removable"]
+        for axes, (share, gain, words) in zip(made.subplots(1, 2)[::-1], _foretold(table).values(), strict=True):
             for place, (variant, part) in enumerate(table.groupby("variant", sort=False)):
-                axes.plot(foretold[part.index], part[gain], "osD^vP*X"[place % 8], ms=5, alpha=0.7, label=variant)
+                axes.plot(share[part.index], part[gain], "osD^vP*X"[place % 8], ms=5, alpha=0.7, label=variant)
             axes.axline((0, 0), slope=1, color="#999999", lw=0.8, ls="--")
             axes.axhline(0, color="black", lw=0.6)
             axes.set_xlabel("share of the squared error, foretold")

@@ -55,7 +55,7 @@ def search(plan: Plan, bench: Bench, base: ImageModel, auxiliaries: dict[int, Im
             print(f"budget {key[0]:,} omega {key[1]:g}: {bench.value(cell)['value']:.4g} (n = {len(seeds):,})")
         return cell
 
-    found, best = halve(plan.candidates, plan.rounds, measure, lambda cell: bench.value(cell)["value"])
+    found, best = halve(plan.candidates, plan.rounds, measure, bench.distance)
     whole = []
     for turn in found:
         bottom = bench.measure(base, turn.seeds)

@@ -183,7 +183,7 @@ class FlowLearner(RowLearner[FlowModel]):
         if model.auxiliary is None:
             raise InputError("model", "a base", "it is drawn exactly, by `sample`; give one that is guided")
         noise = [seed.child("density", int(k)).numpy() for k in self.streams]
-        return self.sampler.draw(model, n, noise, temperature)  # type: ignore[no-any-return]
+        return model.sampler.draw(model, n, noise, temperature)
 
     def _draw(self, model: FlowModel, n: ArrayLike, temperature: float, seed: Seed) -> Tensor:
         count = self._one_size(n)

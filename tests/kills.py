@@ -16,11 +16,14 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 #: audit events of operations that change files; those that read are passed over
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
@@ -55,6 +58,8 @@ def _forked(words: Sequence[str], folder: Path, hook: Callable[[str, tuple], Non
     if child:
         return child
     try:
+        # tqdm's own lock is shared with every child: one killed while it holds it would stop all later ones
+        tqdm.set_lock(threading.RLock())
         os.chdir(folder)
         out = os.open(folder.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(out, 1), os.dup2(out, 2)

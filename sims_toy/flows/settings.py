@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 from sims_core.errors import choose
-from sims_toy.networks.settings import check_pace, paced
-
-if TYPE_CHECKING:
-    from sims_toy.networks.schedule import Training
+from sims_toy.networks.settings import Pace
 
 
 @dataclass(frozen=True)
-class FlowSettings:
+class FlowSettings(Pace):
     """Architecture and training of the normalizing flows of a study (`--flow.NAME`).
 
     The defaults were chosen by the first round's held-out likelihood on eight Gaussians and two moons.
     """
+
+    PREFIX = "flow"
+    LEAST: ClassVar[dict[str, int]] = {"transforms": 1, "bins": 2}
 
     kind: Literal["spline", "coupling"] = "spline"
     """spline (autoregressive rational-quadratic, NSF) or coupling (affine, RealNVP)."""
@@ -27,36 +27,18 @@ class FlowSettings:
     """Bins of each spline."""
     width: int = 24
     """Units a hidden layer of the networks that set the transformations."""
-    layers: int = 2
-    """Their hidden layers."""
     steps: int = 1500
     """Adam steps of a base."""
     batch: int = 256
     """Rows a step; 0 is the whole data set."""
     rate: float = 1e-2
     """Peak learning rate of a base."""
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    """cosine, linear or constant, down to 0."""
     auxiliary_rate: float = 1e-3
     """Peak learning rate of an auxiliary's fine-tuning."""
-    ema: float = 0.15
-    """Half-life of the weights' average, as a share of the samples that the training sees; 0 is the last weights."""
-    start: Literal["scratch", "warm"] = "scratch"
-    """How a generation's base starts: scratch, or warm from the previous generation's base."""
-    warm_steps: int = 0
-    """Adam steps of a base that starts warm; 0 is as many as from scratch."""
-    warm_rate: float = 0
-    """Peak learning rate of a base that starts warm; 0 is the rate from scratch."""
-    other_width: int = 0
-    """Width of the second architecture (autoguidance's guide, the 'rebuilt' auxiliary); 0 is the base's."""
 
     def __post_init__(self) -> None:
-        check_pace(self, "flow", transforms=1, bins=2)
+        super().__post_init__()
         choose("flow.kind", self.kind, ("spline", "coupling"))
-
-    def training(self, points: int, budget: float | None = None, *, warm: bool = False) -> Training:
-        """As `NetworkSettings.training`."""
-        return paced(self, points, budget, warm=warm)
 
 
 def flow_words(f: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sims_core.errors import InputError, choose
 
@@ -14,24 +14,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class NetworkSettings:
-    """Architecture and training of the networks of a sweep (`--network.NAME`).
+class Pace:
+    """What the settings of every trained model share: its size, how long and how fast it trains.
 
-    The defaults were chosen by one figure, the distance of a trained network from the maximum-likelihood fit of its
-    1,000 points (root mean square .010), and by the auxiliary's from its own; never by what a loop then does.
+    `PREFIX` is their name on the command line.
     """
+
+    PREFIX: ClassVar[str]
+    LEAST: ClassVar[dict[str, int]] = {}
+    """The least values of whole numbers that only this kind of model has."""
 
     width: int = 32
     """Units a hidden layer."""
     layers: int = 2
     """Hidden layers."""
-    activation: Literal["silu", "relu"] = "silu"
-    """silu or relu."""
-    parametrisation: Literal["edm", "epsilon", "velocity"] = "edm"
-    """edm, epsilon (noise prediction on the cosine schedule of 1000 steps), or velocity (flow matching)."""
-    target: Literal["posterior", "plain", "ot"] = "posterior"
-    """posterior (stable target field, over the whole data set), plain denoising score matching, or, of velocities, ot
-    (OT-CFM: plain, with a step's noise and data paired by exact optimal transport)."""
     steps: int = 400
     """Adam steps of a base."""
     batch: int = 64
@@ -52,6 +48,54 @@ class NetworkSettings:
     """Peak learning rate of a base that starts warm; 0 is the rate from scratch."""
     other_width: int = 0
     """Width of the second architecture (autoguidance's guide, the 'rebuilt' auxiliary); 0 is the base's."""
+
+    def __post_init__(self) -> None:
+        def check(name: str, right: bool, expected: str) -> None:
+            if not right:
+                raise InputError(f"{self.PREFIX}.{name}", getattr(self, name), expected)
+
+        whole = {"width": 1, "layers": 1, "steps": 1, "batch": 0, "other_width": 0, "warm_steps": 0}
+        for name, low in (whole | self.LEAST).items():
+            check(name, getattr(self, name) >= low, f"give a whole number of at least {low}")
+        check("ema", 0 <= self.ema < 1, "give a share of the training in [0, 1), such as 0.15")
+        for name in ("rate", "auxiliary_rate"):
+            check(name, 0 < getattr(self, name) < math.inf, "give a positive number")
+        check("warm_rate", 0 <= self.warm_rate < math.inf, "give a positive number, or 0 for the base's rate")
+        choose(f"{self.PREFIX}.decay", self.decay, ("cosine", "linear", "constant"))
+        choose(f"{self.PREFIX}.start", self.start, ("scratch", "warm"))
+
+    def training(self, points: int, budget: float | None = None, *, warm: bool = False) -> Training:
+        """Settings of a base (budget None), or of an auxiliary for ``budget`` samples seen, on ``points`` points.
+
+        warm: of a base that starts from another one.
+        """
+        from sims_toy.networks.schedule import Schedule, Training
+
+        rows = min(self.batch or points, points)
+        base = (self.warm_steps or self.steps, self.warm_rate or self.rate) if warm else (self.steps, self.rate)
+        steps, peak = base if budget is None else (max(1, round(budget / rows)), self.auxiliary_rate)
+        warmup = 0 if self.decay == "constant" else min(10, steps // 2)
+        schedule = Schedule(peak, warmup, self.decay)
+        return Training(steps=steps, batch=rows, schedule=schedule, ema_halflife=self.ema * steps * rows or None)
+
+
+@dataclass(frozen=True)
+class NetworkSettings(Pace):
+    """Architecture and training of the networks of a sweep (`--network.NAME`).
+
+    The defaults were chosen by one figure, the distance of a trained network from the maximum-likelihood fit of its
+    1,000 points (root mean square .010), and by the auxiliary's from its own; never by what a loop then does.
+    """
+
+    PREFIX = "network"
+
+    activation: Literal["silu", "relu"] = "silu"
+    """silu or relu."""
+    parametrisation: Literal["edm", "epsilon", "velocity"] = "edm"
+    """edm, epsilon (noise prediction on the cosine schedule of 1000 steps), or velocity (flow matching)."""
+    target: Literal["posterior", "plain", "ot"] = "posterior"
+    """posterior (stable target field, over the whole data set), plain denoising score matching, or, of velocities, ot
+    (OT-CFM: plain, with a step's noise and data paired by exact optimal transport)."""
     linear_first: bool = False
     """No activation after the first layer, as in Neon's published toy."""
     backend: Literal["auto", "numba", "torch"] = "auto"
@@ -63,7 +107,7 @@ class NetworkSettings:
     N-step grid, Neon's published mismatch)."""
 
     def __post_init__(self) -> None:
-        check_pace(self, "network")
+        super().__post_init__()
         choose("network.activation", self.activation, ("silu", "relu"))
         choose("network.parametrisation", self.parametrisation, ("edm", "epsilon", "velocity"))
         choose("network.target", self.target, ("posterior", "plain", "ot"))
@@ -77,47 +121,15 @@ class NetworkSettings:
             raise InputError("network.target", "ot", expected)
 
     def training(self, points: int, budget: float | None = None, *, warm: bool = False) -> Training:
-        """Settings of a base (budget None), or of an auxiliary for ``budget`` samples seen, on ``points`` points.
-
-        warm: of a base that starts from another one.
-        """
+        """As `Pace.training`, with the noise and the target of the parametrisation."""
         from sims_toy.networks.targets import PARAMETRISATIONS
 
         return replace(
-            paced(self, points, budget, warm=warm),
+            super().training(points, budget, warm=warm),
             target=self.target,
             noise=PARAMETRISATIONS[self.parametrisation][1],
             stratified=self.parametrisation != "epsilon",
         )
-
-
-def check_pace(pace: Any, group: str, **least: int) -> None:
-    """Raise `InputError` for numbers out of range in the settings ``group``. least: of whole numbers besides."""
-    whole = {"width": 1, "layers": 1, "steps": 1, "batch": 0, "other_width": 0, "warm_steps": 0}
-    for name, low in (whole | least).items():
-        if getattr(pace, name) < low:
-            raise InputError(f"{group}.{name}", getattr(pace, name), f"give a whole number of at least {low}")
-    if not 0 <= pace.ema < 1:
-        raise InputError(f"{group}.ema", pace.ema, "give a share of the training in [0, 1), such as 0.15")
-    for name in ("rate", "auxiliary_rate"):
-        if not 0 < getattr(pace, name) < math.inf:
-            raise InputError(f"{group}.{name}", getattr(pace, name), "give a positive number")
-    if not 0 <= pace.warm_rate < math.inf:
-        raise InputError(f"{group}.warm_rate", pace.warm_rate, "give a positive number, or 0 for the base's rate")
-    choose(f"{group}.decay", pace.decay, ("cosine", "linear", "constant"))
-    choose(f"{group}.start", pace.start, ("scratch", "warm"))
-
-
-def paced(pace: Any, points: int, budget: float | None, *, warm: bool) -> Training:
-    """`NetworkSettings.training` of settings of any kind of model: steps, rows, rates, average."""
-    from sims_toy.networks.schedule import Schedule, Training
-
-    rows = min(pace.batch or points, points)
-    base = (pace.warm_steps or pace.steps, pace.warm_rate or pace.rate) if warm else (pace.steps, pace.rate)
-    steps, peak = base if budget is None else (max(1, round(budget / rows)), pace.auxiliary_rate)
-    warmup = 0 if pace.decay == "constant" else min(10, steps // 2)
-    schedule = Schedule(peak, warmup, pace.decay)
-    return Training(steps=steps, batch=rows, schedule=schedule, ema_halflife=pace.ema * steps * rows or None)
 
 
 def unusual(network: dict[str, Any], told: Collection[str]) -> str:

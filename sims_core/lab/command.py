@@ -42,6 +42,8 @@ def parse_command(
 ) -> Settings:
     """Read ``argv`` into the dataclass ``cls``; ``--preset NAME`` changes the defaults, explicit options win.
 
+    ``--config FILE`` stands for the options that a run recorded (`sims_core.lab.config`); those given beside it win.
+
     examples: words that can follow ``prog``, with a remark after '#'; the help ends with them. others: options of other
     commands, which do nothing in this one. Raises `InputError` for what cannot be read; ``--help`` prints and exits.
     """
@@ -50,7 +52,7 @@ def parse_command(
     if list(argv) in (["--version"], ["-V"]):
         print(__version__)
         raise SystemExit(0)
-    argv, default = _renamed(cls, argv), cls()
+    argv, default = _renamed(cls, _configured(cls, argv)), cls()
     if presets is not None:
         name = _option(argv, "preset")
         if name:
@@ -71,6 +73,7 @@ def parse_command(
             )
     except SystemExit as stop:
         if not stop.code:
+            print("--config FILE  the options of a run, from its folder or settings.json; those given beside it win")
             if examples:
                 print("\n".join(["examples:", *(f"  {prog} {words}" for words in examples)]))
             raise
@@ -217,6 +220,23 @@ def former_names(cls: Any) -> dict[str, str]:
     """The names that fields of a settings dataclass had, with those that they have."""
     hints = typing.get_type_hints(cls, include_extras=True).items()
     return {m.name: name for name, hint in hints for m in getattr(hint, "__metadata__", ()) if isinstance(m, formerly)}
+
+
+def _configured(cls: type, argv: Sequence[str]) -> list[str]:
+    """The words with those that ``--config`` stands for in front."""
+    source, words = _option(argv, "config"), list(argv)
+    for here in reversed([i for i, word in enumerate(words) if word.partition("=")[0] == "--config"]):
+        del words[here : here + (1 if "=" in words[here] else 2)]
+    if len(words) == len(argv):
+        return words
+    from sims_core.lab import config
+    from sims_core.lab.runs import parse_json
+
+    path = config.place(source)
+    if not path.is_file():
+        raise InputError("--config", source, "give the folder or settings.json of a run")
+    record = parse_json("--config", str(path), path.read_bytes())
+    return config.words(record.get("provenance"), source, cls.__name__) + words
 
 
 def _renamed(cls: type, argv: Sequence[str]) -> list[str]:

@@ -25,6 +25,7 @@ from typing import Any, TypeVar
 
 from sims_core import __version__
 from sims_core.errors import InputError, disk_failure, reason, shown
+from sims_core.lab.config import recorded
 
 T = TypeVar("T")
 
@@ -131,8 +132,8 @@ def write_failure(argument: str, out: Path, error: OSError, kept: str) -> InputE
     return InputError(argument, str(out), disk_failure(error, kept, "cannot write there"))
 
 
-def provenance() -> dict[str, Any]:
-    """Version, git revision (if any), library versions, platform, command line and time (UTC)."""
+def provenance(options: Any = None) -> dict[str, Any]:
+    """Version, git revision (if any), library versions, platform, command line and time (UTC); ``options`` in full."""
     versions = {}
     for name in _LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -144,6 +145,7 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "libraries": versions,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        **({} if options is None else recorded(options)),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -175,11 +177,18 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, path: str | Path, settings: dict[str, Any], *, argument: str = "out", otherwise: str = _OTHERWISE
+        cls,
+        path: str | Path,
+        settings: dict[str, Any],
+        *,
+        options: Any = None,
+        argument: str = "out",
+        otherwise: str = _OTHERWISE,
     ) -> RunFolder:
         """Create the folder, or return to it if its settings are these.
 
         settings: JSON-able, everything that decides the result (not: workers, chunk sizes, the folder's own name).
+        options: the dataclass that asked for them, recorded for ``--config``.
         A run that never finished a piece of work gives way to one with other settings.
         Raises `InputError` naming ``argument``: the path cannot be written, holds something else, holds a run with
         other settings (the message says which, and ``otherwise`` what to do), or another process is at work in it.
@@ -195,7 +204,7 @@ class RunFolder:
             for stale in path.rglob(".*.part*"):
                 stale.unlink(missing_ok=True)
             if not record.exists() or not _begun(path):
-                write_json(record, {"settings": settings, "provenance": provenance()})
+                write_json(record, {"settings": settings, "provenance": provenance(options)})
         except OSError as error:
             folder.close()
             raise write_failure(argument, path, error, "nothing was begun") from None

@@ -87,7 +87,7 @@ def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> R
     check_bounds(options)
     study.ready(options)
     out = Path(options.out or study.folder)
-    with RunFolder.open(out, study.settings) as folder:
+    with RunFolder.open(out, study.settings, options=options) as folder:
         try:
             return _carried_out(study, options, folder, progress=progress)
         except OSError as error:

@@ -260,7 +260,7 @@ class Lab:
             "reference": {"name": used.name, "images": used.count, "sha256": used.sha256},
             "data": {"name": self.data.open().name, "images": self.sizes.real, "sha256": self.data.sha256},
             "settings": asdict(self.settings),
-            "provenance": provenance(),
+            "provenance": provenance(self.settings),
         }
         write_json(self.report / "results.json", results)
         told = {"reference": f"{used.name}, {used.count:,} images", **asdict(self.settings)}

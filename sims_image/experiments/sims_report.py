@@ -80,7 +80,7 @@ def write(
             **{f"auxiliary {b}": checkpoints.summary(m.base).sha256 for b, m in auxiliaries.items()},
             "synthetic data": synthetic.sha256,
         },
-        "provenance": provenance(),
+        "provenance": provenance(settings),
     }
     write_json(folder / "results.json", results)
     title = "Self-improving diffusion models with synthetic data"

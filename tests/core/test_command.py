@@ -5,6 +5,7 @@ import dataclasses
 import pickle
 import shlex
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -239,3 +240,56 @@ def test_the_older_name_of_an_option_is_read_with_a_note(words, capsys):
     assert capsys.readouterr().err == f"note: {older} is --synthetic now; {older} goes with the next release\n"
     with pytest.raises(TypeError):
         Mad(synthetic_size=40)
+
+
+def _everywhere():
+    """Options of every command, away from their defaults: its first preset, or some by hand."""
+    from sims_image.commands import VERBS
+    from sims_image.experiments.published import recipes
+    from sims_image.training.options import Train
+    from sims_toy import studies
+
+    for room in studies.STUDIES:
+        for name, options in presets(room).items():
+            yield pytest.param(options, presets(room), id=f"{room} {name}")
+    for verb in (name for name, one in VERBS.items() if one.published):
+        for name, options in recipes(verb).items():
+            yield pytest.param(options, recipes(verb), id=f"{verb} {name}")
+    given = Train(
+        preset="digits", from_="m", budget="1k", compile=True, channels_last=False, ema_widths=(0.05, 0.1), lr=1e-4
+    )
+    yield pytest.param(given, None, id="train")
+    yield pytest.param(dataclasses.replace(given, preset=""), None, id="train without a preset")
+
+
+@pytest.mark.parametrize(("options", "presets"), list(_everywhere()))
+def test_a_record_gives_the_same_options_back(options, presets, tmp_path):
+    from sims_core.lab.runs import provenance, write_json
+
+    cls = type(options)
+    write_json(tmp_path / "settings.json", {"provenance": provenance(dataclasses.replace(options, out="there"))})
+    for source in (tmp_path, tmp_path / "settings.json"):
+        read = parse_command(cls, ["--config", str(source)], prog="x", description="", presets=presets)
+        assert read == options
+    read = parse_command(cls, [f"--config={tmp_path}", "--seed", "77"], prog="x", description="", presets=presets)
+    assert read == dataclasses.replace(options, seed=77)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "give the folder or settings.json of a run"),
+        ("[]", "must hold a JSON object"),
+        ("{}", "it records no options; give the folder or settings.json of a run"),
+        ('{"provenance": {"of": "Mad", "options": {}}}', "it holds the options of Mad, and this command takes Sweep's"),
+    ],
+)
+def test_a_config_that_is_none(content, expected, tmp_path, capsys):
+    from sims_toy.sweep.options import Sweep
+
+    path = tmp_path / "settings.json"
+    if content is not None:
+        path.write_text(content)
+    run = partial(parse_command, Sweep, prog="x", description="")
+    assert main_with_errors(run, ["--config", str(path)]) == 2
+    assert capsys.readouterr().err == f"error: --config: got '{path}'; {expected}\n"

@@ -101,6 +101,8 @@ class Running:
     """Keep images and convolutions channels-last, which is faster; changes rounding only."""
     deterministic: bool = False
     """On a GPU: kernels that repeat themselves bit for bit, so that a run that goes on is the same run; slower."""
+    track: str = ""
+    """Where the log goes besides log.jsonl: tensorboard (extra 'track'), or one of your own (docs/extending.md)."""
     dry_run: bool = False
     """Print settings, parameters, memory and time, and stop."""
 

@@ -25,6 +25,7 @@ from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS, Preset, Recipe
 from sims_image.training.options import RAW, Train
 from sims_image.training.schedules import Timetable, average_note, images_of, ramp_warning, timetable
+from sims_image.training.trackers import TRACKERS
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
     Raises `InputError` naming the argument that is wrong, or missing.
     """
     choose("raw", train.raw, RAW)
+    if train.track:
+        choose("track", train.track, TRACKERS)
     for name in ("seed", "sheet", "workers", "microbatch"):
         if (getattr(train, name) or 0) < 0:
             raise InputError(name, getattr(train, name), "give a whole number of at least 0")

@@ -2,6 +2,7 @@
 
     settings.json  finished.json           what was asked for, and that it is done
     log.jsonl                              one line a log interval
+    tensorboard/                           the same as curves, with ``--track tensorboard``
     state.pt                               what the next step needs; read with weights_only=True
     snapshots/IMAGES/{ema,ema-0.050,raw}/  checkpoints at so many images seen
     snapshots/IMAGES/sheet.png             samples of the (first) average, the same noise every time
@@ -41,6 +42,7 @@ from sims_image.training.batches import Feed
 from sims_image.training.options import Train
 from sims_image.training.plan import Plan, plan
 from sims_image.training.schedules import shares
+from sims_image.training.trackers import TRACKERS, Tracker
 from sims_image.training.trainer import BODIES, Options, Report, Trainer
 
 FORMAT = 1
@@ -86,7 +88,9 @@ def run_session(
     out = Path(settings.out) if settings.out else planned.folder
     part, passes = shares("batch", planned.recipe.batch, processes.world, settings.microbatch)
     with ExitStack() as stack:
-        folder = processes.together(lambda: stack.enter_context(RunFolder.open(out, planned.settings, argument="out")))
+        folder = processes.together(
+            lambda: stack.enter_context(RunFolder.open(out, planned.settings, options=settings, argument="out"))
+        )
         already = bool(processes.sum(torch.tensor(float(folder is not None and folder.finished))))
         if not already:
             session = _Session(planned, out, settings, processes, part, passes, progress=progress)
@@ -175,6 +179,8 @@ class _Session:
         self._autoencoder = planned.autoencoder
         self._progress = progress and processes.first
         self._eager = processes.world == 1 and processes.device.type == "cpu"
+        self._tracker = settings.track
+        self._track: Tracker | None = None
         self._began = self._mark = time.monotonic()
         self._marked = 0
 
@@ -187,6 +193,7 @@ class _Session:
         self._began = self._mark = time.monotonic()
         self._marked = trainer.images
         if self.processes.first:
+            self._track = TRACKERS[self._tracker](self.out, trainer.images) if self._tracker else None
             for note in self.plan.notes:
                 print(f"note: {note}")
         with tqdm(
@@ -217,6 +224,8 @@ class _Session:
                 line |= self._save_snapshot()
             with open(self.out / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
+            if self._track is not None:
+                self._track(line)
             if table.saves(step):
                 self._save_state()
         except OSError as error:

@@ -60,6 +60,32 @@ def start(given, **settings) -> Train:
 # -------------------------------------------------------------------- what it leaves
 
 
+def test_a_tracker_gets_the_log_s_lines_once_whatever_is_resumed(data, tmp_path, monkeypatch):
+    from sims_image.training.trackers import TRACKERS
+
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    seen, whole = [], start(data, sheet=0, log_every="16", state_every="32")
+    monkeypatch.setitem(TRACKERS, "own", lambda out, images: seen.append((out, images)) or seen.append)
+    train(replace(whole, track="own"))
+    assert seen == [(Path("run"), 0), *log(tmp_path / "run")]
+
+    def stop(self, *line):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session._Session, "_save_snapshot", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(whole, track="tensorboard", out="other"))
+    train(replace(whole, track="tensorboard", out="other"))
+    found = events.EventAccumulator(str(tmp_path / "other/tensorboard")).Reload()
+    lines = log(tmp_path / "other")
+    assert [(e.step, e.value) for e in found.Scalars("loss")] == [
+        (line["images"], pytest.approx(line["loss"], rel=1e-6)) for line in lines
+    ]
+    with pytest.raises(InputError, match="track: got 'tensorbord'; did you mean 'tensorboard'"):
+        train(replace(whole, track="tensorbord"))
+
+
 def test_a_run_leaves_checkpoints_a_log_and_sheets(data, tmp_path, capsys):
     words = ["--preset", "tiny", "--data", data, "--out", "run"]
     words += ["--sheet", "2", "--snapshots", "24,0.05k", "--log-every", "16"]

@@ -10,6 +10,7 @@ import numpy as np
 from sims_core.lab.style import METHOD, band, footnote, save, style, subplots
 from sims_toy.grid.parse import law_text
 from sims_toy.networks.settings import unusual
+from sims_toy.pollution.theory import SELF_IMPROVED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,6 +85,9 @@ def _at_fixed(
             axis.plot(under["ratio"], under["w2_rms"], color=_LOOK[name]["color"], lw=0.7)
         elif len(part) > 1 and name != "ST-P equal cost":
             axis.plot(part["ratio"], part["theory_rms"], color=_LOOK[name]["color"], lw=0.8, ls="--")
+    for ratio in SELF_IMPROVED:
+        if ratio <= curves["ratio"].max():
+            axis.axvline(ratio, color="black", lw=1, ls=":", zorder=1)
     axis.set(xlabel="$|D_p|/|D_r|$", ylabel="root mean square $W_2$", title=f"One fixed ω = {omega:g}")
     standard = curves[curves["curve"].isin(["ST-I", "ST-P"])]["w2_rms_high"].max()
     axis.set_ylim(0, 1.7 * standard)  # the variant, over-guided where D_p is small, lies far above
@@ -209,12 +213,13 @@ def caption(settings: dict[str, Any], n: int, *, edge: bool) -> str:
             "thin lines: the exact learner (eta = 1)."
         )
     thin = "Dashed: first order, with noise. " if settings["learner"] == "exact" else ""
+    marks = "Dotted verticals: 0.2 and 0.6 of |D_r|, where the paper's gain ends on FFHQ-64 and CIFAR-10. "
     crosses = "Crosses: best ω at the grid's end. " if edge else ""
     return (
         f"{settings['learner']} learner, one generation, real data N([{mean}], [{cov}]), |D_r| = {n}, D_p from a model "
         f"of D_r alone, auxiliary on {settings['auxiliary_data']} data, {settings['auxiliary_size']} samples, "
         f"budget {budget}, sampler {settings['sampler']}, {settings['trials']} paired trials, seed {settings['seed']}; "
-        f"ideal: {settings['ideal']}. Bands and bars: 95 % bootstrap intervals. {thin}{crosses}"
+        f"ideal: {settings['ideal']}. Bands and bars: 95 % bootstrap intervals. {thin}{marks}{crosses}"
         "Real data, sizes, sampler, ω, what the auxiliary is trained on, and what 'ideal' means are our "
         f"reading; the paper does not state them.{networks}"
     )

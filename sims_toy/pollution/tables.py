@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -76,14 +77,20 @@ def rows(
 def make(
     parts: Mapping[str, Experiment], rows: Sequence[Row], w2: Mapping[str, Array], settings: dict[str, Any]
 ) -> dict[str, pd.DataFrame]:
-    """All tables: 'curves' (every cell), 'best' (omega retuned), 'fixed' (|D_p| at a fixed omega), 'population'."""
-    tables: dict[str, list[pd.DataFrame]] = {"curves": [], "best": [], "fixed": []}
+    """All tables: 'curves' (every cell), 'best' (omega retuned), 'fixed' (|D_p| at a fixed omega), 'population', and
+    'crossings' (the omega at which theory has SIMS-P self-improved until the paper's |D_p|)."""
+    tables: dict[str, list[pd.DataFrame]] = {"curves": [], "best": [], "fixed": [], "crossings": []}
     for name, part in parts.items():
         squared = w2[name][:, :, 0] ** 2
         weights = phase.resampling_weights(part.trials, Seed(part.seed))
         learner = part.cells[0].learner
         study = _Study(part, rows, squared, weights, settings)
-        for table, frame in (("curves", study.curves()), ("best", study.best()), ("fixed", study.fixed())):
+        for table, frame in (
+            ("curves", study.curves()),
+            ("best", study.best()),
+            ("fixed", study.fixed()),
+            ("crossings", study.crossings()),
+        ):
             frame.insert(0, "learner", learner)
             tables[table].append(frame)
     return {name: pd.concat(frames, ignore_index=True) for name, frames in tables.items()} | {
@@ -244,6 +251,17 @@ class _Study:
                     out.append(row)
         return pd.DataFrame(out)
 
+    def crossings(self) -> pd.DataFrame:
+        """The omega at which SIMS-P is better than the base, or than SIMS on clean data, until the paper's |D_p|."""
+        out = []
+        for n in self.settings["real_size"]:
+            dose = self.dose(n, "SIMS-P")
+            for ratio, than in itertools.product(pollution_theory.SELF_IMPROVED, ("base", "clean")):
+                quiet = float(pollution_theory.population_crossing(ratio, than)) / self._share(n, ratio)
+                row = {"real_size": n, "ratio": ratio, "than": than, "law": dose.crossing(ratio, than)}
+                out.append(row | {"law_population": quiet})
+        return pd.DataFrame(out)
+
     def _triple(self, name: str, values: Array) -> dict[str, float]:
         """Value and interval from the data's own (row 0) and the resampled ones."""
         low, high = phase.interval(values[1:, None], self.experiment.trials)
@@ -300,10 +318,13 @@ def _population(experiment: Experiment, settings: dict[str, Any]) -> pd.DataFram
 
 def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
     """Tables of the first |D_r| at the fixed omega and at the best one, and the answer to the question."""
-    curves, best, fixed = (frames[k][frames[k]["learner"] == settings["learner"]] for k in ("curves", "best", "fixed"))
+    curves, best, fixed, crossings = (
+        frames[k][frames[k]["learner"] == settings["learner"]] for k in ("curves", "best", "fixed", "crossings")
+    )
     lines = []
     for n in settings["real_size"]:
         lines += [_summary(curves[curves["real_size"] == n], best[best["real_size"] == n], n, settings)]
+        lines += [_crossed(crossings[crossings["real_size"] == n], n)]
         lines += [_answer(best[best["real_size"] == n], fixed[fixed["real_size"] == n], n, settings)]
     return "\n".join(lines)
 
@@ -335,6 +356,16 @@ def _summary(curves: pd.DataFrame, best: pd.DataFrame, n: int, settings: dict[st
 
 def _span(row: Any, name: str, digits: int) -> str:
     return f"{row[f'{name}_low']:.{digits}f} .. {row[f'{name}_high']:.{digits}f}"
+
+
+def _crossed(crossings: pd.DataFrame, n: int) -> str:
+    """At which omega the theory has the paper's crossings."""
+    told = []
+    for than, name in (("base", "the base"), ("clean", "SIMS on clean data")):
+        mine = crossings[crossings["than"] == than]
+        found = [f"{r['ratio']:g} at ω = {r['law']:.2f} ({r['law_population']:.2f})" for _, r in mine.iterrows()]
+        told.append(f"better than {name} until {' and '.join(found)}")
+    return f"|D_r| = {n}: by the law (without noise) SIMS-P is {'; '.join(told)} of |D_r|, the paper's two crossings."
 
 
 def _answer(best: pd.DataFrame, fixed: pd.DataFrame, n: int, settings: dict[str, Any]) -> str:

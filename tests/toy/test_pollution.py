@@ -1,6 +1,7 @@
 """The pollution study: its theory against the exact learner, its tables, and what it says."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -95,6 +96,11 @@ def test_algebra_is_the_closed_form():
     for than, big in (("base", 0.375), ("clean", 1.1875)):  # both cross at |D_p| = 0.6 |D_r|
         assert quiet.pays_until(big, than) == pytest.approx(0.6, rel=1e-3)
         assert laws.population_pays_until(big, than) == pytest.approx(0.6)
+    for ratio, than in itertools.product(laws.SELF_IMPROVED, ("base", "clean")):  # the inverse of `pays_until`
+        big = full.crossing(ratio, than)
+        assert full.pays_until(big, than) == pytest.approx(ratio, rel=1e-3)
+        assert quiet.crossing(ratio, than) == pytest.approx(float(laws.population_crossing(ratio, than)), rel=1e-3)
+    assert np.isnan(laws.Dose(3.0, 1.0, 1.0, "synthetic", plain_modes(beta_sq, V)).crossing(0.6, "base"))
     assert laws.population_pays_until([1.2, 0.5], "base").tolist() == [np.inf, 1.0]
     with pytest.raises(InputError, match="than"):
         full.pays_until(1.0, "it")

@@ -11,6 +11,7 @@ import importlib
 import re
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -102,27 +103,33 @@ def _inception(
 ) -> Extractor:
     """torch-fidelity's InceptionV3, the network of FID: TensorFlow's weights, resizing and pool."""
     module = _packages("inception")[0]
-    path = weights
-    if path is None:  # torch-fidelity keeps its own download here
-        path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-        if not path.exists():
-            try:
-                module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
-            except OSError as error:
-                url = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3").URL_INCEPTION_V3
-                words = f"the download failed ({shown(str(error))}); fetch {url} and name it with `weights`"
-                raise InputError("weights", "", words) from None
+    path = weights or _downloaded()
     sha256 = _inception_hash(path, str(options.get("sha256") or ""))
-    _state(path)  # torch-fidelity reads the file as a pickle that may run code: only what is plain tensors gets there
-    try:
-        network = module.FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path)
-        )
-    except RuntimeError as error:
-        raise InputError("weights", str(path), f"not Inception's weights ({shown(str(error))})") from None
+    with TemporaryDirectory() as folder:  # torch-fidelity runs what a file holds: it is given what was read here
+        copy = Path(folder) / INCEPTION_FILE
+        torch.save(_state(path), copy)
+        try:
+            network = module.FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(copy)
+            )
+        except RuntimeError as error:
+            raise InputError("weights", str(path), f"not Inception's weights ({shown(str(error))})") from None
     network.to(device)
     metric = "FID" if sha256 == INCEPTION_SHA256 else f"FD-inception-{sha256[:8]}"
     return Extractor("inception", metric, sha256, 2048, lambda x: _first(network(x)), device=device)
+
+
+def _downloaded() -> Path:
+    """Inception's weights where torch-fidelity keeps them too, fetched if they are not there."""
+    path, url = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE, SOURCES["inception"]
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=INCEPTION_SHA256, progress=False)
+        except (OSError, RuntimeError) as error:
+            words = f"the download failed ({shown(str(error))}); fetch {url} and name it with `weights`"
+            raise InputError("weights", "", words) from None
+    return path
 
 
 def _inception_hash(path: Path, other: str) -> str:

@@ -1,15 +1,21 @@
 """Feature networks: what they compute, where their weights come from, and what they are called."""
 
+import contextlib
 import hashlib
+import io
 import json
+import os
+import pickle
 import sys
 import types
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sims_core.errors import InputError
+from sims_image.data.archives import sha256_file
 from sims_image.data.dataset import cache_folder
 from sims_image.metrics import features
 from sims_image.metrics.classifier import Training, accuracy, classifier
@@ -129,9 +135,7 @@ class Inception(torch.nn.Module):
         super().__init__()
         assert (name, layers) == ("inception-v3-compat", ["2048"])
         self.fc = torch.nn.Linear(3, 2048)
-        if feature_extractor_weights_path is None:
-            raise OSError("no network here")
-        self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=True))
+        self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
 
     def forward(self, x):
         assert x.dtype == torch.uint8 and x.shape[1] == 3
@@ -142,10 +146,7 @@ class Inception(torch.nn.Module):
 def inception(monkeypatch, tmp_path):
     fake = types.ModuleType("torch_fidelity")
     fake.FeatureExtractorInceptionV3 = Inception
-    inner = types.ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    inner.URL_INCEPTION_V3 = "https://somewhere/weights"
     monkeypatch.setitem(sys.modules, "torch_fidelity", fake)
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", inner)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     path = tmp_path / "seeded.pth"
     torch.manual_seed(0)
@@ -162,8 +163,70 @@ def test_only_the_published_weights_make_it_fid(inception, monkeypatch, data):
     assert other.metric == f"FD-inception-{sha256[:8]}" and other(data.images(slice(0, 2))).shape == (2, 2048)
     monkeypatch.setattr(features, "INCEPTION_SHA256", sha256)
     assert extractor("inception", weights=path).metric == "FID"
-    with pytest.raises(InputError, match="fetch https://somewhere/weights and name it with `weights`"):
+    save_file(torch.load(path), plain := path.with_suffix(".safetensors"))
+    same = extractor("inception", weights=plain, weights_sha256=sha256_file(plain))
+    np.testing.assert_array_equal(same(data.images(slice(0, 2))), other(data.images(slice(0, 2))))
+    monkeypatch.setitem(features.SOURCES, "inception", (path.parent / "nothing.pth").as_uri())
+    with pytest.raises(InputError, match=r"the download failed .* fetch file:.*nothing.pth and name it with `weights`"):
         extractor("inception")
+    monkeypatch.setitem(features.SOURCES, "inception", path.as_uri())
+    assert extractor("inception").sha256 == sha256
+    (tmp := path.with_name("other.pth")).write_bytes(b"other")
+    (path.parent / "hub/checkpoints" / features.INCEPTION_FILE).unlink()
+    monkeypatch.setitem(features.SOURCES, "inception", tmp.as_uri())
+    with pytest.raises(InputError, match=r"the download failed .*invalid hash value"):
+        extractor("inception")
+
+
+class Payload:
+    """Unpickled the usual way it makes a folder."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return os.mkdir, (self.mark,)
+
+
+class Nested(Payload):
+    """The same, as bytes that `torch.storage._load_from_bytes` unpickles."""
+
+    def __reduce__(self):
+        torch.save(Payload(self.mark), inner := io.BytesIO())
+        return torch.storage._load_from_bytes, (inner.getvalue(),)
+
+
+HOSTILE = {
+    "zip": lambda mark, file: torch.save({"fc.weight": Payload(mark)}, file),
+    "legacy": lambda mark, file: torch.save({"fc.weight": Payload(mark)}, file, _use_new_zipfile_serialization=False),
+    "pickle": lambda mark, file: pickle.dump({"fc.weight": Payload(mark)}, file),
+    "nested": lambda mark, file: torch.save({"fc.weight": Nested(mark)}, file),
+    "script": lambda mark, file: file.write(f"import os; os.mkdir({str(mark)!r})".encode()),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("name", ["inception", "dinov2", "lite0"])
+def test_hostile_weights_execute_nothing(name, kind, suffix, inception, tmp_path, monkeypatch):
+    """Neither here nor in the library that would unpickle them; the published hash does not help them."""
+    path, mark = tmp_path / f"hostile{suffix}", tmp_path / "executed"
+    with open(path, "wb") as file:
+        HOSTILE[kind](mark, file)
+    if kind != "script":  # it does harm where it is read the usual way
+        with contextlib.suppress(Exception):
+            (pickle.loads if kind == "pickle" else lambda held: torch.load(io.BytesIO(held), weights_only=False))(
+                path.read_bytes()
+            )
+        mark.rmdir()
+    sha256 = sha256_file(path)
+    monkeypatch.setattr(features, "INCEPTION_SHA256", sha256)
+    monkeypatch.setattr(features, "LITE0_SHA256", sha256)
+    if name == "lite0":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    with pytest.raises(InputError, match=r"weights: got .*not a (file of plain tensors|whole safetensors file)"):
+        extractor(name, weights=path, weights_sha256=sha256)
+    assert not mark.exists()
 
 
 def test_weights_that_are_not_weights(inception, tmp_path):
@@ -214,6 +277,52 @@ def test_transformer_agrees_with_the_original_code():
     ]
     with torch.no_grad():
         np.testing.assert_allclose(network(x)[:, :4].numpy(), wanted, rtol=1e-5)
+
+
+def timms(state):
+    """timm's network with Meta's names, which are its own."""
+    timm = pytest.importorskip("timm.models.vision_transformer", exc_type=ImportError)  # it needs torchvision
+    options = {"embed_dim": 64, "depth": 2, "num_heads": 1, "init_values": 1e-5, "num_classes": 0}
+    network = timm.VisionTransformer(img_size=70, patch_size=14, **options)
+    network.load_state_dict({name: value for name, value in state.items() if name != "mask_token"})
+    return network.eval()
+
+
+def transformers(state):
+    """Hugging Face's, whose names differ and whose queries, keys and values are three."""
+    library = pytest.importorskip("transformers")
+    names = {"blocks.": "encoder.layer.", "attn.proj": "attention.output.dense", "gamma": "lambda1"}
+    names |= {".ls": ".layer_scale", "patch_embed.proj": "patch_embeddings.projection"}
+    names |= {"pos_embed": "position_embeddings", "cls_token": "embeddings.cls_token"}
+    names |= {"mask_token": "embeddings.mask_token", "patch_embeddings": "embeddings.patch_embeddings"}
+    names |= {"position_embeddings": "embeddings.position_embeddings"}
+    theirs = {}
+    for name, value in state.items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        if ".qkv." in name:
+            parts = zip(("query", "key", "value"), value.chunk(3), strict=True)
+            theirs |= {name.replace("attn.qkv", f"attention.attention.{part}"): v.clone() for part, v in parts}
+        else:
+            theirs[f"layer{name}" if name.startswith("norm.") else name] = value
+    config = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "image_size": 70, "patch_size": 14}
+    network, told = library.Dinov2Model.from_pretrained(
+        None, config=library.Dinov2Config(**config), state_dict=theirs, output_loading_info=True
+    )
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    return lambda x: network.eval()(x).last_hidden_state[:, 0]
+
+
+@pytest.mark.parametrize("library", [timms, transformers])
+def test_transformer_agrees_with_other_libraries(library):
+    """At the size whose position embeddings are trained; at others Meta, timm and Hugging Face resize differently."""
+    state = seeded(VisionTransformer(64, 2, hidden=256, positions=25))
+    x = torch.from_numpy(np.random.default_rng(9).standard_normal((2, 3, 70, 70)).astype(np.float32))
+    with torch.no_grad():
+        wanted = library(state)(x)
+        found = VisionTransformer.of(state, "weights").eval()(x)
+    assert wanted.std() > 0.1
+    np.testing.assert_allclose(found.numpy(), wanted.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_dinov2_from_a_file(tmp_path, data):

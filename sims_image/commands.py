@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sims_image.experiments.options import Experiment
     from sims_image.metrics.options import Classify, Evaluate, Foresee
     from sims_image.models.checkpoints import Checkpoint
-    from sims_image.options import ExportDiffusers, ImportDiffusers, ImportNvidia, Info
+    from sims_image.options import ExportDiffusers, ImportDiffusers, ImportNvidia, Info, Recipes
     from sims_image.sampling.options import Generate
     from sims_image.training.options import Train
 
@@ -150,6 +150,13 @@ def _tell(checkpoint: Checkpoint) -> None:
         print(f"note: left out, as no settings: {', '.join(map(shown, left_out))}")
 
 
+def recipes(settings: Recipes) -> None:
+    """List published settings."""
+    from sims_image.experiments.published import listed
+
+    print("\n".join(listed(settings.verb)))
+
+
 def info(settings: Info) -> None:
     """Say what files are."""
     from sims_image.info import KNOWN, describe
@@ -222,6 +229,7 @@ VERBS: dict[str, Verb] = {
         "measure a model or images: FID, KID, precision, recall, and their floor",
         partial(measure, "evaluate"),
         "metrics.options:Evaluate",
+        published=True,
         examples=(
             "--images made --reference data/digits --features classifier  # images that are there",
             "--base models/base --seeds 0-9999 --reference data/digits --heldout data/digits-heldout  # a model",
@@ -294,6 +302,13 @@ VERBS: dict[str, Verb] = {
             f"{_DIGITS} --auxiliary-size 1k --budget 10k --trials 3  # a small one",
             f"{_DIGITS} --trials 5 --variants 'size=500; budget=2k; cold' --dry-run  # what it costs",
         ),
+    ),
+    "recipes": Verb(
+        "list published settings: what they cost, and where they are from",
+        recipes,
+        "options:Recipes",
+        first="verb",
+        examples=("  # all of them", "sims  # those of one verb"),
     ),
     "classify": Verb(
         "train a classifier, see how it errs, judge the classes of images",
@@ -375,9 +390,9 @@ def _called(name: str, prog: str, words: Sequence[str]) -> None:
     verb = VERBS[name]
     cls, presets = verb.cls(), None
     if verb.published:
-        from sims_image.experiments.published import recipes
+        from sims_image.experiments import published
 
-        presets = recipes(name)
+        presets = published.recipes(name)
     if verb.first and words and not words[0].startswith("-"):
         words = [f"--{verb.first}", *words]
     about = verb.about or str(cls.__doc__)

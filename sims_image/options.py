@@ -1,4 +1,4 @@
-"""The options of the verbs that take files: ``sims_image info``, ``import-nvidia`` and their siblings."""
+"""The options of the verbs that take files, ``sims_image info``, ``import-nvidia`` and so on, and of ``recipes``."""
 
 from __future__ import annotations
 
@@ -61,6 +61,17 @@ class ExportDiffusers:
     """How far."""
     merge: bool = False
     """Neon: extrapolate the weights, and write one network."""
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """List published settings, each with what it costs, its published FID, its source, and how far that is trusted.
+
+    A verb takes a line's settings by --preset NAME; whatever is given besides wins, and --dry-run says what they cost.
+    """
+
+    verb: str = ""
+    """Those of this verb alone."""
 
 
 @dataclass(frozen=True)

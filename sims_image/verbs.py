@@ -222,7 +222,7 @@ def _experiment(module: str) -> tuple[Callable[[Any], Outcome], Callable[[Any], 
 prepare = Verb(data_options.Prepare, _prepare, _told_prepare)
 train = Verb(Train, _train, _told_train)
 generate = Verb(Generate, _generate, _told_generate)
-evaluate = Verb(Evaluate, *_evaluated)
+evaluate = Verb(Evaluate, *_evaluated, "evaluate")
 outlook = Verb(Foresee, *_foreseen)
 sims = Verb(experiment_options.Sims, *_experiment("sims"), "sims")
 loop = Verb(experiment_options.Loop, *_experiment("loop"), "loop")

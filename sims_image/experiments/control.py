@@ -21,7 +21,7 @@ from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset
 from sims_image.experiments import control_report
 from sims_image.experiments.checks import omegas_of
-from sims_image.experiments.costs import ledger
+from sims_image.experiments.costs import Ledger, ledger
 from sims_image.experiments.judging import Judging
 from sims_image.experiments.laboratory import Checked, Lab, check
 from sims_image.experiments.options import Control
@@ -201,6 +201,11 @@ def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: A
 
 def describe(settings: Control) -> str:
     """The plan and its cost in words."""
+    return priced(settings).words
+
+
+def priced(settings: Control) -> Ledger:
+    """The plan and its cost."""
     checked, omegas = plan(settings)
     sizes, trials = checked.sizes, settings.trials
     told = ledger(checked)
@@ -213,4 +218,4 @@ def describe(settings: Control) -> str:
     told.draw("measuring base and auxiliary", sizes.n, 2 * trials)
     told.draw("measuring guided models", sizes.n, (3 * len(omegas) + 1) * trials, 2)
     told.say("out", settings.out)
-    return told.words
+    return told

@@ -60,13 +60,21 @@ class Ledger:
         self.evaluations += spent
         self.lines.append((what, f"{times:,} x {images:,} images, {spent:,} evaluations: {self._hours(0, spent)}"))
 
+    @property
+    def hours(self) -> float:
+        """GPU-hours so far."""
+        return self._seconds(self.operations, self.evaluations) / 3600
+
+    def _seconds(self, operations: float, evaluations: int) -> float:
+        return operations / self.rate + evaluations * self.evaluation / self.drawing
+
     def _hours(self, operations: float, evaluations: int) -> str:
-        seconds = operations / self.rate + evaluations * self.evaluation / self.drawing
+        seconds = self._seconds(operations, evaluations)
         return f"{seconds / 3600:.2g} A100-hours" if seconds >= 3600 else f"{duration(seconds)} of one A100"
 
     @property
     def total(self) -> str:
-        """GPU-hours so far."""
+        """`hours` in words."""
         return f"{self._hours(self.operations, self.evaluations)} in all (an assumed rate, not a measured one)"
 
     @property

@@ -23,7 +23,7 @@ from sims_core.seeds import Seed
 from sims_image.data.derived import ImageData
 from sims_image.experiments import loop_report, retrain_report
 from sims_image.experiments.checks import further
-from sims_image.experiments.costs import ledger
+from sims_image.experiments.costs import Ledger, ledger
 from sims_image.experiments.laboratory import Checked, Lab, Sizes, check
 from sims_image.experiments.options import AuxiliaryData, Laboratory, Loop, Retrain
 from sims_image.learner import ImageLearner
@@ -176,6 +176,11 @@ def drawn(lab: Lab, pool: ImageData, seed: Seed, *, argument: str = "more") -> I
 
 def describe(settings: Loop | Retrain) -> str:
     """The plan and its cost in words."""
+    return priced(settings).words
+
+
+def priced(settings: Loop | Retrain) -> Ledger:
+    """The plan and its cost."""
     checked, arms = plan(settings)
     sizes, trials, turns = checked.sizes, settings.trials, settings.generations
     told = ledger(checked)
@@ -206,4 +211,4 @@ def describe(settings: Loop | Retrain) -> str:
         told.draw("its samples", arm.synthetic(sizes), later, networks)
         told.draw("measuring", sizes.n, turns * trials, networks)
     told.say("out", settings.out)
-    return told.words
+    return told

@@ -21,7 +21,7 @@ from sims_core.loop import POLICIES, Turn
 from sims_image.data.derived import ImageData
 from sims_image.experiments import pollution_report
 from sims_image.experiments.checks import further, omegas_of
-from sims_image.experiments.costs import ledger
+from sims_image.experiments.costs import Ledger, ledger
 from sims_image.experiments.laboratory import Checked, Lab, check
 from sims_image.experiments.loop import bound, drawn
 from sims_image.experiments.options import Pollution
@@ -103,6 +103,11 @@ def run_dose(
 
 def describe(settings: Pollution) -> str:
     """The plan and its cost in words."""
+    return priced(settings).words
+
+
+def priced(settings: Pollution) -> Ledger:
+    """The plan and its cost."""
     checked, doses, omegas = plan(settings)
     sizes, trials = checked.sizes, settings.trials
     models = (len(doses) * (2 if settings.ideal else 1)) * trials
@@ -118,4 +123,4 @@ def describe(settings: Pollution) -> str:
     told.draw("measuring ST", sizes.n, models)
     told.draw("measuring SIMS", sizes.n, models * len(omegas), 2)
     told.say("out", settings.out)
-    return told.words
+    return told

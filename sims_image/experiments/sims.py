@@ -11,7 +11,7 @@ of the synthetic set, of the search and of the confirmation are disjoint; what t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sims_image.experiments.plan import Plan, check_data, make_learner, plan
 from sims_image.experiments.search import search
 from sims_image.learner import ImageData, ImageLearner, ImageModel
 from sims_image.models import checkpoints
-from sims_image.models.cost import evaluation_flops, on_gpus
+from sims_image.models.cost import A100, evaluation_flops, on_gpus
 from sims_image.models.denoiser import planned_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
@@ -85,17 +85,41 @@ def stages(planned: Plan, processes: Processes) -> ImageLearner:
     return replace(learner, finetuning=learner.finetuning | often)
 
 
-def describe(settings: Sims) -> str:
-    """The plan and its cost in words. Raises `InputError`, as the run would at once, where the data are at hand."""
+@dataclass(frozen=True)
+class Priced:
+    """Network evaluations of the parts of an experiment: nfe an image of the base, both of the pair, whole the search
+    without halving. evaluated, trained: operations; step: those of an image trained on.
+    """
+
+    planned: Plan
+    nfe: int
+    both: int
+    drawn: int
+    searched: int
+    whole: int
+    controls: int
+    confirmed: int
+    evaluated: float
+    trained: float
+    step: float
+    config: dict[str, Any]
+
+    @property
+    def hours(self) -> float:
+        """Of one A100 (`sims_image.models.cost`)."""
+        precision = PRESETS[self.planned.preset].recipe.precision
+        return (self.evaluated / A100["float32"] + self.trained / A100[precision]) / 3600
+
+
+def priced(settings: Sims) -> Priced:
+    """The plan and its cost. Raises `InputError`, as the run would at once, where the data are at hand."""
     planned = plan(settings)
     preset = PRESETS[planned.preset]
-    there = at_hand(settings)
-    if there:
+    if at_hand(settings):
         config = check_data(planned, Real.open(settings))
     else:
         config = checkpoints.summary(planned.checkpoint).config if planned.checkpoint else preset.config()
-    sampler = settings.sampler or PRESETS[planned.preset].sampler
-    parsed = planned_sampler(sampler, config)
+    parsed = planned_sampler(settings.sampler or preset.sampler, config)
     nfe, both = parsed.nfe, sum(parsed.evaluations(planned.schedule))
     drawn = nfe * len(planned.synthetic)
     searched, whole = halving.planned(len(planned.candidates), planned.rounds, both, nfe)
@@ -109,23 +133,38 @@ def describe(settings: Sims) -> str:
     images = len(planned.confirm[0]) * len(planned.confirm)
     confirmed = images * (nfe + both + nfe + (3 * both + 2 * nfe if settings.controls else 0))
     evaluated = (drawn + searched + controls + confirmed) * evaluation_flops(config)
-    saved = f", {1 - searched / whole:.0%} less than the full grid" if planned.halving else ""
     seen = planned.budgets[-1] * (2 if settings.controls else 1) + (0 if planned.checkpoint else preset.recipe.images)
     step = measure(config, preset.recipe, settings.lora).flops
-    trained = seen * step
+    return Priced(planned, nfe, both, drawn, searched, whole, controls, confirmed, evaluated, seen * step, step, config)
+
+
+def describe(settings: Sims) -> str:
+    """The plan and its cost in words. Raises `InputError`, as `priced`."""
+    cost = priced(settings)
+    planned, preset, there = cost.planned, PRESETS[cost.planned.preset], at_hand(settings)
+    saved = f", {1 - cost.searched / cost.whole:.0%} less than the full grid" if planned.halving else ""
+    known = cost.config, preset.recipe, cost.step, settings.device, settings.lora
     lines: Sequence[tuple[str, str]] = [
-        ("base", planned.checkpoint or f"preset {planned.preset}, trained for {PRESETS[planned.preset].recipe.budget}"),
-        ("synthetic", f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {drawn:,} evaluations"),
+        ("base", planned.checkpoint or f"preset {planned.preset}, trained for {preset.recipe.budget}"),
+        ("synthetic", f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {cost.drawn:,} evaluations"),
         ("auxiliary", f"on {settings.auxiliary_data}, kept at {', '.join(f'{b:,}' for b in planned.budgets)} images"),
-        ("sampler", f"{sampler}: {nfe} evaluations an image, {both} with SIMS (auxiliary: {planned.schedule})"),
+        (
+            "sampler",
+            f"{settings.sampler or preset.sampler}: {cost.nfe} evaluations an image, {cost.both} with SIMS "
+            f"(auxiliary: {planned.schedule})",
+        ),
         *(("search", f"{count} models on {n:,} images") for count, n in turns_of(planned)),
-        ("", f"{searched:,} evaluations{saved}"),
-        *([("controls", f"{controls:,} evaluations to choose Neon's w and a retuned sampler")] if controls else []),
-        ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {confirmed:,}"),
+        ("", f"{cost.searched:,} evaluations{saved}"),
+        *(
+            [("controls", f"{cost.controls:,} evaluations to choose Neon's w and a retuned sampler")]
+            if cost.controls
+            else []
+        ),
+        ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {cost.confirmed:,}"),
         ("features", settings.features),
-        ("time here", here(evaluated + trained, config, preset.recipe, step, settings.device, settings.lora)),
-        ("sampling", on_gpus(evaluated)),
-        ("training", on_gpus(trained, preset.recipe.precision)),
+        ("time here", here(cost.evaluated + cost.trained, *known)),
+        ("sampling", on_gpus(cost.evaluated)),
+        ("training", on_gpus(cost.trained, preset.recipe.precision)),
         ("out", settings.out),
         *([] if there else [("note", f"{settings.data} is not there: data and features are not checked")]),
     ]

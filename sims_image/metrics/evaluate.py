@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sims_core.errors import InputError
+from sims_core.errors import InputError, choose
+from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.archives import open_zip
 from sims_image.data.dataset import Dataset, by, cache_folder, open_dataset
@@ -24,7 +25,7 @@ from sims_image.data.plan import plan
 from sims_image.data.sources import base, kind_of
 from sims_image.data.sources.base import bar
 from sims_image.metrics import report
-from sims_image.metrics.compare import Side
+from sims_image.metrics.compare import Side, compare
 from sims_image.metrics.features import Extractor, check_features, extractor
 from sims_image.metrics.options import Evaluate
 from sims_image.metrics.report import Report, collect
@@ -32,10 +33,14 @@ from sims_image.metrics.samples import Sample, gathered
 from sims_image.metrics.targets import Reference, check_real
 from sims_image.models import autoencoders
 from sims_image.models.autoencoders import decoded
+from sims_image.models.cost import A100, evaluation_flops, on_gpus
+from sims_image.models.denoiser import planned_sampler
+from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes, choose_device
 from sims_image.sampling import generation
-from sims_image.sampling.generate import notes, request
+from sims_image.sampling.generate import notes, request, schedule_of
 from sims_image.sampling.generation import Request, estimate
+from sims_image.sampling.seeds import Seeds
 
 
 def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False) -> Report | None:
@@ -43,12 +48,20 @@ def evaluate(settings: Evaluate, processes: Processes, *, progress: bool = False
     ready = processes.together(lambda: prepared(settings, processes.device)) or prepared(settings, processes.device)
     features, place = network(settings, ready.reference, processes)
     told: dict[str, Any] = {}
-    if ready.request is not None:
-        sample, told = generated(settings, ready.request, features, processes, progress=progress)
-        whole = gathered(sample, processes)
-        if whole is None:
+    asked = ready.request
+    if asked is not None:
+        for note in processes.together(lambda: notes(asked)) or ():
+            print(f"note: {note}")
+        samples = []
+        for turn in range(settings.repeats):
+            again = replace(asked, seeds=asked.seeds.after(turn))
+            sample, made = generated(settings, again, features, processes, progress=progress)
+            samples.append(gathered(sample, processes))
+            told = told or made
+        found = [sample for sample in samples if sample is not None]
+        if not found:
             return None
-        return _report(settings, whole, features, ready, place, told, progress=progress)
+        return _report(settings, found[0], features, ready, place, told, found[1:], progress=progress)
     if not processes.first:
         return None
     return _report(settings, ready.source, features, ready, place, told, progress=progress)
@@ -79,6 +92,9 @@ def _check(settings: Evaluate) -> None:
         raise InputError("reference", "", "name the real images to compare with")
     if settings.n < 0 or (settings.base and settings.n):
         raise InputError("n", settings.n, "how many of `images` to take; of `base`, `seeds` says it")
+    if settings.repeats < 1 or (settings.images and settings.repeats > 1):
+        words = "how often to measure `base`, on other seeds each time; of images that are there, once"
+        raise InputError("repeats", settings.repeats, words)
     if settings.keep < 100:
         raise InputError("keep", settings.keep, "at least 100 images")
     if settings.save_reference and Path(settings.save_reference).suffix != ".npz":
@@ -181,8 +197,58 @@ def _decoded(
     return asked, sets["images"] or source, sets["reference"], sets["heldout"]
 
 
+@dataclass(frozen=True)
+class Priced:
+    """A model whose checkpoint is not there, by its preset's network. networks: (arguments, evaluations an image)."""
+
+    images: int
+    sampler: Sampler
+    networks: list[tuple[dict[str, Any], int]]
+
+    @property
+    def flops(self) -> float:
+        """Operations of making all images."""
+        return self.images * sum(count * evaluation_flops(config) for config, count in self.networks)
+
+    @property
+    def hours(self) -> float:
+        """Of one A100 (`sims_image.models.cost`)."""
+        return self.flops / A100["float32"] / 3600
+
+
+def priced(settings: Evaluate) -> Priced:
+    """What it costs to measure a model of the preset that ``base`` names; ``guide`` or ``auxiliary`` may name one too.
+
+    Raises `InputError`.
+    """
+    _check(settings)
+    base, other = PRESETS[choose("base", settings.base, PRESETS)], settings.guide or settings.auxiliary
+    sampler = planned_sampler(settings.sampler or base.sampler, base.config())
+    own, second = sampler.evaluations(schedule_of(settings))
+    networks = [(base.config(), own)]
+    if other and not settings.merge:
+        named = PRESETS[choose("guide" if settings.guide else "auxiliary", other, PRESETS)]
+        networks.append((named.config(), second))
+    return Priced(settings.repeats * len(Seeds.parse(settings.seeds)), sampler, networks)
+
+
+def _described(settings: Evaluate) -> list[tuple[str, str]]:
+    cost = priced(settings)
+    nfe = sum(count for _, count in cost.networks)
+    return [
+        ("base", f"preset {settings.base}, whose checkpoint is not there: data and features are not checked"),
+        ("reference", settings.reference),
+        ("sampler", f"{cost.sampler}: {nfe} evaluations an image"),
+        ("images", f"{cost.images:,}: seeds {settings.seeds}, {settings.repeats} times"),
+        ("NFE", f"{nfe * cost.images:,} evaluations in all"),
+        ("on GPUs", on_gpus(cost.flops)),
+    ]
+
+
 def describe(settings: Evaluate) -> str:
     """What would be measured, and what it costs, in words. Raises `InputError`."""
+    if settings.base in PRESETS and not Path(settings.base).exists():
+        return "\n".join(f"{key:>10}  {value}" for key, value in _described(settings))
     ready = prepared(settings, choose_device(settings.device))
     lines = [("features", settings.features)]
     for argument, data in (("reference", ready.reference), ("heldout", ready.heldout)):
@@ -190,6 +256,7 @@ def describe(settings: Evaluate) -> str:
         lines.append((argument, shown or "none"))
     if ready.request is not None:
         costs = estimate(ready.request, settings.out, int(os.environ.get("WORLD_SIZE", "1")))
+        lines += [("repeats", f"{settings.repeats} times what follows")] if settings.repeats > 1 else []
         lines += [(key, value) for key, value in costs if key not in ("disk", "out")]
     else:
         lines.append(("images", f"{settings.images}: {ready.count} images"))
@@ -201,8 +268,6 @@ def generated(
     settings: Evaluate, planned: Request, features: Extractor, processes: Processes, *, progress: bool
 ) -> tuple[Sample, dict[str, Any]]:
     """This process's part of a model's images, measured as they are made; and how they are made."""
-    for note in processes.together(lambda: notes(planned)) or ():
-        print(f"note: {note}")
     seeds = list(planned.seeds)
     pieces = [seeds[k : k + planned.batch] for k in range(0, len(seeds), planned.batch)][
         processes.rank :: processes.world
@@ -275,6 +340,7 @@ def _report(
     ready: Prepared,
     place: Path | None,
     told: dict[str, Any],
+    others: Sequence[Sample] = (),
     *,
     progress: bool,
 ) -> Report:
@@ -292,6 +358,9 @@ def _report(
     found = report.evaluate(source, target, features=features, n=settings.n or None, floor=settings.floor, **told)
     if made is not None:
         found = replace(found, source=made)
+    if others:
+        every = [found.metrics, *(compare(sample, target.side) for sample in others)]
+        found = replace(found, repeats={name: [one[name].value for one in every] for name in found.metrics})
     if settings.out:
         found.save(settings.out)
     return found

@@ -27,6 +27,7 @@ from sims_image.metrics.targets import Reference
 from sims_image.models.checkpoints import RECORD, locate
 from sims_image.models.hf import PREFIX
 from sims_image.processes import Processes, choose_device
+from sims_image.sampling.generate import notes
 from sims_image.sampling.generation import estimate
 
 MODELS = ("base", "auxiliary")
@@ -182,8 +183,11 @@ def _sampled(
     asked: Evaluate, there: Prepared, features: Extractor, processes: Processes, *, progress: bool
 ) -> tuple[Sample | None, dict[str, Any]]:
     """This process's part of the images' features, and how they were made."""
-    if there.request is not None:
-        sample, told = evaluating.generated(asked, there.request, features, processes, progress=progress)
+    planned = there.request
+    if planned is not None:
+        for note in processes.together(lambda: notes(planned)) or ():
+            print(f"note: {note}")
+        sample, told = evaluating.generated(asked, planned, features, processes, progress=progress)
         return sample, {"nfe": told["nfe"], **told["source"]}
     if not processes.first:
         return None, {}

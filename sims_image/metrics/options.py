@@ -31,12 +31,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Evaluate(Compared, Machine, Drawing):
-    """Fréchet distance, KID, precision, recall, density and coverage of generated images, with errors and their floor.
+    """Fréchet distance, KID, MIND, precision, recall, density and coverage of generated images, with errors and floor.
 
     Either --base, a model whose images are measured as they are made and not stored (the options of `generate` say
     how), or --images. Several processes share the making: torchrun --nproc_per_node N -m sims_image evaluate ...
     """
 
+    preset: str = ""
+    """A published checkpoint's settings, such as ddo-imagenet64 (`sims_image recipes`); --base names the checkpoint."""
     images: str = ""
     """Images to measure: whatever `prepare` reads (a data set, an EDM zip, a folder or zip of pictures, ADM's .npz)."""
     reference: str = ""
@@ -54,6 +56,8 @@ class Evaluate(Compared, Machine, Drawing):
     """Measure the floor, and look for memorised images."""
     seeds: str = "0-4999"
     """Which images of --base: 0-49999, 0-99,500."""
+    repeats: int = 1
+    """Evaluations of --base, on seeds after those of the first; their mean, standard deviation and least are told."""
     data: str = ""
     """Data set whose class shares --labels data uses; default the reference."""
     dry_run: bool = False

@@ -56,7 +56,8 @@ class Report:
     against the same images as the floor, where that differs. memorisation: whether training images are repeated.
     features, reference, heldout: name, metric or images, and sha256. n: generated images; kept: those whose features
     KID and the last four metrics compare. seeds, labels: how the images were drawn. nfe: network evaluations an image
-    (None: unknown). notes: what a reader must know.
+    (None: unknown). notes: what a reader must know. repeats: every metric's values on the seeds of this evaluation and
+    of others of the same model, if there were any.
     """
 
     features: dict[str, Any]
@@ -75,6 +76,7 @@ class Report:
     memorisation: Memorisation | None = None
     notes: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
+    repeats: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -130,6 +132,15 @@ class Report:
             if metric in self.metrics:
                 cells = [str(held[metric]) if held and metric in held else "" for _, held in columns]
                 told.append("  ".join([f"{self.named(metric):24}", *(f"{cell:>22}" for cell in cells)]))
+        if self.repeats:
+            told += [
+                "",
+                f"over {len(self.repeats['frechet'])} evaluations on disjoint seeds: mean ± standard deviation",
+            ]
+            told += [
+                f"{self.named(metric):24}  {np.mean(found):.4g} ± {np.std(found, ddof=1):.2g}, least {min(found):.4g}"
+                for metric, found in self.repeats.items()
+            ]
         if self.memorisation is not None:
             told += ["", self.memorisation.words]
         return told + [f"note: {note}" for note in self.notes]

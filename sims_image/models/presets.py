@@ -1,7 +1,8 @@
 """The presets: one table, a network and its training recipe a line, the published figure beside it.
 
 Settings of EDM (Karras et al. 2022, arXiv 2206.00364, Table 7 and its published commands) and of EDM2 (Karras et al.
-2024, arXiv 2312.02696, Table 6; ImageNet-64). A figure is the FID at the preset's sampler, of NVIDIA's own training.
+2024, arXiv 2312.02696, Table 6; ImageNet-64, and latents of ImageNet-512). A figure is the FID at the preset's
+sampler, of NVIDIA's own training.
 """
 
 from __future__ import annotations
@@ -144,25 +145,25 @@ def _adm(*, batch: int, budget: str, lr: float, dropout: float, ema: int, heun: 
     return Preset(network, (3, 64, 64), 1000, settings, f"heun:{heun}", (40, 0.05, 50, 1.003))
 
 
-def _edm2(channels: int, *, lr: float, budget: str, dropout: float = 0.0) -> Preset:
-    """EDM2 on ImageNet-64."""
-    network = {"model_channels": channels, "channel_mult": [1, 2, 3, 4], "num_blocks": 3, "attn_resolutions": [16, 8]}
-    network |= {"dropout": dropout, "use_fp16": True}
+def _edm2(channels: int, *, lr: float, budget: str, dropout: float = 0.0, latents: bool = False) -> Preset:
+    """EDM2 on ImageNet-64, or on latents of ImageNet-512."""
+    network = {"model_channels": channels, "channel_mult": [1, 2, 3, 4], "num_blocks": 3}
+    network |= {"attn_resolutions": [16, 8], "dropout": dropout, "use_fp16": True}
     recipe = Recipe(
         batch=2048,
         budget=budget,
         mi=2**20,
         lr=lr,
         lr_decay="inverse-sqrt",
-        lr_decay_steps=35_000,
+        lr_decay_steps=70_000 if latents else 35_000,
         beta2=0.99,
         ema="power",
         objective="edm2",
-        p_mean=-0.8,
-        p_std=1.6,
+        p_mean=-0.4 if latents else -0.8,
+        p_std=1.0 if latents else 1.6,
         precision="fp16",
     )
-    return Preset(network, (3, 64, 64), 1000, recipe, "heun:32")
+    return Preset(network, (4 if latents else 3, 64, 64), 1000, recipe, "heun:32")
 
 
 def _small(shape: Shape, channels: int, channel_mult: list[int], *, attention: int, **recipe: Any) -> Preset:
@@ -181,6 +182,13 @@ PRESETS: dict[str, Preset] = {
     "imagenet64-edm2-m": _edm2(256, lr=0.0090, budget="2048Mi", dropout=0.1),  # FID 1.43
     "imagenet64-edm2-l": _edm2(320, lr=0.0080, budget="1024Mi", dropout=0.1),  # FID 1.33
     "imagenet64-edm2-xl": _edm2(384, lr=0.0070, budget="640Mi", dropout=0.1),  # FID 1.33
+    "imagenet512-edm2-xxs": _edm2(64, lr=0.0170, budget="2048Mi", latents=True),
+    "imagenet512-edm2-xs": _edm2(128, lr=0.0120, budget="2048Mi", latents=True),
+    "imagenet512-edm2-s": _edm2(192, lr=0.0100, budget="2048Mi", latents=True),  # FID 2.56
+    "imagenet512-edm2-m": _edm2(256, lr=0.0090, budget="2048Mi", dropout=0.1, latents=True),
+    "imagenet512-edm2-l": _edm2(320, lr=0.0080, budget="1792Mi", dropout=0.1, latents=True),
+    "imagenet512-edm2-xl": _edm2(384, lr=0.0070, budget="1280Mi", dropout=0.1, latents=True),
+    "imagenet512-edm2-xxl": _edm2(448, lr=0.0065, budget="896Mi", dropout=0.1, latents=True),
     "digits": _small((1, 8, 8), 32, [1, 2], attention=4, batch=128, budget="100k", lr=2e-3, lr_rampup=10_000),
     "fashion16": _small((1, 16, 16), 32, [1, 2, 2], attention=8, batch=128, budget="250k", lr=2e-3, lr_rampup=20_000),
     "cifar10-tiny": _small(

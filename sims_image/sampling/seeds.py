@@ -64,6 +64,11 @@ class Seeds:
         """``count`` seeds from ``first`` on."""
         return cls(((first, first + count - 1),))
 
+    def after(self, times: int) -> Seeds:
+        """As many others, laid out alike: 0-9 become 10-19, 20-29, ... Raises `InputError` beyond the largest."""
+        step = times * (max(last for _, last in self.ranges) - min(first for first, _ in self.ranges) + 1)
+        return self.parse(str(Seeds(tuple((first + step, last + step) for first, last in self.ranges))))
+
     def overlap(self, other: Seeds) -> int | None:
         """The least seed that both hold, or None."""
         both = [

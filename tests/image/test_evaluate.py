@@ -255,7 +255,9 @@ def verb(*words):
 
 def test_the_command_measures_a_model_in_one_process_or_two(model, real, heldout, home, capfd):
     words = ["--base", model, "--reference", real.path, "--heldout", heldout.path, "--features", "pixels"]
-    words += ["--seeds", "0-39", "--sampler", "heun:2", "--batch", "8", "--device", "cpu"]
+    words += ["--sampler", "heun:2", "--batch", "8", "--device", "cpu"]
+    assert verb(*words, "--seeds", "40-79", "--out", home / "next.json") == 0
+    words += ["--seeds", "0-39", "--repeats", "2"]
     assert verb(*words, "--out", home / "one.json", "--save-reference", home / "saved.npz") == 0
     out = capfd.readouterr().out
     assert "FD-pixels" in out and "seeds 0-39" in out
@@ -273,7 +275,14 @@ def test_the_command_measures_a_model_in_one_process_or_two(model, real, heldout
     assert done.returncode == 0, done.stderr[-2000:]
     two = json.loads((home / "two.json").read_text())
     assert one.keys() == two.keys() and two["n"] == 40
+    following = json.loads((home / "next.json").read_text())
+    assert following["repeats"] == {} and list(one["repeats"]) == list(METRICS)
     for name in METRICS:
+        values = [found["metrics"][name]["value"] for found in (one, following)]
+        for found in (one, two):
+            assert found["repeats"][name] == pytest.approx(values, rel=1e-9, abs=1e-12)
+        told = f"{np.mean(values):.4g} ± {np.std(values, ddof=1):.2g}, least {min(values):.4g}"
+        assert told in out.split("over 2 evaluations on disjoint seeds")[1]
         assert one["metrics"][name]["value"] == pytest.approx(two["metrics"][name]["value"], rel=1e-9, abs=1e-12)
 
 

@@ -15,7 +15,6 @@ from sims_image.data.dataset import open_dataset
 from sims_image.experiments.loop import plan as retrain_plan
 from sims_image.experiments.options import Pollution, Retrain
 from sims_image.experiments.pollution import plan as pollution_plan
-from sims_image.experiments.published import recipes
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
@@ -136,13 +135,3 @@ def test_bad_input(data):
         for argument, bad in cases.items():
             with pytest.raises(InputError, match=argument):
                 plan(replace(good, **bad))
-
-
-@pytest.mark.parametrize(
-    ("verb", "name"), [(v, n) for v in ("loop", "pollution", "retrain", "control", "sims") for n in recipes(v)]
-)
-def test_every_published_recipe_has_a_price(verb, name, capsys):
-    """No data is at hand; networks are counted on the meta device."""
-    command([verb, "--preset", name, "--dry-run"])
-    said = capsys.readouterr().out
-    assert "A100" in said and "evaluations" in said

@@ -1,14 +1,18 @@
-"""The presets: published sizes and recipes, and rows that make networks."""
+"""The presets and published settings: sizes and recipes, rows that make networks, and what each costs."""
 
 import json
+import re
 
 import pytest
 import torch
 
 from sims_core.errors import InputError
 from sims_core.sampling import Sampler
+from sims_image.commands import run as command
+from sims_image.experiments.published import RECIPES, recipes
 from sims_image.models.networks import build, parameter_count
 from sims_image.models.presets import PRESETS, Recipe
+from sims_image.training import estimate
 
 PUBLISHED = {
     "cifar10-cond": 55_735_299,
@@ -20,17 +24,21 @@ PUBLISHED = {
     "imagenet64-edm2-m": 497_803_173,
     "imagenet64-edm2-l": 777_492_325,
     "imagenet64-edm2-xl": 1_119_276_837,
+    "imagenet512-edm2-s": 280_212_837,
 }
-NFE = {"cifar10-cond": 35, "cifar10-uncond": 35, "ffhq64": 79, "imagenet64-adm": 511, "imagenet64-edm2-s": 63}
+NFE = {
+    "cifar10-cond": 35,
+    "cifar10-uncond": 35,
+    "ffhq64": 79,
+    "imagenet64-adm": 511,
+    "imagenet64-edm2-s": 63,
+    "imagenet512-edm2-s": 63,
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name):
     assert parameter_count(**PRESETS[name].config()) == PUBLISHED[name]
-
-
-def test_latents_of_512_pixels():
-    assert parameter_count(**PRESETS["imagenet64-edm2-s"].config((4, 64, 64))) == 280_212_837
 
 
 @pytest.mark.parametrize("name", [name for name, preset in PRESETS.items() if preset.network])
@@ -52,6 +60,8 @@ def test_published_recipes():
     assert (adm.batch, adm.images, adm.ema_halflife, adm.loss_scale) == (4096, 2_500_000_000, 50_000_000, 100)
     assert (edm2.batch, edm2.images, edm2.beta2, edm2.lr_decay_steps) == (2048, 2048 * 2**20, 0.99, 35_000)
     assert (edm2.p_mean, edm2.p_std, edm2.lr_rampup) == (-0.8, 1.6, 10_000_000)
+    latents = PRESETS["imagenet512-edm2-l"].recipe
+    assert (latents.p_mean, latents.p_std, latents.lr_decay_steps, latents.images) == (-0.4, 1, 70_000, 1792 * 2**20)
     assert PRESETS["imagenet64-adm"].churn == (40, 0.05, 50, 1.003)
 
 
@@ -84,3 +94,57 @@ def test_recipes_that_make_no_training(change, words):
     with pytest.raises(InputError) as caught:
         Recipe(**change)
     assert words in str(caught.value)
+
+
+# ---------------------------------------------------------------- published settings
+
+
+@pytest.mark.parametrize(("verb", "name"), [(one.verb, one.name) for one in RECIPES])
+def test_every_published_recipe_has_a_price(verb, name, capsys, monkeypatch):
+    """No data and no checkpoint is at hand; networks are counted on the meta device."""
+    monkeypatch.setattr(estimate, "rate", lambda *_, **__: 1e11)  # timed in its own test
+    one = next(one for one in RECIPES if (one.verb, one.name) == (verb, name))
+    command([verb, "--preset", name, "--dry-run", "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert "A100" in said and "evaluations" in said
+    command(
+        [
+            verb,
+            "--preset",
+            name,
+            "--dry-run",
+            "--device",
+            "cpu",
+            "--seed",
+            "3",
+            "--n" if verb != "evaluate" else "--seeds",
+            "40",
+        ]
+    )
+    assert capsys.readouterr().out != said, "what is given besides wins"
+    assert one.trust in "PSU" and re.search(r"arXiv|DDO|the same", one.source) and one.hours > 0
+    if verb == "evaluate":
+        nfe = Sampler.parse(PRESETS[one.options["base"]].sampler).nfe
+        assert f" {nfe * (2 if 'guide' in one.options else 1)} evaluations an image" in said
+
+
+def test_recipes_are_listed_with_cost_source_and_trust(capsys):
+    command(["recipes"])
+    lines = capsys.readouterr().out.splitlines()
+    for one, line in zip(RECIPES, lines[1:], strict=False):
+        assert line.startswith(f"{one.verb} --preset {one.name} ") and line.endswith(f"{one.trust}  {one.source}")
+        assert f"{one.hours:,.1f}" in line and one.fid in line
+    command(["recipes", "retrain"])
+    assert capsys.readouterr().out.count("--preset") == 2
+    with pytest.raises(InputError, match="verb: got 'train'; did you mean 'retrain'"):
+        command(["recipes", "train"])
+
+
+def test_readings_of_the_evaluations_of_imagenet_512():
+    """63 of each network, 63 of both together, and the auxiliary at some noise levels only."""
+    hours = {one.name: one for one in RECIPES if one.name.startswith("imagenet512")}
+    found = {name: sum(Sampler.parse(one.settings.sampler or "heun:32").evaluations()) for name, one in hours.items()}
+    assert found == {"imagenet512": 126, "imagenet512-nfe63": 62, "imagenet512-interval": 126}
+    assert hours["imagenet512-nfe63"].hours < hours["imagenet512-interval"].hours < hours["imagenet512"].hours
+    assert recipes("pollution")["cifar10"].pollution.split(",").count("0.6") == 1
+    assert recipes("pollution")["ffhq64"].pollution.split(",").count("0.2") == 1

@@ -308,7 +308,7 @@ VERBS: dict[str, Verb] = {
         recipes,
         "options:Recipes",
         first="verb",
-        examples=("  # all of them", "sims  # those of one verb"),
+        examples=("--verb sims  # Algorithm 1's", "evaluate  # published checkpoints"),
     ),
     "classify": Verb(
         "train a classifier, see how it errs, judge the classes of images",

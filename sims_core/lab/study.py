@@ -46,9 +46,6 @@ class Study:
     page: Callable[[Frames, Settings, Path], Path] | None = None
     bulky: tuple[str, ...] = ()
 
-    def ready(self, options: RunOptions) -> None:
-        """Raise `InputError` for what cannot be run with these options, before anything is written."""
-
     def compute(self, folder: RunFolder, options: RunOptions, *, progress: bool) -> Frames:
         """The study's tables; what is finished is kept in ``folder`` and found again."""
         raise NotImplementedError
@@ -82,10 +79,12 @@ class Result:
 
 def carry_out(study: Study, options: RunOptions, *, progress: bool = False) -> Result:
     """Run (or resume, or recognise) a study in its folder. Raises `InputError` for options and folders that are bad."""
+    from sims_core.lab.pool import connect
     from sims_core.lab.runs import RunFolder, write_failure
 
     check_bounds(options)
-    study.ready(options)
+    if options.scheduler:
+        connect(options.scheduler).close()  # a cluster that does not answer, before anything is written
     out = Path(options.out or study.folder)
     with RunFolder.open(out, study.settings, options=options) as folder:
         try:

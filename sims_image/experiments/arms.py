@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -97,8 +98,9 @@ def confirm(
             ("Neon", told, rival("neon", both, strength), None),
         ]
     arms = []
-    for name, note, model, sampler in plans:
-        cells = tuple(bench.measure(model, seeds, sampler=sampler) for seeds in plan.confirm)
+    measured = bench.several([(model, seeds, {"sampler": how}) for *_, model, how in plans for seeds in plan.confirm])
+    for name, note, *_ in plans:
+        cells = tuple(islice(measured, len(plan.confirm)))
         values = tuple(bench.value(cell)["value"] for cell in cells)
         arms.append(Arm(name, note, int(cells[0]["settings"]["nfe"]), values, cells, spent.get(name, 0)))
         if bench.processes.first:
@@ -111,7 +113,7 @@ def _neon(plan: Plan, bench: Bench, base: ImageModel, merged: Callable[[float], 
     omegas = plan.omegas[1:]
     turns = rounds(len(omegas), plan.search, halving=plan.halving)
     nfe = bench.sampler(base.load()).nfe
-    return chosen(omegas, turns, lambda w, seeds: bench.measure(merged(w), seeds), bench.distance, nfe)
+    return chosen(omegas, turns, bench.trying(lambda w: (merged(w), {})), bench.distance, nfe)
 
 
 def _retuned(plan: Plan, bench: Bench, base: ImageModel) -> tuple[Sampler, int, int]:
@@ -119,9 +121,7 @@ def _retuned(plan: Plan, bench: Bench, base: ImageModel) -> tuple[Sampler, int, 
     most = bench.evaluations_of_sims(base)
     options = retunings(bench.sampler(base.load()), most)
     turns = rounds(len(options), plan.search)
-    best, cost = chosen(
-        options, turns, lambda one, seeds: bench.measure(base, seeds, sampler=one), bench.distance, most
-    )
+    best, cost = chosen(options, turns, bench.trying(lambda one: (base, {"sampler": one})), bench.distance, most)
     return best, len(options), cost
 
 

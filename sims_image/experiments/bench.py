@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import os
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,18 +16,20 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from sims_core.errors import InputError
 from sims_core.guidance import FULL, GuidanceSchedule
+from sims_core.lab.pool import connect, each
 from sims_core.lab.runs import digest, kept_json, write_atomic, write_failure, write_json
 from sims_core.sampling import Sampler
 from sims_image.data.stores import Images
 from sims_image.experiments.checks import Real, engine_of
-from sims_image.experiments.options import Experiment
+from sims_image.experiments.options import Experiment, Searching
 from sims_image.learner import ImageLearner, ImageModel
 from sims_image.metrics.features import extractor
 from sims_image.metrics.report import collect, evaluate
 from sims_image.metrics.samples import Sample, gathered
 from sims_image.metrics.targets import Reference
-from sims_image.processes import Processes
+from sims_image.processes import Processes, choose_device
 from sims_image.sampling.generate import choose_sampler
 from sims_image.sampling.generation import stream
 from sims_image.sampling.guided import Model
@@ -45,9 +49,33 @@ def _whole(path: Path) -> Any:
         return None
 
 
+@lru_cache(maxsize=1)
+def _elsewhere(packed: bytes) -> Bench:
+    """The bench of another process, here."""
+    settings, learner, schedule, also, place = pickle.loads(packed)
+    os.chdir(place)
+    alone = Processes(0, 1, choose_device(settings.device))
+    learner = replace(learner, processes=alone)
+    bench = Bench(replace(settings, workers=1, scheduler=""), learner, Real.open(settings), alone, schedule, also=also)
+    bench.shown = False
+    return bench
+
+
+def _measured(packed: bytes, ask: Ask) -> int:
+    """Measure a model by the bench of another process; evaluations of networks that it took."""
+    bench = _elsewhere(packed)
+    before = bench.evaluations
+    bench.measure(ask[0], ask[1], **ask[2])
+    return bench.evaluations - before
+
+
 def _save(path: Path, *, features: Any) -> None:
     with open(path, "wb") as file:
         np.save(file, features)
+
+
+Ask = tuple[ImageModel, Seeds, dict[str, Any]]
+"""What `Bench.measure` takes: a model, seeds, and how."""
 
 
 class Bench:
@@ -68,6 +96,15 @@ class Bench:
         also: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.settings, self.learner, self.processes, self.schedule = settings, learner, processes, schedule
+        self.asked_also, self.shown = dict(also), processes.first
+        searching = settings if isinstance(settings, Searching) else Searching()
+        self.workers, self.scheduler = searching.workers, searching.scheduler
+        if processes.world > 1 and (self.workers > 1 or self.scheduler):
+            name = "scheduler" if self.scheduler else "workers"
+            expected = "torchrun's processes already share every model's images: leave it out"
+            raise InputError(name, self.scheduler or self.workers, expected)
+        if self.scheduler:
+            connect(self.scheduler).close()  # one that does not answer, before anything is written
         self.data, self.engine, self.decoder = real.seen.data, engine_of(settings), real.decoder
         if self.decoder is not None:
             self.decoder.module.to(processes.device)
@@ -163,15 +200,9 @@ class Bench:
         feature spaces too; the cell's ``also`` has a report for each. floor: whether the report has the real images'
         own values and a check for memorised images, which take a while.
         """
-        batches, known = self.stream(image_model, seeds, doubled=doubled, sampler=sampler, schedule=schedule)
-        held = None if self.reference.heldout is None else self.reference.heldout.sha256
-        known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
+        sampling: dict[str, Any] = {"doubled": doubled, "sampler": sampler, "schedule": schedule}
+        batches, known, path = self._known(image_model, seeds, also=also, floor=floor, **sampling)
         others = self.also if also else {}
-        if others:
-            known |= {"also": {name: [of.extractor.sha256, most] for name, (of, most) in others.items()}}
-        if not floor:
-            known |= {"floor": False}
-        path = self.folder / f"{digest(known, 16)}.json"
         beside = path.with_suffix(".npy")
         if not there(path, self.processes) or (features and not there(beside, self.processes, _whole)):
             more = {name: Sample(of.extractor.width) for name, (of, _) in others.items()}
@@ -214,6 +245,22 @@ class Bench:
         found: dict[str, Any] = json.loads(path.read_text())
         return found | ({"features": str(beside)} if features else {})
 
+    def several(self, asks: Sequence[Ask]) -> Iterator[dict[str, Any]]:
+        """The cells of ``asks``, in their order: measured here one after another, or before by several workers."""
+        if self.workers > 1 or self.scheduler:
+            mine = self.settings, self.learner, self.schedule, self.asked_also, os.getcwd()
+            paths = [self._known(model, seeds, **how)[2] for model, seeds, how in asks]
+            missing = [ask for path, ask in zip(paths, asks, strict=True) if kept_json(path) is None]
+            jobs = each(partial(_measured, pickle.dumps(mine)), missing, self.workers, self.scheduler)
+            self.evaluations += sum(tqdm(jobs, total=len(missing), unit="model", desc="measuring", leave=False))
+        yield from (self.measure(model, seeds, **how) for model, seeds, how in asks)
+
+    def trying(
+        self, ask: Callable[[Any], tuple[ImageModel, dict[str, Any]]]
+    ) -> Callable[..., Iterator[dict[str, Any]]]:
+        """What `halve` measures candidates by. ask: (model, how) of a candidate."""
+        return lambda keys, seeds: self.several([(model, seeds, how) for model, how in map(ask, keys)])
+
     def value(self, cell: dict[str, Any]) -> dict[str, float]:
         """The distance that counts: value, se, low, high, n."""
         found: dict[str, float] = cell["report"][self.target]["frechet"]
@@ -223,9 +270,29 @@ class Bench:
         """The distance that counts, alone: what searches go by."""
         return self.value(cell)["value"]
 
+    def _known(
+        self,
+        model: ImageModel,
+        seeds: Seeds,
+        *,
+        features: bool = False,
+        also: bool = False,
+        floor: bool = True,
+        **sampling: Any,
+    ) -> tuple[Iterator[Any], dict[str, Any], Path]:
+        """(batches, all that decides a cell, its file). Arguments as `measure`; ``features`` decides nothing."""
+        batches, known = self.stream(model, seeds, **sampling)
+        held = None if self.reference.heldout is None else self.reference.heldout.sha256
+        known |= {"features": self.reference.extractor.sha256, "reference": self.reference.sha256, "heldout": held}
+        if also and self.also:
+            known |= {"also": {name: [of.extractor.sha256, most] for name, (of, most) in self.also.items()}}
+        if not floor:
+            known |= {"floor": False}
+        return batches, known, self.folder / f"{digest(known, 16)}.json"
+
     def _told(self, batches: Iterator[Any], known: dict[str, Any], count: int) -> Iterator[Any]:
         words = f"{known['guidance']} omega {known['omega']:g}"
-        with tqdm(total=count, desc=words, unit="img", disable=not self.processes.first, leave=False) as shown:
+        with tqdm(total=count, desc=words, unit="img", disable=not self.shown, leave=False) as shown:
             for batch in batches:
                 yield batch
                 shown.update(min(len(batch[0]) * self.processes.world, count - int(shown.n)))

@@ -8,7 +8,7 @@ their n, since distances at different n do not compare. What is chosen is confir
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -56,7 +56,7 @@ def survivors(candidates: int, place: int) -> int:
 def halve(
     candidates: Sequence[K],
     turns: Sequence[Seeds],
-    measure: Callable[[K, Seeds], Cell],
+    measure: Callable[[Sequence[K], Seeds], Iterable[Cell]],
     value: Callable[[Cell], float],
 ) -> tuple[list[Round[K]], K]:
     """Measure ``candidates`` round by round; (the rounds, the best of the last one). Smaller values are better."""
@@ -67,7 +67,7 @@ def halve(
             last = found[-1].cells
             alive = sorted(alive, key=lambda key: value(last[key]))[: math.ceil(len(alive) / KEEP)]
             alive = [key for key in candidates if key in alive]
-        found.append(Round(seeds, {key: measure(key, seeds) for key in alive}))
+        found.append(Round(seeds, dict(zip(alive, measure(alive, seeds), strict=True))))
     last = found[-1].cells
     return found, min(alive, key=lambda key: value(last[key]))
 
@@ -75,7 +75,7 @@ def halve(
 def chosen(
     candidates: Sequence[K],
     turns: Sequence[Seeds],
-    measure: Callable[[K, Seeds], Cell],
+    measure: Callable[[Sequence[K], Seeds], Iterable[Cell]],
     value: Callable[[Cell], float],
     nfe: int,
 ) -> tuple[K, int]:

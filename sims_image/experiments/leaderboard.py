@@ -29,7 +29,7 @@ from sims_image.experiments import leaderboard_report
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.checks import omegas_of
 from sims_image.experiments.costs import ledger
-from sims_image.experiments.halving import Cell, chosen, in_words, planned, retunings, rounds
+from sims_image.experiments.halving import chosen, in_words, planned, retunings, rounds
 from sims_image.experiments.laboratory import Checked, Lab, check
 from sims_image.experiments.loop import bound
 from sims_image.experiments.options import Leaderboard
@@ -194,11 +194,14 @@ class Board(Lab):
         return Seeds.span(_SEARCH + trial * self.planned.search, self.planned.search)
 
     def best(
-        self, candidates: Sequence[Any], measure: Callable[[Any, Seeds], Cell], trial: int, nfe: int
+        self, candidates: Sequence[Any], ask: Callable[[Any], tuple[ImageModel, dict[str, Any]]], trial: int, nfe: int
     ) -> tuple[Any, int]:
-        """(the best of them on the search seeds, network evaluations that took), by successive halving."""
+        """(the best of them on the search seeds, network evaluations that took), by successive halving.
+
+        ask: the model of a candidate, and how it is measured.
+        """
         turns = rounds(len(candidates), self.search_seeds(trial))
-        return chosen(candidates, turns, measure, self.bench.distance, nfe)
+        return chosen(candidates, turns, self.bench.trying(ask), self.bench.distance, nfe)
 
     def strength(
         self,
@@ -213,9 +216,7 @@ class Board(Lab):
         if schedule is not None and schedule.interval is not None:
             omegas = [2 * omega for omega in omegas]
         nfe = networks * self.bench.sampler(make(omegas[0]).load()).nfe
-        return self.best(
-            omegas, lambda w, seeds: self.bench.measure(make(w), seeds, schedule=schedule, floor=False), trial, nfe
-        )
+        return self.best(omegas, lambda w: (make(w), {"schedule": schedule, "floor": False}), trial, nfe)
 
     # ------------------------------------------------------------------ making
 
@@ -385,11 +386,8 @@ def arms(board: Board, base: ImageModel, auxiliary: ImageModel, trial: int) -> I
         yield Arm("4x steps", base, "equal-cost", sampler.doubled().doubled())
     if "retuned" in wanted:
         most = bench.evaluations_of_sims(base)
-
-        def tried(one: Sampler, seeds: Seeds) -> Cell:
-            return bench.measure(base, seeds, sampler=one, floor=False)
-
-        best, spent = board.best(retunings(sampler, most), tried, trial, most)
+        options = retunings(sampler, most)
+        best, spent = board.best(options, lambda one: (base, {"sampler": one, "floor": False}), trial, most)
         yield Arm("retuned", base, "retuned", best, chosen=spent, equal=True)
     if "continued" in wanted:
         further = made("continued", None, Given(learner, base=base))

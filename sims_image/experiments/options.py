@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from sims_core.lab.bounds import at_least
 from sims_core.lab.command import formerly, listed
 from sims_image.sampling.options import Compiled, Guidance, Machine, Paired
 
@@ -82,6 +83,19 @@ class Experiment(Machine, Sampling, Measuring, Inputs):
 
 
 @dataclass(frozen=True)
+class Searching:
+    """Who measures the models of a search: each is independent of the others."""
+
+    GROUP: ClassVar[str] = "machine"
+
+    workers: Annotated[int, at_least(1)] = 1
+    """Processes that measure models of a search and of its confirmation side by side, one thread each. Without
+    torchrun, whose processes share the images of every model."""
+    scheduler: str = ""
+    """Address of a Dask cluster that measures them instead (extra 'cluster'); its workers see the same folders."""
+
+
+@dataclass(frozen=True)
 class FineTuning(Paired):
     """How an auxiliary is fine-tuned."""
 
@@ -111,7 +125,7 @@ class AuxiliaryData:
 
 
 @dataclass(frozen=True)
-class Sims(Consuming, AuxiliaryData, FineTuning, Guidance, Experiment):
+class Sims(Consuming, AuxiliaryData, FineTuning, Guidance, Searching, Experiment):
     """Self-improve a diffusion model with its own samples: base, synthetic data, auxiliary, omega, confirmation.
 
     The same command goes on where a stopped one was, and another one in the same --out reuses what they share.
@@ -256,7 +270,7 @@ class Pollution(Retraining, AuxiliaryData, Extrapolating, Laboratory):
 
 
 @dataclass(frozen=True)
-class Leaderboard(AuxiliaryData, Extrapolating, Laboratory):
+class Leaderboard(AuxiliaryData, Extrapolating, Searching, Laboratory):
     """SIMS beside its rivals and controls, from several independently trained bases, with what each costs.
 
     Each trial trains a base and an auxiliary. What SIMS will do is foretold from samples of the two (`outlook`), omega

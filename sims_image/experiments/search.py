@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,11 +50,12 @@ def search(plan: Plan, bench: Bench, base: ImageModel, auxiliaries: dict[int, Im
         if bench.processes.first:
             print(f"budget {budget:,}: {outlooks[budget].distributions}")
 
-    def measure(key: tuple[int, float], seeds: Seeds) -> Cell:
-        cell = bench.measure(bench.learner.extrapolate(base, auxiliaries[key[0]], key[1]), seeds)
-        if bench.processes.first:
-            print(f"budget {key[0]:,} omega {key[1]:g}: {bench.value(cell)['value']:.4g} (n = {len(seeds):,})")
-        return cell
+    def measure(keys: Sequence[tuple[int, float]], seeds: Seeds) -> Iterator[Cell]:
+        models = [bench.learner.extrapolate(base, auxiliaries[budget], omega) for budget, omega in keys]
+        for (budget, omega), cell in zip(keys, bench.several([(m, seeds, {}) for m in models]), strict=True):
+            if bench.processes.first:
+                print(f"budget {budget:,} omega {omega:g}: {bench.value(cell)['value']:.4g} (n = {len(seeds):,})")
+            yield cell
 
     found, best = halve(plan.candidates, plan.rounds, measure, bench.distance)
     whole = []

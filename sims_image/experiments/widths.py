@@ -56,11 +56,18 @@ def search(
             found.append((width, replace(model, base=made(width, False))))
         return found
 
-    tried = []
-    for wide, first in models(base, base_widths, "base"):
-        for narrow, second in models(auxiliary, auxiliary_widths, "auxiliary"):
-            cell = bench.measure(bench.learner.extrapolate(first, second, omega), seeds)
-            tried.append((bench.value(cell)["value"], wide, narrow, bench.value(cell), first, second))
+    pairs = [
+        (*one, *other)
+        for one in models(base, base_widths, "base")
+        for other in models(auxiliary, auxiliary_widths, "auxiliary")
+    ]
+    cells = bench.several(
+        [(bench.learner.extrapolate(first, second, omega), seeds, {}) for _, first, _, second in pairs]
+    )
+    tried = [
+        (bench.value(cell)["value"], wide, narrow, bench.value(cell), first, second)
+        for (wide, first, narrow, second), cell in zip(pairs, cells, strict=True)
+    ]
     _, wide, narrow, _, first, second = min(tried, key=lambda row: row[0])
     found = Widths(first, second, (wide, narrow), tuple((b, a, cell) for _, b, a, cell, _, _ in tried))
     if bench.processes.first:

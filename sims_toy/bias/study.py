@@ -65,17 +65,19 @@ class BiasStudy(Study):
         import pandas as pd
         from tqdm import tqdm
 
+        from sims_core.lab.pool import each
         from sims_core.seeds import Seed
         from sims_toy.bias import tables
         from sims_toy.bias.separation import separation
-        from sims_toy.grid.run import each
 
         def row_of(frame: pd.DataFrame) -> Row:
             return str(frame["kind"].iloc[0]), str(frame["row"].iloc[0])
 
         done = {row_of(frame): frame for frame in folder.pieces(".parquet", pd.read_parquet, "row-")}
         left = [row for row in self.rows if row not in done]
-        jobs = each(partial(records, self.settings), left, options.workers or int(joblib.cpu_count()))
+        jobs = each(
+            partial(records, self.settings), left, options.workers or int(joblib.cpu_count()), options.scheduler
+        )
         for frame in tqdm(jobs, total=len(left), unit="row", desc="bias", disable=not progress):
             row = row_of(frame)
             folder.shard(f"row-{self.rows.index(row):04d}.parquet", partial(frame.to_parquet, index=False))

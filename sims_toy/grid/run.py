@@ -6,26 +6,21 @@ a run that was killed resumes with the pairs that are missing.
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sims_core.errors import InputError, extra
+from sims_core.errors import InputError
+from sims_core.lab.pool import each
 from sims_core.lab.runs import RunFolder
 from sims_toy.grid.cells import Experiment, Values
 from sims_toy.grid.measure import measurer
 
-P = TypeVar("P")
-T = TypeVar("T")
 Piece = tuple[tuple[int, ...], tuple[int, ...]]
 """Cell numbers (of one structure) and trial numbers: a unit of work."""
 
@@ -122,77 +117,9 @@ def _work(
     name = experiment.cells[0].learner if experiment.cells else "sweep"
     bar = tqdm(total=total + already, initial=already, unit="loop", desc=name, disable=not progress, smoothing=0.1)
     with bar:
-        if scheduler:
-            finished = _on_cluster(experiment, pieces, scheduler)
-        else:
-            finished = each(partial(_measure, experiment), pieces, workers)
-        for piece, values in finished:
+        for piece, values in each(partial(_measure, experiment), pieces, workers, scheduler):
             yield piece, values
             bar.update(len(piece[0]) * len(piece[1]))
-
-
-def each(work: Callable[[P], T], pieces: Sequence[P], workers: int) -> Iterator[T]:
-    """``work`` of every piece, in whatever order they finish: on one thread each, in ``workers`` processes."""
-    if workers <= 1 or len(pieces) <= 1:
-        yield from (_alone(work, piece) for piece in pieces)
-        return
-    import joblib
-
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-    yield from parallel(joblib.delayed(_worker)(os.getpid(), work, piece) for piece in pieces)
-
-
-def connect(address: str) -> Any:
-    """A Dask client with at least one worker. Raises `InputError` naming `scheduler` where there is none."""
-    try:
-        from distributed import Client
-    except ImportError:
-        expected = f"Dask is not installed: {extra('cluster')}"
-        raise InputError("scheduler", address, expected) from None
-    try:
-        client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, TimeoutError) as error:
-        expected = f"no Dask scheduler answers there ({type(error).__name__})"
-        raise InputError("scheduler", address, expected) from None
-    try:
-        client.wait_for_workers(1, timeout=10)
-    except TimeoutError:
-        client.close()  # type: ignore[no-untyped-call]
-        raise InputError("scheduler", address, "the scheduler has no workers") from None
-    return client
-
-
-def _on_cluster(experiment: Experiment, pieces: Sequence[Piece], address: str) -> Iterator[tuple[Piece, Values]]:
-    """The same pieces on a Dask cluster, by joblib's Dask backend; a worker that dies is replaced by another."""
-    import joblib
-
-    with connect(address), joblib.parallel_config("dask", wait_for_workers_timeout=30):
-        parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all")
-        yield from parallel(joblib.delayed(_alone)(partial(_measure, experiment), piece) for piece in pieces)
-
-
-def _worker(parent: int, work: Callable[[P], T], piece: P) -> T:
-    """`_alone` in a process that ends with its parent: a run that was killed leaves no workers behind."""
-    name = "ends with its parent"
-    if os.getppid() == parent and not any(thread.name == name for thread in threading.enumerate()):
-        threading.Thread(target=_end_with, args=(parent,), name=name, daemon=True).start()
-    return _alone(work, piece)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _alone(work: Callable[[P], T], piece: P) -> T:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return work(piece)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _measure(experiment: Experiment, piece: Piece) -> tuple[Piece, Values]:

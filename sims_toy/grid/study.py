@@ -34,13 +34,6 @@ class GridStudy(Study):
         """The first part: the experiment itself."""
         return next(iter(self.parts.values()))
 
-    def ready(self, options: RunOptions) -> None:
-        """Raise `InputError` for a cluster that does not answer."""
-        from sims_toy.grid.run import connect
-
-        if options.scheduler:
-            connect(options.scheduler).close()
-
     def compute(self, folder: RunFolder, options: RunOptions, *, progress: bool) -> Frames:
         """Run the parts, each with the pieces that the folder has."""
         import joblib

@@ -17,9 +17,9 @@ def run(true, candidates, seeds, noise, rng):
     """Halve on values that are ``true`` plus noise of standard deviation noise / sqrt(n); (rounds, best, calls)."""
     calls = []
 
-    def measure(key, part):
-        calls.append((key, len(part)))
-        return {"value": true[key] + noise * rng.normal() / np.sqrt(len(part))}
+    def measure(keys, part):
+        calls.extend((key, len(part)) for key in keys)
+        return [{"value": true[key] + noise * rng.normal() / np.sqrt(len(part))} for key in keys]
 
     turns = halving.rounds(len(candidates), seeds)
     return *halving.halve(candidates, turns, measure, lambda cell: cell["value"]), calls

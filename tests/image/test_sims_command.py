@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from html.parser import HTMLParser
 from pathlib import Path
@@ -25,6 +26,7 @@ from sims_image.experiments.arms import Arm
 from sims_image.experiments.options import Sims
 from sims_image.experiments.plan import plan
 from sims_image.experiments.sims import conduct, describe
+from sims_image.metrics.report import collect
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
 from tests.image.ranks import finish, launch
@@ -281,6 +283,51 @@ def test_two_processes_measure_the_same(run, tmp_path):
     for one, other in zip(found["search"], again["search"], strict=True):
         assert other == pytest.approx(one, rel=1e-6)
     assert [a["values"] for a in again["arms"]] == [pytest.approx(a["values"], rel=1e-6) for a in found["arms"]]
+
+
+def _again(run, place, *words):
+    """The experiment once more with the stages of the first, its models measured anew."""
+    folder, usual, (_, (found, _)) = run
+    shutil.copytree(folder / "out", place)
+    shutil.rmtree(place / "cells")
+    command([*usual, "--omega", "0:1:0.5", "--out", str(place), *words])
+    again = json.loads((place / "report/results.json").read_text())
+    for one in (found, again):
+        one["settings"] = {k: v for k, v in one.get("settings", {}).items() if k not in ("out", "workers", "scheduler")}
+    assert again["search"] == found["search"] and again["arms"] == found["arms"]
+    cells = {p.name: p.read_bytes() for p in (folder / "out/cells").glob("*.json")}
+    assert {p.name: p.read_bytes() for p in (place / "cells").glob("*.json")}.items() <= cells.items()
+
+
+def test_two_workers_measure_the_same_models(run, tmp_path, monkeypatch):
+    here = []
+    monkeypatch.setattr(bench, "collect", lambda *a, **k: here.append(1) or collect(*a, **k))
+    _again(run, tmp_path / "out", "--workers", "2")
+    assert len(here) <= 4  # the base and the auxiliaries of the outlook; the search and the confirmation are elsewhere
+
+
+def test_a_cluster_that_loses_a_worker_measures_the_same_models(run, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs the extra 'cluster'")
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)
+    with cluster:
+        pid = next(iter(cluster.workers.values())).pid
+
+        def kill():
+            while not list((tmp_path / "out/cells").glob("*.json"))[4:]:  # mid-run
+                time.sleep(0.01)
+            os.kill(pid, signal.SIGKILL)
+
+        thread = threading.Thread(target=kill, daemon=True)
+        thread.start()
+        _again(run, tmp_path / "out", "--scheduler", cluster.scheduler_address)
+        thread.join(timeout=1)
+        assert not thread.is_alive()
+
+
+def test_no_scheduler_is_one_clear_line(run, tmp_path):
+    with pytest.raises(InputError, match=r"^scheduler.*no Dask scheduler answers"):
+        conduct(Sims(data=run[1][2], base="tiny", out=str(tmp_path), scheduler="tcp://127.0.0.1:9"), tiny.ALONE)
+    assert not any(tmp_path.iterdir())
 
 
 def test_arms_against_the_base():

@@ -110,12 +110,14 @@ class _TooManyError(Exception):
 
 
 @torch.no_grad()
-def dopri5(velocity: Velocity, x: Tensor, *, tolerance: float = 1e-5, most: int = 2000) -> Tensor:
+def dopri5(
+    velocity: Velocity, x: Tensor, *, tolerance: float = 1e-5, most: int = 2000, span: tuple[float, float] = (0.0, 1.0)
+) -> Tensor:
     """From noise x (B, ...) at t = 0 to t = 1 by Dormand and Prince's pair, relative and absolute ``tolerance``.
 
-    most: evaluations. The step is one for the whole batch: its error is the root mean square over x. By torchdiffeq
-    (extra 'flows'). Raises `InputError` where that is missing, for a velocity that wants to be told the sampler's
-    steps, and where the tolerance is not reached within ``most`` evaluations.
+    most: evaluations. span: other times to begin and end at. The step is one for the whole batch: its error is the root
+    mean square over x. By torchdiffeq (extra 'flows'). Raises `InputError` where that is missing, for a velocity that
+    wants to be told the sampler's steps, and where the tolerance is not reached within ``most`` evaluations.
     """
     if isinstance(velocity, Stepped):
         raise InputError("guidance", "held", "an adaptive solver has no steps to hold it over; give full, or rk4:N")
@@ -133,9 +135,10 @@ def dopri5(velocity: Velocity, x: Tensor, *, tolerance: float = 1e-5, most: int 
         return velocity(state, t).to(state.dtype)
 
     start = x.to(torch.float64)
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=x.device)
+    ends = torch.tensor(span, dtype=torch.float64, device=x.device)
+    last = {"step_t": ends[1:]}  # no step goes beyond, where there is no velocity
     try:
-        found: Tensor = odeint(counted, start, ends, rtol=tolerance, atol=tolerance, method="dopri5")[-1]
+        found: Tensor = odeint(counted, start, ends, rtol=tolerance, atol=tolerance, method="dopri5", options=last)[-1]
     except (_TooManyError, AssertionError):  # torchdiffeq asserts that its step has not shrunk to nothing
         reached = f"it is not reached within {min(taken, most)} evaluations; give a larger one, or rk4:N"
         raise InputError("tolerance", f"{tolerance:g}", reached) from None

@@ -221,14 +221,16 @@ class GuidanceSchedule:
         check(omega, self.interval)
         return _Scheduled(base, both or _in_turn(base, auxiliary), omega, self)
 
-    def counted(self, run: Callable[[Denoiser], object]) -> tuple[int, int]:
-        """How often ``run``, given a guided denoiser of zeros, evaluates (base, auxiliary) on this schedule."""
+    def counted(
+        self, run: Callable[[Denoiser], object], answer: Denoiser = lambda x, sigma: torch.zeros_like(x)
+    ) -> tuple[int, int]:
+        """How often ``run``, given a guided denoiser of ``answer`` twice, evaluates (base, auxiliary)."""
         counts = [0, 0]
 
         def network(which: int) -> Denoiser:
             def denoiser(x: Tensor, sigma: Tensor) -> Tensor:
                 counts[which] += 1
-                return torch.zeros_like(x)
+                return answer(x, sigma)
 
             return denoiser
 

@@ -35,6 +35,8 @@ from sims_image.training.session import Result, run_session
 __all__ = ["WEIGHTS", "ImageData", "ImageLearner", "ImageModel", "budgets_of"]
 
 WEIGHTS = ("ema", "raw")
+#: options of training that a folder's name does not know where they are not given
+LATER = ("lora", "fresh", "time", "coupling", "clip")
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,7 @@ class ImageLearner(Derived):
     def _train(self, kind: str, options: Train, data: ImageData, parent: ImageModel | None) -> Result:
         known = {k: v for k, v in asdict(options).items() if k not in ("data", "from_", "out", "device", "workers")}
         known |= {"data": data.sha256}
-        known = {k: v for k, v in known.items() if k not in ("lora", "fresh") or v}
+        known = {k: v for k, v in known.items() if k not in LATER or v}
         known |= {"from": None if parent is None else checkpoints.summary(parent.base).sha256}
         options = replace(options, out=str(self._folder(kind, known)))
         with _among(self.processes, options.device) as processes:

@@ -127,9 +127,10 @@ def _retuned(plan: Plan, bench: Bench, base: ImageModel) -> tuple[Sampler, int, 
 
 def _more_steps(bench: Bench, base: ImageModel) -> tuple[str, str]:
     """Name and note of the base with as many evaluations as SIMS."""
-    if bench.schedule == FULL:
+    equal = bench.equal(base)
+    if bench.schedule == FULL or not equal.steps:
         return "base, twice the steps", "as many evaluations as SIMS"
-    return f"base, {bench.equal(base).steps} steps", "as many evaluations as SIMS, or nearly"
+    return f"base, {equal.steps} steps", "as many evaluations as SIMS, or nearly"
 
 
 def samples(

@@ -140,7 +140,11 @@ class Bench:
         """The sampler with as many evaluations of one network as SIMS has of two: in full guidance, twice the steps."""
         found = self.sampler(base.load())
         more = self.evaluations_of_sims(base) / found.nfe
-        return found.doubled() if self.schedule == FULL else replace(found, steps=round(found.steps * more))
+        return (
+            found.doubled()
+            if self.schedule == FULL or not found.steps
+            else replace(found, steps=round(found.steps * more))
+        )
 
     def stream(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,19 @@ import numpy as np
 
 from sims_core.errors import InputError, choose
 from sims_core.lab.grids import parse_grid
-from sims_core.sampling import Sampler
 from sims_image.data.dataset import Dataset, by, open_dataset
 from sims_image.experiments.options import Experiment, FineTuning, Sims
 from sims_image.metrics.features import check_features
 from sims_image.metrics.targets import check_real
 from sims_image.models import autoencoders, checkpoints
 from sims_image.models.autoencoders import Decoder, decoded
+from sims_image.models.denoiser import parse_sampler
 from sims_image.models.presets import PRESETS, Recipe
 from sims_image.processes import choose_device
 from sims_image.sampling.engine import PLAIN, Engine
 from sims_image.sampling.options import Paired
 from sims_image.sampling.seeds import Labels
-from sims_image.training.options import Train
-from sims_image.training.plan import check_lora, recipe_of
+from sims_image.training.plan import check_lora, finetuned
 
 
 def omegas_of(text: str, grid: str = "") -> list[float]:
@@ -121,13 +120,10 @@ def check_inputs(
         raise InputError("data", settings.data, f"its images are {by(data.seen)}, the base's {by(shape)}")
     Labels.parse(settings.labels, int(config.get("label_dim") or 0), data=data, names=data.classes)
     sampler = settings.sampler or PRESETS[preset].sampler
-    if not Sampler.parse(sampler, argument="sampler").steps:
-        raise InputError("sampler", sampler, "an exact sampler exists for Gaussians only; write name:steps")
+    parse_sampler(sampler).evaluations()  # torchdiffeq may be missing
     check_features(settings.features, weights=settings.weights or None, dataset=real.seen.data)
     try:
-        recipe = recipe_of(
-            replace(Train(preset=preset), **finetuning_of(settings)), PRESETS[preset].recipe, fine_tuning=True
-        )
+        recipe = finetuned(preset, checkpoint, **finetuning_of(settings))
     except InputError as error:
         argument = "train_batch" if error.argument == "batch" else error.argument
         raise InputError(argument, error.value, error.expected) from None

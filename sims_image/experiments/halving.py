@@ -100,6 +100,8 @@ def retunings(sampler: Sampler, nfe: int) -> list[Sampler]:
     The lowest noise level and churn stay.
     """
     found = [at_most(sampler, nfe)]
+    if not sampler.steps:  # an adaptive solver, whose highest level may be no start for a grid
+        sampler = Sampler("heun", 2, sampler.sigma_data, sampler.sigma_min)
     for name in ("heun", "euler"):
         steps = at_most(replace(sampler, name=name), nfe)
         found += [replace(steps, rho=rho, sigma_max=top * sampler.sigma_max) for rho in RHOS for top in TOPS]
@@ -112,7 +114,9 @@ def in_words(sampler: Sampler) -> str:
 
 
 def at_most(sampler: Sampler, nfe: int) -> Sampler:
-    """The sampler with as many steps as ``nfe`` evaluations allow, at least the least it has."""
+    """The sampler with as many steps as ``nfe`` evaluations allow, at least the least; an adaptive one doubled."""
+    if not sampler.steps:
+        return sampler.doubled()
     steps = nfe + 1
     while steps > 2 and replace(sampler, steps=steps).nfe > nfe:
         steps -= 1

@@ -40,11 +40,12 @@ from sims_image.learner import WEIGHTS, ImageData, ImageLearner, ImageModel
 from sims_image.metrics.compare import METRICS
 from sims_image.models import checkpoints
 from sims_image.models.autoencoders import decoded
-from sims_image.models.presets import PRESETS, Recipe
+from sims_image.models.presets import FLOW, PRESETS, Recipe
 from sims_image.processes import Processes
 from sims_image.sampling.seeds import Seeds
 from sims_image.training.objectives import OBJECTIVES
 from sims_image.training.options import Train
+from sims_image.training.plan import check_objective
 from sims_image.training.plan import plan as plan_training
 from sims_image.training.schedules import images_of
 
@@ -128,21 +129,26 @@ def check(settings: Laboratory, real: Real | None = None) -> Checked:
         least = 20 if name == "n" else 1
         if found < least:
             raise InputError(names.get(name, name), given[name], f"give at least {least} images")
+    held = checkpoints.summary(checkpoint, argument="base") if checkpoint else None
+    objective = settings.objective or (FLOW if held is not None and held.preconditioning == "flow" else None)
+    if held is not None:
+        check_objective(objective or recipe.objective, held, "base")
     training = Train(
         preset=preset,
         device=settings.device,
         network="" if checkpoint else settings.network,
-        objective=settings.objective or None,
+        objective=objective,
         budget=f"{counts['fit'] / 1000:.9g}k" if settings.fit_budget else "",
         lr=settings.fit_lr,
         sheet=0,
         snapshots=str(counts["fit"]) if recipe.ema == "halflife" else "",
     )
     dry = replace(training, data="" if real is None else settings.data, dry_run=True)
-    if not PRESETS[preset].network:  # what was imported is trained from its checkpoint alone
+    # what was imported, and a flow, is trained from its checkpoint alone
+    if not PRESETS[preset].network or (held is not None and held.preconditioning == "flow"):
         dry = replace(dry, from_=checkpoint, budget=training.budget or recipe.budget)
     planned = plan_training(dry, None if real is None else real.data)
-    config = checkpoints.summary(checkpoint).config if checkpoint else planned.config
+    config = planned.config if held is None else held.config
     if real is not None:
         check_inputs(settings, real, preset, checkpoint, config)
     sizes = Sizes(real=count, **counts)

@@ -40,6 +40,7 @@ from sims_image.metrics.loss import heldout_loss
 from sims_image.models import checkpoints
 from sims_image.models.autoencoders import encoded
 from sims_image.models.cost import evaluation_flops
+from sims_image.models.denoiser import parse_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
 from sims_image.sampling.guided import Model
@@ -168,7 +169,7 @@ def _wide(settings: Leaderboard, checked: Checked, asked: bool) -> tuple[dict[st
     config = plan_training(train, None if checked.real is None else checked.real.data).config
     own, other = (measure_step(one, checked.recipe).flops for one in (checked.config, config))
     sizes, name = checked.sizes, settings.sampler or PRESETS[checked.preset].sampler
-    drawn = sizes.auxiliary * Sampler.parse(name, argument="sampler").nfe * evaluation_flops(checked.config)
+    drawn = sizes.auxiliary * parse_sampler(name).nfe * evaluation_flops(checked.config)
     return {"network": network}, max(1, round(((sizes.fit + sizes.budget) * own + drawn) / other))
 
 
@@ -471,7 +472,7 @@ def describe(settings: Leaderboard) -> str:
     told.draw("search of omega", one, trials, 2 * paired + ("neon" in wanted))
     if "retuned" in wanted:
         name = settings.sampler or PRESETS[asked.checked.preset].sampler
-        sampler = Sampler.parse(name, argument="sampler")
+        sampler = parse_sampler(name)
         count = len(retunings(sampler, 2 * sampler.nfe))
         told.draw("search of a sampler", planned(count, rounds(count, Seeds.span(0, asked.search)), 1)[0], trials, 2)
     units = {"2x": 2, "4x": 4, "retuned": 2, "continued": 3, "iterated": 2, "neon": 1, "autoguidance": 2,

@@ -18,7 +18,6 @@ from sims_core.algorithm import AUXILIARY_DATA, METHODS
 from sims_core.errors import InputError, choose
 from sims_core.lab.grids import parse_grid
 from sims_core.loop import POLICIES, Policy, parse_policy, self_consuming_loop
-from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.derived import ImageData
 from sims_image.experiments import loop_report, retrain_report
@@ -27,6 +26,7 @@ from sims_image.experiments.costs import Ledger, ledger
 from sims_image.experiments.laboratory import Checked, Lab, Sizes, check
 from sims_image.experiments.options import AuxiliaryData, Laboratory, Loop, Retrain
 from sims_image.learner import ImageLearner
+from sims_image.models.denoiser import parse_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
 from sims_image.training.schedules import images_of
@@ -116,7 +116,7 @@ def bound(method: str, settings: Laboratory, checked: Checked, omega: float | No
 def doubled(learner: ImageLearner) -> ImageLearner:
     """The learner with twice the sampler's steps."""
     name = learner.sampler or PRESETS[learner.training.preset].sampler
-    return replace(learner, sampler=str(Sampler.parse(name, argument="sampler").doubled()))
+    return replace(learner, sampler=str(parse_sampler(name).doubled()))
 
 
 def conduct(settings: Loop | Retrain, processes: Processes) -> tuple[Path, Sequence[str]] | None:

@@ -175,7 +175,7 @@ class Laboratory(Experiment):
     fit_lr: float | None = None
     """Learning rate of such a training; default the preset's."""
     objective: str = ""
-    """Training objective: edm or edm2; default the preset's."""
+    """Training objective: edm, edm2 or flow-matching; default the preset's, or the checkpoint's."""
     network: str = ""
     """Arguments of the network that differ from the preset's: model_channels=16,label_dim=0."""
     images: int = 0

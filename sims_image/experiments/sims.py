@@ -32,6 +32,7 @@ from sims_image.models.denoiser import planned_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
 from sims_image.training.estimate import here, measure
+from sims_image.training.plan import finetuned
 
 
 def conduct(settings: Sims, processes: Processes) -> tuple[Path, Sequence[str]] | None:
@@ -134,7 +135,7 @@ def priced(settings: Sims) -> Priced:
     confirmed = images * (nfe + both + nfe + (3 * both + 2 * nfe if settings.controls else 0))
     evaluated = (drawn + searched + controls + confirmed) * evaluation_flops(config)
     seen = planned.budgets[-1] * (2 if settings.controls else 1) + (0 if planned.checkpoint else preset.recipe.images)
-    step = measure(config, preset.recipe, settings.lora).flops
+    step = measure(config, finetuned(planned.preset, planned.checkpoint), settings.lora).flops
     return Priced(planned, nfe, both, drawn, searched, whole, controls, confirmed, evaluated, seen * step, step, config)
 
 
@@ -143,7 +144,7 @@ def describe(settings: Sims) -> str:
     cost = priced(settings)
     planned, preset, there = cost.planned, PRESETS[cost.planned.preset], at_hand(settings)
     saved = f", {1 - cost.searched / cost.whole:.0%} less than the full grid" if planned.halving else ""
-    known = cost.config, preset.recipe, cost.step, settings.device, settings.lora
+    known = cost.config, finetuned(planned.preset, planned.checkpoint), cost.step, settings.device, settings.lora
     lines: Sequence[tuple[str, str]] = [
         ("base", planned.checkpoint or f"preset {planned.preset}, trained for {preset.recipe.budget}"),
         ("synthetic", f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {cost.drawn:,} evaluations"),

@@ -145,13 +145,15 @@ class Checkpoint(Summary):
         return Summary(**{f.name: getattr(self, f.name) for f in fields(Summary)})
 
 
-#: what the published classes of networks are preconditioned as
+#: what the classes of networks are preconditioned as
 PRECONDITIONING = {
     "EDMPrecond": "edm",
     "VPPrecond": "vp",
     "VEPrecond": "ve",
     "iDDPMPrecond": "iddpm",
     "Precond": "edm2",
+    "FlowPrecond": "flow",
+    "FlowPrecond2": "flow",
     IMPORTED: "diffusers",
 }
 #: recipe and sampler of imported networks: a name of `sims_image.models.presets.PRESETS`

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sims_core.errors import InputError, choose
@@ -18,6 +18,9 @@ from sims_core.lab.grids import parse_budget
 PRECISIONS = ("float32", "bf16", "fp16")
 LR_DECAYS = ("constant", "inverse-sqrt", "cosine")
 EMA_KINDS = ("halflife", "power")
+TIMES = ("uniform", "logit-normal")
+#: the objective whose networks are flows
+FLOW = "flow-matching"
 
 Shape = tuple[int, int, int]  # (C, H, W)
 _LENGTH = "a training length in images, with a unit: 50k, 200Mi"
@@ -33,8 +36,10 @@ class Recipe:
     the end of the budget). ema: 'halflife' (ema_halflife images, at most ema_rampup times the images seen; None: no
     ramp; EDM) or 'power' (EDM2's profiles of the relative widths ema_widths). augment: probability of each of EDM's
     augmentations, 0 for none. objective: a name in `sims_image.training.objectives.OBJECTIVES`. p_mean, p_std: training
-    noise, ln sigma ~ N(p_mean, p_std^2). precision of the network's body ('float32', 'bf16', 'fp16'; weights, gradients
-    and averages stay float32) and the loss_scale used with it.
+    noise, ln sigma ~ N(p_mean, p_std^2). Of objective 'flow-matching' alone: time is drawn 'uniform' or 'logit-normal'
+    (logit t ~ N(-p_mean, p_std^2), as ln sigma = -logit t), and coupling images at a time are paired with their noise
+    by optimal transport, 0 for none. clip: the gradient's largest norm, 0 for any. precision of the network's body
+    ('float32', 'bf16', 'fp16'; weights, gradients and averages stay float32) and the loss_scale used with it.
     """
 
     batch: int = 512
@@ -57,22 +62,50 @@ class Recipe:
     p_std: float = 1.2
     precision: str = "float32"
     loss_scale: float = 1.0
+    time: str = "uniform"
+    coupling: int = 0
+    clip: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, known in (("lr_decay", LR_DECAYS), ("ema", EMA_KINDS), ("precision", PRECISIONS)):
+        chosen = (("lr_decay", LR_DECAYS), ("ema", EMA_KINDS), ("precision", PRECISIONS), ("time", TIMES))
+        for name, known in chosen:
             choose(name, getattr(self, name), known)
         if self.mi not in (10**6, 2**20):
             raise InputError("mi", self.mi, "one Mi counts 1000000 (EDM) or 1048576 (EDM2)")
         for name in ("batch", "lr", "p_std", "loss_scale", "eps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(name, getattr(self, name), "it must be positive")
-        for name, low, high in (("augment", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1), ("lr_rampup", 0, 2**62)):
+        for name, low, high in (
+            ("augment", 0, 1),
+            ("beta1", 0, 1),
+            ("beta2", 0, 1),
+            ("lr_rampup", 0, 2**62),
+            ("clip", 0, 1e9),
+        ):
             if not low <= getattr(self, name) <= high:
                 raise InputError(name, getattr(self, name), f"it must lie in [{low}, {high}]")
         if self.lr_decay == "inverse-sqrt" and self.lr_decay_steps < 1:
             raise InputError("lr_decay_steps", self.lr_decay_steps, "'inverse-sqrt' needs the step where it begins")
         if self.images <= 0:
             raise InputError("budget", self.budget, _LENGTH)
+        for name in ("time", "coupling"):
+            if self.objective != FLOW and name in self.record:
+                raise InputError(name, getattr(self, name), f"`objective` {FLOW} alone has it")
+        if self.coupling and (self.coupling < 0 or self.batch % self.coupling):
+            raise InputError("coupling", self.coupling, f"a number that divides the batch, {self.batch}")
+        if self.coupling and self.augment:
+            words = "the noise would tell how an image was augmented; use `augment` 0"
+            raise InputError("coupling", self.coupling, words)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All of it as run folders are named by it, JSON-able; what they were once named without, where it is set."""
+        later = {"time", "coupling", "clip"}
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in later or getattr(self, f.name) != f.default
+        }
 
     @property
     def images(self) -> int:
@@ -89,7 +122,7 @@ class Preset:
 
     network: arguments of `sims_image.models.networks.build` apart from those the data give (`config`), none where a
     recipe comes without a network. shape: (C, H, W); classes: how many, 0 for unconditional. sampler: as
-    `sims_core.sampling.Sampler.parse` reads it; churn: EDM's (S_churn, S_min, S_max, S_noise), or None for the
+    `sims_image.models.denoiser.parse_sampler` reads it; churn: EDM's (S_churn, S_min, S_max, S_noise), or None for the
     deterministic sampler.
     """
 
@@ -114,7 +147,10 @@ class Preset:
                 "shape", f"{height}x{width}", "the networks take square images; prepare the data with `size`"
             )
         classes = self.classes if label_dim is None else label_dim
-        return {"img_resolution": height, "img_channels": channels, "label_dim": classes, **self.network}
+        found = {"img_resolution": height, "img_channels": channels, "label_dim": classes, **self.network}
+        if self.recipe.objective == FLOW:
+            found["class_name"] = "FlowPrecond" if "model_type" in found else "FlowPrecond2"
+        return found
 
 
 def _song(
@@ -143,6 +179,29 @@ def _adm(*, batch: int, budget: str, lr: float, dropout: float, ema: int, heun: 
     network |= {"attn_resolutions": [32, 16, 8], "dropout": dropout, "use_fp16": True}
     settings = Recipe(batch, budget, lr=lr, ema_halflife=ema, precision="fp16", loss_scale=100.0)
     return Preset(network, (3, 64, 64), 1000, settings, f"heun:{heun}", (40, 0.05, 50, 1.003))
+
+
+def _ot_cfm() -> Preset:
+    """OT-CFM on CIFAR-10 (arXiv 2302.00482), as Bertrand et al. train it: 400,000 steps, no flips, EMA of .9999 a step.
+
+    ADM is the nearest of the networks here to theirs.
+    """
+    network = {"model_type": "DhariwalUNet", "model_channels": 128, "channel_mult": [1, 2, 2, 2], "num_blocks": 2}
+    network |= {"attn_resolutions": [16], "dropout": 0.1}
+    recipe = Recipe(
+        batch=128,
+        budget="51.2Mi",
+        lr=2e-4,
+        lr_rampup=5_000 * 128,
+        ema_halflife=round(128 * math.log(0.5) / math.log(0.9999)),
+        ema_rampup=None,
+        objective=FLOW,
+        p_mean=0.0,
+        p_std=1.0,
+        coupling=128,
+        clip=1.0,
+    )
+    return Preset(network, (3, 32, 32), 0, recipe, "dopri5:1e-5")
 
 
 def _edm2(channels: int, *, lr: float, budget: str, dropout: float = 0.0, latents: bool = False) -> Preset:
@@ -175,6 +234,7 @@ def _small(shape: Shape, channels: int, channel_mult: list[int], *, attention: i
 PRESETS: dict[str, Preset] = {
     "cifar10-cond": _song((3, 32, 32), 10, [2, 2, 2], dropout=0.13, augment=0.12, heun=18),  # FID 1.79
     "cifar10-uncond": _song((3, 32, 32), 0, [2, 2, 2], dropout=0.13, augment=0.12, heun=18),  # FID 1.97
+    "cifar10-ot-cfm": _ot_cfm(),  # FID 3.5
     "ffhq64": _song((3, 64, 64), 0, [1, 2, 2, 2], batch=256, lr=2e-4, dropout=0.05, augment=0.15, heun=40),  # FID 2.39
     "imagenet64-adm": _adm(batch=4096, budget="2500Mi", lr=1e-4, dropout=0.1, ema=50_000_000, heun=256),  # FID 1.36
     "imagenet64-edm2-xs": _edm2(128, lr=0.0120, budget="1024Mi"),

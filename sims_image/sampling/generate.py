@@ -66,8 +66,6 @@ def choose_sampler(
     if churn not in ("", "none"):
         stochastic = parse_churn(churn)
     found = make_sampler(name or preset, model.network, stochastic)
-    if not found.steps:
-        raise InputError("sampler", str(found), "an exact sampler exists for Gaussians only; write name:steps")
     given = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
     found = replace(found, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     if not 0 < found.sigma_min < found.sigma_max < float("inf"):

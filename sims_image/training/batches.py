@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sims_core.devices import moved
 from sims_core.draws import Draws
+from sims_core.flow import coupling as transported
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, to_unit
 from sims_image.data.latents import Autoencoder
@@ -75,7 +76,8 @@ class Feed:
 
     label_dim: classes of the network, 0 for unconditional. augment: None for none. augment_dim: labels that the
     network takes. part, passes: images a pass and passes a step of this process, ``rank`` of ``world``. latents: how
-    the network sees those that are drawn from the data's moments.
+    the network sees those that are drawn from the data's moments. coupling: images whose noise is paired with them by
+    optimal transport at a time, 0 for none.
     """
 
     def __init__(
@@ -92,8 +94,9 @@ class Feed:
         world: int = 1,
         device: torch.device | str = "cpu",
         latents: Autoencoder | None = None,
+        coupling: int = 0,
     ) -> None:
-        self.data, self.augment = data, augment
+        self.data, self.augment, self.coupling = data, augment, coupling
         self.label_dim, self.augment_dim = label_dim, augment_dim
         self.part, self.passes, self.rank, self.world = part, passes, rank, world
         self.device = torch.device(device)
@@ -144,7 +147,7 @@ class Feed:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def ready(self, batch: Batch, *, channels_last: bool = False) -> Ready:
-        """Put a pass on the device: pixels to [-1, 1], augmented, with its draws and labels. No host sync.
+        """Put a pass on the device: pixels to [-1, 1], augmented, with draws and labels. Coupling syncs the host.
 
         Latents (float data) are taken as they are stored, or drawn anew from their moments.
         """
@@ -163,5 +166,22 @@ class Feed:
             classes = batch.labels.to(**move)  # type: ignore[call-overload]
             conditions["class_labels"] = (classes[:, None] == torch.arange(self.label_dim, device=self.device)).float()
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        noise = self._noise.normal(items, clean.shape[1:]).contiguous(memory_format=layout)
+        noise = self._noise.normal(items, clean.shape[1:])
+        if self.coupling:
+            told = batch.labels if self.label_dim else None
+            noise = noise[coupled(noise, clean, self.coupling, told)]
+        noise = noise.contiguous(memory_format=layout)
         return Ready(clean.contiguous(memory_format=layout), self._level.normal(items, ()), noise, conditions)
+
+
+def coupled(noise: Tensor, clean: Tensor, group: int, classes: Tensor | None = None) -> Tensor:
+    """Which noise each image gets, (B,): by optimal transport in groups of ``group``, within each of ``classes``.
+
+    Across classes the noise would tell the class, and samples of one start from all noise (arXiv 2503.10636).
+    """
+    found = torch.arange(len(clean))
+    for rows in torch.split(found, group):
+        kinds = [rows] if classes is None else [rows[classes[rows] == k] for k in torch.unique(classes[rows])]
+        for part in kinds:
+            found[part.clone()] = part[transported(clean[part], noise[part]).cpu()]
+    return found.to(noise.device)

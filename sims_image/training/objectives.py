@@ -15,8 +15,9 @@ from torch import Tensor
 
 from sims_core.diffusion import EDM, LogNormal, denoising_loss
 from sims_core.errors import InputError, choose
-from sims_image.models.networks import Preconditioned
-from sims_image.models.presets import Recipe
+from sims_core.flow import sigma_of
+from sims_image.models.networks import Flow, Preconditioned
+from sims_image.models.presets import FLOW, Recipe
 
 Conditions: TypeAlias = Mapping[str, Tensor]
 """What the network is told besides the noisy image: ``class_labels`` (B, K) and ``augment_labels`` (B, 9)."""
@@ -86,6 +87,32 @@ class Uncertainty(Denoising):
         return Loss(error.value * (-learned[0]).exp() + learned[0], error.level)
 
 
+@dataclass(frozen=True)
+class FlowMatching:
+    """|v - (y - n)|^2 on the linear path (arXiv 2210.02747, Eq. 23), with v = (D - x_t) / (1 - t) of a flow's denoiser.
+
+    That is |D - y|^2 / (1 - t)^2. levels: normal draws to noise levels. least: of 1 - t in the weight, which a network
+    that predicts D needs (arXiv 2511.13720).
+    """
+
+    levels: Callable[[Tensor], Tensor]
+    least: float = 0.0
+
+    def __call__(
+        self, network: Callable[..., Any], clean: Tensor, level: Tensor, noise: Tensor, conditions: Conditions
+    ) -> Loss:
+        """As `Objective`."""
+        sigma = self.levels(level).clamp(Flow.LOWEST, Flow.HIGHEST)
+        s = sigma[:, None, None, None]
+        weight = (s / (1 + s)).clamp(min=self.least) ** -2
+        return Loss(denoising_loss(lambda x, s: network(x, s, **conditions), clean, s, noise, weight), sigma)
+
+
+def _uniform(normal: Tensor) -> Tensor:
+    """Noise levels of uniform times."""
+    return sigma_of(torch.special.ndtr(normal))
+
+
 def _denoising(recipe: Recipe, sigma_data: float) -> Objective:
     return Denoising(LogNormal(recipe.p_mean, recipe.p_std), EDM(sigma_data))
 
@@ -95,7 +122,13 @@ def _uncertainty(recipe: Recipe, sigma_data: float) -> Objective:
 
 
 #: name -> objective from (recipe, sigma_data of the network)
-OBJECTIVES: dict[str, Callable[[Recipe, float], Objective]] = {"edm": _denoising, "edm2": _uncertainty}
+OBJECTIVES: dict[str, Callable[[Recipe, float], Objective]] = {
+    "edm": _denoising,
+    "edm2": _uncertainty,
+    FLOW: lambda recipe, _: FlowMatching(
+        _uniform if recipe.time == "uniform" else LogNormal(recipe.p_mean, recipe.p_std).from_normal
+    ),
+}
 
 
 def make_objective(recipe: Recipe, network: Preconditioned) -> Objective:
@@ -103,6 +136,10 @@ def make_objective(recipe: Recipe, network: Preconditioned) -> Objective:
     choose("objective", recipe.objective, OBJECTIVES)
     if recipe.objective == "edm2" and not network.has_logvar:
         raise InputError("objective", "edm2", "it learns a log-variance, which EDM2's networks have; choose edm")
+    if isinstance(network, Flow) != (recipe.objective == FLOW):
+        raise InputError("objective", recipe.objective, f"{FLOW} trains the velocities of flows, and nothing else does")
     found = OBJECTIVES[recipe.objective](recipe, network.sigma_data)
+    if isinstance(network, Flow) and network.prediction == "denoiser":
+        found = replace(found, least=0.05)  # type: ignore[type-var]
     known = network.discrete and isinstance(found, Denoising)
     return replace(found, rounded=network.round_sigma) if known else found  # type: ignore[type-var]

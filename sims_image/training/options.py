@@ -44,7 +44,15 @@ class RecipeOptions:
     augment: float | None = None
     """Probability of each of EDM's augmentations; 0 for none."""
     objective: str | None = None
-    """edm, or edm2 (with a learned log-variance; EDM2's networks)."""
+    """edm, edm2 (with a learned log-variance; EDM2's networks), or flow-matching (the velocity of the linear path; with
+    --network prediction=denoiser the network predicts the image). A checkpoint goes on with its own."""
+    time: str | None = None
+    """Flow matching's times: uniform, or logit-normal (logit t ~ N(-p_mean, p_std^2), p_mean 0 and p_std 1)."""
+    coupling: int | None = None
+    """Flow matching: pair so many images at a time with their noise by optimal transport (OT-CFM), of labelled ones
+    within each class; 0 for none."""
+    clip: float | None = None
+    """Largest norm of the gradient; 0 for any."""
     p_mean: float | None = None
     """Mean of ln sigma in training."""
     p_std: float | None = None
@@ -118,8 +126,8 @@ class Train(Running, Kept, RecipeOptions):
     """
 
     preset: str = ""
-    """Network and recipe: cifar10-cond, cifar10-uncond, ffhq64, imagenet64-adm, imagenet64-edm2-{xs,s,m,l,xl}, or
-    CPU-sized: digits, fashion16, cifar10-tiny."""
+    """Network and recipe: cifar10-cond, cifar10-uncond, cifar10-ot-cfm, ffhq64, imagenet64-adm,
+    imagenet64-edm2-{xs,s,m,l,xl}, or CPU-sized: digits, fashion16, cifar10-tiny."""
     data: str = ""
     """Data set: a folder that `prepare` made, or an EDM zip. Preset digits makes its own, data/digits."""
     from_: Annotated[str, tyro.conf.arg(name="from")] = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from sims_image.models import adapters, checkpoints
 from sims_image.models.autoencoders import inherited
 from sims_image.models.denoiser import planned_sampler
 from sims_image.models.networks import build
-from sims_image.models.presets import PRESETS, Preset, Recipe
+from sims_image.models.presets import FLOW, PRESETS, Preset, Recipe
 from sims_image.training.options import RAW, Train
 from sims_image.training.schedules import Timetable, average_note, images_of, ramp_warning, timetable
 from sims_image.training.trackers import TRACKERS
@@ -80,7 +80,9 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
     check_lora(train.lora, None if parent is None else parent.config)
     if model is not None and not train.budget:
         raise InputError("budget", "", "say how many images to fine-tune for, such as 1Mi")
-    recipe = recipe_of(train, preset.recipe, fine_tuning=parent is not None)
+    recipe = recipe_of(train, preset.recipe, fine_tuning=parent is not None, model=model)
+    if model is not None:
+        check_objective(recipe.objective, model, "from_")
     data = _opened(train, name) if data is None else data
     config = _config(train, preset, recipe, model, data)
     table = timetable(
@@ -94,7 +96,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         "preset": name,
         "data": None if data is None else {"name": data.name, "sha256": data.sha256, "images": len(data)},
         "from": None if parent is None else parent.sha256,
-        "recipe": asdict(recipe),
+        "recipe": recipe.record,
         "network": config,
         "seed": train.seed,
         "snapshots": [step * recipe.batch for step in table.snapshots],
@@ -159,8 +161,34 @@ def check_lora(lora: str, config: dict[str, Any] | None) -> None:
         adapters.targets_of(lora, build(**config))
 
 
-def recipe_of(train: Train, recipe: Recipe, *, fine_tuning: bool) -> Recipe:
-    """The preset's recipe with what was given in its place. Raises `InputError`."""
+def finetuned(preset: str, base: str, **options: Any) -> Recipe:
+    """The recipe of fine-tuning ``base`` ('' for one that the preset makes), with options of `Train`."""
+    model = checkpoints.summary(base, argument="base") if base else None
+    return recipe_of(Train(preset=preset, **options), PRESETS[preset].recipe, fine_tuning=True, model=model)
+
+
+def check_objective(objective: str, model: checkpoints.Summary, argument: str) -> None:
+    """Refuse to go on with a checkpoint of another objective. Raises `InputError` naming ``argument``."""
+    flow = model.preconditioning == "flow"
+    if flow != (objective == FLOW):
+        own = FLOW if flow else _trained(model).get("objective", "edm")
+        words = (
+            f"it was trained with `objective` {own}, which {objective} cannot go on with; name one trained with that"
+        )
+        raise InputError(argument, str(model.path), words)
+
+
+def _trained(model: checkpoints.Summary | None) -> dict[str, Any]:
+    """The recipe that a checkpoint says it was trained by."""
+    found = None if model is None else model.record.training.get("recipe")
+    return found if isinstance(found, dict) else {}
+
+
+def recipe_of(train: Train, recipe: Recipe, *, fine_tuning: bool, model: checkpoints.Summary | None = None) -> Recipe:
+    """The preset's recipe with what was given in its place, and a flow's ``model`` with its objective and coupling.
+
+    Whole batches that are coupled stay whole. Raises `InputError`.
+    """
     given: dict[str, Any] = {
         f.name: getattr(train, f.name)
         for f in fields(Recipe)
@@ -171,6 +199,18 @@ def recipe_of(train: Train, recipe: Recipe, *, fine_tuning: bool) -> Recipe:
             given[name] = images_of(name, given[name], recipe.mi)
     if given.get("ema_rampup") == 0 or fine_tuning:
         given["ema_rampup"] = None
+    own = (nothing := {"time": "uniform", "coupling": 0}) | recipe.record
+    if model is not None and model.preconditioning == "flow" and train.objective in (None, FLOW):
+        own |= (nothing | _trained(model) if _trained(model) else {}) | {"objective": FLOW}
+        given = {name: own[name] for name in ("objective", "p_mean", "p_std", "time", "coupling")} | given
+    flow = given.get("objective", recipe.objective) == FLOW
+    if flow != (recipe.objective == FLOW):  # what else belongs to it
+        given = ({"p_mean": 0.0, "p_std": 1.0} if flow else nothing) | given
+    if flow and train.coupling is None and own["coupling"] == own["batch"]:
+        given["coupling"] = given.get("batch", recipe.batch)
+    shaped = next((name for name in ("p_mean", "p_std") if getattr(train, name) is not None), None)
+    if flow and shaped and given.get("time", recipe.time) == "uniform":
+        raise InputError(shaped, given[shaped], "it shapes logit-normal `time`; ask for that, or leave it out")
     return replace(recipe, **given)
 
 
@@ -181,12 +221,13 @@ def _config(
     changed = _overrides(train.network)
     if parent is not None:
         config = {**parent.config, **changed}
-        if parent.preconditioning not in ("edm", "edm2", "diffusers"):
-            words = f"its preconditioning is {parent.preconditioning}; training knows those of EDM, EDM2 and diffusers"
+        if parent.preconditioning not in ("edm", "edm2", "flow", "diffusers"):
+            known = "EDM, EDM2, flows and diffusers"
+            words = f"its preconditioning is {parent.preconditioning}; training knows those of {known}"
             raise InputError("from_", train.from_, words)
     else:
         shape, classes = (None, None) if data is None else (data.seen, len(data.classes) if preset.classes else 0)
-        config = preset.config(shape, classes)
+        config = replace(preset, recipe=recipe).config(shape, classes)
         if recipe.augment and "model_type" in config:
             config["augment_dim"] = 9
         config |= changed

@@ -18,7 +18,7 @@ import copy
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,9 @@ def run_session(
     planned = processes.together(lambda: plan(settings, data)) or plan(settings, data)
     out = Path(settings.out) if settings.out else planned.folder
     part, passes = shares("batch", planned.recipe.batch, processes.world, settings.microbatch)
+    if planned.recipe.coupling and part % planned.recipe.coupling:
+        words = f"a pass of {part} images holds no whole groups of it; give a number that divides {part}"
+        raise InputError("coupling", planned.recipe.coupling, words)
     with ExitStack() as stack:
         folder = processes.together(
             lambda: stack.enter_context(RunFolder.open(out, planned.settings, options=settings, argument="out"))
@@ -172,6 +175,7 @@ class _Session:
             world=processes.world,
             device=processes.device,
             latents=planned.autoencoder,
+            coupling=recipe.coupling,
         )
         options = Options(settings.compile, settings.channels_last, settings.workers)
         self.trainer = Trainer(network, recipe, feed, self.seed, processes=processes, options=options)
@@ -332,7 +336,7 @@ class _Session:
         plan, data = self.plan, self.plan.data
         assert data is not None
         width = None if profile is None else profile.record.get("halflife", profile.record.get("width"))
-        training = {"recipe": asdict(plan.recipe), "seed": plan.seed, "step": self.trainer.step, "run": self.out.name}
+        training = {"recipe": plan.recipe.record, "seed": plan.seed, "step": self.trainer.step, "run": self.out.name}
         if share is not None:
             training["ema_share_of_raw"] = share
         record = checkpoints.Record(

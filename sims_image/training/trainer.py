@@ -109,7 +109,7 @@ class Trainer:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network.compute_dtype = BODIES[recipe.precision]
         self.objective = make_objective(recipe, network)
-        if network.has_logvar and recipe.objective == "edm":
+        if network.has_logvar and recipe.objective != "edm2":
             for name, parameter in network.named_parameters():  # nothing reaches it
                 parameter.requires_grad_(not name.startswith("logvar"))
         self.optimizer = torch.optim.Adam(
@@ -166,6 +166,8 @@ class Trainer:
             group["lr"] = learning_rate(recipe, self.images)
         self.scaler.unscale_(self.optimizer)
         self._watch.gradient([p.grad for p in self._parameters if p.grad is not None], self.step, self.scaler)
+        if recipe.clip:
+            nn.utils.clip_grad_norm_(self._parameters, recipe.clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averages is not None:

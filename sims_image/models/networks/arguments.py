@@ -9,10 +9,11 @@ from typing import Any
 
 from sims_core.errors import InputError, choose, whole
 from sims_image.models.networks import imported
-from sims_image.models.networks.edm2 import Block, Precond, UNet
+from sims_image.models.networks.edm2 import Block, FlowPrecond2, Precond, UNet
 from sims_image.models.networks.preconditioning import (
     MODELS,
     EDMPrecond,
+    FlowPrecond,
     IDDPMPrecond,
     Preconditioned,
     VEPrecond,
@@ -26,12 +27,15 @@ CLASSES: dict[str, type[Preconditioned]] = {
     "VEPrecond": VEPrecond,
     "iDDPMPrecond": IDDPMPrecond,
     "Precond": Precond,
+    "FlowPrecond": FlowPrecond,
+    "FlowPrecond2": FlowPrecond2,
     imported.CLASS: imported.Imported,
 }
 CHOICES = {
     "embedding_type": ("positional", "fourier"),
     "encoder_type": ("standard", "skip", "residual"),
     "decoder_type": ("standard", "skip"),
+    "prediction": ("velocity", "denoiser"),
 }
 #: whole numbers and the largest that are built: several times what any published network has
 POSITIVE = {
@@ -64,7 +68,7 @@ def resolve(config: Mapping[str, Any]) -> tuple[type[Preconditioned], dict[str, 
     if cls is imported.Imported:
         return cls, imported.resolve(given)
     known = _defaults(cls.__init__)
-    if cls is Precond:
+    if issubclass(cls, Precond):
         known |= _defaults(UNet.__init__) | _defaults(Block.__init__)
     else:
         model = choose("model_type", str(given.get("model_type", known["model_type"])), MODELS)
@@ -74,7 +78,7 @@ def resolve(config: Mapping[str, Any]) -> tuple[type[Preconditioned], dict[str, 
         choose("argument", argument, known)
     arguments = {name: given.get(name, default) for name, default in known.items()}
     for argument, value in arguments.items():
-        nothing = cls is Precond and argument in ("channel_mult_noise", "channel_mult_emb", "clip_act")
+        nothing = issubclass(cls, Precond) and argument in ("channel_mult_noise", "channel_mult_emb", "clip_act")
         if value is None and not nothing:
             raise InputError(argument, "nothing", "the network needs it")
         arguments[argument] = None if value is None else _checked(argument, value)

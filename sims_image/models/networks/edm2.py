@@ -26,7 +26,7 @@ from sims_image.models.networks.layers import (
     untokens,
     upsample,
 )
-from sims_image.models.networks.preconditioning import Preconditioned
+from sims_image.models.networks.preconditioning import Flow, Preconditioned
 
 
 def normalize(x: Tensor, dim: int | Sequence[int]) -> Tensor:
@@ -288,3 +288,21 @@ class Precond(Preconditioned):
         """The learned log-variance u(sigma), (N, 1, 1, 1)."""
         out: Tensor = self.logvar_linear(self.logvar_fourier(c_noise))
         return out.reshape(-1, 1, 1, 1)
+
+
+class FlowPrecond2(Flow, Precond):
+    """The flow of EDM2's U-Net, whose log-variance stays untrained."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = True,
+        sigma_data: float = 0.5,
+        prediction: str = "velocity",
+        logvar_channels: int = 128,
+        **unet: Any,
+    ) -> None:
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, sigma_data, logvar_channels, **unet)
+        self.prediction = prediction

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sims_core.diffusion import EDM
 from sims_core.errors import InputError
+from sims_core.flow import sigma_of, time_of
 from sims_image.models.networks.edm import DhariwalUNet, SongUNet
 
 MODELS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
@@ -171,6 +172,47 @@ class EDMPrecond(_UNetPrecond):
     def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(c_skip, c_out, c_in, c_noise)."""
         return self.edm.c_skip(sigma), self.edm.c_out(sigma), self.edm.c_in(sigma), self.edm.c_noise(sigma)
+
+
+class Flow(Preconditioned):
+    """A flow's network as a denoiser (`sims_core.flow`): it sees x_t = t (y + sigma n), is told t = 1 / (1 + sigma).
+
+    prediction: 'velocity', E[y - n | x_t], so that D = x_t + (1 - t) F; or 'denoiser', so that D = F.
+    """
+
+    #: levels of training; t = 0 has an infinite one, and at t = 1 float32 cannot tell D from x
+    LOWEST: ClassVar[float] = 1e-4
+    HIGHEST: ClassVar[float] = 1e4
+    prediction: str
+
+    def coefficients(self, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(t, 1 - t, t, t), or (0, 1, t, t) of a denoiser."""
+        t = time_of(sigma)
+        if self.prediction == "denoiser":
+            return torch.zeros_like(t), torch.ones_like(t), t, t
+        return t, sigma * t, t, t
+
+    def schedule(self, steps: int) -> Tensor:
+        """The noise levels of ``steps`` equal steps in t, which 'ddim' takes: Euler in the velocity's own time."""
+        return sigma_of(torch.linspace(0, 1, steps + 1, dtype=torch.float64)).clamp(max=self.HIGHEST)
+
+
+class FlowPrecond(Flow, _UNetPrecond):
+    """The flow of SongUNet or DhariwalUNet. sigma_data: of the data, for samplers alone."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        sigma_data: float = 0.5,
+        prediction: str = "velocity",
+        model_type: str = "DhariwalUNet",
+        **model: Any,
+    ) -> None:
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, model_type, **model)
+        self.sigma_data, self.prediction = float(sigma_data), prediction
 
 
 class VPPrecond(_UNetPrecond):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sims_core.errors import InputError
+from sims_core.sampling import Sampler
 from sims_image.commands import run as command
 from sims_image.experiments.published import RECIPES, recipes
 from sims_image.models.denoiser import parse_sampler

@@ -1,5 +1,5 @@
 # make demo: install and run the sweep.  make images: Algorithm 1 on real images.  make test: lint, types, tests.
-# make gpu: what takes a GPU.  Variables: PYTHON, TORCH_INDEX, SWEEP, IMAGES, PICTURES, GPU, CARRY.
+# make docs: the site.  make gpu: what takes a GPU.  Variables: PYTHON, TORCH_INDEX, SWEEP, IMAGES, PICTURES, GPU, CARRY.
 PYTHON ?= python3
 # PyTorch's own CPU index (see its installation page), where the pinned build would otherwise bring CUDA
 TORCH_INDEX ?=
@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt \
        $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
-.PHONY: demo images install test lint types unit coverage slow gpu gpu-wheels benchmarks notebooks figures clean
+.PHONY: demo images install test lint types unit coverage slow gpu gpu-wheels benchmarks notebooks figures docs clean
 
 demo: install
 	$(BIN)/python -m sims_toy.sweep $(SWEEP)
@@ -35,6 +35,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml constraints/cpu.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) -e .[dev]
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed-dev
+	$(PIP) -e .[docs]
 	@touch $@
 
 test: lint types unit
@@ -66,6 +70,10 @@ gpu-wheels:
 
 notebooks: $(VENV)/installed-dev
 	$(BIN)/python notebooks/execute.py
+
+# the site, in build/site; what leads nowhere fails
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 figures: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python figures/make.py $(FIGURES)

@@ -118,7 +118,7 @@ def from_sweeps() -> Iterator[tuple[str, str]]:
     for key, row in edges():
         if key == "misses":
             yield "docs/mathematics.md", f"{row} are within 0.25"
-            yield "README.md", f"within 0.25 of the simulated ones for {row}"
+            yield "docs/findings.md", f"within 0.25 of the simulated ones for {row}"
         else:
             yield "docs/mathematics.md", f"| {row} |"
     for method in ("equal-cost", "retuned"):
@@ -142,8 +142,8 @@ def from_sweeps() -> Iterator[tuple[str, str]]:
     yield gallery, f"and the equal-cost control {listed(unguided('figure4', 'equal-cost'))}"
     yield gallery, f"15 evaluations where SIMS takes 38, has {listed(unguided('figure4', 'retuned'))}"
     for name in ("figure4_exact", "figure4"):
-        yield "README.md", listed(unguided(name, "retuned"))
-        yield "README.md", listed([r["standard"] for r in best(name)])
+        yield "docs/findings.md", listed(unguided(name, "retuned"))
+        yield "docs/findings.md", listed([r["standard"] for r in best(name)])
     rows = table("figure4_regimes")
     under = rows[(rows["learner"] == "exact") & (rows["auxiliary_data"] == "train+synthetic")]
     yield (
@@ -158,7 +158,7 @@ def from_sweeps() -> Iterator[tuple[str, str]]:
         alike = named[named["omega"] == omega]["twin_correlation"]
         yield "docs/networks.md", f"{ends} at ω = {omega}".format(alike.min(), alike.max()).replace("0.", ".")
     preset = PRESETS["figure4"]
-    yield "README.md", f"({preset.trials} paired trials, {preset.beside_trials} of the other readings"
+    yield "docs/toy.md", f"({preset.trials} paired trials, {preset.beside_trials} of the other readings"
 
 
 # ------------------------------------------------------------------ images
@@ -207,8 +207,9 @@ def from_the_leaderboard() -> Iterator[tuple[str, str]]:
     rows = board.set_index("arm")
     told = [f"{rows['frechet'][arm]:.3f}" for arm in ("base", "2x steps", "SIMS, omega = 1", "retuned")]
     half = (rows["minus_control_high"] - rows["minus_control_low"])["SIMS, omega = 1"] / 2
-    yield "README.md", f"from {told[0]} (twice the steps {told[1]}) to {told[2]}"
-    yield "README.md", f"by {-rows['minus_control']['SIMS, omega = 1']:.3f} ± {half:.3f}"
+    for where in ("README.md", "docs/findings.md"):
+        yield where, f"from {told[0]} (twice the steps {told[1]}) to {told[2]}"
+        yield where, f"by {-rows['minus_control']['SIMS, omega = 1']:.3f} ± {half:.3f}"
     yield (
         "figures/README.md",
         f"{told[0]}, twice the steps {told[1]}, the sampler retuned {told[3]}, SIMS at ω = 1 {told[2]}",
@@ -353,13 +354,13 @@ def from_bias() -> Iterator[tuple[str, str]]:
         yield document, row
     rows = table("bias_rows").query("kind == 'networks'")
     rises = f"in {rows['loss_rises'].sum()} of {rows['bases'].sum()} trained bases"
-    for where in (document, "README.md", "figures/README.md"):
+    for where in (document, "docs/findings.md", "figures/README.md"):
         yield where, rises
     off = 1 - rows["steps_2"] / rows["base"]
     few, most = (off <= 0.01).sum(), off.max()
     assert ((off > 0.01) & (off < 0.05)).sum() == 4 and len(rows) == 13
     yield document, f"Twice the steps take 1 % or less off the distance in {few} of 13 rows, up to 5 % in 4"
-    yield "README.md", f"take off 1 % or less in {few} and {100 * most:.0f} % at most"
+    yield "docs/findings.md", f"take off 1 % or less in {few} and {100 * most:.0f} % at most"
     best = 1 - (rows["sims"] / rows["base"])[off.nlargest(2).index[::-1]]
     yield document, f"(`tree`, `spiral`: SIMS {' and '.join(f'{100 * v:.0f}' for v in best)} %)"
     ahead = table("bias_controls").query("kind == 'networks' and control == 'twice the steps' and omega == '1'")[

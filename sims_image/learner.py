@@ -32,7 +32,7 @@ from sims_image.training.options import Train
 from sims_image.training.schedules import images_of
 from sims_image.training.session import Result, run_session
 
-__all__ = ["WEIGHTS", "ImageData", "ImageLearner", "ImageModel", "budgets_of"]
+__all__ = ["WEIGHTS", "ImageData", "ImageLearner", "ImageModel", "budgets_of", "shares_of"]
 
 WEIGHTS = ("ema", "raw")
 #: options of training that a folder's name does not know where they are not given
@@ -88,9 +88,10 @@ class ImageLearner(Derived):
     others, for `finetune`, retraining: for `fit` from another model, rebuilding: for `rebuild`. sampler: '' for the
     preset's. batch: the compute batch of sampling. weights: which snapshot a model is that was trained from another,
     'ema' (the recipe's first average) or 'raw'; a short fine-tune's slow average hardly moves. fit_weights: the same of
-    one trained from scratch. budgets: other budgets at which `finetune` keeps snapshots, so
-    that asking for them later costs nothing; all belong to one run to the largest. base: a checkpoint that stands for
-    `fit` from scratch. mi: what one Mi counts.
+    one trained from scratch. start: which of both `fit` starts from, of a model that was trained here; '' for the model
+    itself. sampled: root seed of all samples, None for each draw's own. budgets: other budgets at which `finetune`
+    keeps snapshots, so that asking for them later costs nothing; all belong to one run to the largest. base: a
+    checkpoint that stands for `fit` from scratch. mi: what one Mi counts.
     """
 
     training: Train
@@ -101,6 +102,8 @@ class ImageLearner(Derived):
     batch: int = 64
     weights: str = "ema"
     fit_weights: str = "ema"
+    start: str = ""
+    sampled: int | None = None
     budgets: tuple[int, ...] = ()
     base: Path | None = None
     mi: int = 1_000_000
@@ -114,16 +117,18 @@ class ImageLearner(Derived):
 
     def fit(self, data: ImageData, *, seed: Seed, start: ImageModel | None = None) -> ImageModel:
         """Train by the preset to the end of its budget, from scratch or from the base of ``start``."""
-        shares = _shares(data.open())
+        shares = shares_of(data.open())
         if self.base is not None and start is None:
             return ImageModel(self.base, classes=shares)
         options = replace(self.training, data=str(data.path), seed=seed.integer())
         if start is not None:
+            if self.start and start.base.is_relative_to(self.root):
+                start = replace(start, base=_choose(start.base.parent, self.start))
             options = replace(options, **{"snapshots": "", **self.retraining, "from_": str(start.base)})
             options = replace(options, budget=options.budget or self._preset_budget())
         result = self._train("fit", options, data, start)
         weights = self.fit_weights if start is None else self.weights
-        return ImageModel(_choose(result, result.snapshots[-1], weights), classes=shares)
+        return ImageModel(_choose(result.snapshots[-1], weights), classes=shares)
 
     def finetune(self, model: ImageModel, data: ImageData, budget: Any, *, seed: Seed) -> ImageModel:
         """Train a copy of the model's base on ``data`` for ``budget`` images (a number, or text such as '3Mi').
@@ -147,7 +152,7 @@ class ImageLearner(Derived):
         )
         result = self._train("finetune", options, data, model)
         place = next(p for p in result.snapshots if int(p.name) >= images)
-        made = ImageModel(_choose(result, place, self.weights), classes=model.classes)
+        made = ImageModel(_choose(place, self.weights), classes=model.classes)
         if checkpoints.unmoved(made.base, model.base):
             words = "after so many images the copy is still the base, bit for bit (its learning rate ramps up from 0)"
             raise InputError("budget", f"{images:,}", f"{words}; give more, or set `lr_rampup` 0")
@@ -161,8 +166,8 @@ class ImageLearner(Derived):
             changed |= {"from_": str(self.base), "fresh": True}
         options = replace(self.training, data=str(data.path), seed=seed.integer(), **changed)
         result = self._train("rebuild", replace(options, budget=f"{images / 1000:.9g}k"), data, None)
-        place = _choose(result, result.snapshots[-1], self.fit_weights)
-        return ImageModel(place, classes=_shares(data.open()))
+        place = _choose(result.snapshots[-1], self.fit_weights)
+        return ImageModel(place, classes=shares_of(data.open()))
 
     def _preset_budget(self) -> str:
         return PRESETS[choose("preset", self.training.preset, PRESETS)].recipe.budget
@@ -180,7 +185,8 @@ class ImageLearner(Derived):
 
     def sample(self, model: ImageModel, n: Any, *, seed: Seed) -> ImageData:
         """``n`` labelled images, drawn in the class shares of the data that the model was fitted to."""
-        return self.draw(model, Seeds.span(0, int(n)), root=seed.integer())
+        root = seed.integer() if self.sampled is None else self.sampled
+        return self.draw(model, Seeds.span(0, int(n)), root=root)
 
     def draw(self, model: ImageModel, seeds: Seeds, *, root: int, labels: Labels | None = None) -> ImageData:
         """The images ``seeds`` of the root seed ``root``. labels: in place of the model's class shares."""
@@ -251,7 +257,7 @@ class ImageLearner(Derived):
         return replace(base, base=out)
 
 
-def _choose(result: Result, snapshot: Path, weights: str) -> Path:
+def _choose(snapshot: Path, weights: str) -> Path:
     """The checkpoint of one snapshot: its (first) average or its raw weights. Raises `InputError`."""
     found = sorted(snapshot.glob("ema*")) if weights == "ema" else [snapshot / "raw"]
     if not found or not found[0].exists():
@@ -263,7 +269,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.ndarray | np.generic)
 
 
-def _shares(data: Dataset) -> tuple[float, ...]:
+def shares_of(data: Dataset) -> tuple[float, ...]:
+    """The shares of its classes, () without labels."""
     if data.labels is None:
         return ()
     return tuple((np.bincount(data.labels, minlength=len(data.classes)) / len(data)).tolist())

@@ -34,7 +34,15 @@ from sims_image.data.sheets import write_sheet
 from sims_image.experiments.arms import half_interval
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.checks import Real, at_hand, base_of, check_inputs, engine_of
-from sims_image.experiments.options import AuxiliaryData, Consuming, Extrapolating, Laboratory, Loop, Retraining
+from sims_image.experiments.options import (
+    AuxiliaryData,
+    Consuming,
+    Extrapolating,
+    Laboratory,
+    Loop,
+    Retrain,
+    Retraining,
+)
 from sims_image.experiments.plan import make_learner
 from sims_image.learner import WEIGHTS, ImageData, ImageLearner, ImageModel
 from sims_image.metrics.compare import METRICS
@@ -170,6 +178,7 @@ class Lab:
             training=checked.training,
             retraining=retraining_of(settings, checked.recipe.mi) if isinstance(settings, Retraining) else {},
             rebuilding={"network": guide or settings.network},
+            start=settings.start if isinstance(settings, Retrain) else "",
         )
         assert checked.real is not None  # or `check` has refused
         self._real, self.rows, self.sheets = checked.real, list[dict[str, Any]](), dict[str, Path]()

@@ -25,7 +25,7 @@ from sims_image.experiments.checks import further
 from sims_image.experiments.costs import Ledger, ledger
 from sims_image.experiments.laboratory import Checked, Lab, Sizes, check
 from sims_image.experiments.options import AuxiliaryData, Laboratory, Loop, Retrain
-from sims_image.learner import ImageLearner
+from sims_image.learner import WEIGHTS, ImageLearner
 from sims_image.models.denoiser import parse_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
@@ -62,6 +62,8 @@ def plan(settings: Loop | Retrain) -> tuple[Checked, list[Arm]]:
     if isinstance(settings, Retrain):
         if settings.generations < 2:
             raise InputError("generations", settings.generations, "give a whole number of at least 2")
+        choose("start", settings.start or settings.auxiliary_weights, WEIGHTS)
+        choose("sample_seeds", settings.sample_seeds, ("fresh", "same"))
         policies = ratios(settings.ratio)
         return check(settings), [Arm("standard", None, one, {"ratio": ratio}) for ratio, one in policies.items()]
     policy, real = read_policy(settings.loop), None
@@ -140,8 +142,11 @@ def run_arm(lab: Lab, arm: Arm, trial: int, more: ImageData | None = None) -> No
     settings = lab.settings
     assert isinstance(settings, Loop | Retrain)
     twice = METHODS[arm.method].resampled == "doubled"
+    learner = doubled(lab.learner) if twice else lab.learner
+    if isinstance(settings, Retrain) and settings.sample_seeds == "same":
+        learner = replace(learner, sampled=lab.trial(trial).child("samples").integer())
     turns = self_consuming_loop(
-        doubled(lab.learner) if twice else lab.learner,
+        learner,
         lab.data,
         method=bound(arm.method, settings, lab.checked, arm.omega),
         policy=arm.policy,

@@ -138,6 +138,8 @@ class Sims(Consuming, AuxiliaryData, FineTuning, Guidance, Searching, Experiment
     """Where the stages, the measured cells and the report go."""
     synthetic: str = "6k"
     """Images of the synthetic set D_s."""
+    synthetic_from: str = ""
+    """Where D_s comes from, in the base's place: another model's checkpoint, or a data set of its images."""
     auxiliary_data: str = "synthetic"
     """What the auxiliary is fine-tuned on: synthetic (D_s alone), train+synthetic or real+synthetic (the same here:
     the base's training set is the real data). The paper's sources disagree; see docs/images-sims.md."""
@@ -246,7 +248,12 @@ class Retrain(Consuming, Retraining, Laboratory):
     ratio: str = "0,0.5,1,2"
     """Grid of λ, generated images per real one; inf for no real images (as many generated ones)."""
     generations: Annotated[int, formerly("rounds")] = 6
-    """Of each λ; the first one trains on real images alone, from scratch or from --base."""
+    """Of each λ; the first one trains on real images alone, from scratch or from --base. All take as many steps."""
+    start: str = ""
+    """Weights that a round starts from, of the last round's run: ema or raw; default those that --auxiliary-weights
+    samples from. A --base that is a checkpoint starts the second round as it is."""
+    sample_seeds: str = "fresh"
+    """Seeds of a round's generated images: fresh, or same (those of every other round, as in the published code)."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sims_image.experiments.checks import (
     grids_of,
     omegas_of,
 )
+from sims_image.experiments.elsewhere import source
 from sims_image.experiments.halving import rounds
 from sims_image.experiments.options import Experiment, Sims
 from sims_image.learner import WEIGHTS, ImageLearner, budgets_of
@@ -114,6 +115,8 @@ def check_data(planned: Plan, real: Real) -> dict[str, Any]:
     else:
         config = plan_training(Train(preset=planned.preset, data=settings.data), real.data).config
     check_inputs(settings, real, planned.preset, planned.checkpoint, config, planned.budgets)
+    if settings.synthetic_from:
+        source(settings.synthetic_from, len(planned.synthetic), config, real)
     return config
 
 

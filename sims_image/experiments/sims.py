@@ -18,7 +18,7 @@ from typing import Any
 from sims_core.algorithm import AUXILIARY_DATA, METHODS, Given
 from sims_core.lab.runs import write_failure, write_json
 from sims_core.seeds import Seed
-from sims_image.experiments import arms, halving, sims_report, widths
+from sims_image.experiments import arms, elsewhere, halving, sims_report, widths
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.checks import Real, at_hand, grids_of
 from sims_image.experiments.halving import survivors
@@ -39,7 +39,7 @@ def conduct(settings: Sims, processes: Processes) -> tuple[Path, Sequence[str]] 
     """The whole experiment. Returns the report's page in the first process, and no words. Raises `InputError`."""
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     real = processes.together(lambda: Real.open(settings)) or Real.open(settings)
-    processes.together(lambda: check_data(planned, real))
+    config = processes.together(lambda: check_data(planned, real)) or check_data(planned, real)
     learner = stages(planned, processes)
     # first, since it needs what may be missing: data, weights of features
     bench = Bench(settings, learner, real, processes, planned.schedule)
@@ -47,7 +47,10 @@ def conduct(settings: Sims, processes: Processes) -> tuple[Path, Sequence[str]] 
     asked = {"n_synthetic": len(planned.synthetic), "auxiliary_data": AUXILIARY_DATA[settings.auxiliary_data]}
 
     def negatives(base: ImageModel, n: Any, *, seed: Seed) -> ImageData:
-        return learner.draw(base, planned.synthetic, root=settings.seed)
+        if not settings.synthetic_from:
+            return learner.draw(base, planned.synthetic, root=settings.seed)
+        other = elsewhere.source(settings.synthetic_from, len(planned.synthetic), config, real)
+        return elsewhere.drawn(other, learner, data, base, planned.synthetic, settings.seed)
 
     largest = METHODS["sims"].bind(**asked, budget=planned.budgets[-1], omega=0.0, negatives=negatives)
     made = largest(learner, data, seed=seed)
@@ -123,6 +126,9 @@ def priced(settings: Sims) -> Priced:
     parsed = planned_sampler(settings.sampler or preset.sampler, config)
     nfe, both = parsed.nfe, sum(parsed.evaluations(planned.schedule))
     drawn = nfe * len(planned.synthetic)
+    if settings.synthetic_from:
+        other = elsewhere.source(settings.synthetic_from, len(planned.synthetic), config, None)
+        drawn = elsewhere.evaluations(other, settings.sampler) * len(planned.synthetic)
     searched, whole = halving.planned(len(planned.candidates), planned.rounds, both, nfe)
     controls = 0
     if settings.controls:
@@ -145,9 +151,13 @@ def describe(settings: Sims) -> str:
     planned, preset, there = cost.planned, PRESETS[cost.planned.preset], at_hand(settings)
     saved = f", {1 - cost.searched / cost.whole:.0%} less than the full grid" if planned.halving else ""
     known = cost.config, finetuned(planned.preset, planned.checkpoint), cost.step, settings.device, settings.lora
+    source = f"seeds {planned.synthetic}" + f" of {settings.synthetic_from}" * bool(settings.synthetic_from)
     lines: Sequence[tuple[str, str]] = [
         ("base", planned.checkpoint or f"preset {planned.preset}, trained for {preset.recipe.budget}"),
-        ("synthetic", f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {cost.drawn:,} evaluations"),
+        (
+            "synthetic",
+            f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {cost.drawn:,} evaluations{source}",
+        ),
         ("auxiliary", f"on {settings.auxiliary_data}, kept at {', '.join(f'{b:,}' for b in planned.budgets)} images"),
         (
             "sampler",

@@ -19,6 +19,7 @@ from sims_core.lab.runs import provenance, write_atomic, write_json
 from sims_core.lab.study import write_tables
 from sims_core.lab.style import METHOD, footnote, sequence, style
 from sims_image.data.sheets import contact_sheet
+from sims_image.experiments import elsewhere
 from sims_image.experiments.arms import Arm
 from sims_image.experiments.bench import Bench
 from sims_image.experiments.captions import plain_name, settings_line
@@ -174,8 +175,11 @@ def costs(plan: Plan, found: Search, confirmed: Sequence[Arm]) -> dict[str, Any]
     if plan.halving:
         _, whole = planned(len(plan.candidates), plan.rounds, nfe, base_nfe)
         spent["search, as a full grid"] = whole + base_nfe * len(plan.search) * len(found.naive)
+    named, own = plan.settings.synthetic_from, base_nfe
+    if named:
+        own = elsewhere.evaluations(elsewhere.opened(named), plan.settings.sampler)
     return {
-        "generating D_s": base_nfe * len(plan.synthetic),
+        "generating D_s": own * len(plan.synthetic),
         "fine-tuning": 3 * plan.budgets[-1],
         **spent,
         "choosing the controls": sum(arm.choosing for arm in confirmed),

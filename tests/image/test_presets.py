@@ -142,7 +142,7 @@ def test_recipes_are_listed_with_cost_source_and_trust(capsys):
         assert line.startswith(f"{one.verb} --preset {one.name} ") and line.endswith(f"{one.trust}  {one.source}")
         assert f"{one.hours:,.1f}" in line and one.fid in line
     command(["recipes", "retrain"])
-    assert capsys.readouterr().out.count("--preset") == 2
+    assert capsys.readouterr().out.count("--preset") == 6
     with pytest.raises(InputError, match="verb: got 'train'; did you mean 'retrain'"):
         command(["recipes", "train"])
 

@@ -27,6 +27,7 @@ from sims_image.experiments.options import Sims
 from sims_image.experiments.plan import plan
 from sims_image.experiments.sims import conduct, describe
 from sims_image.metrics.report import collect
+from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
 from tests.image.ranks import finish, launch
@@ -333,3 +334,85 @@ def test_no_scheduler_is_one_clear_line(run, tmp_path):
 def test_arms_against_the_base():
     base, other = (Arm(n, "", 1, v, ()) for n, v in (("base", (2.0, 4.0)), ("other", (1.0, 3.5))))
     assert other.against(base)[0] == -0.75 and other.mean == 2.25
+
+
+# ---------------------------------------------------------------- samples of another model
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Real images, a base, and another model's checkpoint and images."""
+    folder = tmp_path_factory.mktemp("others")
+    PRESETS["tiny"] = tiny.preset(tiny.EDM, tiny.recipe(budget="0.08k", lr=1e-2))
+    try:
+        data = tiny.write_data(folder / "tiny.zip", count=48)
+        known = {"preset": "tiny", "data": checkpoints.Data("tiny", classes=data.classes, dtype="uint8")}
+        base = tiny.checkpoint(folder / "base", **known)
+        other = checkpoints.save(folder / "other", tiny.network(seed=4), checkpoints.Record(**known))
+        words = ["--seeds", "0-29", "--sampler", "heun:2", "--device", "cpu"]
+        command(["generate", "--base", str(other.path), "--out", str(folder / "images"), *words])
+        yield folder, data, base, other
+    finally:
+        del PRESETS["tiny"]
+
+
+def elsewhere_words(folder, data, base):
+    words = ["sims", "--data", str(data.path), "--base", str(base.path), "--synthetic", "24", "--budget", "16"]
+    words += [
+        "--search",
+        "24",
+        "--n",
+        "24",
+        "--repeats",
+        "2",
+        "--omega",
+        "1",
+        "--features",
+        "pixels",
+        "--device",
+        "cpu",
+    ]
+    return [*words, "--sampler", "heun:2", "--auxiliary-weights", "raw", "--no-controls"]
+
+
+@pytest.mark.parametrize("named", ["other", "images"])
+def test_an_auxiliary_from_another_models_images(others, tmp_path, named, capsys):
+    folder, _, base, other = others
+    words = [*elsewhere_words(*others[:3]), "--synthetic-from", str(folder / named)]
+    command([*words, "--dry-run"])
+    assert f"of {folder / named}" in capsys.readouterr().out
+    command([*words, "--out", str(tmp_path / "out")])
+    made = next((tmp_path / "out").glob("sample-*" if named == "other" else "subset-*"))
+    found = open_dataset(made)
+    if named == "other":
+        assert found.record["source"]["base"] == other.sha256 and len(found) == 24
+    else:
+        every = np.arange(24)
+        assert np.array_equal(found.images(every), open_dataset(folder / "images").images(every))
+    tuned = json.loads(next((tmp_path / "out").glob("finetune-*/settings.json")).read_text())["settings"]
+    assert tuned["data"]["sha256"] == found.sha256 and tuned["from"] == base.sha256
+    results = json.loads((tmp_path / "out/report/results.json").read_text())
+    assert results["cost"]["generating D_s"] == (24 * 3 if named == "other" else 0)
+
+
+def test_another_models_images_that_do_not_fit_are_refused(others, tmp_path):
+    folder, data, base, _ = others
+    tiny.write_data(folder / "large.zip", count=24, size=16)
+    tiny.write_data(folder / "few.zip", count=23)
+    tiny.write_data(folder / "classes.zip", count=24, classes=2)
+    tiny.write_data(folder / "unlabelled.zip", count=24, classes=0)
+    tiny.checkpoint(folder / "two", tiny.EDM | {"label_dim": 2})
+    tiny.checkpoint(folder / "grey", tiny.EDM | {"img_channels": 1})
+    for name, words in {
+        "large.zip": "its images are 3x16x16, the base's 3x8x8",
+        "few.zip": "it holds 23 images, and .*synthetic.* asks for 24",
+        "classes.zip": "it has 2 classes, the base 3",
+        "unlabelled.zip": "it has 0 classes, the base 3",
+        "two": "it has 2 classes, the base 3",
+        "grey": "its images are 1x8x8, the base's 3x8x8",
+        "nothing": "there is nothing|no such|not there",
+    }.items():
+        words_ = [*elsewhere_words(folder, data, base), "--synthetic-from", str(folder / name)]
+        with pytest.raises(InputError, match=f"synthetic.from: got .*{name}.*(?:{words})"):
+            command([*words_, "--out", str(tmp_path / "out")])
+    assert not list(tmp_path.glob("out/*-*"))

@@ -98,7 +98,7 @@ def on_page_content(text, *, page, config, files):
         )
 
     notebook = page.file.src_uri.endswith(".ipynb")
-    return re.sub(r'<a href="([\w./-]+)([^"]*)"[^>]*>(.*?)</a>', relinked, text) if notebook else text
+    return re.sub(r'<a href="(?!\w+:)([\w./-]+)([^"]*)"[^>]*>(.*?)</a>', relinked, text) if notebook else text
 
 
 def linked(page, target: str, files):

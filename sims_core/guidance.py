@@ -328,6 +328,20 @@ def scaled(denoiser: Denoiser, zeta: float) -> Denoiser:
     return lambda x, sigma: x + zeta * (denoiser(x, sigma) - x)
 
 
+def noisier(denoiser: Denoiser, factor: float) -> Denoiser:
+    """The denoiser told that there is ``factor`` times the noise: ``D'(x, sigma) = D(x, factor sigma)``.
+
+    Self-guidance (arXiv 2412.05827) takes it for the auxiliary: ``guided(D, noisier(D, 1.2), omega)`` needs no second
+    network. Of a Gaussian it multiplies every variance by factor^(2 omega). Raises `InputError` for a factor that is
+    not above 1, and for a `Stepped` denoiser.
+    """
+    if not 1 < factor < math.inf:
+        raise InputError("factor", factor, "give a number above 1, such as 1.2")
+    if isinstance(denoiser, Stepped):
+        raise InputError("denoiser", type(denoiser).__name__, "give the base, not a guided pair")
+    return lambda x, sigma: denoiser(x, factor * sigma)
+
+
 def merge_weights(base: Mapping[str, Tensor], auxiliary: Mapping[str, Tensor], omega: float) -> dict[str, Tensor]:
     """Neon: ``(1 + omega) theta_base - omega theta_aux`` for every floating tensor of two state dicts.
 

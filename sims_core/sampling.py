@@ -275,14 +275,18 @@ class Sampler:
         extra = {"cosine": 1.0, "angle": self.sigma_data**2, "edm": 0.0}[self.KNOWN[self.name][0]]
         return unit_noise * math.sqrt(top**2 + extra)
 
+    @torch.no_grad()
     def __call__(self, denoiser: Denoiser, unit_noise: Tensor, noise: Noise | None = None) -> Tensor:
         """Samples from N(0, I) draws ``unit_noise`` (B, ...); ``noise`` is needed with churn only."""
+        return deque(self.states(denoiser, unit_noise, noise), maxlen=1)[0]
+
+    def states(self, denoiser: Denoiser, unit_noise: Tensor, noise: Noise | None = None) -> Iterator[Tensor]:
+        """The states on the way (`trajectory`), the samples last, with gradients where they are wanted."""
         if not self.steps:
             raise InputError("sampler", "exact", "an exact sampler exists for Gaussians only; write name:steps")
-        x = self.start(unit_noise.to(torch.float64))
-        return sample(
+        return trajectory(
             denoiser,
-            x,
+            self.start(unit_noise.to(torch.float64)),
             self.sigmas(),
             solver=self.KNOWN[self.name][1],
             sigma_data=self.sigma_data,

@@ -173,6 +173,8 @@ class ExactLearner:
     their draws (pairs trials across omega). ddof: 0 for maximum likelihood, 1 for the unbiased covariance.
     noise: False gives the population limit (data sizes then only set the proportions of a union).
     temperature: samples from N(mu, temperature * S), the MAD paper's sampling bias lambda_s (arXiv 2307.01850).
+    stop: the noise level at which the exact sampler stops: samples from N(mu, S + stop^2 I) (Khelifa et al., arXiv
+    2602.16601).
     guidance: where the sampler of a guided model evaluates the auxiliary ('exact' has no steps, and an interval only).
     points: keep the moments of the very points that a network learner of the same streams draws: the network's twin.
     estimator: what training is, maximum likelihood by default. The mean is fitted in full by all of them; decay and
@@ -187,18 +189,22 @@ class ExactLearner:
         ddof: int = 0,
         noise: bool = True,
         temperature: float = 1.0,
+        stop: float = 0.0,
         guidance: GuidanceSchedule | None = None,
         points: bool = False,
         estimator: Estimator | None = None,
     ) -> None:
         if not 0 < temperature <= 1:
             raise InputError("temperature", temperature, "give lambda_s in (0, 1]")
+        if stop < 0 or (stop and sampler.name != "exact"):
+            raise InputError("stop", stop, "a noise level at which the exact sampler stops; others end at 0")
         self.guidance = guidance or FULL
         if not RULES[self.guidance.rule].affine:
             raise InputError("guidance", str(self.guidance), AFFINE)
         if sampler.name == "exact" and self.guidance.every:
             raise InputError("guidance", str(self.guidance), "the exact sampler has no steps to hold a correction over")
         self.sampler, self.ddof, self.noise, self.temperature = sampler, ddof, noise, temperature
+        self.stop = stop
         self._by_points = points
         self.estimator = estimator or Estimator()
         self.estimator.check(sampler)
@@ -261,8 +267,9 @@ class ExactLearner:
     def sample(self, model: ExactModel, n: ArrayLike, *, seed: Seed) -> Statistics:
         """Statistics of n points (a number or (R,)) that the sampler draws from the model."""
         output = model.output
-        if self.temperature != 1:
-            output = Gaussian(output.mean, output.cov * self.temperature)
+        if self.temperature != 1 or self.stop:
+            left = self.stop**2 * torch.eye(output.dim, dtype=torch.float64)
+            output = Gaussian(output.mean, output.cov * self.temperature + left)
         return self.draw(output, n, seed=seed)
 
     def points(self, model: ExactModel, n: int, *, seed: Seed) -> Tensor:
@@ -284,6 +291,10 @@ class ExactLearner:
             return self.draw(push(scaled(model.denoise, scale), model.sampler, model.base), n, seed=seed)
 
         return draw
+
+    def gmo(self, alpha: float) -> Callable[..., Statistics]:
+        """A `sample` of GMO's strengthened generator (`Gaussian.strengthened`), for the method's ``negatives``."""
+        return lambda model, n, *, seed: self.draw(model.output.strengthened(alpha), n, seed=seed)
 
     def draw(self, source: Gaussian | Distribution, n: ArrayLike, *, seed: Seed) -> Statistics:
         """Statistics of n points of ``source`` (R rows or single), drawn exactly at a cost that n does not change.

@@ -93,6 +93,18 @@ class Gaussian(Rows):
             made = torch.addcmul(made, values[:, k, None, None], self._projectors[k])
         return made
 
+    def strengthened(self, alpha: float) -> Gaussian:
+        """GMO's negatives of a Gaussian generator (arXiv 2609.35512): S -> (1 - alpha) S + alpha tr(S) u u^T.
+
+        u: the eigenvector of the largest eigenvalue. Raises `InputError` for alpha outside [0, 1].
+        """
+        if not 0 <= alpha <= 1:
+            raise InputError("alpha", alpha, "give a share in [0, 1]")
+        values = self.eigen[0]
+        raised = (1 - alpha) * values
+        raised[:, -1] += alpha * values.sum(1)
+        return Gaussian(self.mean, self.spectral(raised))
+
     def gain(self, sigma: Tensor) -> Tensor:
         """S (S + sigma^2 I)^-1, (R, d, d), sigma zero-dim."""
         values = self._compact[1]

@@ -77,6 +77,11 @@ class Dataset:
             raise InputError(self._argument, str(self.path), f"its record is damaged ({reason(error)})") from None
 
     @property
+    def pictures(self) -> str:
+        """Formats of the pictures that it was made of, such as JPEG or JPEG+PNG, or 'arrays'; '' unknown."""
+        return str(self.record.get("pictures") or "")
+
+    @property
     def moments(self) -> bool:
         """Whether it holds means and standard deviations of latents."""
         known = self.autoencoder

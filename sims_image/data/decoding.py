@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from sims_core.errors import InputError
 from sims_image.data.archives import UnreadableError
@@ -140,6 +141,46 @@ def oriented(source: Source, indices: NDArray[np.int64]) -> Source:
             seen += 1
     note = f"{found} of the first {seen} pictures are to be turned by their EXIF data; --upright does so"
     return replace(source, notes=(*source.notes, note)) if found else source
+
+
+def formatted(source: Source, indices: NDArray[np.int64]) -> Source:
+    """The source with the formats of its pictures, by their names, or by the first ones where names do not tell.
+
+    A note says where JPEG and other formats are mixed.
+    """
+    if source.pictures or source.shape is not None:
+        return source if source.pictures else replace(source, pictures="arrays")
+    known = Image.registered_extensions()
+    items = (source.item(int(index)) for index in indices)
+    ends = {item.rpartition(".")[2].lower() if "." in item else "" for item in items}
+    found = {known.get(f".{end}") for end in ends}
+    if None in found:
+        block = next(source.read(indices[:_LOOKED_AT]))
+        found = {_format(encoded) for encoded in block if isinstance(encoded, Encoded)}
+    told = "+".join(sorted(name for name in found if name))
+    note = mixture(told)
+    return replace(source, pictures=told, notes=(*source.notes, *([note] if note else [])))
+
+
+def _format(encoded: Encoded) -> str | None:
+    with contextlib.suppress(InputError):
+        return decode(SOURCE, encoded.item, encoded.load()).format
+    return None
+
+
+def mixture(*real: str, generated: str = "") -> str | None:
+    """What to know where some of the pictures that are compared were JPEG files and others not; None elsewhere.
+
+    real, generated: their formats, as `Source.pictures`. Generated images in a lossless format are as they were made,
+    whatever the real ones are.
+    """
+    found = {name for text in real for name in text.split("+")} - {"", "unknown"}
+    if found and "JPEG" in generated.split("+"):
+        found.add("JPEG")
+    if "JPEG" not in found or len(found) == 1:
+        return None
+    words = "compression alone moves a distance (a public comparison got FID 271); take files of one kind"
+    return f"pictures of {' and '.join(sorted(found))} are mixed: {words}"
 
 
 def transformed(

@@ -16,7 +16,7 @@ from sims_core.lab.placing import size
 from sims_core.lab.runs import followed
 from sims_core.seeds import Seed
 from sims_image.data.dataset import by
-from sims_image.data.decoding import first, oriented, sound
+from sims_image.data.decoding import first, formatted, oriented, sound
 from sims_image.data.latents import Autoencoder, Encoder
 from sims_image.data.options import Prepare
 from sims_image.data.pictures import Transform
@@ -171,6 +171,7 @@ def plan(settings: Prepare, *, progress: bool = False, encoder: Encoder | None =
     transform, shape = _shape(source, wanted, chosen)
     if source.shape is None and not settings.upright:
         source = oriented(source, chosen)
+    source = formatted(source, chosen)
     name, carried = settings.name or source.name, source.autoencoder
     if encoder is not None and source.dtype != np.uint8:
         carried, encoder = _attached(settings, carried, encoder), None

@@ -179,6 +179,7 @@ def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress
     found: list[dict[str, Any]] = []
     carried, known = _carried(planned, parts[-1]), planned.identity()
     more = known if carried is None else {**known, AUTOENCODER: carried.record}
+    more["pictures"] = planned.source.pictures
     more["libraries"] = {library: metadata.version(library) for library in ("numpy", "pillow")}
     for part, output in zip(parts, outputs, strict=True):
         with bar(progress, int(output.mask.sum()), "checking", " images") as shown:

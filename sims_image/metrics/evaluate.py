@@ -19,7 +19,7 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.archives import open_zip
 from sims_image.data.dataset import Dataset, by, cache_folder, open_dataset
-from sims_image.data.decoding import images
+from sims_image.data.decoding import images, mixture
 from sims_image.data.options import Prepare
 from sims_image.data.plan import plan
 from sims_image.data.sources import base, kind_of
@@ -319,7 +319,9 @@ def _pictures(settings: Evaluate, kind: str, reference: Dataset | None) -> tuple
     n, gray = settings.n, reference is not None and reference.shape[0] == 1
     with _of_images():
         planned = plan(Prepare(source=settings.images, kind=kind if kind == "zip" else "", gray=gray, unlabelled=True))
-    print("".join(f"note: {note}\n" for note in planned.notes), end="", file=sys.stderr)
+    mixed = mixture("" if reference is None else reference.pictures, generated=planned.source.pictures)
+    told = [*planned.notes, *([mixed] if mixed and mixed not in planned.notes else [])]
+    print("".join(f"note: {note}\n" for note in told), end="", file=sys.stderr)
 
     def pieces() -> Iterator[tuple[Any, Any]]:
         chosen, seen = planned.chosen, 0

@@ -18,6 +18,7 @@ from sims_core.errors import InputError
 from sims_core.lab.runs import write_json
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, by, open_dataset
+from sims_image.data.decoding import mixture
 from sims_image.metrics.compare import METRICS, Estimate, compare
 from sims_image.metrics.features import Extractor, extractor
 from sims_image.metrics.kid import kid, kid_subsets
@@ -349,6 +350,8 @@ def _notes(sample: Sample, target: Reference, floor: Floor | None, source: Any, 
         notes.append(f"n = {n:,} does not exceed the {width:,} features: the distance's bias is large; see the floor")
     if isinstance(source, Dataset) and source.sha256 == target.sha256:
         notes.append("the images measured are the reference's own")
+    if told := mixture(target.pictures, generated=source.pictures if isinstance(source, Dataset) else ""):
+        notes.append(told)
     if target.side.kept is None:
         notes.append("the reference is a mean and a covariance: KID to coverage need its images")
     if asked and floor is None:

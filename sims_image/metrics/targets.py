@@ -203,6 +203,12 @@ class Reference:
         """(C, H, W) of its images, if they are at hand."""
         return None if self.features is None else self.features.data.shape
 
+    @property
+    def pictures(self) -> str:
+        """Formats of the pictures, of this and of the held-out ones (`Dataset.pictures`)."""
+        own = "" if self.features is None else self.features.data.pictures
+        return "+".join(filter(None, (own, "" if self.heldout is None else self.heldout.pictures)))
+
     @classmethod
     def of(
         cls,

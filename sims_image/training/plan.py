@@ -124,7 +124,11 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         sheet=rows,
         sheets=sheets,
         settings=json.loads(json.dumps(settings)),  # as a folder's record reads back
-        notes=tuple(note for note in (ramp_warning(recipe), held, _shape_note(preset, name, data)) if note),
+        notes=tuple(
+            note
+            for note in (ramp_warning(recipe), held, _shape_note(preset, name, data), _edm2_note(recipe, data))
+            if note
+        ),
     )
 
 
@@ -315,6 +319,15 @@ def _shape_note(preset: Preset, name: str, data: Dataset | None) -> str | None:
     if data is None or data.seen == preset.shape or not preset.network:
         return None
     return f"the images are {by(data.seen)}; preset {name} was made for {by(preset.shape)}"
+
+
+def _edm2_note(recipe: Recipe, data: Dataset | None) -> str | None:
+    if recipe.objective != "edm2" or data is None or data.dtype != np.uint8 or data.shape[-1] != 32:
+        return None
+    words = (
+        "public runs of it on such pictures ended above FID 10; EDM's (cifar10-cond, cifar10-uncond) is made for them"
+    )
+    return f"EDM2's recipe on pictures of {by(data.shape)}: {words}"
 
 
 def _opened(train: Train, preset: str) -> Dataset | None:

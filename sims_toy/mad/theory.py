@@ -71,6 +71,18 @@ def single(n: ArrayLike, ddof: int = 1) -> Moments:
     return _moments(1 / n, (n - 1) / (n - ddof), (n - 1) / (n - ddof) ** 2, np.zeros_like(n))
 
 
+def stopped_limit(cov: ArrayLike, stop: float, fresh: float) -> Array:
+    """Covariance that samples tend to where perfect scores are sampled down to noise ``stop`` only: S + stop^2 / a I.
+
+    fresh: the share a in (0, 1] of real data in every training set. Training sets have T = a S + (1 - a)(T + stop^2 I)
+    at the fixed point, samples stop^2 I more. Source: Khelifa et al. (arXiv 2602.16601, 2606.13796), for Gaussians.
+    """
+    if not 0 < fresh <= 1:
+        raise InputError("fresh", fresh, "the share of real data, in (0, 1]")
+    real = np.asarray(cov, dtype=np.float64)
+    return np.asarray(real + stop**2 / fresh * np.eye(len(real)))
+
+
 # -------------------------------------------------------------------- fresh data
 
 

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sims_core import GuidanceSchedule, InputError, guided
-from sims_core.guidance import Stepped, extrapolate, merge_weights, omega_from_autoguidance
+from sims_core import GuidanceSchedule, InputError, Sampler, guided
+from sims_core.guidance import Stepped, extrapolate, merge_weights, noisier, omega_from_autoguidance
 
 X = torch.linspace(-2, 3, 24, dtype=torch.float64).reshape(4, 3, 2)
 SIGMA = torch.tensor(1.5, dtype=torch.float64)
@@ -119,3 +119,22 @@ def test_weights_merge_as_neon_does():
         merge_weights(one, {**two, "extra": torch.zeros(1)}, 1.0)
     with pytest.raises(InputError, match="shape"):
         merge_weights(one, {**two, "w": torch.zeros(3)}, 1.0)
+
+
+@pytest.mark.parametrize("variance", [0.04, 1.0, 9.0])
+def test_self_guidance_by_more_noise_spreads_a_gaussian(variance):
+    """The flow of (1 + w) D(x, s) - w D(x, k s) for N(0, v) ends at v k^(2 w): log of it is an integral by hand."""
+    sampler = Sampler("heun", 1000, sigma_max=1e4, sigma_min=1e-4)
+
+    def exact(x, sigma):
+        return x * variance / (variance + sigma**2)
+
+    for factor, omega in ((1.2, 1.0), (2.0, 0.5)):
+        made = sampler(guided(exact, noisier(exact, factor), omega), torch.ones(1, 1))
+        assert float(made**2) == pytest.approx(variance * factor ** (2 * omega), rel=1e-3)
+    for argument, bad in (
+        ("factor", lambda: noisier(exact, 1.0)),
+        ("denoiser", lambda: noisier(GuidanceSchedule.parse("held:2").denoiser(exact, exact, 1.0), 1.2)),
+    ):
+        with pytest.raises(InputError, match=f"^{argument}"):
+            bad()

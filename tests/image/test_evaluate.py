@@ -319,6 +319,33 @@ def test_the_command_measures_images_in_any_container(real, tmp_path, capsys):
     assert "it holds images, no statistics; name what `prepare` makes of it" in capsys.readouterr().err
 
 
+def test_mixing_jpeg_and_png_is_warned_about(tmp_path, capsys):
+    """In a source, between the real sets, and where generated images were stored as JPEG; not the other way round."""
+    for name, ends in {"png": ["png"], "jpeg": ["jpg"], "both": ["png", "jpg"], "held": ["png"]}.items():
+        for k, image in enumerate(fresh(40, len(name))):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / name / f"{k:03d}.{ends[k % len(ends)]}")
+        command(["prepare", str(tmp_path / name), "--out", str(tmp_path / f"data-{name}")])
+        assert ("JPEG and PNG are mixed" in capsys.readouterr().err) == (name == "both"), name
+    command(["prepare", str(tmp_path / "data-both"), "--limit", "30", "--out", str(tmp_path / "few")])
+    kinds = {"data-png": "PNG", "data-jpeg": "JPEG", "data-both": "JPEG+PNG", "few": "JPEG+PNG"}
+    assert {name: json.loads((tmp_path / name / "dataset.json").read_text())["pictures"] for name in kinds} == kinds
+    for images, reference, held, warned in (
+        ("png", "data-png", "data-held", False),
+        ("png", "data-jpeg", "", False),
+        ("png", "data-jpeg", "data-held", True),
+        ("png", "few", "", True),
+        ("jpeg", "data-png", "", True),
+        ("data-jpeg", "data-png", "", True),
+        ("jpeg", "data-jpeg", "", False),
+    ):
+        words = ["--images", tmp_path / images, "--reference", tmp_path / reference, "--features", "pixels"]
+        words += ["--heldout", tmp_path / held] if held else []
+        assert verb(*words) == 0
+        said = "".join(capsys.readouterr())
+        assert ("are mixed: compression alone moves a distance" in said) == warned, (images, reference, held)
+
+
 def test_the_command_advises_what_there_is(real, tmp_path, capsys):
     """A contact sheet among the pictures: named, with options that exist (`prepare` has --size, `evaluate` has not)."""
     for k, image in enumerate(fresh(40, 12)):

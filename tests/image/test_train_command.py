@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from sims_core.errors import InputError
 from sims_core.lab.runs import RunFolder
 from sims_image.commands import run as command
+from sims_image.data.folders import write_folder
 from sims_image.models import checkpoints
 from sims_image.models.ema import HalfLife, Power, reconstruct
 from sims_image.models.presets import PRESETS, Recipe
@@ -281,6 +282,18 @@ def test_bad_input_is_refused_before_anything_is_trained(data, settings, words):
     with pytest.raises(InputError, match=words):
         train(start(data, **settings))
     assert not Path("run/snapshots").exists() and not Path("run/state.pt").exists()
+
+
+def test_edm2_is_warned_about_on_small_pictures(tmp_path):
+    """On CIFAR-10's size, whichever preset asks for it; not on latents of that size, nor on ImageNet-64."""
+    small, large = (tiny.write_data(tmp_path / f"{side}.zip", size=side) for side in (32, 64))
+    told = [plan(Train(preset="imagenet64-edm2-xs", data=str(one.path))).notes for one in (small, large)]
+    assert ["above FID 10; EDM's (cifar10-cond" in "".join(notes) for notes in told] == [True, False]
+    assert "FID 10" not in "".join(plan(Train(preset="cifar10-cond", data=str(small.path))).notes)
+    known = {"shape": (4, 32, 32), "dtype": np.dtype("<f4"), "labels": None, "classes": [], "name": "f", "source": {}}
+    write_folder(tmp_path / "latents", [np.ones((3, 4, 32, 32), "f4")], count=3, **known)
+    latents = plan(Train(preset="imagenet512-edm2-xs", data=str(tmp_path / "latents"), network="label_dim=0"))
+    assert "FID 10" not in "".join(latents.notes)
 
 
 def test_data_and_network_must_agree(data, tmp_path):

@@ -11,7 +11,13 @@ import pandas as pd
 import pytest
 
 from sims_core import InputError
+from sims_core.algorithm import METHODS
+from sims_core.loop import POLICIES, self_consuming_loop
+from sims_core.sampling import Sampler
+from sims_core.seeds import Seed
 from sims_toy import studies
+from sims_toy.exact import ExactLearner
+from sims_toy.gaussian import Gaussian
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.run import run
 from sims_toy.mad import PRESETS, Mad, plan
@@ -261,3 +267,39 @@ def test_networks_run_through_the_same_study(tmp_path):
     )  # fmt: skip
     result = studies.run(tiny)
     assert np.isfinite(result.tables["paths"]["w2"]).all() and plan(tiny).settings["sampler"] == "rk4:8"
+
+
+# ------------------------------------------------------------------ stopped samplers
+
+
+@pytest.mark.parametrize("fresh", [0.25, 0.6])
+def test_stopped_samplers_tend_to_their_limit(fresh):
+    """Khelifa's limit by the loop itself: without noise to rounding, and drawn, within three standard errors."""
+    real, trials, size = Gaussian.single([1, -1], [[2, 1], [1, 2]]), 200, 4000
+    wanted = mad_theory.stopped_limit(real.cov[0], 0.5, fresh)
+    for noise, rows in ((False, 1), (True, trials)):
+        learner = ExactLearner(Sampler.parse("exact"), np.arange(rows), ddof=int(noise), noise=noise, stop=0.5)
+        loop = self_consuming_loop(
+            learner,
+            learner.draw(real, fresh * size, seed=Seed(1)),
+            method=METHODS["standard"].bind(),
+            policy=POLICIES["fresh"],
+            n_synthetic=(1 - fresh) * size,
+            generations=60,
+            seed=Seed(2),
+            fresh=lambda seed, learner=learner: learner.draw(real, fresh * size, seed=seed),
+        )
+        last = list(loop)[-1].model
+        found = learner.sample(last, size, seed=Seed(3)).cov.numpy()
+        if noise:
+            error = found.std(0, ddof=1) / np.sqrt(trials)
+            assert (abs(found.mean(0) - wanted) < 3 * error + 3 / size * wanted.max()).all()
+        else:
+            np.testing.assert_allclose(found[0], wanted, rtol=1e-6)
+    assert np.allclose(mad_theory.stopped_limit(real.cov[0], 0.5, 1.0), real.cov[0].numpy() + 0.25 * np.eye(2))
+    for argument, bad in (
+        ("stop", lambda: ExactLearner(Sampler.parse("heun:18"), stop=0.5)),
+        ("fresh", lambda: mad_theory.stopped_limit(real.cov[0], 0.5, 0.0)),
+    ):
+        with pytest.raises(InputError, match=f"^{argument}"):
+            bad()

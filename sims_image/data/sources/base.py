@@ -62,7 +62,7 @@ class Source:
     labels: (count,) int64 or None. classes: their names ([] if unlabelled). sha256: of what ``sha256_of`` says.
     shape and dtype: of every image, for sources of arrays; None for encoded pictures. read: the images at increasing
     indices, in blocks. item: what messages call an image. notes: what the user should know, one line each.
-    autoencoder: of latents.
+    autoencoder: of latents. pictures: their formats, such as JPEG or JPEG+PNG, or 'arrays'; '' unknown.
     """
 
     kind: str
@@ -79,6 +79,7 @@ class Source:
     item: Callable[[int], str] = "image {}".format
     notes: tuple[str, ...] = ()
     autoencoder: Autoencoder | None = None
+    pictures: str = ""
 
     def identity(self) -> dict[str, Any]:
         """What ``dataset.json`` records of it."""

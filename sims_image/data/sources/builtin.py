@@ -60,6 +60,7 @@ def open_prepared(request: Request) -> Source:
         shape=data.shape,
         dtype=data.dtype,
         autoencoder=data.autoencoder,
+        pictures=data.pictures or "unknown",
     )
 
 

@@ -40,7 +40,8 @@ LOWEST = {"edm2": 0.0, "diffusers": -1.0}
 class Autoencoder:
     """files: its settings, ``config.json``, first, and its weights; () where they are elsewhere. sha256: of both.
 
-    mean, std: of its latents, by channel: a network sees (z - mean) / std · `SPREAD`. lowest: of its pixels.
+    mean, std: of its latents, by channel: a network sees (z - mean) / std · `SPREAD`. lowest: of its pixels. tiled:
+    whether it decodes in tiles, for less memory and slightly other pixels.
     """
 
     files: tuple[Path, ...]
@@ -48,6 +49,7 @@ class Autoencoder:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     lowest: float = LOWEST["diffusers"]
+    tiled: bool = False
 
     def __post_init__(self) -> None:
         sound = 0 < len(self.mean) == len(self.std) and min(self.std) > 0 and self.lowest in LOWEST.values()
@@ -68,7 +70,7 @@ class Autoencoder:
     @property
     def identity(self) -> str:
         """Hash of all that decides the pixels of a latent."""
-        return digest(self.record, 64)
+        return digest(self.record | ({"tiled": True} if self.tiled else {}), 64)
 
     def affine(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """(a, b), each (C, 1, 1), of what a network sees of a latent z: a z + b."""

@@ -26,7 +26,7 @@ class Compared:
     """Images of each set whose features are compared one with another; means and covariances take all."""
     decode: str = ""
     """Autoencoder that makes pixels of latents, the model's and real ones: a folder of diffusers', or none, to compare
-    latents. Default: the model's own, or the data's."""
+    latents; own+tiled and FOLDER+tiled decode in tiles, for less memory. Default: the model's own, or the data's."""
 
 
 @dataclass(frozen=True)

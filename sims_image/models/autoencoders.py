@@ -24,8 +24,8 @@ from sims_image.models.networks import imported
 from sims_image.processes import choose_device
 
 CLASS = "AutoencoderKL"
-#: in place of a folder: the autoencoder that the model or the data carry, or none
-OWN, NONE = "own", "none"
+#: in place of a folder: the autoencoder that the model or the data carry, or none; after either: decode in tiles
+OWN, NONE, TILED = "own", "none", "+tiled"
 _PARTS = ("vae", "vqvae")
 Shape: TypeAlias = tuple[int, int, int]
 
@@ -64,7 +64,13 @@ class Decoder:
         else:
             factor, bias = (torch.from_numpy(part).to(inner) for part in self.known.affine())
             inner = (inner - bias) / factor
-        found = torch.cat([self.module.decode(one).sample for one in torch.split(inner, 1)])
+        try:
+            found = torch.cat([self.module.decode(one).sample for one in torch.split(inner, 1)])
+        except torch.OutOfMemoryError:
+            if self.known.tiled:
+                raise
+            words = f"one image's decoding does not fit into memory; write own{TILED}, or FOLDER{TILED}"
+            raise InputError("decode", str(self.known.folder), words) from None
         return found if self.known.lowest else 2 * found - 1
 
     @torch.no_grad()
@@ -116,7 +122,7 @@ def of_pipeline(folder: Path, *, argument: str) -> tuple[Autoencoder | None, str
 
 
 def chosen(text: str, known: Iterable[Autoencoder | None], *, argument: str = "decode") -> Autoencoder | None:
-    """What an option asks for: '' and 'own' the first that is at hand, a folder its own, 'none' none.
+    """What an option asks for: '' and 'own' the first that is at hand, a folder its own, 'none' none; +tiled in tiles.
 
     A folder's takes latents as the first that is known does.
 
@@ -124,6 +130,9 @@ def chosen(text: str, known: Iterable[Autoencoder | None], *, argument: str = "d
     """
     if text == NONE:
         return None
+    if text.endswith(TILED):
+        whole = chosen(text.removesuffix(TILED) or OWN, known, argument=argument)
+        return None if whole is None else replace(whole, tiled=True)
     found = inherited(known)
     if text not in ("", OWN):
         named = read(text, argument=argument)
@@ -166,6 +175,8 @@ def load(known: Autoencoder, *, device: str | torch.device = "cpu", argument: st
         raise InputError(argument, item, f"its {error.argument} is {error.value!r}: {error.expected}") from None
     except RuntimeError as error:
         raise InputError(argument, item, f"another architecture ({shown(' '.join(str(error).split()))})") from None
+    if known.tiled:
+        module.enable_tiling()
     return Decoder(module.to(device).eval().requires_grad_(False), known)
 
 

@@ -108,7 +108,8 @@ class Images(Averaged):
     """Autoguidance's own weight w = 1 + omega, in place of --omega."""
     decode: str = ""
     """Make pixels of a latent base's images: by its own autoencoder (own), or that in a folder of diffusers', of an
-    AutoencoderKL or a pipeline. Default: latents, which `train` takes, and a sheet of pictures."""
+    AutoencoderKL or a pipeline; own+tiled and FOLDER+tiled do so in tiles, for less memory. Default: latents, which
+    `train` takes, and a sheet of pictures."""
     batch: int = 64
     """Compute batch (the number of images if that is less), on record: images are bit for bit the same at one, alike
     to 1e-5 between them."""

@@ -147,6 +147,60 @@ def test_two_processes_measure_the_pictures_of_one(pipeline, made, tmp_path):
         assert two[name]["value"] == pytest.approx(found["value"], rel=1e-6, abs=1e-9)
 
 
+def test_decoding_in_tiles_is_diffusers_own(pipeline, made, tmp_path):
+    """Other pixels, which are another decoder's by its record; too little memory names the way."""
+    command(["generate", "--base", f"hf:{pipeline}", *QUICK, "--decode", "own+tiled", "--seeds", "0-3", "--out",
+             str(tmp_path / "tiled")])  # fmt: skip
+    found = open_dataset(tmp_path / "tiled")
+    vae = foreign.autoencoder(2)
+    vae.enable_tiling()
+    latents = made.images(slice(4))
+    assert np.abs(found.images(slice(None)).astype(int) - expected(latents, vae)).max() <= 1
+    assert np.abs(found.images(slice(None)).astype(int) - expected(latents)).max() > 1
+    whole, tiled = (autoencoders.load(autoencoders.chosen(f"{pipeline}{end}", [])) for end in ("", "+tiled"))
+    assert whole.sha256 != tiled.sha256 == found.record["source"]["decoder"]
+    assert torch.equal(tiled(torch.tensor(latents)), torch.cat([tiled(one[None]) for one in torch.tensor(latents)]))
+
+    def full(_):
+        raise torch.OutOfMemoryError
+
+    for decoder, error in ((whole, InputError), (tiled, torch.OutOfMemoryError)):
+        decoder.module.decode = full
+        with pytest.raises(error, match=r"does not fit into memory; write own\+tiled" if error is InputError else None):
+            decoder(torch.tensor(latents))
+
+
+LAUNCH = (
+    "from tests.image import tiny; from sims_image.models.presets import PRESETS; "
+    "from sims_image.__main__ import main; latents = {**tiny.EDM, 'img_channels': 4, 'augment_dim': 0}; "
+    "PRESETS['tiny'] = tiny.preset(latents, tiny.recipe(budget='0.08k')); main()"
+)
+
+
+def test_two_processes_go_from_pictures_to_a_report(pipeline, pictures, tmp_path):
+    """encode, train, generate, decode, evaluate by two processes: images are one process's bits, metrics its values."""
+    where = ["--device", "cpu"]
+    words = ["prepare", str(pictures.path), "--latents", str(pipeline), *where, "--out", str(tmp_path / "data")]
+    command(words)
+    train = ["train", "--preset", "tiny", "--data", str(tmp_path / "data"), *where, "--out", str(tmp_path / "run")]
+    finish(launch(["-c", LAUNCH, *train], 2))
+    base = str(sorted((tmp_path / "run/snapshots").iterdir())[-1] / "ema")
+    drawn = ["--base", base, "--seeds", "0-23", "--sampler", "heun:2", "--batch", "8", *where]
+    measured = ["--reference", str(pictures.path), "--features", "pixels", "--no-floor"]
+    for world in (1, 2):
+        finish(
+            launch(
+                ["-c", LAUNCH, "generate", *drawn, "--decode", "own", "--out", str(tmp_path / f"made{world}")], world
+            )
+        )
+        finish(launch(["-c", LAUNCH, "evaluate", *drawn, *measured, "--out", str(tmp_path / f"{world}.json")], world))
+    one, two = (open_dataset(tmp_path / f"made{world}") for world in (1, 2))
+    assert one.dtype == np.uint8 and one.shape == (3, 16, 16) and one.sha256 == two.sha256
+    first, second = (json.loads((tmp_path / f"{world}.json").read_text())["metrics"] for world in (1, 2))
+    for name, found in first.items():
+        assert second[name]["value"] == pytest.approx(found["value"], rel=1e-6, abs=1e-9), name
+
+
 def test_what_is_exported_is_a_pipeline_that_draws_the_same_pictures(pipeline, tmp_path, capsys, monkeypatch):
     diffusers = foreign.diffusers
     dit = written(tmp_path / "dit", foreign.dit(), part="transformer")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from sims_image.data.dataset import open_dataset
 from sims_image.experiments.loop import plan as retrain_plan
 from sims_image.experiments.options import Pollution, Retrain
 from sims_image.experiments.pollution import plan as pollution_plan
+from sims_image.experiments.pollution_report import figure
+from sims_image.experiments.published import recipes
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
@@ -160,3 +163,22 @@ def test_bad_input(data):
         for argument, bad in cases.items():
             with pytest.raises(InputError, match=argument):
                 plan(replace(good, **bad))
+
+
+@pytest.mark.parametrize(("name", "place"), [("cifar10", 30_000), ("ffhq64", 14_000)])
+def test_the_papers_threshold_is_marked_on_the_axis(name, place):
+    """.60 and .20 of |D_r|, in runs of the published settings only."""
+    settings = recipes("pollution")[name]
+    rows = [("ST-P", 0.0), ("SIMS-P", 1.0), ("ST-I", 0.0), ("SIMS-I", 1.0)]
+    curves = pd.DataFrame(rows, columns=["scenario", "omega"])
+    curves = curves.assign(pollution=0, dose=0.0, frechet=2.0, frechet_low=1.0, frechet_high=3.0)
+    for preset, marked in ((name, [place]), ("", [])):
+        lab = SimpleNamespace(
+            settings=replace(settings, preset=preset),
+            sizes=SimpleNamespace(real=settings.images, n=50_000),
+            bench=SimpleNamespace(reference=SimpleNamespace(extractor=SimpleNamespace(metric="FID"))),
+            data=SimpleNamespace(open=lambda: SimpleNamespace(name=name)),
+        )
+        (axes,) = figure({"curves": curves, "best": curves}, lab).axes
+        found = [line.get_xdata()[0] for line in axes.lines if list(line.get_ydata()) == [0, 1]]
+        assert found == pytest.approx(marked)

@@ -62,7 +62,7 @@ _CHECKPOINTS: tuple[tuple[str, str, str, str, str, str, dict[str, Any]], ...] = 
     ("edm-cifar10-uncond", "1.97", "edm-cifar10-32x32-uncond-vp.pkl", "cifar10-uncond", "cifar10", "", {}),
     ("edm-ffhq64", "2.39", "edm-ffhq-64x64-uncond-vp.pkl", "ffhq64", "ffhq64", "", {}),
     ("edm2-imagenet64", "1.58", "edm2-img64-s-1073741-0.075.pkl", "imagenet64-edm2-s", "imagenet64", "uniform", {}),
-    ("edm2-imagenet512", "2.56", "edm2-img512-s-2147483-*.pkl", "imagenet512-edm2-s", "imagenet512", "uniform", {}),
+    ("edm2-imagenet512", "2.56", "edm2-img512-s-2147483-0.130.pkl", "imagenet512-edm2-s", "imagenet512", "uniform", {}),
     ("neon-cifar10-cond", "1.38", "Neon_EDM_conditional_CIFAR10.pkl", "cifar10-cond", "cifar10", "uniform", {}),
     ("neon-cifar10-uncond", "1.38", "Neon_EDM_unconditional_CIFAR10.pkl", "cifar10-uncond", "cifar10", "", {}),
     ("neon-ffhq64", "1.12", "Neon_EDM_FFHQ.pkl", "ffhq64", "ffhq64", "", {}),

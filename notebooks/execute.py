@@ -76,7 +76,7 @@ def execute(path: Path, *, scale: str, work: Path, parameters: dict[str, Any] | 
         )
         # an output widget's copy, sent to the kernel while its reply is awaited, can stop both for ever
         client.widget_registry = {}
-        client.km = manager  # not an argument: the client then puts the kernel and its sockets away itself
+        client.km = manager  # not an argument, so that nbclient owns the kernel and cleans up its sockets
         client.execute(env={**os.environ, **env})
     return notebook
 

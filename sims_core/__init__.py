@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-STOPPED = "stopped; the same command goes on from here"
+STOPPED = "stopped; rerun the same command to resume"
 
 
 def _stop(*_: object) -> None:

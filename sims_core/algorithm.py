@@ -70,7 +70,7 @@ def sims(
     """Algorithm 1: base from data, synthetic from base, auxiliary by fine-tuning, extrapolate away from it.
 
     train: the base's training set. real: the real data alone, where a loop's training set holds more (default:
-    ``train``). n_synthetic, budget, omega: numbers or one a row, as the learner takes them. negatives: how the
+    ``train``). n_synthetic, budget, omega: numbers or one per row, as the learner takes them. negatives: how the
     auxiliary's synthetic items are drawn (default: ``learner.sample``). combine: makes one model of base, auxiliary
     and omega (default: ``learner.extrapolate``). start: a model to train the base from.
     """
@@ -82,7 +82,7 @@ def sims(
 
 
 def neon(learner: Any, train: Data, **settings: Any) -> Trained[Any, Data]:
-    """Neon (arXiv 2510.03597): the same, but parameters are extrapolated, so a sample costs one evaluation a step."""
+    """Neon (arXiv 2510.03597): the same, but parameters are extrapolated, so a sample costs one evaluation per step."""
     return sims(learner, train, combine=learner.merge, **settings)
 
 

@@ -46,7 +46,7 @@ def complement(base: ArrayLike, target: ArrayLike, strength: float = 1.0, *, rea
 
     reading: of `COMPLEMENTS`; both are our readings of Algorithm 2. With base shares p, target q and strength a,
     'linear' is p_aux proportional to max(p - a (q - p), 0) and 'geometric' to p (p / q)^a. base: (K,) or (R, K), one
-    row a model; target: (K,); non-negative, summing to 1. Returns the shape of ``base``. Raises `InputError` otherwise.
+    row per model; target: (K,); non-negative, summing to 1. Returns ``base``'s shape. Raises `InputError` for others.
     """
     p, q = (np.asarray(v, dtype=np.float64) for v in (base, target))
     make = COMPLEMENTS[choose("complement", reading, COMPLEMENTS)]
@@ -85,7 +85,7 @@ def distribution_control(
     """Algorithm 2: SIMS whose auxiliary is trained on samples with the complement of the target distribution.
 
     draw: ``(base, shares, seed) -> Data``, synthetic items of the base in the given class shares (by conditional
-    sampling, or by drawing and selecting with a classifier). base_shares: (K,), one row a model where the learner holds
+    sampling, or by drawing and selecting with a classifier). base_shares: (K,), one row per model where it holds
     several, or a function ``(base, seed)`` that measures them. reading: of `complement`.
     """
     base = learner.fit(train, seed=seed.child("fit"), start=start)

@@ -88,7 +88,7 @@ class Form:
 
     time: sigma -> what it is told. level: the inverse. scale: sigma -> x_t / (y + sigma n). clean: ``(x, sigma,
     output) -> D``, x unscaled. span: the noise levels it knows. unit: of time, where some models are told time / unit.
-    scalar: it takes one time a call, zero-dim; else one a sample, (B,). table: the levels of its training, float64 and
+    scalar: it takes one time per call, zero-dim; else one per sample, (B,). table: its levels of training, float64 and
     increasing, where those are steps 0, 1, ...
     """
 

@@ -102,7 +102,7 @@ def importance(
 ) -> Drawn:
     """n of the base's draws ``points`` (R, N, d), resampled in proportion to exp(omega log_ratio).
 
-    log_ratio: log p_base - log p_aux there, (R, N). omega: (R,). generators: one a row. Several times as many
+    log_ratio: log p_base - log p_aux there, (R, N). omega: (R,). generators: one per row. Several times as many
     particles as points keep the same point from being drawn often.
     """
     weights = omega[:, None] * log_ratio.to(torch.float64)
@@ -123,7 +123,7 @@ def annealed_langevin(
 ) -> Drawn:
     """The base's draws ``points`` (R, N, d) moved to the target in ``stages`` of ``steps`` Langevin steps each.
 
-    omega: (R,). generators: one a row. The step's length follows its acceptance, toward MALA's optimal .574. The
+    omega: (R,). generators: one per row. The step's length follows its acceptance, toward MALA's optimal .574. The
     tail index is not asked: only weights from one stage to the next are taken. Raises `InputError` for no stages.
     """
     whole("stages", stages, 1)

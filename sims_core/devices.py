@@ -1,4 +1,4 @@
-"""Putting numbers on a device without making the host wait for what the device is doing."""
+"""Host-to-device copies that do not block."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def guide(
     """The SIMS model of two networks, as a module that is called, moved and asked for attributes as ``base`` is.
 
     auxiliary: a network with the base's signature and output shape, or the name of a peft adapter on the base: then
-    one network does for both. omega: a number, one a sample (B,), or a function of sigma; `Guided.omega` sets it.
+    one network does for both. omega: a number, one per sample (B,), or a function of sigma; `Guided.omega` sets it.
     guidance: ``full``, ``held:K``, ``predictor``, ``interval:LOW:HIGH`` in sigma (`GuidanceSchedule`); a step is what
     changes the timestep or sigma. scheduler: the loop's own, a flow's path or a view's form; it says what sigma a
     timestep is (interval, omega of sigma) and which evaluation is the predictor's.

@@ -27,7 +27,7 @@ KNOWN = "a data set, a checkpoint, a run folder, a network of diffusers, a snaps
 
 
 def describe(path: str | Path) -> list[str]:
-    """What is at ``path``, in a few lines. Raises `InputError` if it is nothing known, or damaged (it says where)."""
+    """What is at ``path``, in a few lines. Raises `InputError` if it is not recognised, or damaged (it says where)."""
     path = Path(str(path).removeprefix(hf.PREFIX))
     if not os.path.exists(path):
         raise InputError(ARGUMENT, str(path), "there is nothing; check the spelling")

@@ -169,7 +169,7 @@ def _turned(
 class ExactLearner:
     """Learner (`sims_core.learner.Learner`) over R rows of Gaussians.
 
-    sampler: from `Sampler.parse`; 'exact' has no bias. streams: one integer a row; rows with equal numbers share
+    sampler: from `Sampler.parse`; 'exact' has no bias. streams: one integer per row; rows with equal numbers share
     their draws (pairs trials across omega). ddof: 0 for maximum likelihood, 1 for the unbiased covariance.
     noise: False gives the population limit (data sizes then only set the proportions of a union).
     temperature: samples from N(mu, temperature * S), the MAD paper's sampling bias lambda_s (arXiv 2307.01850).
@@ -403,7 +403,7 @@ class ExactLearner:
             else np.asarray(value, dtype=np.float64)
         )
         if array.shape != (self.rows,):
-            raise InputError(argument, array.shape, f"give one number, or one a row: ({self.rows},)")
+            raise InputError(argument, array.shape, f"give one number, or one per row: ({self.rows},)")
         return torch.from_numpy(np.array(array))
 
     def _standard_moments(self, sizes: np.ndarray, dim: int, seed: Seed) -> tuple[Tensor, Tensor]:

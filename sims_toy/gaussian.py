@@ -217,7 +217,7 @@ def fit(data: Statistics, ddof: int = 0) -> Gaussian:
 
 
 def standard_moments(sizes: ArrayLike, dim: int, seeds: Sequence[Seed]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (K, d) and scatter / n (K, d, d) of n_k draws of N(0, I), without drawing them, one seed a row.
+    """Mean (K, d) and scatter / n (K, d, d) of n_k draws of N(0, I), without drawing them, one seed per row.
 
     The mean is N(0, I/n); the scatter about it is Wishart with n - 1 degrees of freedom and independent of it. The
     Wishart matrix is A A^T with A the lower-trapezoidal factor of Bartlett's decomposition (d x min(d, n-1)), which

@@ -241,7 +241,7 @@ class RunFolder:
             raise InputError(argument, str(self.path), "another process is at work in this folder") from None
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder's lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

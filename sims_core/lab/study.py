@@ -62,7 +62,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Result:
-    """What a study left: its folder, its tables by name, its figures, and what there is to say.
+    """What a study left: its folder, its tables by name, its figures, and its text summary.
 
     resumed_finished: whether the folder was whole already. note: what was recorded at the end (a sweep's diagnosis).
     page: the report.

@@ -35,7 +35,7 @@ def images(
 ) -> Iterator[Images]:
     """The images at increasing ``indices`` of a source, each of ``shape`` after ``transform``, (B, C, H, W).
 
-    workers: threads that decode pictures; 0 is one a core, at most 8. Raises `InputError` naming the pictures that
+    workers: threads that decode pictures; 0 is one per core, at most 8. Raises `InputError` naming the pictures that
     cannot be taken, the first with its reason: all of them, or `_LISTED`.
     """
     start, workers, bad = 0, _threads(workers), list[InputError]()

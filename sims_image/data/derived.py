@@ -51,7 +51,7 @@ class ImageData:
 
 @dataclass(frozen=True)
 class Derived:
-    """Makes data sets of others below the folder ``root``: what has been made is found again by its name."""
+    """Builds derived data sets below the folder ``root``; those that exist are found by name."""
 
     root: Path
     _: KW_ONLY
@@ -138,7 +138,7 @@ class Derived:
         return ImageData(out)
 
     def _once(self, place: Path, make: Callable[[], None]) -> None:
-        """Let the first process make what is not there yet, while the others wait."""
+        """The first process creates it if missing; the others wait."""
 
         def act() -> None:
             if not place.exists():

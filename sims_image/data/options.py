@@ -74,7 +74,7 @@ class Prepare:
     """Downsampled ImageNet's map_clsloc.txt, which renumbers its classes to the order of sorted WordNet numbers;
     default: the one beside the batches."""
     workers: int = 0
-    """Threads that decode pictures; 0 is one a core, at most 8. Does not change the result."""
+    """Threads that decode pictures; 0 is one per core, at most 8. Does not change the result."""
     restart: bool = False
     """Delete what a start with other settings left unfinished beside --out (OUT.preparing), and begin anew."""
     dry_run: bool = False

@@ -34,7 +34,7 @@ def write_sheet(path: Path, images: NDArray[np.uint8], columns: int) -> None:
 
 
 def sheet_labels(rows: int, label_dim: int, seed: Seed) -> tuple[int, NDArray[np.int64]]:
-    """(columns, the class of each sample) of a sheet: a column a class for up to 12 classes, else drawn at random."""
+    """(columns, the class of each sample) of a sheet: a column per class for up to 12 classes, else drawn at random."""
     columns = label_dim if 1 < label_dim <= 12 else rows
     if label_dim <= 12:
         return columns, np.arange(rows * columns) % columns

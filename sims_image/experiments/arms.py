@@ -26,9 +26,9 @@ from sims_image.sampling.seeds import Seeds
 
 @dataclass(frozen=True)
 class Arm:
-    """One model on the fresh seeds. values: the distance on each; nfe: evaluations an image; note: what it is.
+    """One model on the fresh seeds. values: the distance on each; nfe: evaluations per image; note: what it is.
 
-    choosing: evaluations that choosing it on the search seeds took, of a control that was chosen.
+    choosing: evaluations spent choosing it on the search seeds (tuned controls only).
     """
 
     name: str

@@ -266,12 +266,12 @@ class Bench:
         return lambda keys, seeds: self.several([(model, seeds, how) for model, how in map(ask, keys)])
 
     def value(self, cell: dict[str, Any]) -> dict[str, float]:
-        """The distance that counts: value, se, low, high, n."""
+        """The metric used for selection: value, se, low, high, n."""
         found: dict[str, float] = cell["report"][self.target]["frechet"]
         return found
 
     def distance(self, cell: dict[str, Any]) -> float:
-        """The distance that counts, alone: what searches go by."""
+        """The metric used for selection, its value alone."""
         return self.value(cell)["value"]
 
     def _known(

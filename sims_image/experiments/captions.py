@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sims_image.experiments.options import Experiment
 
-#: what decides the numbers besides what a figure's title says
+#: options worth showing under a figure
 _TOLD = ("sampler", "budget", "lr", "retrain_budget", "retrain_lr", "fit_budget", "fit_lr", "features")
 
 

@@ -28,7 +28,7 @@ _LABELS = {
 
 
 class Outcome:
-    """Rows of what was measured: one an arm, omega and trial, and one a class of each."""
+    """Rows of what was measured: one per arm, omega and trial, and one per class of each."""
 
     def __init__(self, lab: Lab, judging: Judging) -> None:
         self.lab, self.judging = lab, judging

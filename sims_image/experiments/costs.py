@@ -23,8 +23,8 @@ from sims_image.training.estimate import here, measure
 
 @dataclass
 class Ledger:
-    """Adds up. flops, tuning, evaluation: operations of an image in a training step, in one of fine-tuning an
-    auxiliary, and in one evaluation of the network; nfe: evaluations for an image. rate, drawing: operations a second
+    """Accumulates costs. flops, tuning, evaluation: operations of an image in a training step, in one of fine-tuning an
+    auxiliary, and in one evaluation of the network; nfe: evaluations for an image. rate, drawing: operations per second
     of a GPU in training and in sampling. here: what some operations take on this machine, in words.
     """
 
@@ -41,7 +41,7 @@ class Ledger:
     evaluations: int = 0
 
     def say(self, what: str, words: str) -> None:
-        """A line that costs nothing."""
+        """Add a note without cost."""
         self.lines.append((what, words))
 
     def train(self, what: str, images: int, times: int = 1, *, tuned: bool = False) -> None:
@@ -102,7 +102,7 @@ def ledger(checked: Checked) -> Ledger:
     found.say("base", checked.checkpoint or f"preset {checked.preset}, trained for {sizes.fit:,} images")
     there = "" if at_hand(checked.settings) else ", not there: data and features are not checked"
     found.say("real data", f"{sizes.real:,} images ({checked.settings.data or 'not named'}{there})")
-    found.say("sampler", f"{sampler}: {nfe} evaluations an image, {2 * nfe} with two networks")
+    found.say("sampler", f"{sampler}: {nfe} evaluations per image, {2 * nfe} with two networks")
     return found
 
 

@@ -24,7 +24,7 @@ from sims_image.metrics.samples import Sample, gathered
 from sims_image.metrics.shares import Corrected, corrected_shares
 from sims_image.sampling.seeds import Seeds
 
-#: a classifier that nobody checked is taken at its word: so many held-out images, all judged rightly
+#: without held-out labels a classifier is assumed to be perfect: so many held-out images, all judged rightly
 _TRUSTED = 10**9
 
 

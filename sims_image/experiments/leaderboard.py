@@ -88,7 +88,7 @@ class Planned:
 @dataclass(frozen=True)
 class Arm:
     """A model to measure. seen: images that it was trained on, beside the base's; drawn: images drawn for that; chosen:
-    network evaluations that choosing its settings took. equal: whether it is a control at no more evaluations than SIMS
+    network evaluations spent on choosing its settings. equal: whether it is a control at no more evaluations than SIMS
     and without another network, which SIMS is compared with.
     """
 

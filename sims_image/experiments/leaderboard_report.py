@@ -25,7 +25,7 @@ _DRAWS = 2000
 
 
 def tables(rows: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """'models' (a row an arm and trial), 'leaderboard' (means, and paired differences, with intervals over trials),
+    """'models' (a row per arm and trial), 'leaderboard' (means, and paired differences, with intervals over trials),
     'predictions' (a row an auxiliary and trial) and 'agreement' (rank correlations of predicted and found gains).
     """
     return {
@@ -174,7 +174,7 @@ def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
     """What came out, in sentences that the numbers decide."""
     table, metric = found["leaderboard"].set_index("arm"), lab.bench.reference.extractor.metric
     base = table.loc["base"]
-    told = [f"{metric} of the base {said(base, 'frechet')} at {base['nfe']:.0f} evaluations an image."]
+    told = [f"{metric} of the base {said(base, 'frechet')} at {base['nfe']:.0f} evaluations per image."]
     more = [arm for arm in ("2x steps", "4x steps") if arm in table.index]
     told += [f"With {arm[0]} times the steps it differs by {said(table.loc[arm], 'minus_base')}." for arm in more]
     for arm, row in table.iterrows():

@@ -151,7 +151,7 @@ class Sims(Consuming, AuxiliaryData, FineTuning, Guidance, Searching, Experiment
     search: str = "2k"
     """Images of a cell of the search over omega and budget."""
     n: str = "10k"
-    """Images of a confirmation."""
+    """Images per confirmation."""
     repeats: int = 3
     """Confirmations, on disjoint seeds."""
     auxiliary_weights: str = "ema"
@@ -229,9 +229,9 @@ class Loop(Consuming, Retraining, AuxiliaryData, Extrapolating, Laboratory):
     """standard, sims, neon, autoguidance, continued, random, rebuilt; equal-cost is standard training with twice the
     sampler's steps."""
     generations: int = 6
-    """Of each loop; the first one trains on real data alone."""
+    """Generations of each loop; the first one trains on real data alone."""
     more: str = ""
-    """Further images of the same kind: real ones to draw from (fresh), or D_p (polluted)."""
+    """Extra images of the same kind: real (for fresh), or synthetic D_p (for polluted)."""
     guide_network: str = ""
     """Arguments of the second network of autoguidance and of the rebuilt auxiliary; default --network."""
 

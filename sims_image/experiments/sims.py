@@ -161,7 +161,7 @@ def describe(settings: Sims) -> str:
         ("auxiliary", f"on {settings.auxiliary_data}, kept at {', '.join(f'{b:,}' for b in planned.budgets)} images"),
         (
             "sampler",
-            f"{settings.sampler or preset.sampler}: {cost.nfe} evaluations an image, {cost.both} with SIMS "
+            f"{settings.sampler or preset.sampler}: {cost.nfe} evaluations per image, {cost.both} with SIMS "
             f"(auxiliary: {planned.schedule})",
         ),
         *(("search", f"{count} models on {n:,} images") for count, n in turns_of(planned)),
@@ -171,7 +171,7 @@ def describe(settings: Sims) -> str:
             if cost.controls
             else []
         ),
-        ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images an arm: about {cost.confirmed:,}"),
+        ("confirm", f"{len(planned.confirm)} x {len(planned.confirm[0]):,} images per arm: about {cost.confirmed:,}"),
         ("features", settings.features),
         ("time here", here(cost.evaluated + cost.trained, *known)),
         ("sampling", on_gpus(cost.evaluated)),

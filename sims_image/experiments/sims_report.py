@@ -238,7 +238,7 @@ def panels(plan: Plan, bench: Bench, found: Search) -> Figure:
 
 
 def arms_figure(rows: Sequence[dict[str, Any]], metric: str, title: str) -> Figure:
-    """Every arm of the confirmation on fresh seeds: its mean, its 95 % interval, its network evaluations an image.
+    """Every arm of the confirmation on fresh seeds: its mean, its 95 % interval, its network evaluations per image.
 
     rows: those of table.csv, the base first, drawn as a line across.
     """
@@ -333,7 +333,7 @@ def sections(results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path
                 f"itself: {len(arms) - 1} comparisons at 95 % are not corrected for their number."
             ],
             {"All arms on fresh seeds; dashed: the base": folder / "arms.png"},
-            ["model", "", "evaluations an image", "mean and 95 % interval", "minimum", "difference to base"],
+            ["model", "", "evaluations per image", "mean and 95 % interval", "minimum", "difference to base"],
             confirmed,
         ),
         Section(
@@ -356,7 +356,7 @@ def sections(results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path
         Section(
             "All cells of the search",
             ["Distances at different n do not compare."] if len({c["n"] for c in results["search"]}) > 1 else [],
-            head=["budget", "omega", "evaluations an image", "n", metric, "95 % interval"],
+            head=["budget", "omega", "evaluations per image", "n", metric, "95 % interval"],
             rows=searched,
         ),
         report.settings(facts),

@@ -37,7 +37,7 @@ class Judge:
     accuracy: float | None = None
 
     def __call__(self, images: NDArray[np.uint8]) -> Counts:
-        """As said above. Raises `InputError` for verdicts that are none."""
+        """Predicted classes. Raises `InputError` if they are not valid."""
         found = np.asarray(self.verdicts(images))
         if found.ndim == 2:  # scores
             found = found.argmax(1)

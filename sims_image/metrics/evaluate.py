@@ -199,7 +199,7 @@ def _decoded(
 
 @dataclass(frozen=True)
 class Priced:
-    """A model whose checkpoint is not there, by its preset's network. networks: (arguments, evaluations an image)."""
+    """A model whose checkpoint is not there, by its preset's network. networks: (arguments, evaluations per image)."""
 
     images: int
     sampler: Sampler
@@ -238,7 +238,7 @@ def _described(settings: Evaluate) -> list[tuple[str, str]]:
     return [
         ("base", f"preset {settings.base}, whose checkpoint is not there: data and features are not checked"),
         ("reference", settings.reference),
-        ("sampler", f"{cost.sampler}: {nfe} evaluations an image"),
+        ("sampler", f"{cost.sampler}: {nfe} evaluations per image"),
         ("images", f"{cost.images:,}: seeds {settings.seeds}, {settings.repeats} times"),
         ("NFE", f"{nfe * cost.images:,} evaluations in all"),
         ("on GPUs", on_gpus(cost.flops)),

@@ -42,7 +42,7 @@ class Evaluate(Compared, Machine, Drawing):
     images: str = ""
     """Images to measure: whatever `prepare` reads (a data set, an EDM zip, a folder or zip of pictures, ADM's .npz)."""
     reference: str = ""
-    """Real images: a data set (the training set, by the field's habit), or statistics: NVIDIA's .npz or .pkl, or those
+    """Real images: a data set (the training set, by convention), or statistics: NVIDIA's .npz or .pkl, or those
     of --save-reference."""
     heldout: str = ""
     """Data set of real images that the model was not trained on; `prepare --holdout` makes one."""

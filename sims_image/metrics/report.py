@@ -56,7 +56,7 @@ class Report:
     floor, heldout_floor: real images in the place of generated ones. at_floor: the generated images again, as many and
     against the same images as the floor, where that differs. memorisation: whether training images are repeated.
     features, reference, heldout: name, metric or images, and sha256. n: generated images; kept: those whose features
-    KID and the last four metrics compare. seeds, labels: how the images were drawn. nfe: network evaluations an image
+    KID and the last four metrics compare. seeds, labels: how the images were drawn. nfe: network evaluations per image
     (None: unknown). notes: what a reader must know. repeats: every metric's values on the seeds of this evaluation and
     of others of the same model, if there were any.
     """

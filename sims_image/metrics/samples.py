@@ -52,7 +52,7 @@ class Sample:
         """Take in the features (B, D) of the images numbered ``items`` (B,). Raises `InputError` if they do not fit."""
         items = np.asarray(items, np.int64)
         if features.ndim != 2 or features.shape != (len(items), self.width):
-            raise InputError("features", features.shape, f"({len(items)}, {self.width}), a row an image")
+            raise InputError("features", features.shape, f"({len(items)}, {self.width}), a row per image")
         finite = np.isfinite(features).all(1)
         if not finite.all():
             raise InputError("sample", "not finite", f"image {items[~finite][0]}: a diverged sample is no image")

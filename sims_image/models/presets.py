@@ -30,7 +30,7 @@ _LENGTH = "a training length in images, with a unit: 50k, 200Mi"
 class Recipe:
     """How a network is trained. Lengths are in images seen (steps x global batch).
 
-    batch: images a step, over all processes. budget, mi: how long, as written ('200Mi'), and what one Mi counts
+    batch: images per step, over all processes. budget, mi: how long, as written ('200Mi'), and what one Mi counts
     (10^6 in EDM, 2^20 in EDM2). lr: Adam's nominal rate, reached after lr_rampup images; lr_decay: 'constant',
     'inverse-sqrt' (lr / sqrt(steps / lr_decay_steps) after lr_decay_steps steps; EDM2) or 'cosine' (to 0 at
     the end of the budget). ema: 'halflife' (ema_halflife images, at most ema_rampup times the images seen; None: no

@@ -34,7 +34,7 @@ from sims_image.training.plan import Plan
 from sims_image.training.schedules import profiles, shares
 from sims_image.training.trainer import BODIES
 
-#: above this many operations an image, a trial of the network itself takes too long
+#: above this many operations per image, a trial of the network itself takes too long
 _TRIAL = 4e11
 
 

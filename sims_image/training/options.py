@@ -17,7 +17,7 @@ class RecipeOptions:
     GROUP: ClassVar[str] = "recipe"
 
     batch: int | None = None
-    """Images a step, over all processes."""
+    """Images per step, over all processes."""
     lr: float | None = None
     """Adam's nominal learning rate."""
     lr_rampup: str = ""
@@ -98,7 +98,7 @@ class Running:
     GROUP: ClassVar[str] = "machine"
 
     microbatch: int = 0
-    """Images a process passes through the network at once, gradients being accumulated; 0: its whole part."""
+    """Images per process that pass through the network at once, gradients being accumulated; 0: its whole part."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 1

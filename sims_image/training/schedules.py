@@ -160,7 +160,7 @@ def _positive(argument: str, text: str, mi: int) -> int:
 
 
 def shares(argument: str, batch: int, world: int, micro: int) -> tuple[int, int]:
-    """How a batch is cut: (images a process and pass, passes a process). micro: at most so many a pass; 0 for all.
+    """How a batch is cut: (images per process and pass, passes per process). micro: at most so many; 0 for all.
 
     The largest number of images that divides a process's part. Raises `InputError` for a batch that the processes
     cannot share evenly.

@@ -75,7 +75,7 @@ class Networks(NetworkLearner):
 
 
 Measure = Callable[[Any], list[Record]]
-"""``model -> [record a trial]``: distance, energy, off, loss."""
+"""``model -> [record per trial]``: distance, energy, off, loss."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Case:
 
     data: the base's training set. synthetic, budget: of Algorithm 1. further: the learner that trains the base further,
     and its budget, all that the auxiliary costs. whole: the base's own budget. wide: learns the rival twice as wide, if
-    there is one; wide_cost: of its sample, over the base's. predict: ``(base, auxiliary) -> [record a trial]``.
+    there is one; wide_cost: of its sample, over the base's. predict: ``(base, auxiliary) -> [record per trial]``.
     """
 
     learner: Any
@@ -102,7 +102,7 @@ class Case:
 
 
 def conduct(case: Case) -> Iterator[Record]:
-    """The records of a row, one a trial and method; the prediction comes before any guided model is sampled."""
+    """The records of a row, one per trial and method; the prediction comes before any guided model is sampled."""
     learner, data, seed = case.learner, case.data, case.seed
     settings: dict[str, Any] = {"n_synthetic": case.synthetic, "budget": case.budget, "seed": seed}
     base = METHODS["standard"](learner, data, seed=seed).base

@@ -190,7 +190,7 @@ def rank_correlation(rows: pd.DataFrame, seed: Seed) -> tuple[float, float, floa
 
 
 def words(frames: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> str:
-    """What is printed: a line a row, where SIMS wins and where not, the two predictions."""
+    """What is printed: a line per row, where SIMS wins and where not, the two predictions."""
     rows, controls = frames["rows"], frames["controls"]
     lines = [
         "distance to the truth (W2, sliced for networks): base, twice the steps, trained further, SIMS at 1, floor"

@@ -90,7 +90,7 @@ def plan(options: Control) -> GridStudy:
         raise InputError(error.argument, error.value, error.expected) from None
     omegas = sorted({0.0, *parse_grid("omega", options.omega, low=0, high=20)})
     if len(omegas) < 3:
-        raise InputError("omega", options.omega, "give at least two values besides 0: the best of them is sought")
+        raise InputError("omega", options.omega, "give at least two values besides 0 to search for the best")
     whole("points", options.points, SLICED[0])
     at_most_cells(omegas, strengths, readings)
     sampler = Sampler.parse(options.sampler, argument="sampler")

@@ -31,7 +31,7 @@ from sims_toy.networks.schedule import Training
 
 @dataclass(frozen=True)
 class DensitySampler:
-    """How guided densities are drawn: ``importance:M``, M particles a point, or ``langevin:K``, K stages.
+    """How guided densities are drawn: ``importance:M``, M particles per point, or ``langevin:K``, K stages.
 
     A flow without guidance is drawn exactly, by either.
     """
@@ -49,7 +49,9 @@ class DensitySampler:
         name, _, number = text.partition(":")
         choose(argument, name, ("importance", "langevin"))
         if not re.fullmatch("0*[1-9][0-9]{0,3}", number):
-            what = "particles a point, such as importance:16" if name == "importance" else "stages, such as langevin:20"
+            what = (
+                "particles per point, such as importance:16" if name == "importance" else "stages, such as langevin:20"
+            )
             raise InputError(argument, text, f"write {name}:N with 1 to 9999 {what}")
         return cls(name, int(number))
 

@@ -26,11 +26,11 @@ class FlowSettings(Pace):
     bins: int = 8
     """Bins of each spline."""
     width: int = 24
-    """Units a hidden layer of the networks that set the transformations."""
+    """Units per hidden layer of the networks that set the transformations."""
     steps: int = 1500
     """Adam steps of a base."""
     batch: int = 256
-    """Rows a step; 0 is the whole data set."""
+    """Batch size; 0 is the whole data set."""
     rate: float = 1e-2
     """Peak learning rate of a base."""
     auxiliary_rate: float = 1e-3

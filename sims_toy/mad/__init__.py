@@ -35,9 +35,9 @@ class Mad(RunOptions):
     sampler: Annotated[str, usual("exact for the exact learner, rk4:8 for networks")] = ""
     """exact (no sampler bias; the exact learner's alone), ddim:N, euler:N, heun:N, rk4:N."""
     real_size: Annotated[int, at_least(2)] = 100
-    """Fresh real points a generation, n_r, of experiment 1."""
+    """Fresh real points per generation, n_r, of experiment 1."""
     synthetic: Annotated[int, at_least(1), formerly("synthetic_size")] = 900
-    """Synthetic points a generation, n_s, of experiment 1."""
+    """Synthetic points per generation, n_s, of experiment 1."""
     initial_size: str = "100,1000"
     """Sizes of the first data set, n_ini, of experiment 1."""
     temperature: str = "1,0.8"

@@ -1,4 +1,4 @@
-"""What `sims_toy.mad` makes of its distances: tables with closed forms beside them, and what there is to say."""
+"""What `sims_toy.mad` makes of its distances: tables alongside closed forms, and a text summary."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _second_half(generations: int) -> slice:
 def _paths(
     name: str, parts: Mapping[str, Experiment], values: dict[str, Values], settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """One row a cell and generation: W2, the mean's error and the variance (both a dimension), with closed forms."""
+    """One row per cell and generation: W2, the mean's error and the variance (both a dimension), with closed forms."""
     part, measured, d = parts[name], values[name], settings["dimension"]
     weights = phase.resampling_weights(part.trials, Seed(part.seed))
     rows = []
@@ -103,7 +103,7 @@ def _log_volume(cell: Cell, t: int, dim: int, ddof: int) -> float:
 
 
 def _limits(part: Experiment, w2: Array, settings: dict[str, Any]) -> pd.DataFrame:
-    """One row a cell: the limit, and its difference from the first n_ini's, paired."""
+    """One row per cell: the limit, and its difference from the first n_ini's, paired."""
     weights = phase.resampling_weights(part.trials, Seed(part.seed))
     late = w2[:, :, _second_half(part.generations)].mean(2)
     rows = []
@@ -165,7 +165,7 @@ class Calibration:
         return found
 
     def table(self, settings: dict[str, Any]) -> pd.DataFrame:
-        """One row a size, with the second-order closed form."""
+        """One row per size, with the second-order closed form."""
         theory = np.sqrt(mad_theory.w2_squared(mad_theory.single(self.sizes, self.ddof), _identity(settings)))
         low, high = phase.interval(self.resampled, self.w2.shape[1])
         sizes = self.sizes.astype(int)

@@ -58,7 +58,7 @@ class Ensemble:
             raise InputError("params", tuple(self.params.shape), f"this architecture needs shape (K, {self.mlp.size})")
         if self.sigma_data.shape != self.params.shape[:1] or not bool((self.sigma_data > 0).all()):
             raise InputError(
-                "sigma_data", self.sigma_data.tolist(), f"give {len(self)} positive numbers, one a network"
+                "sigma_data", self.sigma_data.tolist(), f"give {len(self)} positive numbers, one per network"
             )
 
     @classmethod
@@ -73,7 +73,7 @@ class Ensemble:
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
     ) -> Ensemble:
-        """Untrained networks, one a seed. ``sigma_data``: for all, or one a network [K].
+        """Untrained networks, one per seed. ``sigma_data``: for all, or one per network [K].
 
         init: 'zero_last' or 'torch' (`Mlp.initial`); by default the second for epsilon-prediction, else the first.
         """

@@ -55,7 +55,7 @@ M = TypeVar("M", bound=RowModel)
 class RowLearner(Generic[M]):
     """Learner (`sims_core.learner.Learner`) over R rows. Data are points (R, n, d), float32, on the CPU.
 
-    streams: one integer a row; rows with equal streams and equal data share their draws and their training.
+    streams: one integer per row; rows with equal streams and equal data share their draws and their training.
     temperature: the sampling bias lambda_s of `sample` (MAD, arXiv 2307.01850): samples start from noise times
     sqrt(lambda_s), which gives N(mu, lambda_s S) where the model is a Gaussian.
     """
@@ -101,7 +101,7 @@ class RowLearner(Generic[M]):
         return self._train(initial, data, self.settings.training(data.shape[1], warm=start is not None), seed)
 
     def finetune(self, model: M, data: Tensor, budget: ArrayLike, *, seed: Seed) -> M:
-        """Train copies of the bases on ``data`` for ``budget`` samples seen (a number, or one a row)."""
+        """Train copies of the bases on ``data`` for ``budget`` samples seen (a number, or one per row)."""
         budgets = np.broadcast_to(np.asarray(budget, dtype=np.float64), (self.rows,))
         if not (budgets >= 0).all():
             raise InputError("budget", np.asarray(budget).tolist(), "samples seen cannot be negative")
@@ -124,7 +124,7 @@ class RowLearner(Generic[M]):
         return self._draw(model, n, 1.0, seed)
 
     def draw(self, real: Gaussian | Distribution, n: ArrayLike, *, seed: Seed) -> Tensor:
-        """n real points a row (R, n, d); rows of one stream get the same points."""
+        """n real points per row (R, n, d); rows of one stream get the same points."""
         count = self._one_size(n)
         first, inverse = first_of_each([int(k) for k in self.streams])
         points = [draw_real(real, count, seed.child(int(self.streams[i]))) for i in first]
@@ -133,7 +133,7 @@ class RowLearner(Generic[M]):
     def rebuild(self, data: Tensor, budget: ArrayLike, *, seed: Seed) -> M:
         """Models of the second architecture (the settings' ``other_width``), trained from scratch on ``data``.
 
-        budget: samples seen, a number or one a row; at the base's learning rate.
+        budget: samples seen, a number or one per row; at the base's learning rate.
         """
         s = self.settings
         other = replace(s, width=s.other_width or s.width, auxiliary_rate=s.rate)
@@ -155,7 +155,7 @@ class RowLearner(Generic[M]):
         return replace(base, base=base.base.with_params(moved))
 
     def extrapolate(self, base: M, auxiliary: M, omega: ArrayLike) -> M:
-        """The SIMS model of base and auxiliary at omega (a number, or one a row)."""
+        """The SIMS model of base and auxiliary at omega (a number, or one per row)."""
         w = self._per_row(omega)
         return replace(base, auxiliary=auxiliary.base, omega=w, guidance=self.guidance)
 

@@ -42,7 +42,7 @@ class Schedule:
 class Training:
     """Settings of `train`, the same for all networks.
 
-    steps, batch: Adam steps and rows a step; a network with at most ``batch`` points sees all of them every step.
+    steps, batch: Adam steps and rows per step; a network with at most ``batch`` points sees all of them every step.
     target: 'posterior', 'plain' or 'ot' (plain, with a step's noise and data paired by exact optimal transport; arXiv
     2302.00482); reference: points of the random subset for 'posterior' (None: the whole data set;
     what each costs is in `sims_toy.networks.targets`). noise: training noise levels, represented by ``levels``

@@ -25,13 +25,13 @@ class Pace:
     """The least values of whole numbers that only this kind of model has."""
 
     width: int = 32
-    """Units a hidden layer."""
+    """Units per hidden layer."""
     layers: int = 2
     """Hidden layers."""
     steps: int = 400
     """Adam steps of a base."""
     batch: int = 64
-    """Rows a step; 0 is the whole data set."""
+    """Batch size; 0 is the whole data set."""
     rate: float = 2e-2
     """Peak learning rate of a base."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"

@@ -58,7 +58,7 @@ def train(
     """Train copies of K networks, each on its own data with its own seed; ``ensemble`` is untouched.
 
     data: [K, N, d]; counts: [K], how many of the N rows are a network's own (all by default; the rest are ignored).
-    seeds: one a network; its minibatches, noise levels and noise depend on it alone. Adam starts afresh.
+    seeds: one per network; its minibatches, noise levels and noise depend on it alone. Adam starts afresh.
     backend: 'torch', 'numba' (raises `InputError` where it cannot run), or 'auto' (numba where it can).
     chunk: networks stacked at a time in the torch backend; by default what fits the cache. Networks with different
     counts are never stacked together, so many different counts are slow in torch (not in numba).
@@ -71,7 +71,7 @@ def train(
     if data.ndim != 3 or data.shape[0] != k or data.shape[2] != d:
         raise InputError("data", tuple(data.shape), f"these networks need shape ({k}, N, {d})")
     if len(seeds) != k:
-        raise InputError("seeds", len(seeds), f"give one seed a network: {k}")
+        raise InputError("seeds", len(seeds), f"give one seed per network: {k}")
     sizes = torch.full((k,), data.shape[1]) if counts is None else torch.as_tensor(counts, dtype=torch.long).cpu()
     if sizes.shape != (k,) or bool((sizes < 1).any()) or bool((sizes > data.shape[1]).any()):
         raise InputError("counts", sizes.tolist(), f"give {k} numbers of points, each from 1 to N = {data.shape[1]}")

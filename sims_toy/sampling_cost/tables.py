@@ -27,7 +27,7 @@ BASE, MERGE = "base alone", "weight merge"
 
 
 def distinct(sampler: Sampler, schedules: Sequence[GuidanceSchedule]) -> list[GuidanceSchedule]:
-    """The schedules that differ with this sampler: with one evaluation a step, 'predictor' and 'held:1' are 'full'."""
+    """The schedules that differ with this sampler: at one evaluation per step 'predictor' and 'held:1' are 'full'."""
     if sampler.KNOWN[sampler.name][2] > 1:
         return list(dict.fromkeys(schedules))
     same = [replace(s, every=0, hold=True) if s.every == 1 else s for s in schedules]

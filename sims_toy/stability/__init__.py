@@ -70,11 +70,11 @@ class Stability(RunOptions):
     probe_points: Annotated[int, at_least(2)] = 64
     """Real points that the Hessian is averaged over."""
     collapse_size: Annotated[int, at_least(2)] = 100
-    """Points a generation, n, of the Gaussian that collapses."""
+    """Points per generation, n, of the Gaussian that collapses."""
     collapse_generations: Annotated[int, at_least(1)] = 100
-    """Its generations."""
+    """Generations of the collapse experiment."""
     collapse_trials: Annotated[int, at_least(2)] = 1000
-    """Its repetitions."""
+    """Trials of the collapse experiment."""
 
 
 PRESETS = {

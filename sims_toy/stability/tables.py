@@ -78,7 +78,7 @@ def make(parts: dict[str, Experiment], values: dict[str, Values], settings: dict
 
 
 def _distances(loops: Experiment, found: Values, settings: dict[str, Any]) -> pd.DataFrame:
-    """One row a cell and generation: distance, its ratio to the first round and to lambda = 0, its floor.
+    """One row per cell and generation: distance, its ratio to the first round and to lambda = 0, its floor.
 
     ``parameters``: ||theta_t - theta*|| over ||theta*||, with theta* the same trial's last model of lambda = 0.
     """
@@ -134,7 +134,7 @@ def _growth(mine: Array, reference: Array, last: slice, weights: Array) -> dict[
 
 
 def _rates(loops: Experiment, found: Values, kicked: Values, settings: dict[str, Any]) -> pd.DataFrame:
-    """One row a cell: how much of a displacement of the scale is left after one round, and after the next.
+    """One row per cell: how much of a displacement of the scale is left after one round, and after the next.
 
     The kicked loop's first model is a model of kick x data; its samples and those of the loop beside it share their
     noise, so that <x' - x, x> / <x, x> is the displacement of the scale, of which kick - 1 was put in.

@@ -31,7 +31,7 @@ class Sweep(RunOptions):
     synthetic: Annotated[
         str, formerly("synthetic_size"), usual("250,1000 for networks, 125,250,500,1000 for the exact learner")
     ] = ""
-    """Synthetic points a generation, |D_s|."""
+    """Synthetic points per generation, |D_s|."""
     real_size: str = "1000"
     """Real points, |D_r|."""
     auxiliary_size: str = "same"
@@ -73,9 +73,9 @@ class Sweep(RunOptions):
     trials: Annotated[int | None, at_least(2), usual("8 for networks, 1000 for the exact learner", "INT")] = None
     """Independent repetitions, paired across cells."""
     beside_trials: int = 0
-    """Repetitions of the readings of --auxiliary-data after the first; 0 is as many."""
+    """Trials for every reading of --auxiliary-data after the first (0: as many as --trials)."""
     overlay_trials: Annotated[int, at_least(2)] = 400
-    """Repetitions of the exact learner beneath the networks, from whose mean chance is taken out of theirs."""
+    """Trials of the exact learner drawn under the networks, which serves as a control variate."""
     data: Annotated[str, formerly("real")] = "gaussian"
     """Real data: gaussian, gaussians:K, mixture:P,Q,..., moons, pinwheel, swissroll, checkerboard, spiral, tree,
     cube:D, or a .npy or .csv file of at least 1,000 points in the plane, in any unit. All but 'gaussian' need the

@@ -83,7 +83,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
             )  # fmt: skip
             cells.append(base)
             if sampler.steps and any(METHODS[x].networks > 1 or METHODS[x].resampled for x in methods):
-                # two networks a step: standard training may take twice the steps, or better ones
+                # two networks per step: standard training may take twice the steps, or better ones
                 cells.append(replace(base, method="equal-cost", sampler=str(sampler.doubled())))
                 retuned += [replace(base, method="retuned", sampler=s) for s in _retuned(sweep, sampler)]
             for method in methods:

@@ -1,4 +1,4 @@
-"""From distances to tidy tables: one row a cell and generation, and one row a cell with its regime."""
+"""From distances to tidy tables: one row per cell and generation, and one row per cell with its regime."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Twins:
 
 
 def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The tidy table (one row a cell and generation) and the regimes (one row a cell).
+    """The tidy table (one row per cell and generation) and the regimes (one row per cell).
 
     Intervals are expanded percentile bootstraps over whole trials, paired across cells (`sims_toy.phase`).
     ``ratio_own`` is d_t(w) / d_1(w); ``ratio_standard`` is d_t(w) / d_1(0), standard training's first generation with
@@ -138,7 +138,7 @@ def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tup
 
 
 def trial_table(experiment: Experiment, w2: Array) -> pd.DataFrame:
-    """One row a cell and trial: ``first`` = d_1 and ``last`` = d_T of that trial, to four significant digits.
+    """One row per cell and trial: ``first`` = d_1 and ``last`` = d_T of that trial, to four significant digits.
 
     What every interval and regime follows from: means over trials of these two.
     """

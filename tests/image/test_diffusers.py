@@ -396,7 +396,7 @@ def test_a_dry_run_prices_what_is_run(folder, tmp_path, capsys):
     sizes = {"sims": [], "loop": ["--generations", "2"]}
     for verb, more in sizes.items():
         command([verb, *sampling, *more])
-        assert "5 evaluations an image, 10 with" in capsys.readouterr().out
+        assert "5 evaluations per image, 10 with" in capsys.readouterr().out
     assert estimate.rate(found.config, recipe, 1e13, torch.device("cpu"), seconds=0.01) > 0  # too large to be tried
 
 

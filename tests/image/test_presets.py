@@ -132,7 +132,7 @@ def test_every_published_recipe_has_a_price(verb, name, capsys, monkeypatch):
     assert one.trust in "PSU" and re.search(r"arXiv|DDO|the same", one.source) and one.hours > 0
     if verb == "evaluate":
         nfe = Sampler.parse(PRESETS[one.options["base"]].sampler).nfe
-        assert f" {nfe * (2 if 'guide' in one.options else 1)} evaluations an image" in said
+        assert f" {nfe * (2 if 'guide' in one.options else 1)} evaluations per image" in said
 
 
 def test_recipes_are_listed_with_cost_source_and_trust(capsys):

@@ -144,7 +144,7 @@ def test_dry_run_and_bad_input(run, capsys, tmp_path):
     before = sorted(folder.rglob("*"))
     command([*words, "--dry-run"])
     said = capsys.readouterr().out
-    assert "17 models on 40 images" in said and "3 evaluations an image, 6 with SIMS" in said
+    assert "17 models on 40 images" in said and "3 evaluations per image, 6 with SIMS" in said
     assert sorted(folder.rglob("*")) == before
     given = {"data": str(folder / "tiny.zip"), "base": "tiny"}
     for bad in ({"data": ""}, {"base": ""}, {"base": "tyni"}, {"omega": "0"}, {"omega": "-1,0,1"},

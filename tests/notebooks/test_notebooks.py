@@ -34,7 +34,7 @@ def executed(name: str, folder: Path, **parameters) -> Path:
     """Run a notebook at the scale of CI; the folder of its figures."""
     notebook = tool.execute(ROOT / "notebooks" / f"{name}.ipynb", scale="ci", work=folder, parameters=parameters)
     assert tool.warnings_of_ours(notebook) == []
-    assert figures_without_picture(notebook) == []
+    assert figures_without_picture(notebook) == [] and unpictured_cells(notebook) == []
     return folder / "figures"
 
 
@@ -43,6 +43,17 @@ def figures_without_picture(notebook) -> list[str]:
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
     figure = re.compile(r"<(Figure|Picture) size")
     return [d["text/plain"] for d in outputs if figure.search(d.get("text/plain", "")) and "image/png" not in d]
+
+
+def unpictured_cells(notebook) -> list[str]:
+    """Cells that draw or show a figure, and have no picture among their outputs."""
+    return [
+        cell.source
+        for cell in notebook.cells
+        if cell.cell_type == "code"
+        and re.search(r"^(show\(|\w+\.draw\()|display\(\w+\.draw\(", cell.source, re.MULTILINE)
+        and not any("image/png" in output.get("data", {}) for output in cell.outputs)
+    ]
 
 
 def axes_of(path: Path) -> int:
@@ -160,6 +171,7 @@ def test_stored_outputs_are_fresh_and_clean(name):
     assert not re.search(r"20\d\d-\d\d-\d\d[T ]\d\d:\d\d", text) and "Traceback" not in text
     notebook = nbformat.reads(text, 4)
     assert figures_without_picture(notebook) == []
+    assert unpictured_cells(notebook) == []
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert sum(bool(cell.outputs) for cell in code) >= len(code) / 2
     assert path.stat().st_size < 2_000_000

@@ -236,6 +236,14 @@ def from_images() -> Iterator[tuple[str, str]]:
         yield "docs/images-retrain.md", f"| {around(row, 'to_real', 2)} | {row['recall']:.2f} |"
     sizes = [f"{retrain.loc[(ratio, 4)]['to_real']:.2f} (λ = {ratio:g})" for ratio in (0.5, 1.0)]
     yield "figures/README.md", f"raise the distance to {' and '.join(sizes)} times"
+    averages = table("retrain_averages")
+    for (objective, weights), part in averages[averages["round"] == 4].groupby(["objective", "weights"]):
+        name = f"{objective}, {'raw weights' if weights == 'raw' else 'average'}"
+        alone, gone = (part.set_index("ratio").loc[ratio] for ratio in (0.0, np.inf))
+        told = f"| {name} | {around(alone, 'to_first', 2)} | {around(gone, 'to_first', 2)} | {gone['recall']:.2f} |"
+        yield "docs/images-retrain.md", told
+    share = averages["share"]
+    yield "docs/images-retrain.md", f"holds {share.min():.2f} to {share.max():.2f} of the raw weights' way"
     control = table("image_control").set_index(["arm", "omega"])
     for key in (("control", 1.0), ("control", 2.0), ("sims", 2.0), ("random", 2.0), ("equal-cost", 0.0)):
         row = control.loc[key]

@@ -86,7 +86,7 @@ class Images(Averaged):
     data: str = ""
     """Data set whose class shares --labels data uses."""
     sampler: str = ""
-    """heun:18, euler:40, ddim:50, rk4:4; default the preset's."""
+    """heun:18, euler:40, ddim:50, rk4:4, dopri5:1e-5 (adaptive, in the time of flows); default the preset's."""
     sigma_min: float | None = None
     """Lowest noise level above 0."""
     sigma_max: float | None = None

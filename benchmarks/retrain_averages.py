@@ -26,10 +26,10 @@ def shares(run: Path) -> pd.DataFrame:
     """The mean share by ratio and round, of every retraining that the run's records name."""
     rows = []
     for path in run.glob("runs/standard-ratio*/*.json"):
-        base = Path(json.loads(path.read_text())["model"]["base"])
-        beside = run / base.parent / "ema"
-        if not base.is_absolute() and (beside / checkpoints.RECORD).exists():
-            share = checkpoints.summary(beside).record.training["ema_share_of_raw"]
+        average = (run / json.loads(path.read_text())["model"]["base"]).parent / "ema"
+        known = checkpoints.summary(average).record.training if average.exists() else {}
+        share = known.get("ema_share_of_raw")
+        if share is not None:  # not of the first round, which may be elsewhere
             ratio, number = path.parent.name.removeprefix("standard-ratio"), int(path.stem.split("-")[-1])
             rows.append({"ratio": float(ratio), "round": number, "share": share})
     return pd.DataFrame(rows).groupby(["ratio", "round"], as_index=False)["share"].mean()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,6 +24,7 @@ from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
 
+ROOT = Path(__file__).resolve().parents[2]
 GIVEN = ["--base", "tiny", "--n", "24", "--features", "pixels", "--sampler", "heun:2", "--auxiliary-weights", "raw"]
 GIVEN += ["--device", "cpu", "--trials", "2"]
 
@@ -132,6 +135,22 @@ def test_retrain_summary(retrained):
     words = json.loads((out / "report/results.json").read_text())["conclusion"]
     assert len(words) == 3 and "no real images" in words[-1]
     assert (out / "report/retrain.png").stat().st_size > 10_000
+
+
+def test_the_averages_share_of_every_retraining_is_read(retrained):
+    """The benchmark that draws figures/retrain_averages.png, on this run and on the committed table."""
+    spec = importlib.util.spec_from_file_location("averages", ROOT / "benchmarks/retrain_averages.py")
+    averages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(averages)
+    out, _ = retrained
+    found = averages.shares(out)
+    assert found[["ratio", "round"]].values.tolist() == [[r, k] for r in (0.0, 0.5, np.inf) for k in (2, 3)]
+    told = [json.loads((out / f"runs/standard-ratio0.5/{trial}-02.json").read_text()) for trial in (0, 1)]
+    logs = [(out / one["model"]["base"]).parents[2] / "log.jsonl" for one in told]
+    wanted = [json.loads(log.read_text().splitlines()[-1])["ema_share"] for log in logs]
+    assert found.loc[2, "share"] == pytest.approx(np.mean(wanted)) and found["share"].between(0, 1).all()
+    drawn = averages.figure(pd.read_csv(ROOT / "figures/retrain_averages.csv"))
+    assert [len(axes.lines) for axes in drawn.axes] == [4, 4]
 
 
 def test_bad_input(data):

@@ -222,6 +222,25 @@ def sharing(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, {id(weight): weight for weight in network.parameters()})
 
 
+def dropping(network: nn.Module) -> nn.Module:
+    """The network on the same weights with its dropout on, in ``eval`` too: an auxiliary that needs no training.
+
+    In-situ autoguidance (arXiv 2510.17136): ``guide(network, dropping(network), omega)``. Its draws follow torch's
+    generators. Raises `InputError` for a network without layers of `torch.nn`'s dropout that drop anything.
+    """
+    made = sharing(network).eval()
+    layers = [one for one in made.modules() if isinstance(one, nn.modules.dropout._DropoutNd) and one.p > 0]
+    if not layers:
+        raise InputError("network", type(network).__name__, "it has no dropout layers to switch on")
+
+    def switch_on(*_: object) -> None:
+        for layer in layers:
+            layer.train()
+
+    made.register_forward_pre_hook(switch_on)
+    return made
+
+
 def adaptable(network: nn.Module) -> list[str]:
     """The names of the layers that an adapter goes on where none are told: linear ones and convolutions."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)  # exactly these: attention reads the weights of its own kind of linear

@@ -31,8 +31,8 @@ from sims_core import (
     sims,
 )
 from sims_core.guidance import merge_weights
-from sims_core.modules import Guided
-from sims_core.torch_learner import plain
+from sims_core.modules import Guided, guide
+from sims_core.torch_learner import dropping, plain
 from tests.contract import Case, check
 
 S = Seed(7)
@@ -348,3 +348,21 @@ def test_pairs_of_tensors_and_algorithm_2():
     assert learner.sample(made.model, 10, seed=S)[0].isfinite().all()
     check(Case(learner, data, 640, 30, lambda a, b: same(a, b) if isinstance(a, nn.Module) else same(a[0], b[0]),
                lambda d: len(d[0])))  # fmt: skip
+
+
+def test_dropout_makes_an_auxiliary_of_the_network_itself():
+    """On the same weights, on in eval too; guided samples are D + w (D - D_dropped), by seed."""
+    network = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 2)).eval()
+    other, x = dropping(network), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    assert all(a is b for a, b in zip(network.parameters(), other.parameters(), strict=True))
+    model = guide(network, other, omega=1.5).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        found = model(x)
+        torch.manual_seed(1)
+        dropped = network[2](torch.nn.functional.dropout(network[0](x), 0.5, training=True))
+        torch.testing.assert_close(found, 2.5 * network(x) - 1.5 * dropped)
+        assert not torch.equal(other.eval()(x), other(x)) and torch.equal(network(x), network(x))
+    for plain_one in (nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.0))):
+        with pytest.raises(InputError, match=r"^network"):
+            dropping(plain_one)

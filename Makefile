@@ -7,7 +7,7 @@ SWEEP ?= --omega 0:5
 FIGURES ?=
 GPU ?=
 CARRY ?=
-# where `make images` works; it goes on where it was stopped
+# where `make images` works; it resumes where it was stopped
 IMAGES ?= runs/images
 # Fashion-MNIST's four .gz files
 PICTURES ?= /usr/share/datasets/fashion-mnist

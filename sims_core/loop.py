@@ -203,7 +203,7 @@ def self_consuming_loop(
 
     method: a function of `sims_core.algorithm`, its settings bound. n_synthetic: |D_s|, as the learner takes it.
     fresh: draws new real data from a seed. pollution: D_p. Both are for policies that need them.
-    after: a finished generation to go on from: the result is the same as in one go, since every draw of generation t
+    after: a finished generation to resume from: the result is the same as in one go, since every draw of generation t
     comes from ``seed.child("generation", t)``. A generation's samples are drawn only when the next one is asked for.
     Raises `InputError` where the policy lacks what it needs.
     """

@@ -130,7 +130,7 @@ def _run(path: Path) -> list[str]:
         raise InputError(ARGUMENT, str(path / "settings.json"), "not a run's settings")
     started = known.get("started", "at an unknown time") if isinstance(known, dict) else "at an unknown time"
     finished = _json(path / "finished.json").get("finished") if (path / "finished.json").is_file() else None
-    words = f"finished {finished}" if finished else "not finished; the same command goes on"
+    words = f"finished {finished}" if finished else "not finished; the same command resumes it"
     told = [f"run folder {path}", f"started {started}, {words}"]
     told.append("settings: " + ", ".join(f"{k}={_brief(v)}" for k, v in given.items()))
     return told + _below(path)

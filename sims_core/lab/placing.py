@@ -69,7 +69,7 @@ class Workplace:
         RunFolder.check(self.path, self.settings, argument=self.argument, otherwise=_UNFINISHED)
 
     def open(self, room: int, *, restart: bool = False) -> RunFolder:
-        """Begin, or go on. room: bytes that the disk must have left at the start. restart: delete what is unfinished.
+        """Begin, or resume. room: bytes that the disk must have left at the start. restart: delete what is unfinished.
 
         Raises `InputError`: other settings are at work there, another process is, or there is not enough room.
         """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Prepare:
     """Make a data set: a folder of images.npy, labels.npy and dataset.json, or NVIDIA's EDM zip.
 
-    Killed at any instant, the same command goes on; the result appears under its name when it is whole and not before.
+    If it is killed, the same command resumes it; the result appears under its name when it is whole and not before.
     Without --size the source's images must be square and alike.
     """
 

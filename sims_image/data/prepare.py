@@ -35,10 +35,10 @@ _ENCODED = 16
 
 
 def prepare(settings: Prepare, *, progress: bool = False, encoder: Encoder | None = None) -> Dataset:
-    """Make the data set, go on with it, or recognise it; returns it opened. encoder: of ``latents``.
+    """Make the data set, resume it, or recognise it; returns it opened. encoder: of ``latents``.
 
     Raises `InputError` for bad input, naming the item; nothing is then left behind. On a full disk, or killed, what is
-    done is kept beside ``out`` as ``OUT.preparing`` and the same call goes on from there.
+    done is kept beside ``out`` as ``OUT.preparing`` and the same call resumes there.
     """
     if settings.dry_run:
         raise InputError("dry_run", "True", "`plan` says what would be made; `prepare` makes it")

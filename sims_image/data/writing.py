@@ -1,4 +1,4 @@
-"""Writing data sets: an array that grows on disk and goes on where it was stopped, and NVIDIA's zip."""
+"""Writing data sets: an array that grows on disk and resumes where it was stopped, and NVIDIA's zip."""
 
 from __future__ import annotations
 

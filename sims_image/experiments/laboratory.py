@@ -5,7 +5,7 @@
     OUT/runs/ARM/TRIAL-NN.json             which of them make up one generation (dose, round) of an arm
     OUT/report/                            tables (CSV, parquet), figures, sample grids, results.json
 
-The same command goes on where a stopped one was; another one in the same --out makes only what is new.
+The same command resumes a stopped one; another one in the same --out makes only what is new.
 """
 
 from __future__ import annotations

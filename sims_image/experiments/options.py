@@ -128,7 +128,7 @@ class AuxiliaryData:
 class Sims(Consuming, AuxiliaryData, FineTuning, Guidance, Searching, Experiment):
     """Self-improve a diffusion model with its own samples: base, synthetic data, auxiliary, omega, confirmation.
 
-    The same command goes on where a stopped one was, and another one in the same --out reuses what they share.
+    The same command resumes a stopped one, and another one in the same --out reuses what they share.
     Several processes: torchrun --nproc_per_node N -m sims_image sims ...
     """
 
@@ -219,7 +219,7 @@ def loops() -> list[str]:
 class Loop(Consuming, Retraining, AuxiliaryData, Extrapolating, Laboratory):
     """Train generation after generation on data that hold the models' own samples, and measure each.
 
-    The same command goes on where a stopped one was; more generations, methods, omegas or trials in the same --out make
+    The same command resumes a stopped one; more generations, methods, omegas or trials in the same --out make
     only what is new. Several processes: torchrun --nproc_per_node N -m sims_image loop ...
     """
 

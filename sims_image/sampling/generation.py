@@ -135,7 +135,7 @@ def write(
     restart: bool = False,
     argument: str = "out",
 ) -> Dataset | None:
-    """Generate the data set ``out``, go on with it, or recognise it. Returns it in the first process, else None.
+    """Generate the data set ``out``, resume it, or recognise it. Returns it in the first process, else None.
 
     Shards lie in ``OUT.generating`` until all are there; killed at any instant, the same call, in any number of
     processes, goes on. rows: of the contact sheet ``sheet.png``, 0 for none. restart: delete what an earlier start

@@ -139,7 +139,7 @@ class Generate(Machine, Written, Drawing):
     """Generate images: a data set that `train` reads, with its labels, its making on record, and a contact sheet.
 
     An image depends on the model, the sampler, --seed and its own number in --seeds; not on the number of processes,
-    their order, or interruptions. The same command goes on where a stopped one was. Several processes:
+    their order, or interruptions. The same command resumes a stopped one. Several processes:
     torchrun --nproc_per_node N -m sims_image generate ...
     """
 

@@ -1,7 +1,7 @@
 """Batches of images in a reproducible order, read ahead of the training step.
 
 Image number i of a run, the i-th that any process sees, is a pure function of (seed, i): which one of the data set it
-is, how it is augmented, its noise level and its noise. So a run needs no state of its data to go on, and a batch is the
+is, how it is augmented, its noise level and its noise. So a run needs no state of its data to resume; a batch is the
 same however many processes share it.
 """
 

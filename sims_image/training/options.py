@@ -81,7 +81,7 @@ class Kept:
     log_every: str = ""
     """Images between lines of log.jsonl; default a 200th of the budget, at most 50k."""
     state_every: str = ""
-    """Images between states to go on from; default a 50th of the budget."""
+    """Images between states to resume from; default a 50th of the budget."""
     raw: str = "auto"
     """Keep raw weights beside their averages: always, at the end, or auto (always when fine-tuning)."""
     sheet: int | None = None
@@ -108,7 +108,7 @@ class Running:
     channels_last: bool = True
     """Keep images and convolutions channels-last, which is faster; changes rounding only."""
     deterministic: bool = False
-    """On a GPU: kernels that repeat themselves bit for bit, so that a run that goes on is the same run; slower."""
+    """On a GPU: kernels that repeat themselves bit for bit, so that a resumed run is the same run; slower."""
     track: str = ""
     """Where the log goes besides log.jsonl: tensorboard (extra 'track'), or one of your own (docs/extending.md)."""
     dry_run: bool = False
@@ -121,7 +121,7 @@ class Train(Running, Kept, RecipeOptions):
 
     What is not given is the preset's (and the preset of a checkpoint is the one that it was trained by). Numbers of
     images may be written 5000, 50k, 10M or 3Mi (Mi as the preset counts it: 10^6 in EDM, 2^20 in EDM2; --budget needs
-    its unit). The same command goes on where a stopped one was. Several processes: torchrun --nproc_per_node N -m
+    its unit). The same command resumes a stopped one. Several processes: torchrun --nproc_per_node N -m
     sims_image train ...
     """
 

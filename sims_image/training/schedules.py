@@ -1,6 +1,6 @@
 """What happens when in a training run: learning rates, and the steps at which to log, save and draw samples.
 
-All are functions of the images seen, so that a run that goes on does what it would have done.
+All are functions of the images seen, so that a resumed run does what it would have done.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One training run in its folder: going on, logging, snapshots, states, the progress bar.
+"""One training run in its folder: resuming, logging, snapshots, states, the progress bar.
 
     settings.json  finished.json           what was asked for, and that it is done
     log.jsonl                              one line a log interval
@@ -7,7 +7,7 @@
     snapshots/IMAGES/{ema,ema-0.050,raw}/  checkpoints at so many images seen
     snapshots/IMAGES/sheet.png             samples of the (first) average, the same noise every time
 
-Every file appears whole. Killed at any instant, the run goes on from the last state and does again, bit for bit (on a
+Every file appears whole. Killed at any instant, the run resumes from the last state and repeats, bit for bit (on a
 GPU with ``--deterministic``), what came after it. At a snapshot the checkpoints come first, then the log's line, then
 the state.
 """
@@ -72,7 +72,7 @@ class Result:
 
 
 def train(settings: Train, *, progress: bool = False) -> Result:
-    """Train, or go on, or recognise a run that is finished: the command in one call.
+    """Train, or resume, or recognise a run that is finished: the command in one call.
 
     Raises `InputError` for bad input, and `sims_image.training.trainer.DivergedError`.
     """
@@ -300,7 +300,7 @@ class _Session:
             self.loss = _cut_log(self.out / "log.jsonl", seen)
 
     def _last_good(self) -> str:
-        """The last thing on disk that training can go on from, in words."""
+        """The last thing on disk that training can resume from, in words."""
         found = sorted(
             p for p in (self.out / "snapshots").glob("*") if p.name.isdigit() and any(p.glob("*/model.json"))
         )

@@ -343,8 +343,8 @@ def test_arms_against_the_base():
 def others(tmp_path_factory):
     """Real images, a base, and another model's checkpoint and images."""
     folder = tmp_path_factory.mktemp("others")
-    PRESETS["tiny"] = tiny.preset(tiny.EDM, tiny.recipe(budget="0.08k", lr=1e-2))
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "tiny", tiny.preset(tiny.EDM, tiny.recipe(budget="0.08k", lr=1e-2)))
         data = tiny.write_data(folder / "tiny.zip", count=48)
         known = {"preset": "tiny", "data": checkpoints.Data("tiny", classes=data.classes, dtype="uint8")}
         base = tiny.checkpoint(folder / "base", **known)
@@ -352,8 +352,6 @@ def others(tmp_path_factory):
         words = ["--seeds", "0-29", "--sampler", "heun:2", "--device", "cpu"]
         command(["generate", "--base", str(other.path), "--out", str(folder / "images"), *words])
         yield folder, data, base, other
-    finally:
-        del PRESETS["tiny"]
 
 
 def elsewhere_words(folder, data, base):

@@ -10,10 +10,8 @@ on plain denoising targets. Compiling the kernel is not counted; building the en
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from machine import save, sgemm_rate
 from scipy import stats
 from scipy.stats import qmc
 from torch import Tensor
@@ -115,22 +114,6 @@ def flops(mlp: Mlp, batch: int) -> int:
     """Multiply-adds of matrix products in a step, times 2: forward, weight gradients, and back through the layers."""
     weights = [out * columns for _, out, columns in mlp.layers]
     return 2 * batch * (2 * sum(weights) + sum(weights[1:]))
-
-
-def sgemm_rate(rounds: int) -> float:
-    """The machine's own float32 matrix product, FLOP per CPU-second, the best of three sizes."""
-    best = 0.0
-    for n in (256, 512, 1024):
-        a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
-        repeats = max(1, int(2e9 / (2 * n**3)))
-
-        def work(a: Tensor = a, b: Tensor = b, c: Tensor = c, repeats: int = repeats) -> None:
-            for _ in range(repeats):
-                torch.mm(a, b, out=c)
-
-        work()
-        best = max(best, *(2 * n**3 * repeats / cpu_seconds(work) for _ in range(rounds)))
-    return best
 
 
 def backends() -> list[str]:
@@ -257,10 +240,7 @@ def main() -> None:
     torch.manual_seed(0)
     sgemm = sgemm_rate(options.rounds)
     result: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
         "networks": options.networks,
-        "sgemm_gflops": sgemm / 1e9,
     }
     print(f"SGEMM on this machine: {sgemm / 1e9:.0f} GFLOP per CPU-second; {options.networks} networks, one thread")
     result["speed"] = [
@@ -276,8 +256,7 @@ def main() -> None:
     table(f"CPU time to W2 <= 1.1 x the maximum-likelihood fit's, {sets} data sets of 1,000 points", result["quality"])
     result["memory"] = memory()
     table("Memory of a network in training", result["memory"])
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(options.json, result)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 import torch
+from machine import save
 
 from sims_core import Sampler, Seed, sims
 from sims_core.lab.runs import write_atomic
@@ -78,8 +79,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write_atomic(args.out / "eta_collapse.csv", lambda path: table.to_csv(path, index=False))
     eta_collapse(table, args.out / "eta_collapse", trials=trials)
-    if args.json:
-        args.json.write_text(table.to_json(orient="records", indent=2) + "\n")
+    save(args.json, table.to_dict("records"))
 
 
 def gaussians(learner: NetworkLearner, model: NetworkModel) -> ExactModel:

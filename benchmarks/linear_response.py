@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from machine import save
 
 from sims_core.sampling import Sampler
 from sims_toy import theory
@@ -64,8 +64,7 @@ def main() -> None:
             values = " ".join(f"{row[f'{order}_{w}']:<6.2f}" for w in shown)
             best = f"{row['omega_best']:.2f}, {row[f'{order}_best']:.2f}"
             print(f"{row['size']:>6} {row['generation']:>6} {order:>6} {values}  {best}")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    save(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ in shares of the generator's time for --n images. CPU time of one thread.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from machine import save
 
 from sims_image.metrics.compare import Side, compare
 from sims_image.metrics.kid import sums
@@ -147,8 +147,7 @@ def main() -> None:
     for text, row in told.items():
         each = f"{row['generating_ms']:9.4g} ms/i{row['gathering_ms']:9.4g} ms/i{row['metrics_s']:13.3g} s"
         print(f"{text:24}{each}{row['evaluating_share']:12.2%}{row['n_of_a_tenth']:10.0f} i")
-    if args.json:
-        args.json.write_text(json.dumps({"n": args.n, "widths": figures, "streamed": told}, indent=2) + "\n")
+    save(args.json, {"n": args.n, "widths": figures, "streamed": told})
 
 
 if __name__ == "__main__":

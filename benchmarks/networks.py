@@ -11,10 +11,8 @@ work too. A pass is forward and backward in training mode, without optimiser; ``
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.nn.functional as F
+from machine import save
 from torch import Tensor
 
 from sims_image.models.networks import Preconditioned, build
@@ -182,12 +181,6 @@ def compare(outputs: dict[str, Tensor], *, dropout: float) -> None:
             raise RuntimeError(f"{name} differs from the plain network by {error:.1e}")
 
 
-def sgemm_rate(n: int = 1024) -> float:
-    """Float32 matrix product, FLOP per CPU-second, best of five."""
-    a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
-    return max(2 * n**3 / cpu_seconds(lambda: torch.mm(a, b, out=c)) for _ in range(5))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10-cond", choices=[n for n, p in PRESETS.items() if _song(p.network)])
@@ -198,19 +191,16 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = measure(PRESETS[options.preset].config(), options.batch, options.rounds)
     result = {
-        "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
-        "sgemm_gflops": sgemm_rate() / 1e9,
         "preset": options.preset,
         "batch": options.batch,
         "rows": rows,
     }
-    print(f"{options.preset}, batch {options.batch}, one thread; sgemm {result['sgemm_gflops']:.0f} GFLOP/s")
+    print(f"{options.preset}, batch {options.batch}, one thread")
     print(f"{'network':24}{'forward':>10}{'backward':>10}  ms an image   images/s   ratio")
     for row in rows:
         times = f"{row['forward_ms_per_image']:10.1f}{row['backward_ms_per_image']:10.1f}"
         print(f"{row['network']:24}{times}{row['images_per_cpu_second']:23.2f}{row['ratio']:8.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    save(options.json, result)
 
 
 def _song(network: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+from machine import save
 from PIL import Image
 
 from sims_image.data.dataset import Dataset, open_dataset
@@ -134,8 +134,7 @@ def main() -> None:
         for what, read in readers.items():
             figures[what] = {"per_cpu_s": read()}
             print(f"{what:34} {figures[what]['per_cpu_s']:28.0f}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2))
+    save(args.json, figures)
 
 
 if __name__ == "__main__":

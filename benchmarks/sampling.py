@@ -10,10 +10,8 @@ not retuned: cost does not depend on it.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from machine import save
 from torch import Tensor
 
 from sims_core.guidance import GuidanceSchedule
@@ -155,11 +154,7 @@ def main() -> None:
             numbers = f"{row['evaluations']:12.2f}{row['images_per_s']:10.2f}{row['ratio']:7.2f}"
             print(f"{row['way']:38}{counts:>12}{numbers}")
         print()
-    if options.json:
-        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
-        machine |= {"device": options.device, "threads": options.threads, "clock": clock}
-        result = {"machine": machine, "sampler": str(sampler), "presets": found}
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    save(options.json, {"device": options.device, "clock": clock, "sampler": str(sampler), "presets": found})
 
 
 if __name__ == "__main__":

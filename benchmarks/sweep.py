@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -14,6 +13,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+
+from machine import save
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -91,8 +92,7 @@ def main() -> None:
         starts.append(time.perf_counter() - start)
     figures["help_s"] = median(starts)
     print(f"start-up of --help: {figures['help_s']:.2f} s")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+    save(args.json, figures)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from machine import save
 from torch import Tensor
 
 from sims_core import Seed
@@ -102,8 +103,7 @@ def main() -> None:
         "reading_images_per_second": round(reading, 1),
     }
     show(result)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    save(args.json, result)
 
 
 def show(result: dict[str, object]) -> None:

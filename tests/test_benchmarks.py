@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
         ("networks.py", ["--preset", "digits", "--rounds", "1"]),
         ("metrics.py", ["--n", "300", "--widths", "16", "--streamed", "digits", "--images", "24"]),
         ("sampling.py", ["--presets", "digits", "--sampler", "heun:3", "--batch", "2", "--rounds", "1"]),
+        ("scaling.py", ["--cells", "2", "--generations", "2", "--rounds", "1", "--steps", "20"]),
+        ("pages.py", ["--rows", "400"]),
         ("training.py", ["--preset", "digits", "--images", "4", "--rounds", "1"]),
     ],
 )

@@ -13,6 +13,7 @@ omega = 0 is the base exactly. Autoguidance (Karras et al. 2024, arXiv 2406.0250
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -340,6 +341,33 @@ def noisier(denoiser: Denoiser, factor: float) -> Denoiser:
     if isinstance(denoiser, Stepped):
         raise InputError("denoiser", type(denoiser).__name__, "give the base, not a guided pair")
     return lambda x, sigma: denoiser(x, factor * sigma)
+
+
+def windowed(denoiser: Denoiser, size: int, stride: int) -> Denoiser:
+    """The denoiser of square windows of an image, each alone, averaged where they overlap: ``D'(x, sigma)``.
+
+    Sliding window guidance (arXiv 2411.10257) takes it for the auxiliary, so that what ``D`` knows from afar counts
+    more: ``guided(D, windowed(D, 48, 16), omega)``. x (B, C, H, W); the network takes windows (B, C, size, size). The
+    last row and column of windows end at the image's edge. Raises `InputError` for a size or stride that leaves parts
+    out or holds the whole image, and for a `Stepped` denoiser.
+    """
+    if isinstance(denoiser, Stepped):
+        raise InputError("denoiser", type(denoiser).__name__, "give the base, not a guided pair")
+    if not 0 < stride <= size:
+        raise InputError("stride", stride, f"give 1 to the size of a window, {size}")
+
+    def answer(x: Tensor, sigma: Tensor) -> Tensor:
+        if x.ndim != 4 or size > min(x.shape[-2:]) or size >= max(x.shape[-2:]):
+            raise InputError("size", size, f"windows must be smaller than the images; these are {tuple(x.shape)}")
+        total, count = torch.zeros_like(x), x.new_zeros(x.shape[-2:])
+        rows, columns = (sorted({*range(0, side - size, stride), side - size}) for side in x.shape[-2:])
+        for top, left in itertools.product(rows, columns):
+            at = (..., slice(top, top + size), slice(left, left + size))
+            total[at] += denoiser(x[at], sigma)
+            count[at] += 1
+        return total / count
+
+    return answer
 
 
 def merge_weights(base: Mapping[str, Tensor], auxiliary: Mapping[str, Tensor], omega: float) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ def each(work: Callable[[P], T], pieces: Sequence[P], workers: int, scheduler: s
     import joblib
 
     if scheduler:
-        with connect(scheduler), joblib.parallel_config("dask", wait_for_workers_timeout=30):
+        with connect(scheduler, patience=60), joblib.parallel_config("dask", wait_for_workers_timeout=30):
             parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all")
             yield from parallel(joblib.delayed(_alone)(work, piece) for piece in pieces)
         return
@@ -32,20 +32,23 @@ def each(work: Callable[[P], T], pieces: Sequence[P], workers: int, scheduler: s
     yield from parallel(joblib.delayed(_worker)(os.getpid(), work, piece) for piece in pieces)
 
 
-def connect(address: str) -> Any:
-    """A Dask client with at least one worker. Raises `InputError` naming `scheduler` where there is none."""
+def connect(address: str, *, patience: float = 10) -> Any:
+    """A Dask client with at least one worker. Raises `InputError` naming `scheduler` where there is none.
+
+    patience: seconds until a scheduler, and then a worker, is taken not to be there.
+    """
     try:
         from distributed import Client
     except ImportError:
         expected = f"Dask is not installed: {extra('cluster')}"
         raise InputError("scheduler", address, expected) from None
     try:
-        client = Client(address, timeout="10s")  # type: ignore[no-untyped-call]
+        client = Client(address, timeout=patience)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, TimeoutError) as error:
         expected = f"no Dask scheduler answers there ({type(error).__name__})"
         raise InputError("scheduler", address, expected) from None
     try:
-        client.wait_for_workers(1, timeout=10)
+        client.wait_for_workers(1, timeout=patience)
     except TimeoutError:
         client.close()  # type: ignore[no-untyped-call]
         raise InputError("scheduler", address, "the scheduler has no workers") from None

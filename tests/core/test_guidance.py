@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sims_core import GuidanceSchedule, InputError, Sampler, guided
-from sims_core.guidance import Stepped, extrapolate, merge_weights, noisier, omega_from_autoguidance
+from sims_core.guidance import Stepped, extrapolate, merge_weights, noisier, omega_from_autoguidance, windowed
 
 X = torch.linspace(-2, 3, 24, dtype=torch.float64).reshape(4, 3, 2)
 SIGMA = torch.tensor(1.5, dtype=torch.float64)
@@ -135,6 +135,32 @@ def test_self_guidance_by_more_noise_spreads_a_gaussian(variance):
     for argument, bad in (
         ("factor", lambda: noisier(exact, 1.0)),
         ("denoiser", lambda: noisier(GuidanceSchedule.parse("held:2").denoiser(exact, exact, 1.0), 1.2)),
+    ):
+        with pytest.raises(InputError, match=f"^{argument}"):
+            bad()
+
+
+def test_windows_of_an_image_are_denoised_alone_and_averaged():
+    x = torch.randn(2, 3, 7, 10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigma = torch.tensor(0.7, dtype=torch.float64)
+
+    def spread(x, sigma):  # every pixel sees the whole window
+        return x / (1 + sigma**2) + x.mean((-2, -1), keepdim=True)
+
+    expected, count = torch.zeros_like(x), torch.zeros(7, 10, dtype=torch.float64)
+    for top in (0, 3):
+        for left in (0, 3, 6):
+            expected[..., top : top + 4, left : left + 4] += spread(x[..., top : top + 4, left : left + 4], sigma)
+            count[top : top + 4, left : left + 4] += 1
+    torch.testing.assert_close(windowed(spread, 4, 3)(x, sigma), expected / count)
+    one = windowed(lambda x, sigma: x / (1 + sigma**2), 5, 2)(x, sigma)  # pixels alone: windows change nothing
+    torch.testing.assert_close(one, x / (1 + sigma**2))
+    held = GuidanceSchedule.parse("held:2").denoiser(spread, spread, 1.0)
+    for argument, bad in (
+        ("stride", lambda: windowed(spread, 4, 5)),
+        ("size", lambda: windowed(spread, 8, 4)(x, sigma)),
+        ("size", lambda: windowed(spread, 7, 4)(x[..., :7], sigma)),
+        ("denoiser", lambda: windowed(held, 4, 2)),
     ):
         with pytest.raises(InputError, match=f"^{argument}"):
             bad()

@@ -307,6 +307,7 @@ def test_two_workers_measure_the_same_models(run, tmp_path, monkeypatch):
     assert len(here) <= 4  # the base and the auxiliaries of the outlook; the search and the confirmation are elsewhere
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_measures_the_same_models(run, tmp_path):
     distributed = pytest.importorskip("distributed", reason="needs the extra 'cluster'")
     cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None)

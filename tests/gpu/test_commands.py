@@ -114,7 +114,7 @@ def test_what_has_no_device(base, folder, tmp_path, capsys):
     command(["import-nvidia", str(path), "--out", str(tmp_path / "imported")])
     command(["info", str(tmp_path / "imported"), str(folder / "base"), str(folder / "digits")])
     assert "SongUNet under edm" in capsys.readouterr().out
-    alone = {"prepare", "info", "import-nvidia", "import-diffusers", "export-diffusers"}
+    alone = {"prepare", "info", "recipes", "import-nvidia", "import-diffusers", "export-diffusers"}
     here = {"train", "generate", "evaluate", "outlook", "classify", "sims", "leaderboard"}
     assert alone | here | set(experiments.CASES) == set(VERBS)
 

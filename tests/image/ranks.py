@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Python for the most memory (kB) that its process has had; getrusage's begins with what the parent had when it forked
+PEAK = 'int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0])'
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -96,7 +96,7 @@ class Bench:
         also: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.settings, self.learner, self.processes, self.schedule = settings, learner, processes, schedule
-        self.asked_also, self.shown = dict(also), processes.first
+        self.shown = processes.first
         searching = settings if isinstance(settings, Searching) else Searching()
         self.workers, self.scheduler = searching.workers, searching.scheduler
         if processes.world > 1 and (self.workers > 1 or self.scheduler):
@@ -252,7 +252,8 @@ class Bench:
     def several(self, asks: Sequence[Ask]) -> Iterator[dict[str, Any]]:
         """The cells of ``asks``, in their order: measured here one after another, or before by several workers."""
         if self.workers > 1 or self.scheduler:
-            mine = self.settings, self.learner, self.schedule, self.asked_also, os.getcwd()
+            also = {name: most for name, (_, most) in self.also.items()}
+            mine = self.settings, self.learner, self.schedule, also, os.getcwd()
             paths = [self._known(model, seeds, **how)[2] for model, seeds, how in asks]
             missing = [ask for path, ask in zip(paths, asks, strict=True) if kept_json(path) is None]
             jobs = each(partial(_measured, pickle.dumps(mine)), missing, self.workers, self.scheduler)

@@ -27,7 +27,7 @@ from sims_image.experiments.plan import Plan, check_data, make_learner, plan
 from sims_image.experiments.search import search
 from sims_image.learner import ImageData, ImageLearner, ImageModel
 from sims_image.models import checkpoints
-from sims_image.models.cost import A100, evaluation_flops, on_gpus
+from sims_image.models.cost import evaluation_flops, gpu_hours, on_gpus
 from sims_image.models.denoiser import planned_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
@@ -112,7 +112,7 @@ class Priced:
     def hours(self) -> float:
         """Of one A100 (`sims_image.models.cost`)."""
         precision = PRESETS[self.planned.preset].recipe.precision
-        return (self.evaluated / A100["float32"] + self.trained / A100[precision]) / 3600
+        return gpu_hours(self.evaluated) + gpu_hours(self.trained, precision)
 
 
 def priced(settings: Sims) -> Priced:
@@ -154,10 +154,7 @@ def describe(settings: Sims) -> str:
     source = f"seeds {planned.synthetic}" + f" of {settings.synthetic_from}" * bool(settings.synthetic_from)
     lines: Sequence[tuple[str, str]] = [
         ("base", planned.checkpoint or f"preset {planned.preset}, trained for {preset.recipe.budget}"),
-        (
-            "synthetic",
-            f"{len(planned.synthetic):,} images, seeds {planned.synthetic}: {cost.drawn:,} evaluations{source}",
-        ),
+        ("synthetic", f"{len(planned.synthetic):,} images, {source}: {cost.drawn:,} evaluations"),
         ("auxiliary", f"on {settings.auxiliary_data}, kept at {', '.join(f'{b:,}' for b in planned.budgets)} images"),
         (
             "sampler",

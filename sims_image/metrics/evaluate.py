@@ -33,7 +33,7 @@ from sims_image.metrics.samples import Sample, gathered
 from sims_image.metrics.targets import Reference, check_real
 from sims_image.models import autoencoders
 from sims_image.models.autoencoders import decoded
-from sims_image.models.cost import A100, evaluation_flops, on_gpus
+from sims_image.models.cost import evaluation_flops, gpu_hours, on_gpus
 from sims_image.models.denoiser import planned_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes, choose_device
@@ -213,7 +213,7 @@ class Priced:
     @property
     def hours(self) -> float:
         """Of one A100 (`sims_image.models.cost`)."""
-        return self.flops / A100["float32"] / 3600
+        return gpu_hours(self.flops)
 
 
 def priced(settings: Evaluate) -> Priced:

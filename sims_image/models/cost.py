@@ -40,8 +40,13 @@ def _evaluation_flops(known: str) -> float:
     return float(counter.get_total_flops()) / TRACED
 
 
+def gpu_hours(flops: float, precision: str = "float32") -> float:
+    """Hours that ``flops`` take on one A100."""
+    return flops / A100[precision] / 3600
+
+
 def on_gpus(flops: float, precision: str = "float32") -> str:
     """What ``flops`` take on GPUs, in words, with the assumption that is behind it."""
-    seconds = flops / A100[precision]
-    time = f"{seconds / 3600:.2g} hours" if seconds >= 3600 else duration(seconds)
+    hours = gpu_hours(flops, precision)
+    time = f"{hours:.2g} hours" if hours >= 1 else duration(3600 * hours)
     return f"about {time} of one A100 (assumed: {A100[precision] / 1e12:g} TFLOP/s, {precision})"

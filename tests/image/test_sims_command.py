@@ -144,6 +144,7 @@ def test_dry_run_and_bad_input(run, capsys, tmp_path):
     before = sorted(folder.rglob("*"))
     command([*words, "--dry-run"])
     said = capsys.readouterr().out
+    assert re.search(r"synthetic  24 images, seeds [0-9-]+: 72 evaluations\n", said)
     assert "17 models on 40 images" in said and "3 evaluations per image, 6 with SIMS" in said
     assert sorted(folder.rglob("*")) == before
     given = {"data": str(folder / "tiny.zip"), "base": "tiny"}

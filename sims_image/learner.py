@@ -35,8 +35,8 @@ from sims_image.training.session import Result, run_session
 __all__ = ["WEIGHTS", "ImageData", "ImageLearner", "ImageModel", "budgets_of", "shares_of"]
 
 WEIGHTS = ("ema", "raw")
-#: options of training that a folder's name does not know where they are not given
-LATER = ("lora", "fresh", "time", "coupling", "clip")
+#: options of training that a folder's name does not know where they are as by default
+LATER = ("lora", "fresh", "time", "coupling", "clip", "adam")
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ class ImageLearner(Derived):
         if start is not None:
             if self.start and start.base.is_relative_to(self.root):
                 start = replace(start, base=_choose(start.base.parent, self.start))
-            options = replace(options, **{"snapshots": "", **self.retraining, "from_": str(start.base)})
+            adam = {} if start.base.is_relative_to(self.root) else {"adam": "new"}  # what came from elsewhere has none
+            options = replace(options, **{"snapshots": "", **self.retraining, **adam, "from_": str(start.base)})
             options = replace(options, budget=options.budget or self._preset_budget())
         result = self._train("fit", options, data, start)
         weights = self.fit_weights if start is None else self.weights
@@ -175,7 +176,7 @@ class ImageLearner(Derived):
     def _train(self, kind: str, options: Train, data: ImageData, parent: ImageModel | None) -> Result:
         known = {k: v for k, v in asdict(options).items() if k not in ("data", "from_", "out", "device", "workers")}
         known |= {"data": data.sha256}
-        known = {k: v for k, v in known.items() if k not in LATER or v}
+        known = {k: v for k, v in known.items() if k not in LATER or v != getattr(Train, k)}
         known |= {"from": None if parent is None else checkpoints.summary(parent.base).sha256}
         options = replace(options, out=str(self._folder(kind, known)))
         with _among(self.processes, options.device) as processes:

@@ -100,6 +100,8 @@ def retraining_of(settings: Retraining, mi: int) -> dict[str, Any]:
         found |= {"budget": f"{images / 1000:.9g}k", "snapshots": str(images)}
     if settings.retrain_lr is not None:
         found |= {"lr": settings.retrain_lr, "lr_rampup": "0", "lr_decay": "constant"}
+    if isinstance(settings, Retrain):
+        found["adam"] = settings.adam
     return found
 
 

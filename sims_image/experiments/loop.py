@@ -29,6 +29,7 @@ from sims_image.learner import WEIGHTS, ImageLearner
 from sims_image.models.denoiser import parse_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
+from sims_image.training.options import ADAM
 from sims_image.training.schedules import images_of
 
 
@@ -63,6 +64,7 @@ def plan(settings: Loop | Retrain) -> tuple[Checked, list[Arm]]:
         if settings.generations < 2:
             raise InputError("generations", settings.generations, "give a whole number of at least 2")
         choose("start", settings.start or settings.auxiliary_weights, WEIGHTS)
+        choose("adam", settings.adam, ADAM)
         choose("sample_seeds", settings.sample_seeds, ("fresh", "same"))
         policies = ratios(settings.ratio)
         return check(settings), [Arm("standard", None, one, {"ratio": ratio}) for ratio, one in policies.items()]

@@ -252,6 +252,9 @@ class Retrain(Consuming, Retraining, Laboratory):
     start: str = ""
     """Weights that a round starts from, of the last round's run: ema or raw; default those that --auxiliary-weights
     samples from. A --base that is a checkpoint starts the second round as it is."""
+    adam: str = "new"
+    """Adam of a round: new, or kept from the last round's run (as the published flow-matching code does). A --base that
+    is a checkpoint starts the second round with a new one."""
     sample_seeds: str = "fresh"
     """Seeds of a round's generated images: fresh, or same (those of every other round, as in the published code)."""
 

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 RAW = ("auto", "always", "end")
+ADAM = ("new", "kept")
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ class Train(Running, Kept, RecipeOptions):
     """Data set: a folder that `prepare` made, or an EDM zip. Preset digits makes its own, data/digits."""
     from_: Annotated[str, tyro.conf.arg(name="from")] = ""
     """Checkpoint to fine-tune: its architecture and weights, with a new optimiser, and EMA without ramp-up."""
+    adam: str = "new"
+    """Of --from, the last checkpoint of a run of `train`: kept starts from that run's Adam state (its moments)."""
     fresh: bool = False
     """Of --from, take the architecture alone, its weights drawn by --seed: an imported network trained from scratch."""
     budget: str = ""

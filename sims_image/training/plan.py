@@ -23,7 +23,7 @@ from sims_image.models.autoencoders import inherited
 from sims_image.models.denoiser import planned_sampler
 from sims_image.models.networks import build
 from sims_image.models.presets import FLOW, PRESETS, Preset, Recipe
-from sims_image.training.options import RAW, Train
+from sims_image.training.options import ADAM, RAW, Train
 from sims_image.training.schedules import Timetable, average_note, images_of, ramp_warning, timetable
 from sims_image.training.trackers import TRACKERS
 
@@ -78,6 +78,8 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
     parent = None if train.fresh else model
     name, preset = _preset(train, model)
     check_lora(train.lora, None if parent is None else parent.config)
+    if choose("adam", train.adam, ADAM) == "kept":
+        state_of(train, parent)
     if model is not None and not train.budget:
         raise InputError("budget", "", "say how many images to fine-tune for, such as 1Mi")
     recipe = recipe_of(train, preset.recipe, fine_tuning=parent is not None, model=model)
@@ -106,6 +108,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         "sheet": rows,
         "sampler": sampler,
         **({"lora": train.lora} if train.lora else {}),
+        **({"adam": train.adam} if train.adam != "new" else {}),
     }
     held = None if parent is None else average_note(recipe)
     return Plan(
@@ -130,6 +133,20 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
             if note
         ),
     )
+
+
+def state_of(train: Train, parent: checkpoints.Summary | None) -> Path:
+    """The state of the run whose last checkpoint ``parent`` is. Raises `InputError` where there is none."""
+    if parent is None or train.lora:
+        words = "only a whole network that goes on from a checkpoint has one: name it with `from_`"
+        raise InputError("adam", train.adam, words + (", without `lora`" if train.lora else ""))
+    snapshot = parent.path.resolve().parent
+    last = max((p.name for p in snapshot.parent.glob("*") if p.name.isdigit()), key=int, default="")
+    state = snapshot.parent.parent / "state.pt"
+    if snapshot.name != last or not (state.parent / "finished.json").exists() or not state.exists():
+        words = f"{parent.path} is not the last checkpoint of a finished run of `train`; name one, or say new"
+        raise InputError("adam", train.adam, words)
+    return state
 
 
 def _sheets(table: Timetable, config: dict[str, Any], sampler: str, rows: int) -> frozenset[int]:

@@ -40,7 +40,7 @@ from sims_image.processes import Processes, repeatable_kernels, start, tuned_ker
 from sims_image.training.augment import Augmentation
 from sims_image.training.batches import Feed
 from sims_image.training.options import Train
-from sims_image.training.plan import Plan, plan
+from sims_image.training.plan import Plan, plan, state_of
 from sims_image.training.schedules import shares
 from sims_image.training.trackers import TRACKERS, Tracker
 from sims_image.training.trainer import BODIES, Options, Report, Trainer
@@ -179,6 +179,8 @@ class _Session:
         )
         options = Options(settings.compile, settings.channels_last, settings.workers)
         self.trainer = Trainer(network, recipe, feed, self.seed, processes=processes, options=options)
+        if settings.adam == "kept":
+            self.trainer.keep(torchfiles.load("adam", state_of(settings, planned.parent)))
         self.sampler = make_sampler(planned.sampler, network, planned.churn)
         self._autoencoder = planned.autoencoder
         self._progress = progress and processes.first

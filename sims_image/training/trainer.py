@@ -217,6 +217,17 @@ class Trainer:
             what, step = found.bad
             raise DivergedError(what, step + 1, (step + 1) * self.recipe.batch, found.levels, last_good())
 
+    def keep(self, state: dict[str, Any]) -> None:
+        """Start from the Adam of another run's `state_dict`. Raises `InputError` where it does not fit."""
+        own = self.optimizer.state_dict()
+        try:
+            self.optimizer.load_state_dict(own | {"state": state["optimizer"]["state"]})
+            shapes = [(p.shape, moments["exp_avg"].shape) for p, moments in self.optimizer.state.items()]
+            if not shapes or any(one != other for one, other in shapes):
+                raise ValueError("its moments do not fit")
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            raise InputError("adam", "kept", f"that run's Adam is of another network ({error}); say new") from None
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on: tensors and plain containers, on the device."""
         return {

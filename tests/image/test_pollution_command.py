@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from sims_core.errors import InputError
 from sims_image.commands import run as command
@@ -107,13 +108,13 @@ def test_rounds_start_from_the_previous_one_and_see_lambda_n(retrained):
     assert alone[1] == gone[1] and alone[2] != gone[2]
 
 
-@pytest.mark.parametrize("start", ["ema", "raw"])
-def test_rounds_start_from_either_weights_on_the_same_seeds(data, tmp_path, start):
-    """The model is the other weights; λ = 0 and λ = 1 take as many steps."""
+@pytest.mark.parametrize(("start", "adam"), [("ema", "new"), ("raw", "kept")])
+def test_rounds_start_from_either_weights_on_the_same_seeds(data, tmp_path, start, adam):
+    """The model is the other weights; λ = 0 and λ = 1 take as many steps; Adam counts all of them where it is kept."""
     out, other = tmp_path / "out", {"ema": "raw", "raw": "ema"}[start]
     given = [*GIVEN, "--trials", "1", "--ratio", "1", "--generations", "3", "--retrain-budget", "16"]
     words = ["retrain", "--data", str(data), "--out", str(out), *given, "--auxiliary-weights", other]
-    command([*words, "--start", start, "--sample-seeds", "same", "--retrain-lr", "1e-2"])
+    command([*words, "--start", start, "--adam", adam, "--sample-seeds", "same", "--retrain-lr", "1e-2"])
     told = [json.loads((out / f"runs/standard-ratio1.0/0-0{r}.json").read_text())["model"]["base"] for r in (1, 2, 3)]
     assert [path.rpartition("/")[2] for path in told] == ["ema", other, other]
     parents = [checkpoints.summary(out / path).record.parent for path in told[1:]]
@@ -121,6 +122,9 @@ def test_rounds_start_from_either_weights_on_the_same_seeds(data, tmp_path, star
     alone = json.loads((out / "runs/standard-ratio0.0/0-03.json").read_text())["model"]["base"]
     steps = [checkpoints.summary(out / path).record.training["step"] for path in (told[2], alone)]
     assert steps[0] == steps[1]
+    states = [torch.load((out / path).parents[2] / "state.pt", weights_only=True) for path in told]
+    counts = [int(state["optimizer"]["state"][0]["step"]) for state in states]
+    assert counts == ([5, 2, 2] if adam == "new" else [5, 7, 9])
     drawn = [json.loads(path.read_text())["source"] for path in out.glob("sample-*/dataset.json")]
     drawn = [one for one in drawn if one["seeds"] == "0-23"]  # of λ = 1
     assert len(drawn) == 2 and drawn[0]["base"] != drawn[1]["base"] and drawn[0]["seed"] == drawn[1]["seed"]
@@ -175,6 +179,7 @@ def test_bad_input(data):
                 "^ratio": {"ratio": "-1"},
                 "^objective": {"objective": "x"},
                 "^start: got 'average'; choose from ema, raw": {"start": "average"},
+                "^adam: got 'old'; choose from new, kept": {"adam": "old"},
                 "^sample_seeds": {"sample_seeds": "other"},
             },
         ),

@@ -186,6 +186,32 @@ def test_a_fine_tuning_without_steps_to_speak_of_is_its_parent(data):
     assert all(torch.allclose(base[k], found[k], rtol=1e-6, atol=1e-12) for k in base)
 
 
+def test_fine_tuning_can_keep_adams_state(data):
+    """One step on the same gradient: m = beta1 m_parent + (1 - beta1) g, v alike, and the count runs on."""
+    parent = train(start(data, out="base", raw="end", sheet=0))
+    first, states = torch.load("base/state.pt", weights_only=True)["optimizer"], {}
+    for adam in ("new", "kept"):
+        train(Train(from_=str(parent.raw), adam=adam, data=data, budget="0.008k", out=adam, sheet=0))
+        states[adam] = torch.load(f"{adam}/state.pt", weights_only=True)["optimizer"]
+    (group,) = states["kept"]["param_groups"]
+    for key, old in first["state"].items():
+        new, kept = (states[adam]["state"][key] for adam in ("new", "kept"))
+        assert (new["step"], kept["step"]) == (1, old["step"] + 1)
+        for name, beta in zip(("exp_avg", "exp_avg_sq"), group["betas"], strict=True):
+            torch.testing.assert_close(kept[name], beta * old[name] + new[name], rtol=1e-4, atol=1e-7)
+    early, words = parent.snapshots[0] / "ema", "^adam: .*not the last checkpoint of a finished run"
+    tiny.checkpoint("foreign", preset="tiny")
+    for name in (str(early), "foreign"):
+        with pytest.raises(InputError, match=words):
+            plan(Train(from_=name, adam="kept", data=data, budget="1k"))
+    for bad, told in (({"adam": "kept"}, "name it with `from_`"), ({"adam": "old"}, "choose from new, kept")):
+        with pytest.raises(InputError, match=f"^adam: .*{told}"):
+            plan(start(data, **bad))
+    torch.save({"optimizer": {"state": {}}}, "base/state.pt")
+    with pytest.raises(InputError, match=r"^adam: .*of another network"):
+        train(Train(from_=str(parent.raw), adam="kept", data=data, budget="0.008k", out="damaged", sheet=0))
+
+
 def test_share_of_way():
     start, raw = {"w": torch.zeros(2)}, {"w": torch.tensor([2.0, 0.0])}
     assert session.share_of_way(start, {"w": torch.tensor([0.5, 9.0])}, raw) == 0.25

@@ -124,9 +124,8 @@ class ImageLearner(Derived):
         if start is not None:
             if self.start and start.base.is_relative_to(self.root):
                 start = replace(start, base=_choose(start.base.parent, self.start))
-            adam: dict[str, Any] = (
-                {} if start.base.is_relative_to(self.root) else {"adam": "new"}
-            )  # what came from elsewhere has none
+            # what was trained elsewhere has no Adam to keep
+            adam: dict[str, Any] = {} if start.base.is_relative_to(self.root) else {"adam": "new"}
             options = replace(options, **{"snapshots": "", **self.retraining, **adam, "from_": str(start.base)})
             options = replace(options, budget=options.budget or self._preset_budget())
         result = self._train("fit", options, data, start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -10,9 +11,11 @@ import posixpath
 import re
 import sys
 import textwrap
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import griffe
 from mkdocs.plugins import event_priority
 from mkdocs.structure.files import File
 from mkdocs.utils import get_relative_url
@@ -64,10 +67,30 @@ def names(package: str) -> str:
     """The public names of a package, to be filled in from their docstrings."""
     from sims_core.front import homes
 
-    lines = [f"# {package}", "", f"Every name is imported from `{package}`.", ""]
+    front = import_module(package)
+    _, _, example = (front.__doc__ or "").partition("\n\n")
+    lines = [f"# {package}", "", f"Every name is imported from `{package}`.", "", fenced(example), ""]
     for name, home in sorted(homes(package).items(), key=lambda pair: pair[0].lower()):
-        lines += [f"::: {home}.{name}", ""]
+        verb = getattr(front, name) if home.endswith(".verbs") else None
+        if verb is None or isinstance(verb, type):
+            lines += [f"::: {home}.{name}", ""]
+        else:  # an object, whose docstring is not in the source
+            lines += [f"## {name} {{#{home}.{name}}}", "", fenced(verb.__doc__), ""]
     return "\n".join(lines)
+
+
+class Examples(griffe.Extension):
+    """Docstrings as `fenced` has them."""
+
+    def on_object(self, *, obj, **_):
+        """One object's."""
+        if obj.docstring is not None:
+            obj.docstring.value = fenced(obj.docstring.value)
+
+
+def fenced(text: str) -> str:
+    """A docstring as Markdown, where ``>>>`` would be quotations."""
+    return re.sub(r"^>>> (?:.+\n?)+", r"```pycon\n\g<0>\n```\n", inspect.cleandoc(text), flags=re.MULTILINE)
 
 
 def on_page_markdown(markdown, *, page, config, files):

@@ -73,6 +73,16 @@ def sims(
     ``train``). n_synthetic, budget, omega: numbers or one per row, as the learner takes them. negatives: how the
     auxiliary's synthetic items are drawn (default: ``learner.sample``). combine: makes one model of base, auxiliary
     and omega (default: ``learner.extrapolate``). start: a model to train the base from.
+
+    On exact Gaussians (200 trials), the distance W2 to the real one, of the base and of SIMS:
+
+    >>> import sims_core as sc, sims_toy
+    >>> real = sims_toy.Gaussian.single([0, 0], [[2, 1], [1, 2]])
+    >>> learner = sims_toy.ExactLearner(sc.Sampler.parse("ddim:20"), range(200))
+    >>> data = learner.draw(real, 1000, seed=sc.Seed(0))
+    >>> made = sc.sims(learner, data, n_synthetic=10_000, budget=1.0, omega=1.0, seed=sc.Seed(1))
+    >>> [f"{learner.distance(model, real).mean():.2f}" for model in (made.base, made.model)]
+    ['0.14', '0.08']
     """
     base = learner.fit(train, seed=seed.child("fit"), start=start)
     synthetic = (negatives or learner.sample)(base, n_synthetic, seed=seed.child("auxiliary-data"))
@@ -82,7 +92,16 @@ def sims(
 
 
 def neon(learner: Any, train: Data, **settings: Any) -> Trained[Any, Data]:
-    """Neon (arXiv 2510.03597): the same, but parameters are extrapolated, so a sample costs one evaluation per step."""
+    """Neon (arXiv 2510.03597): `sims`, but parameters are extrapolated, so a sample costs one evaluation per step.
+
+    >>> import sims_core as sc, sims_toy
+    >>> real = sims_toy.Gaussian.single([0, 0], [[2, 1], [1, 2]])
+    >>> learner = sims_toy.ExactLearner(sc.Sampler.parse("ddim:20"), range(200))
+    >>> data = learner.draw(real, 1000, seed=sc.Seed(0))
+    >>> made = sc.neon(learner, data, n_synthetic=10_000, budget=1.0, omega=1.0, seed=sc.Seed(1))
+    >>> f"{learner.distance(made.model, real).mean():.2f}", sc.METHODS["neon"].networks
+    ('0.08', 1)
+    """
     return sims(learner, train, combine=learner.merge, **settings)
 
 

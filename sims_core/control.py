@@ -87,6 +87,22 @@ def distribution_control(
     draw: ``(base, shares, seed) -> Data``, synthetic items of the base in the given class shares (by conditional
     sampling, or by drawing and selecting with a classifier). base_shares: (K,), one row per model where it holds
     several, or a function ``(base, seed)`` that measures them. reading: of `complement`.
+
+    A learner whose models are the class shares, which extrapolation moves by the linear law:
+
+    >>> class Shares:
+    ...     def fit(self, data, *, seed, start=None):
+    ...         return data
+    ...
+    ...     def finetune(self, model, data, budget, *, seed):
+    ...         return data
+    ...
+    ...     def extrapolate(self, base, auxiliary, omega):
+    ...         return transport_law(base, auxiliary, omega)
+    >>> given = dict(draw=lambda base, shares, seed: shares, base_shares=lambda base, seed: base)
+    >>> options = dict(target_shares=[0.5, 0.5], budget=1, omega=1.0, seed=Seed(0))
+    >>> distribution_control(Shares(), [0.7, 0.3], **given, **options).model
+    array([0.5, 0.5])
     """
     base = learner.fit(train, seed=seed.child("fit"), start=start)
     own = base_shares(base, seed.child("shares")) if callable(base_shares) else base_shares

@@ -19,7 +19,12 @@ from sims_core.guidance import Denoiser
 
 @dataclass(frozen=True)
 class LogNormal:
-    """Training noise levels: ln sigma ~ N(mean, std^2) (EDM, Table 1; EDM2 uses other numbers)."""
+    """Training noise levels: ln sigma ~ N(mean, std^2) (EDM, Table 1; EDM2 uses other numbers).
+
+    >>> sigma = LogNormal().sample((10_000,), torch.Generator().manual_seed(0))
+    >>> f"{sigma.median():.1f}"  # exp(-1.2)
+    '0.3'
+    """
 
     mean: float = -1.2
     std: float = 1.2
@@ -39,6 +44,11 @@ class EDM:
     """EDM preconditioning: D(x, s) = c_skip(s) x + c_out(s) F(c_in(s) x, c_noise(s)) (EDM, Eq. 7 and Table 1).
 
     sigma_data: standard deviation of the clean data, in data units. Raises `InputError` unless positive.
+
+    >>> edm = EDM(sigma_data=1.0)
+    >>> denoiser = edm.denoiser(lambda x, noise: torch.zeros_like(x))  # c_skip x is right for N(0, 1) data
+    >>> denoiser(torch.ones(1, 2), torch.tensor(1.0))
+    tensor([[0.5000, 0.5000]])
     """
 
     sigma_data: float = 0.5
@@ -87,6 +97,13 @@ def denoising_loss(denoiser: Denoiser, clean: Tensor, sigma: Tensor, noise: Tens
     """Weighted denoising error ``weight * (D(y + sigma n, sigma) - y)^2``, one value an element (EDM, Eq. 2).
 
     clean, noise: (B, ...); sigma, weight: broadcastable against them. The caller averages.
+
+    The best denoiser of N(0, 1) data errs by the posterior's variance, sigma^2 / (1 + sigma^2):
+
+    >>> clean, noise = torch.randn(2, 100_000, generator=torch.Generator().manual_seed(0))
+    >>> best, one = lambda x, sigma: x / (1 + sigma**2), torch.tensor(1.0)
+    >>> f"{denoising_loss(best, clean, one, noise, one).mean():.2f}"
+    '0.50'
     """
     return weight * (denoiser(clean + sigma * noise, sigma) - clean) ** 2
 

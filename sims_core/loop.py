@@ -173,6 +173,10 @@ def parse_policy(text: str, *, argument: str = "loop") -> Policy:
     ``mixed:R``: D_r with R |D_r| samples, each model fine-tuned from the previous one. ``scaled:C:NAME`` is the policy
     NAME after a first generation on C D_r: how the loop returns from there measures its contraction. Raises
     `InputError` naming ``argument`` for anything else.
+
+    >>> policy = parse_policy("mixed:0.5")
+    >>> policy.ratio, policy.warm
+    (0.5, True)
     """
     name, _, value = text.partition(":")
     policy = POLICIES.get(name)
@@ -206,6 +210,27 @@ def self_consuming_loop(
     after: a finished generation to resume from: the result is the same as in one go, since every draw of generation t
     comes from ``seed.child("generation", t)``. A generation's samples are drawn only when the next one is asked for.
     Raises `InputError` where the policy lacks what it needs.
+
+    Ten generations on D_r and as many samples, exact Gaussians: the distance W2 to the real one, first and last.
+
+    >>> import sims_core as sc, sims_toy
+    >>> real = sims_toy.Gaussian.single([0, 0], [[2, 1], [1, 2]])
+    >>> learner = sims_toy.ExactLearner(sc.Sampler.parse("ddim:20"), range(200))
+    >>> data = learner.draw(real, 1000, seed=sc.Seed(0))
+    >>> for name in ("standard", "sims"):
+    ...     loop = sc.self_consuming_loop(
+    ...         learner,
+    ...         data,
+    ...         method=sc.METHODS[name].bind(n_synthetic=1000, budget=0.3, omega=3.0),
+    ...         policy=sc.parse_policy("augmentation"),
+    ...         n_synthetic=1000,
+    ...         generations=10,
+    ...         seed=sc.Seed(1),
+    ...     )
+    ...     away = [learner.distance(generation.model, real).mean() for generation in loop]
+    ...     print(f"{name}: {away[0]:.2f}, {away[-1]:.2f}")
+    standard: 0.14, 0.24
+    sims: 0.10, 0.11
     """
     if policy.parameter is not None:
         raise InputError("policy", policy.name, f"it takes a parameter: parse_policy('{policy.form}')")

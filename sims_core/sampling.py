@@ -169,7 +169,13 @@ def _raised(sigmas: Tensor, churn: Churn, rounded: Levels | None) -> Tensor:
 
 @torch.no_grad()
 def sample(denoiser: Denoiser, x: Tensor, sigmas: Tensor, **options: object) -> Tensor:
-    """The last state of `trajectory` (same arguments), without gradients. Shape and device of ``x``."""
+    """The last state of `trajectory` (same arguments), without gradients. Shape and device of ``x``.
+
+    Data of one point are found from anywhere:
+
+    >>> sample(lambda x, sigma: torch.full_like(x, 3.0), 80 * torch.ones(1, 2), edm_sigmas(18))
+    tensor([[3., 3.]], dtype=torch.float64)
+    """
     return deque(trajectory(denoiser, x, sigmas, **options), maxlen=1)[0]  # type: ignore[arg-type]
 
 
@@ -184,6 +190,13 @@ class Sampler:
     grid's levels, and churn's, to those that the network knows (iDDPM; EDM, Appendix C.3.4); None: it knows all.
     schedule: ``steps ->`` the levels of the network's own schedule, decreasing to 0, which 'ddim' takes for its grid in
     place of the cosine schedule's: N steps, as diffusers' DDIMScheduler.
+
+    >>> heun = Sampler.parse("heun:18")
+    >>> heun.nfe, heun.doubled().nfe
+    (35, 71)
+    >>> noise = torch.randn(100_000, generator=torch.Generator().manual_seed(0))
+    >>> f"{heun(lambda x, sigma: x / (1 + sigma**2), noise).std():.2f}"  # of N(0, 1) data: 18 steps spread them
+    '1.05'
     """
 
     name: str
@@ -332,6 +345,13 @@ def generate(
     shape: of one sample. batch: the compute batch; the last one is padded to it, because float32 networks differ
     between batch sizes by about 2e-6: at one recorded ``batch`` results are bitwise equal across ranks and resumes.
     per_batch: ``denoiser`` is a function of the (padded) indices that returns the denoiser, for class labels.
+
+    >>> def drawn(indices, batch):
+    ...     gaussian = lambda x, sigma: x / (1 + sigma**2)
+    ...     batches = generate(gaussian, Sampler.parse("heun:18"), indices, (2,), seed=Seed(0), batch=batch)
+    ...     return torch.cat([samples for _, samples in batches])
+    >>> bool((drawn(range(5), batch=2)[4] == drawn([4], batch=3)[0]).all())
+    True
     """
     if batch < 1:
         raise InputError("batch", batch, "give a positive compute batch")

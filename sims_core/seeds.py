@@ -22,7 +22,12 @@ def _key(name: int | str) -> int:
 
 @dataclass(frozen=True)
 class Seed:
-    """A reproducible stream: ``entropy`` (the recorded integer, >= 0) and a path of keys below it."""
+    """A reproducible stream: ``entropy`` (the recorded integer, >= 0) and a path of keys below it.
+
+    >>> drawn = Seed(0).child("trial", 3).numpy().integers(100, size=4)
+    >>> bool((drawn == Seed(0).child("trial").child(3).numpy().integers(100, size=4)).all())
+    True
+    """
 
     entropy: int
     path: tuple[int, ...] = ()

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
@@ -41,7 +42,7 @@ class Verb(Generic[P, Settings, Made]):
     """A verb: called with its options, it makes what it makes.
 
     options: their dataclass. make: of them. told: what they ask for, and its cost, in words. published: the verb whose
-    published settings ``preset`` takes; '' if none are.
+    published settings ``preset`` takes; '' if none are. example: of its use, as a doctest.
     """
 
     def __init__(
@@ -50,9 +51,10 @@ class Verb(Generic[P, Settings, Made]):
         make: Callable[[Settings], Made],
         told: Callable[[Settings], str],
         published: str = "",
+        example: str = "",
     ) -> None:
         self._options, self._make, self.told, self._published = options, make, told, published
-        self.__doc__ = options.__doc__
+        self.__doc__ = f"{cleandoc(options.__doc__ or '')}\n\n{cleandoc(example)}".rstrip()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Made:
         """Do it. Raises `InputError` about an argument."""
@@ -219,13 +221,73 @@ def _experiment(module: str) -> tuple[Callable[[Any], Outcome], Callable[[Any], 
     return make, told
 
 
-prepare = Verb(data_options.Prepare, _prepare, _told_prepare)
-train = Verb(Train, _train, _told_train)
-generate = Verb(Generate, _generate, _told_generate)
-evaluate = Verb(Evaluate, *_evaluated, "evaluate")
-outlook = Verb(Foresee, *_foreseen)
-sims = Verb(experiment_options.Sims, *_experiment("sims"), "sims")
-loop = Verb(experiment_options.Loop, *_experiment("loop"), "loop")
+prepare = Verb(
+    data_options.Prepare,
+    _prepare,
+    _told_prepare,
+    example="""
+    >>> data = prepare("digits", holdout=500, out="data/digits")
+    >>> len(data), data.shape
+    (1297, (1, 8, 8))
+    """,
+)
+train = Verb(
+    Train,
+    _train,
+    _told_train,
+    example="""
+    >>> told = train.plan(preset="digits", data="data/digits", budget="100k")
+    >>> print(*[line.strip() for line in told.splitlines() if "parameters" in line])
+    parameters  1,032,705
+    """,
+)
+generate = Verb(
+    Generate,
+    _generate,
+    _told_generate,
+    example="""
+    >>> made = generate(base="runs/base/snapshots/0000000256/ema", seeds="0-9", sampler="heun:4", out="data/ten")
+    >>> len(made), made.record["source"]["nfe"]
+    (10, 7)
+    """,
+)
+evaluate = Verb(
+    Evaluate,
+    *_evaluated,
+    "evaluate",
+    example="""
+    >>> real = evaluate(images="data/digits-heldout", reference="data/digits", features="pixels")
+    >>> f"{real.metrics['frechet'].value:.1f}, floor {real.floor.metrics['frechet'].value:.1f}"
+    '0.3, floor 0.3'
+    """,
+)
+outlook = Verb(
+    Foresee,
+    *_foreseen,
+    example="""
+    >>> samples = dict(base="data/digits", auxiliary="data/drawn")  # a base that draws real images
+    >>> print(outlook(data="data/digits-heldout", features="pixels", **samples).lines()[-1])
+    No error is seen: these samples do not tell the base from the data, so there is nothing to remove.
+    """,
+)
+sims = Verb(
+    experiment_options.Sims,
+    *_experiment("sims"),
+    "sims",
+    example="""
+    >>> print(sims.plan(data="data/digits", base="digits", synthetic="5k", budget="2k").splitlines()[1])
+     synthetic  5,000 images, seeds 0-4999: 175,000 evaluations
+    """,
+)
+loop = Verb(
+    experiment_options.Loop,
+    *_experiment("loop"),
+    "loop",
+    example="""
+    >>> print(loop.plan(data="data/digits", base="digits", generations=3).splitlines()[3].strip())
+    loop  augmentation, 3 generations, 3 trials
+    """,
+)
 pollution = Verb(experiment_options.Pollution, *_experiment("pollution"), "pollution")
 retrain = Verb(experiment_options.Retrain, *_experiment("loop"), "retrain")
 control = Verb(experiment_options.Control, *_experiment("control"), "control")

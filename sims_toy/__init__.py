@@ -2,6 +2,14 @@
 
 The names below are imported on first use, so that ``import sims_toy`` stays cheap. Everything else is imported from its
 own module.
+
+Will SIMS help where DDIM takes 20 steps, and at which omega?
+
+>>> import sims_core, sims_toy
+>>> real = sims_toy.Gaussian.single([0, 0], [[2, 1], [1, 2]])
+>>> found = sims_toy.diagnose(sims_core.Sampler.parse("ddim:20"), real, 1000, seed=sims_core.Seed(0))
+>>> print(found.angle.words)
+SIMS is expected to help: at omega near 1.03 (1.00 to 1.06) it can remove 61 % (58 to 63 %) of the squared error, ...
 """
 
 from __future__ import annotations

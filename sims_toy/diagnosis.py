@@ -112,7 +112,13 @@ def diagnose(
     seed: Seed,
     estimator: Estimator | None = None,
 ) -> Diagnosis:
-    """The exact learner's error budget and drift-error cosine at the first generation."""
+    """The exact learner's error budget and drift-error cosine at the first generation.
+
+    >>> real = Gaussian.single([0, 0], [[2, 1], [1, 2]])
+    >>> found = diagnose(Sampler.parse("ddim:20"), real, 1000, seed=Seed(0))
+    >>> f"{found.total:.2f}: data {found.data:.2f}, sampler {found.sampler:.2f}; cosine {found.angle.cosine}"
+    '0.15: data 0.08, sampler 0.13; cosine 0.78 (0.76 to 0.79)'
+    """
     own = ExactLearner(sampler, np.arange(trials), estimator=estimator)
     data = own.draw(real, real_size, seed=seed.child("real"))
     base = own.fit(data, seed=seed)

@@ -179,6 +179,13 @@ class ExactLearner:
     points: keep the moments of the very points that a network learner of the same streams draws: the network's twin.
     estimator: what training is, maximum likelihood by default. The mean is fitted in full by all of them; decay and
     early use EDM's preconditioning with the sampler's sigma_data.
+
+    Twenty steps of DDIM shrink N(0, 1), as the affine map that they are, without a sample:
+
+    >>> learner = ExactLearner(Sampler.parse("ddim:20"), noise=False)
+    >>> data = learner.draw(Gaussian.single([0], [[1]]), 1000, seed=Seed(0))
+    >>> f"{learner.fit(data, seed=Seed(0)).output.cov.item():.2f}"
+    '0.89'
     """
 
     def __init__(

@@ -39,7 +39,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Gaussian(Rows):
-    """R Gaussians: mean (R, d), cov (R, d, d), symmetric positive semi-definite or NaN (diverged)."""
+    """R Gaussians: mean (R, d), cov (R, d, d), symmetric positive semi-definite or NaN (diverged).
+
+    >>> Gaussian.single([0, 0], [[2, 1], [1, 2]]).eigen[0]
+    tensor([[1., 3.]], dtype=torch.float64)
+    """
 
     cov: Tensor
 

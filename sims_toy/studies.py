@@ -106,6 +106,14 @@ def run(options: RunOptions, *, progress: bool = False) -> Result:
 
     Returns its tables, figures and words, and where they are. Raises `InputError` for options that cannot be run and
     for options that are no study's.
+
+    >>> from sims_toy import SamplingCost, run
+    >>> options = SamplingCost(sampler="heun:18", guidance="full", omega="0,0.5,1", trials=50, out="runs/cost")
+    >>> made = run(options)
+    >>> print(made.words.splitlines()[-1])
+    heun:18, first generation: the lowest E[W2] is base heun:36's, 0.0753 at 2.03x the base's cost.
+    >>> sorted(made.tables), (made.folder / "report.html").exists()
+    (['costs', 'curves'], True)
     """
     for room in STUDIES:
         if type(options) is options_of(room):

@@ -357,6 +357,10 @@ def load(path: str | Path, *, argument: str = "checkpoint") -> Checkpoint:
 
     The network must fit the file exactly: every weight there, nothing more, shapes and types alike. Raises
     `InputError` naming what is missing, damaged, of another architecture, or newer than this version.
+
+    >>> found = load("runs/base/snapshots/0000000256/ema")
+    >>> found.parameters, found.record.images, found.record.data.name
+    (48073, 256, 'digits')
     """
     found = summary(path, argument=argument)
     if _foreign(path):

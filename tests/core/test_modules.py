@@ -1,8 +1,6 @@
 """guide(): a pipeline, a scheduler's loop or an ODE solver runs the SIMS model and does not know of it."""
 
 import copy
-import doctest
-import importlib
 import pickle
 
 import numpy as np
@@ -504,9 +502,3 @@ def test_schedules_are_objects_too(pair):
     model = guide(*pair, 1.0, guidance=GuidanceSchedule(every=3))
     calls(model, (3, 2, 1, 0))
     assert pair[1].called == [3, 0]
-
-
-@pytest.mark.parametrize("name", ["modules", "denoiser", "torch_learner"])
-def test_the_examples_run(name):
-    done = doctest.testmod(importlib.import_module(f"sims_core.{name}"))
-    assert done.attempted and not done.failed

@@ -42,7 +42,7 @@ def parse_command(
 ) -> Settings:
     """Read ``argv`` into the dataclass ``cls``; ``--preset NAME`` changes the defaults, explicit options win.
 
-    ``--config FILE`` stands for the options that a run recorded (`sims_core.lab.config`); those given beside it win.
+    ``--config RUN`` stands for the options that a run recorded (`sims_core.lab.config`); those given with it win.
 
     examples: words that can follow ``prog``, with a remark after '#'; the help ends with them. others: options of other
     commands, which do nothing in this one. Raises `InputError` for what cannot be read; ``--help`` prints and exits.
@@ -73,7 +73,7 @@ def parse_command(
             )
     except SystemExit as stop:
         if not stop.code:
-            print("--config FILE  the options of a run, from its folder or settings.json; those given beside it win")
+            print("--config RUN  the options of an earlier run, from its folder or file; options given with it win")
             if examples:
                 print("\n".join(["examples:", *(f"  {prog} {words}" for words in examples)]))
             raise
@@ -234,9 +234,9 @@ def _configured(cls: type, argv: Sequence[str]) -> list[str]:
 
     path = config.place(source)
     if not path.is_file():
-        raise InputError("--config", source, "give the folder or settings.json of a run")
+        raise InputError("--config", source, config.GIVE)
     record = parse_json("--config", str(path), path.read_bytes())
-    return config.words(record.get("provenance"), source, cls.__name__) + words
+    return config.words(config.provenance(record), source, cls.__name__) + words
 
 
 def _renamed(cls: type, argv: Sequence[str]) -> list[str]:

@@ -12,8 +12,14 @@ from sims_core.errors import InputError
 #: where a run or its report goes and whether it is made: of one run, not of its repetition
 _ONCE = ("out", "dry_run", "restart")
 
-#: where a run records its options, in its folder: a study's or a training run's, an experiment's
-RECORDS = ("settings.json", "report/results.json")
+#: the record of options beside what has another format, or must not depend on them
+OPTIONS = "options.json"
+
+#: where options are recorded: a study's or a training run's, an experiment's, a data set's or a classifier's, images'
+RECORDS = ("settings.json", "report/results.json", OPTIONS, "dataset.json")
+
+#: what ``--config`` takes
+GIVE = "give the folder of a run or data set, or its settings.json"
 
 
 def recorded(options: Any) -> dict[str, Any]:
@@ -37,6 +43,12 @@ def place(source: str) -> Path:
     return next((path / name for name in RECORDS if (path / name).is_file()), path)
 
 
+def provenance(record: dict[str, Any]) -> Any:
+    """What a record says of its making: generated images say it of their source."""
+    source = record.get("source")
+    return record.get("provenance") or (source.get("provenance") if isinstance(source, dict) else None)
+
+
 def words(record: Any, source: str, of: str) -> list[str]:
     """The command line that a record's provenance says. source: where it is from. of: the class of the options.
 
@@ -44,7 +56,7 @@ def words(record: Any, source: str, of: str) -> list[str]:
     """
     options = record.get("options") if isinstance(record, dict) else None
     if not isinstance(options, dict):
-        raise InputError("--config", source, "it records no options; give the folder or settings.json of a run")
+        raise InputError("--config", source, f"it records no options; {GIVE}")
     if record.get("of") != of:
         raise InputError(
             "--config", source, f"it holds the options of {record.get('of')}, and this command takes {of}'s"

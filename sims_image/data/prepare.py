@@ -15,8 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, shown
+from sims_core.lab.config import OPTIONS
 from sims_core.lab.placing import Workplace, move
-from sims_core.lab.runs import RunFolder, differences, followed, kept_json, parse_json, write_atomic, write_json
+from sims_core.lab.runs import (
+    RunFolder,
+    differences,
+    followed,
+    kept_json,
+    parse_json,
+    provenance,
+    write_atomic,
+    write_json,
+)
 from sims_image.data.archives import UnreadableError
 from sims_image.data.dataset import Dataset, block_length, open_dataset
 from sims_image.data.decoding import SOURCE, images
@@ -191,6 +201,7 @@ def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress
             record["holdout"] = {"this": role, "other": other["name"], "other_sha256": other["sha256"]}
     for part, record in zip(parts, found, strict=True):
         write_json(part / "dataset.json", record)
+        write_json(part / OPTIONS, {"provenance": provenance(planned.settings)})
 
 
 def _labels(planned: Plan, mask: NDArray[np.bool_]) -> NDArray[np.int64] | None:

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError, shown
+from sims_core.lab.config import OPTIONS
+from sims_core.lab.runs import provenance, write_failure, write_json
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.metrics.classifier import classifier, load
@@ -129,6 +131,12 @@ def classify(settings: Classify) -> str:
     device = choose_device(settings.device)
     data = open_dataset(first, argument="data" if settings.data else "images")
     made = judge(settings.classifier, data, device=device, cache=Path(settings.out) if settings.out else None)
+    if settings.out and settings.data:
+        record = Path(settings.out) / OPTIONS
+        try:
+            write_json(record, {"provenance": provenance(settings)})
+        except OSError as error:
+            raise write_failure("out", record, error, "the classifier is stored") from None
     errors = seen = found = None
     if settings.heldout:
         heldout = open_dataset(settings.heldout, argument="heldout")

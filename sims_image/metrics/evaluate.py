@@ -364,5 +364,5 @@ def _report(
         every = [found.metrics, *(compare(sample, target.side) for sample in others)]
         found = replace(found, repeats={name: [one[name].value for one in every] for name in found.metrics})
     if settings.out:
-        found.save(settings.out)
+        found.save(settings.out, settings)
     return found

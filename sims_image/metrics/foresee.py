@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sims_core.errors import InputError, whole
 from sims_core.forecast import LEAST, Outlook, outlook
-from sims_core.lab.runs import write_json
+from sims_core.lab.runs import provenance, write_json
 from sims_image.data.sources.base import bar
 from sims_image.metrics import evaluate as evaluating
 from sims_image.metrics.evaluate import Prepared
@@ -91,7 +91,7 @@ def foresee(settings: Foresee, processes: Processes, *, progress: bool = False) 
     )
     if settings.out:
         try:
-            write_json(Path(settings.out), found.as_dict())
+            write_json(Path(settings.out), {**found.as_dict(), "provenance": provenance(settings)})
         except OSError as error:
             raise InputError("out", settings.out, f"cannot be written ({error.strerror})") from None
     return found

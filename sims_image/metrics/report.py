@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sims_core.errors import InputError
-from sims_core.lab.runs import write_json
+from sims_core.lab.runs import provenance, write_json
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, by, open_dataset
 from sims_image.data.decoding import mixture
@@ -103,10 +103,10 @@ class Report:
         found["notes"] = list(self.notes)
         return found
 
-    def save(self, path: str | Path) -> None:
-        """Write `as_dict` as JSON."""
+    def save(self, path: str | Path, options: Any = None) -> None:
+        """Write `as_dict` as JSON. options: the dataclass that asked for it, on record."""
         try:
-            write_json(Path(path), self.as_dict())
+            write_json(Path(path), {**self.as_dict(), "provenance": provenance(options)})
         except OSError as error:
             raise InputError("out", str(path), f"cannot be written ({error.strerror})") from None
 

@@ -147,7 +147,13 @@ def generate(settings: Generate, processes: Processes, *, progress: bool = False
     for note in processes.together(lambda: notes(planned)) or ():
         print(f"note: {note}")
     return generation.write(
-        planned, settings.out, processes=processes, rows=settings.sheet, progress=progress, restart=settings.restart
+        planned,
+        settings.out,
+        processes=processes,
+        rows=settings.sheet,
+        progress=progress,
+        restart=settings.restart,
+        options=settings,
     )
 
 

@@ -134,12 +134,14 @@ def write(
     progress: bool = False,
     restart: bool = False,
     argument: str = "out",
+    options: Any = None,
 ) -> Dataset | None:
     """Generate the data set ``out``, resume it, or recognise it. Returns it in the first process, else None.
 
     Shards lie in ``OUT.generating`` until all are there; killed at any instant, the same call, in any number of
-    processes, goes on. rows: of the contact sheet ``sheet.png``, 0 for none. restart: delete what an earlier start
-    left unfinished there. Raises `InputError`: something else is there, a full disk, or samples that are not finite.
+    processes, resumes. rows: of the contact sheet ``sheet.png``, 0 for none. restart: delete what an earlier start left
+    unfinished there. options: the dataclass that asked for it, on record. Raises `InputError`: something else is there,
+    a full disk, or samples that are not finite.
     """
     out = followed(out)
     work = _work(request, out, argument)
@@ -160,7 +162,7 @@ def write(
         except OSError as error:
             raise work.failure(error) from None
         processes.sum(torch.zeros(()))  # until all are there
-        made = processes.together(lambda: _assemble(request, work.path, out, rows, argument))
+        made = processes.together(lambda: _assemble(request, work.path, out, rows, argument, options))
         if folder is not None:
             folder.remove()
     return made
@@ -239,7 +241,7 @@ def _shards(request: Request, work: Path, processes: Processes, *, progress: boo
             write_atomic(_place(work, number), lambda path, these=arrays: np.savez(path, **these))  # type: ignore[misc]
 
 
-def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str) -> Dataset:
+def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str, options: Any) -> Dataset:
     """One data set of all shards."""
     pieces = request.shards
     labels = None
@@ -264,7 +266,7 @@ def _assemble(request: Request, work: Path, out: Path, rows: int, argument: str)
         labels=labels,
         classes=classes if labels is not None else [],
         name=request.name,
-        source={**request.settings, "provenance": provenance()},
+        source={**request.settings, "provenance": provenance(options)},
         argument=argument,
         beside=sheet,
         autoencoder=request.model.base.autoencoder if dtype != np.uint8 else None,

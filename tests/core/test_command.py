@@ -278,9 +278,9 @@ def test_a_record_gives_the_same_options_back(options, presets, tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (None, "give the folder or settings.json of a run"),
+        (None, "give the folder of a run or data set, or its settings.json"),
         ("[]", "must hold a JSON object"),
-        ("{}", "it records no options; give the folder or settings.json of a run"),
+        ("{}", "it records no options; give the folder of a run or data set, or its settings.json"),
         ('{"provenance": {"of": "Mad", "options": {}}}', "it holds the options of Mad, and this command takes Sweep's"),
     ],
 )

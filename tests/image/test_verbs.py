@@ -5,7 +5,8 @@ import pytest
 
 import sims_image as si
 from sims_core import InputError
-from sims_image.commands import run
+from sims_core.lab.command import parse_command
+from sims_image.commands import VERBS, run
 from sims_image.models import presets
 from tests.image import tiny
 
@@ -64,6 +65,24 @@ def test_an_experiment_leaves_its_report(made):
     assert found.results["settings"]["generations"] == 2
     with pytest.raises(InputError, match=r"name: got 'generation'; did you mean 'generations'"):
         found.table("generation")
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("prepare", {"source": "digits", "limit": 40, "balanced": True}),
+        ("generate", {"base": "{base}", "auxiliary": "{auxiliary}", "omega": 1.5, "seeds": "0-3", "sampler": "heun:2"}),
+        ("evaluate", {"images": "{data}", "reference": "{data}", "features": "pixels", "floor": False}),
+        ("outlook", {"data": "{data}", "base": "{data}", "auxiliary": "{data}", "features": "pixels"}),
+        ("classify", {"data": "{data}", "device": "cpu"}),
+    ],
+)
+def test_what_a_verb_made_gives_its_options_back(name, given, made, tmp_path):
+    paths = {"data": made[1], "base": made[2].path, "auxiliary": made[3].path}
+    given = {key: value.format(**paths) if isinstance(value, str) else value for key, value in given.items()}
+    cls, out = VERBS[name].cls(), str(tmp_path / "made")
+    VERBS[name].run(cls(**given, out=out))
+    assert parse_command(cls, ["--config", out], prog="x", description="") == cls(**given)
 
 
 def test_published_settings_are_defaults():

@@ -1,4 +1,4 @@
-"""Algorithm 2 of SIMS on image classes (`docs/images-control.md`).
+"""Algorithm 2 of SIMS on image classes (`docs/images-experiments.md`).
 
 The base is unconditional. Its own samples, judged by a classifier and selected in the shares of the target's complement
 (`sims_core.control.complement`), are what the auxiliary is fine-tuned on; guidance away from it moves the output's

@@ -1,8 +1,8 @@
 """Self-consuming generations on images, by any policy and method of the core; `retrain` is one with a ratio.
 
 The loop is `sims_core.loop.self_consuming_loop`, the methods are those of `sims_core.algorithm`; what is here says what
-to run, measures every generation, and reports: `docs/images-loops.md`. Iterative retraining on real and generated
-images (Bertrand et al. 2023, arXiv 2310.00429) is standard training under ``mixed:λ``: `docs/images-retrain.md`.
+to run, measures every generation, and reports (`docs/images-experiments.md`). Iterative retraining on real and
+generated images (Bertrand et al. 2023, arXiv 2310.00429) is standard training under ``mixed:λ``.
 """
 
 from __future__ import annotations

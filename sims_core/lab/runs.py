@@ -144,10 +144,24 @@ def provenance(options: Any = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": versions,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [*_program(), *sys.argv[1:]],
         **({} if options is None else recorded(options)),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def first_provenance(path: Path, options: Any) -> dict[str, Any]:
+    """`provenance`; of a record that holds the same but for the time, that one: a report made again keeps its date."""
+    now, there = provenance(options), (kept_json(path) or {}).get("provenance", {})
+    return there if {**there, "started": ""} == {**now, "started": ""} else now
+
+
+def _program() -> list[str]:
+    """The words that started this process, without its interpreter's options."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is None or not sys.argv[0].endswith(".py"):
+        return [Path(sys.argv[0]).name]
+    return ["python", "-m", spec.name.removesuffix(".__main__")]
 
 
 def _git_revision() -> str | None:

@@ -16,6 +16,7 @@ from sims_core.lab.command import main_with_errors
 GROUPS = {
     "Points and Gaussians (a laptop; also python -m sims_toy.NAME)": "sims_toy.studies",
     "Images (also sims_image VERB)": "sims_image.commands",
+    "Runs": "sims_core.lab.index",
 }
 
 

@@ -10,9 +10,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sims_core.lab.bounds import check_bounds
@@ -23,6 +24,7 @@ from sims_core.lab.runs import digest
 if TYPE_CHECKING:
     import pandas as pd
 
+    from sims_core.lab.report import Section
     from sims_core.lab.runs import RunFolder
 
 Frames = dict[str, "pd.DataFrame"]
@@ -34,8 +36,9 @@ class Study:
     """What a command runs and what it makes of it.
 
     command: its name. settings: JSON-able, all that decides the result. draw: from tables to figures in a folder.
-    words: what the command prints of its tables, the conclusion last. note: what is recorded once, when the run is
-    finished. page: writes the run's page where it is an interactive one. bulky: tables that are kept as parquet alone.
+    words: what the command prints of its tables, then an empty line and the conclusion. note: what is recorded once,
+    when the run is finished. view: what its page shows in place of figures and tables; terms: what its own words mean.
+    bulky: tables that are kept as parquet alone.
     """
 
     command: str
@@ -43,7 +46,8 @@ class Study:
     draw: Callable[[Frames, Settings, Path], list[Path]]
     words: Callable[[Frames, Settings], str]
     note: Callable[[], str] | None = None
-    page: Callable[[Frames, Settings, Path], Path] | None = None
+    view: Callable[[Frames, Settings], Section] | None = None
+    terms: Mapping[str, str] = field(default_factory=dict)
     bulky: tuple[str, ...] = ()
 
     def compute(self, folder: RunFolder, options: RunOptions, *, progress: bool) -> Frames:
@@ -103,7 +107,11 @@ def _carried_out(study: Study, options: RunOptions, folder: RunFolder, *, progre
         write_tables(out, frames, bulky=study.bulky)
     figures = study.draw(frames, study.settings, out)
     words = study.words(frames, study.settings)
-    page = (study.page or partial(_page, study, words, figures))(frames, study.settings, out / "report.html")
+    shown = {name: frames[name] for name in sorted(frames) if name not in study.bulky}
+    parts = [study.view(frames, study.settings)] if study.view else []
+    page = write_page(
+        out, title_of(study.command, type(options)), words, study.settings, figures, shown, parts, study.terms
+    )
     if not known:
         note = study.note() if study.note else ""
         folder.finish(seconds=round(time.monotonic() - started, 1), tables=sorted(frames), note=note)
@@ -111,12 +119,31 @@ def _carried_out(study: Study, options: RunOptions, folder: RunFolder, *, progre
     return Result(out, frames, figures, known, words, note, page)
 
 
-def _page(study: Study, words: str, figures: list[Path], frames: Frames, settings: Settings, path: Path) -> Path:
-    """The page of a study that has no interactive one: its words, figures, tables and settings."""
-    from sims_core.lab import report
+def title_of(command: str, options: type) -> str:
+    """A page's title: the command, and what its options' class says that it does."""
+    return f"{command}: {str(options.__doc__).strip().splitlines()[0]}"
 
-    tables = {name: frame for name, frame in frames.items() if name not in study.bulky}
-    return report.write_report(path, study.command, report.sections([words], figures, tables, settings))
+
+def write_page(
+    folder: Path,
+    title: str,
+    words: str,
+    settings: Settings,
+    figures: Iterable[Path] = (),
+    tables: Mapping[str, pd.DataFrame] = MappingProxyType({}),
+    view: Sequence[Section] = (),
+    terms: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """The page of a run: what it views, else its figures, its words, tables and settings. words: as of `Study`."""
+    from sims_core.lab import report
+    from sims_core.lab.runs import parse_json
+
+    record = parse_json("run", str(folder), (folder / "settings.json").read_bytes())["provenance"]
+    details, _, conclusion = words.rpartition("\n\n")
+    parts = report.sections([details], () if view else figures, {} if view else tables, settings)
+    return report.write_report(
+        folder / "report.html", title, [*view, *parts], conclusion=conclusion.splitlines(), record=record, terms=terms
+    )
 
 
 def write_tables(folder: Path, frames: Mapping[str, pd.DataFrame], *, bulky: Iterable[str] = ()) -> None:

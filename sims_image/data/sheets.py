@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,17 @@ def contact_sheet(images: NDArray[np.uint8], columns: int) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
+def sheet_png(images: NDArray[np.uint8], columns: int) -> bytes:
+    """`contact_sheet` as a PNG."""
+    made = BytesIO()
+    contact_sheet(images, columns).save(made, format="png")
+    return made.getvalue()
+
+
 def write_sheet(path: Path, images: NDArray[np.uint8], columns: int) -> None:
     """Write `contact_sheet` as a PNG, whole or not at all."""
-    write_atomic(path, lambda temporary: contact_sheet(images, columns).save(temporary))
+    content = sheet_png(images, columns)
+    write_atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
 def sheet_labels(rows: int, label_dim: int, seed: Seed) -> tuple[int, NDArray[np.int64]]:

@@ -162,6 +162,8 @@ def run_trial(lab: Lab, judging: Judging, outcome: Any, omegas: Sequence[float],
         for name, given in parts.items()
     }
     add = outcome.adder(trial, known)
+    if trial == 0:
+        lab.grid(made.base, "base", "base", "what all start from")
     add("base", 0.0, judging.measure(made.base, trial))
     add("equal-cost", 0.0, judging.measure(made.base, trial, doubled=True))
     add("auxiliary", 0.0, judging.measure(made.auxiliary, trial))
@@ -171,9 +173,7 @@ def run_trial(lab: Lab, judging: Judging, outcome: Any, omegas: Sequence[float],
             add(name, omega, judging.measure(model, trial))
             lab.note(f"{name} {omega:g}", trial, 0, {"model": model})
             if trial == 0 and name == "control":
-                lab.grid(model, f"control-{omega:g}")
-    if trial == 0:
-        lab.grid(made.base, "base")
+                lab.grid(model, f"control-{omega:g}", f"ω = {omega:g}", "Algorithm 2")
 
 
 def selected(lab: Lab, judging: Judging, base: ImageModel, shares: Array, own: Array, seed: Seed) -> ImageData:

@@ -25,8 +25,8 @@ from matplotlib.figure import Figure
 from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.errors import InputError, choose
 from sims_core.lab import report
-from sims_core.lab.runs import provenance, write_json
-from sims_core.lab.study import write_tables
+from sims_core.lab.runs import first_provenance, write_json
+from sims_core.lab.study import title_of, write_tables
 from sims_core.lab.style import save
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset
@@ -183,7 +183,7 @@ class Lab:
             start=settings.start if isinstance(settings, Retrain) else "",
         )
         assert checked.real is not None  # or `check` has refused
-        self._real, self.rows, self.sheets = checked.real, list[dict[str, Any]](), dict[str, Path]()
+        self._real, self.rows, self.sheets = checked.real, list[dict[str, Any]](), dict[str, dict[str, Path | bytes]]()
         self.data: ImageData = self.fitting(ImageData.of(checked.real.data))
         self.folder = Path(settings.out)
 
@@ -251,11 +251,15 @@ class Lab:
 
         self.processes.together(save)
 
-    def grid(self, model: ImageModel, name: str, *, count: int = 32, **how: Any) -> None:
-        """A sheet of a model's first images, ``OUT/report/grid-NAME.png``. Nothing for latents. how: of the bench."""
+    def grid(self, model: ImageModel, name: str, frame: str, caption: str, *, count: int = 32, **how: Any) -> None:
+        """A sheet of a model's first images, ``OUT/report/grid-NAME.png``. Nothing for latents. how: of the bench.
+
+        frame: the sheets that the page shows with it (`sims_core.lab.report.Section.frames`).
+        """
         if not self.processes.first or not self.bench.pictures:
             return
-        path = self.sheets[name] = self.report / f"grid-{name}.png"
+        path = self.report / f"grid-{name}.png"
+        self.sheets.setdefault(frame, {})[caption] = path
         if not path.exists():
             write_sheet(path, self.bench.drawn(model, Seeds.span(0, count), **how), 8)
 
@@ -271,20 +275,27 @@ class Lab:
         write_tables(self.report, tables)
         drawn = [path for name, figure in figures.items() for path in save(figure, self.report / name)]
         used = self.bench.reference.heldout or self.bench.reference
-        results = {
+        results: dict[str, Any] = {
             "conclusion": list(words),
             "metric": self.bench.reference.extractor.metric,
             "reference": {"name": used.name, "images": used.count, "sha256": used.sha256},
             "data": {"name": self.data.open().name, "images": self.sizes.real, "sha256": self.data.sha256},
             "settings": asdict(self.settings),
-            "provenance": provenance(self.settings),
+            "provenance": first_provenance(self.report / "results.json", self.settings),
         }
         write_json(self.report / "results.json", results)
         told = {"reference": f"{used.name}, {used.count:,} images", **asdict(self.settings)}
         told.pop("out")  # equal runs write equal pages, wherever they are
-        samples = report.Section("Samples from the same seeds", pictures=self.sheets) if self.sheets else None
-        parts = report.sections(words, drawn, tables, told, samples)
-        report.write_report(self.report / "report.html", self.settings.verb, parts)
+        title = "Samples from the same seeds"
+        samples = report.Section(title, frames=self.sheets, compared="base" in self.sheets) if self.sheets else None
+        report.write_report(
+            self.report / "report.html",
+            title_of(self.settings.verb, type(self.settings)),
+            report.sections((), drawn, tables, told, samples),
+            conclusion=words,
+            record=results["provenance"],
+            terms={},
+        )
         return self.report
 
 

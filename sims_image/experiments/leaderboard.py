@@ -33,6 +33,7 @@ from sims_image.experiments.halving import chosen, in_words, planned, retunings,
 from sims_image.experiments.laboratory import Checked, Lab, check
 from sims_image.experiments.loop import bound
 from sims_image.experiments.options import Leaderboard
+from sims_image.experiments.sims_report import grids
 from sims_image.learner import WEIGHTS, ImageModel
 from sims_image.metrics.compare import METRICS
 from sims_image.metrics.features import check_features
@@ -327,8 +328,9 @@ def conduct(settings: Leaderboard, processes: Processes) -> tuple[Path, Sequence
     tables = leaderboard_report.tables(pd.DataFrame(board.rows), pd.DataFrame(board.predictions))
     words = leaderboard_report.words(tables, board)
     figures = leaderboard_report.figures(tables, board, board.samples)
-    folder = board.write(tables, figures, words)
     metric = board.bench.reference.extractor.metric
+    board.sheets |= grids(leaderboard_report.arms(tables["leaderboard"]), board.samples, metric)
+    folder = board.write(tables, figures, words)
     (folder / "leaderboard.md").write_text(leaderboard_report.markdown(tables["leaderboard"], metric, board.bench.also))
     pd.DataFrame(board.seconds).to_csv(folder / "seconds.csv", index=False)  # not of the tables: no two runs are alike
     return folder, words

@@ -102,13 +102,17 @@ def figures(found: dict[str, pd.DataFrame], lab: Lab, samples: dict[str, Images]
     made = {"leaderboard": _board(found, lab), "predictions": _predictions(found["predictions"], lab)}
     if not samples:
         return made
-    rows = [
+    rows, metric = arms(found["leaderboard"]), lab.bench.reference.extractor.metric
+    return made | {"samples": samples_figure(rows, samples, metric, lab.data.open().name)}
+
+
+def arms(board: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of the leaderboard as `sims_report` shows an arm."""
+    return [
         {"arm": row["arm"], "mean": row["frechet"], "half_interval": (row["frechet_high"] - row["frechet_low"]) / 2,
          "nfe": f"{row['nfe']:.0f}"}
-        for _, row in found["leaderboard"].iterrows()
+        for _, row in board.iterrows()
     ]  # fmt: skip
-    metric = lab.bench.reference.extractor.metric
-    return made | {"samples": samples_figure(rows, samples, metric, lab.data.open().name)}
 
 
 def _board(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:

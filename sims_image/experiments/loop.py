@@ -164,7 +164,9 @@ def run_arm(lab: Lab, arm: Arm, trial: int, more: ImageData | None = None) -> No
         parts = {"model": turn.model, "base": turn.trained.base, "auxiliary": turn.trained.auxiliary}
         lab.note(arm.place, trial, turn.index, parts, train=turn.train.path.name, quality=row)
         if trial == 0:
-            lab.grid(turn.model, f"{arm.place.replace(' ', '-').replace('=', '')}-{turn.index:02d}", doubled=twice)
+            frame = f"{'round' if isinstance(settings, Retrain) else 'generation'} {turn.index}"
+            name = f"{arm.place.replace(' ', '-').replace('=', '')}-{turn.index:02d}"
+            lab.grid(turn.model, name, frame, arm.name, doubled=twice)
 
 
 def read_policy(text: str, *, argument: str = "loop") -> Policy:

@@ -90,15 +90,15 @@ def run_dose(
     method = bound("sims", settings, lab.checked, 0.0)
     made = method(learner, train, real=lab.data, seed=lab.trial(trial).child("generation", 1), start=start)
     lab.quality(made.base, trial, scenario=f"ST-{scenario}", omega=0.0, **known)
-    parts = {"base": made.base, "auxiliary": made.auxiliary}
+    parts, frame = {"base": made.base, "auxiliary": made.auxiliary}, f"|D_p| = {dose:g} |D_r|"
     lab.note(f"{scenario}-{dose:g}", trial, 1, parts, train=train.path.name)
     for omega in omegas:
         model = learner.extrapolate(made.base, made.auxiliary, omega)
         lab.quality(model, trial, scenario=f"SIMS-{scenario}", omega=omega, **known)
         if trial == 0 and scenario == "P":
-            lab.grid(model, f"SIMS-P-{dose:g}-omega{omega:g}")
+            lab.grid(model, f"SIMS-P-{dose:g}-omega{omega:g}", frame, f"SIMS-P, ω = {omega:g}")
     if trial == 0:
-        lab.grid(made.base, f"ST-{scenario}-{dose:g}")
+        lab.grid(made.base, f"ST-{scenario}-{dose:g}", frame, f"ST-{scenario}")
 
 
 def describe(settings: Pollution) -> str:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from sims_core.forecast import Outlook
 from sims_core.lab import report
 from sims_core.lab.report import Section
-from sims_core.lab.runs import provenance, write_atomic, write_json
-from sims_core.lab.study import write_tables
-from sims_core.lab.style import METHOD, footnote, sequence, style
-from sims_image.data.sheets import contact_sheet
+from sims_core.lab.runs import first_provenance, write_json
+from sims_core.lab.study import title_of, write_tables
+from sims_core.lab.style import METHOD, footnote, save, sequence, style
+from sims_image.data.sheets import contact_sheet, sheet_png
 from sims_image.experiments import elsewhere
 from sims_image.experiments.arms import Arm
 from sims_image.experiments.bench import Bench
@@ -55,12 +55,12 @@ def write(
     if samples:
         figures["samples"] = samples_figure(rows, samples, metric, title)
     for name, made in figures.items():
-        write_atomic(folder / f"{name}.png", lambda path, f=made: f.savefig(path, format="png", dpi=150))  # type: ignore[misc]
+        save(made, folder / name)
     words = conclusion(plan, bench, found, confirmed)
     shares = {b: checkpoints.summary(m.base).record.training.get("ema_share_of_raw") for b, m in auxiliaries.items()}
     flat = [{k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()} for row in rows]
     write_tables(folder, {"table": pd.DataFrame(flat)})
-    results = {
+    results: dict[str, Any] = {
         "conclusion": words,
         "metric": metric,
         "reference": _reference(bench),
@@ -81,11 +81,17 @@ def write(
             **{f"auxiliary {b}": checkpoints.summary(m.base).sha256 for b, m in auxiliaries.items()},
             "synthetic data": synthetic.sha256,
         },
-        "provenance": provenance(settings),
+        "provenance": first_provenance(folder / "results.json", settings),
     }
     write_json(folder / "results.json", results)
-    title = "Self-improving diffusion models with synthetic data"
-    return report.write_report(folder / "report.html", title, sections(results, found.outlooks, folder))
+    return report.write_report(
+        folder / "report.html",
+        title_of("sims", type(settings)),
+        sections(results, found.outlooks, folder, samples),
+        conclusion=words,
+        record=results["provenance"],
+        terms={},
+    )
 
 
 # ---------------------------------------------------------------------- words
@@ -224,7 +230,7 @@ def panels(plan: Plan, bench: Bench, found: Search) -> Figure:
                 axes.plot(
                     [row[x] for row in kept], [row[2] for row in kept], label=f"kept, n = {len(turn.seeds):,}", **marks
                 )
-        for axes, label in ((left, "ω"), (right, "auxiliary's budget (images)")):
+        for axes, label in ((left, "guidance strength ω"), (right, "images that the auxiliary is fine-tuned on")):
             axes.axhline(zero["value"], color="#4d4d4d", lw=0.8, ls="--", label="base")
             if floor is not None and floor["n"] == zero["n"]:
                 axes.axhline(floor["value"], color="black", lw=0.8, ls=":", label="real images")
@@ -232,7 +238,7 @@ def panels(plan: Plan, bench: Bench, found: Search) -> Figure:
             axes.legend(fontsize=7, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3)
         right.set_xticks(plan.budgets, [f"{budget / 1000:g}k" for budget in plan.budgets])
         figure.suptitle(f"{bench.data.name}: the search; what was confirmed, and the controls: arms.png", fontsize=9)
-        left.set_ylabel(f"{metric}, n = {int(zero['n']):,}")
+        left.set_ylabel(f"distance to real images\n({metric}, n = {int(zero['n']):,}; lower is better)")
         footnote(figure, settings_line(plan.settings), 150)
     return figure
 
@@ -259,7 +265,8 @@ def arms_figure(rows: Sequence[dict[str, Any]], metric: str, title: str) -> Figu
         axes.axvline(rows[0]["mean"], color=METHOD["standard"], lw=0.8, ls="--")
         axes.set_yticks([-place for place in range(len(rows))], [str(row["arm"]) for row in rows], fontsize=8)
         largest = max(row["mean"] + row["half_interval"] for row in rows)
-        axes.set(xlim=(0, 1.4 * largest), xlabel=f"{metric}, n = {int(rows[0]['n']):,}, fresh seeds")
+        label = f"{metric}, n = {int(rows[0]['n']):,}, fresh seeds"
+        axes.set(xlim=(0, 1.4 * largest), xlabel=f"distance to real images, lower is better ({label})")
         axes.set_title(title, fontsize=8)
     return figure
 
@@ -295,9 +302,19 @@ def _curve(axes: Any, x: Sequence[float], cells: Sequence[dict[str, float]], col
 # ------------------------------------------------------------------------ page
 
 
-def sections(results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path) -> list[Section | None]:
-    """The parts of the page, with the figures that lie in ``folder``. outlooks: by budget."""
-    samples = folder / "samples.png"
+def grids(
+    rows: Sequence[dict[str, Any]], samples: dict[str, NDArray[np.uint8]], metric: str
+) -> dict[str, dict[str, Path | bytes]]:
+    """Images (N, C, H, W) of some arms from the same seeds as sheets, each with its distance: base and SIMS first."""
+    known = {row["arm"]: f"{metric} {row['mean']:.4g} ± {row['half_interval']:.2g}" for row in rows}
+    order = sorted(samples, key=lambda name: ("base", "SIMS").index(name) if name in ("base", "SIMS") else 2)
+    return {name: {known[name]: sheet_png(samples[name], 6)} for name in order}
+
+
+def sections(
+    results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path, samples: dict[str, NDArray[np.uint8]]
+) -> list[Section | None]:
+    """The parts of the page, with the figures that lie in ``folder``. outlooks: by budget. samples: as of `grids`."""
     metric, reference, arms = results["metric"], results["reference"], results["arms"]
     confirmed = [
         [
@@ -325,7 +342,7 @@ def sections(results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path
     facts |= {f"sha256 of {name}": value for name, value in results["checkpoints"].items()}
     facts |= {"sha256 of reference": reference["sha256"], "version": results["provenance"]["version"]}
     return [
-        Section("Conclusion", results["conclusion"]),
+        Section("Samples from the same seeds", frames=grids(arms, samples, metric), compared=True) if samples else None,
         Section(
             f"Confirmation: {metric} on fresh seeds, n = {arms[0]['n']:,}",
             [
@@ -333,8 +350,8 @@ def sections(results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path
                 f"itself: {len(arms) - 1} comparisons at 95 % are not corrected for their number."
             ],
             {"All arms on fresh seeds; dashed: the base": folder / "arms.png"},
-            ["model", "", "evaluations per image", "mean and 95 % interval", "minimum", "difference to base"],
-            confirmed,
+            head=["model", "", "evaluations per image", "mean and 95 % interval", "minimum", "difference to base"],
+            rows=confirmed,
         ),
         Section(
             "Search: the distance against omega and budget",
@@ -345,9 +362,6 @@ def sections(results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path
             head=["budget (images)", *next(iter(outlooks.values())).rows()[0], "EMA's share of the raw weights' way"],
             rows=side,
         ),
-        Section("Samples from the same seeds", pictures={"Strips of some models, with their distances": samples})
-        if samples.exists()
-        else None,
         Section(
             "Cost, in network evaluations",
             head=["", "evaluations"],
@@ -358,6 +372,7 @@ def sections(results: dict[str, Any], outlooks: dict[int, Outlook], folder: Path
             ["Distances at different n do not compare."] if len({c["n"] for c in results["search"]}) > 1 else [],
             head=["budget", "omega", "evaluations per image", "n", metric, "95 % interval"],
             rows=searched,
+            folded=True,
         ),
         report.settings(facts),
     ]

@@ -202,23 +202,24 @@ def words(frames: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> st
             f"{r['floor']:.4f}; SIMS - base {r['gain']:+.4f}{interval}; cosine {r['cosine']:.2f}, |d|/|e| "
             f"{r['length']:.2f}, left {r['left']:.2f} of |e|^2 (predicted {r['predicted_left']:.2f})"
         )
+    found = []
     trained = controls[(controls["kind"] == "networks") & (controls["omega"] == "1")]
     for control, part in trained.groupby("control", sort=False):
         counts = part["verdict"].value_counts()
         told = ", ".join(f"{v} {counts[v]}" for v in ("ahead", "level", "behind") if v in counts)
-        lines.append(f"SIMS at 1 against {control}, cells of trained networks: {told}")
+        found.append(f"SIMS at 1 against {control}, cells of trained networks: {told}")
     networks = rows[rows["kind"] == "networks"]
     if len(networks):
         rises, bases = int(networks["loss_rises"].sum()), int(networks["bases"].sum())
-        lines.append(f"the denoising loss rises in {rises} of {bases} trained bases")
+        found.append(f"the denoising loss rises in {rises} of {bases} trained bases")
     rho, low, high = rank_correlation(rows, Seed(settings["seed"]))
     if np.isfinite(rho):
-        lines.append(
+        found.append(
             f"rank correlation of predicted and found over {len(rows)} rows: {rho:.2f} ({low:.2f} .. {high:.2f})"
         )
     if "held_out" in frames:
         held = frames["held_out"]
-        lines.append(
+        found.append(
             f"held-out cells: sign {int(held['sign_hit'].sum())} of {len(held)}, size {int(held['size_hit'].sum())}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *([""] if found else []), *found])

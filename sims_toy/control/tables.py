@@ -279,7 +279,7 @@ def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
             f"{row['sliced_target_base']:>6.4f} {row['floor_target']:>6.4f} {row['class_w2']:>9.4f} "
             f"{row['class_w2_base']:>6.4f} {row['outside']:>8.4f}"
         )
-    lines.append(_laws(frames, settings))
+    lines += ["", _laws(frames, settings)]
     return "\n".join(lines)
 
 

@@ -202,6 +202,12 @@ def _wander(moment: Moment) -> Array:
     return np.asarray((shift**2).sum(1).numpy()) * moment.unit**2
 
 
+def _ellipse(moment: Moment) -> Array:
+    """Mean, mean, variance, covariance, variance of the samples' first two coordinates: (R, 5)."""
+    output = moment.generation.model.output
+    return np.column_stack([output.mean[:, :2].numpy(), output.cov.numpy()[:, [0, 0, 1], [0, 1, 1]]])
+
+
 def _real_mean(real: Gaussian | Distribution) -> Array:
     return np.asarray(real.mean[0].numpy() if isinstance(real, Gaussian) else real.reference.mean(0))
 
@@ -217,6 +223,7 @@ QUANTITIES: dict[str, Callable[..., Array]] = {
     "variance": _variance,
     "log_volume": _log_volume,
     "mean_sq": _wander,
+    "ellipse": _ellipse,
     "emd": lambda moment: moment.each(wasserstein.exact),
     "sliced": lambda moment: moment.each(wasserstein.sliced),
     "points": lambda moment, count: moment.points[:, :count],

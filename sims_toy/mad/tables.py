@@ -310,7 +310,7 @@ def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
             f"median variance {r.variance_median:.2g}; mean's error x {r.mean_growth:.2f} "
             f"(closed form {r.mean_growth_theory:.2f}); E[W2²] x {_range(r, 'growth', '.2f')}"
         )
-    return "\n".join([*lines, *conclusions(frames, settings)])
+    return "\n".join([*lines, "", *conclusions(frames, settings)])
 
 
 def _shown(effective: pd.DataFrame) -> pd.DataFrame:

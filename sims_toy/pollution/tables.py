@@ -321,12 +321,12 @@ def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
     curves, best, fixed, crossings = (
         frames[k][frames[k]["learner"] == settings["learner"]] for k in ("curves", "best", "fixed", "crossings")
     )
-    lines = []
+    lines, answers = [], []
     for n in settings["real_size"]:
-        lines += [_summary(curves[curves["real_size"] == n], best[best["real_size"] == n], n, settings)]
-        lines += [_crossed(crossings[crossings["real_size"] == n], n)]
-        lines += [_answer(best[best["real_size"] == n], fixed[fixed["real_size"] == n], n, settings)]
-    return "\n".join(lines)
+        lines.append(_summary(curves[curves["real_size"] == n], best[best["real_size"] == n], n, settings))
+        answers.append(_crossed(crossings[crossings["real_size"] == n], n))
+        answers.append(_answer(best[best["real_size"] == n], fixed[fixed["real_size"] == n], n, settings))
+    return "\n".join([*lines, "", *answers])
 
 
 def _summary(curves: pd.DataFrame, best: pd.DataFrame, n: int, settings: dict[str, Any]) -> str:

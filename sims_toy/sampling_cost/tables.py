@@ -267,7 +267,7 @@ def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
         )
     if costs["edge"].any():
         lines.append("* at the end of the grid of omega: its best may lie beyond")
-    lines += [_conclusion(part) for _, part in costs.groupby(["measured", "sampler"], sort=False)]
+    lines += ["", *(_conclusion(part) for _, part in costs.groupby(["measured", "sampler"], sort=False))]
     return "\n".join(lines)
 
 
@@ -291,5 +291,8 @@ def _conclusion(costs: pd.DataFrame) -> str:
     else:
         text += "every cheaper schedule is measurably worse"
     rivals = costs[costs["method"].isin(["equal-cost", "neon"])]
-    better = [f"{r['way']} {r['w2']:.4f} at {r['cost']:.2f}x" for _, r in rivals.iterrows()]
+    better = [
+        f"{r['way']} {r['w2']:.4f} at {r['cost']:.2f}x{' (ahead of full guidance)' * (r['against_full_high'] < 1)}"
+        for _, r in rivals.iterrows()
+    ]
     return f"{text}. Without a second network: {', '.join(better)}."

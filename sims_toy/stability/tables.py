@@ -375,7 +375,7 @@ def words(frames: Frames, settings: dict[str, Any]) -> str:
             f"t = {end['generation']} is {end['mean']:.4f} +- {end['se']:.4f}, closed form "
             f"{end['closed_form']:.4f}; at most {z:.1f} standard errors apart at any t"
         )
-    lines.append(f"conclusion, by distance after {settings['generations']} rounds: " + " | ".join(conclusions))
+    lines.append(f"\nBy distance after {settings['generations']} rounds: " + " | ".join(conclusions))
     return "\n".join(lines)
 
 

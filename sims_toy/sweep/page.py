@@ -1,7 +1,6 @@
-"""A sweep's interactive page: ``python -m sims_toy.page RUN`` writes RUN/report.html from the run's tables.
+"""What is interactive on a sweep's page; ``python -m sims_toy.page RUN`` writes RUN/report.html again.
 
-One self-contained file: the tables as JSON, a stylesheet and a small script (`page.html` beside this module). Every
-sweep writes it when it ends.
+The tables as JSON, a stylesheet and a small script (`page.html` beside this module), within the page of every study.
 """
 
 from __future__ import annotations
@@ -21,10 +20,14 @@ from numpy.typing import NDArray
 from sims_core.algorithm import METHODS
 from sims_core.errors import InputError
 from sims_core.lab.command import about_options, parse_command
-from sims_core.lab.runs import parse_json, write_atomic
+from sims_core.lab.report import Section
+from sims_core.lab.runs import parse_json
+from sims_core.lab.study import title_of, write_page
 from sims_core.lab.style import METHOD, REGIME, sequence
 from sims_toy.sweep.captions import caption
-from sims_toy.sweep.report import conclusion
+from sims_toy.sweep.ellipses import ellipses, real_ellipse
+from sims_toy.sweep.options import Sweep
+from sims_toy.sweep.report import MOST_FACETS, ahead, words
 
 #: Axes on which a view of the page holds one value.
 VIEW = [
@@ -38,6 +41,14 @@ _LABEL = {"strong": "strong mitigation", "weak": "weak mitigation"}
 _MISSING: dict[str, Any] = {"temperature": 1.0, "pollution": 0, "real": "gaussian", "estimator": "mle"}
 #: Generations a curve keeps at most: more would not be seen.
 POINTS = 200
+#: What a sweep's words mean, besides those of every page.
+TERMS = {
+    "d_t(ω), d_T": "mean distance at generation t with guidance ω; d_T is the mean of the last ten generations",
+    "MAD": "d_T(ω) ≥ d_T(0): SIMS ends no nearer to the data than the loop without it",
+    "weak, strong mitigation": "it ends nearer; and within 5 % of d_1(0), the first generation without SIMS",
+    "prevention": "and within 5 % of d_1(ω), its own first generation: the loop costs nothing",
+    "undecided, divergent": "the interval allows two of these; the distance passes ten times the data's spread",
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +59,8 @@ class Page:
     """The sweep's run folder."""
 
 
-def write_page(folder: str | Path) -> Path:
-    """Write ``report.html`` into a finished sweep's run folder and return its path.
+def rewrite(folder: str | Path) -> Path:
+    """Write ``report.html`` of a finished sweep's run folder again and return its path.
 
     Raises `InputError` where the folder holds no finished sweep.
     """
@@ -57,21 +68,21 @@ def write_page(folder: str | Path) -> Path:
     try:
         settings = parse_json("run", str(folder), (folder / "settings.json").read_bytes())["settings"]
         frames = {n: pd.read_parquet(folder / f"{n}.parquet") for n in ("sweep", "regimes", "theory", "boundaries")}
+        frames |= {path.stem: pd.read_parquet(path) for path in folder.glob("density.parquet")}
     except (OSError, ValueError, KeyError, TypeError):
         expected = "name the folder of a finished sweep (python -m sims_toy.sweep --out FOLDER)"
         raise InputError("run", str(folder), expected) from None
-    return save_page(frames, settings, folder / "report.html")
+    title = title_of("sweep", Sweep)
+    return write_page(folder, title, words(frames, settings), settings, view=[view(frames, settings)], terms=TERMS)
 
 
-def save_page(frames: dict[str, pd.DataFrame], settings: dict[str, Any], path: Path) -> Path:
-    """Write the page of a sweep's tables and settings to ``path``, atomically; returns it."""
-    text = render(payload(frames, settings))
-    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    return path
+def view(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> Section:
+    """The phase diagram to point at, with what belongs to a cell."""
+    return Section("", html=render(payload(frames, settings)))
 
 
 def render(content: dict[str, Any]) -> str:
-    """The page as HTML; content: what `payload` returns."""
+    """The interactive part as markup; content: what `payload` returns."""
     template = resources.files("sims_toy.sweep").joinpath("page.html").read_text(encoding="utf-8")
     # '<' as an escape, so that no text of the settings can close the script element
     data = json.dumps(content, allow_nan=False, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
@@ -92,6 +103,11 @@ def payload(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> dict[s
     keys = keys[own] if own.any() else keys  # the learner beneath is drawn as a line, not as a view of its own
     moving = [axis for axis in VIEW if keys[axis].nunique() > 1]
     curves = _curves(sweep)
+    seen = keys.head(MOST_FACETS)
+    plain = regimes[(regimes["method"] == "standard") & regimes["learner"].isin(keys["learner"])]
+    drawn = pd.concat([shown.merge(seen, on=VIEW), plain]) if guided.any() else shown
+    rows, told = ellipses(drawn, settings)
+    shapes = dict(zip(map(_key, drawn.to_dict("records")), rows, strict=False))
     views = []
     for _, key in keys.iterrows():
         part = shown[(shown[VIEW] == key).all(axis=1)]
@@ -105,16 +121,16 @@ def payload(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> dict[s
                 "method": key["method"],
                 "caption": text,
                 "sizes": [{"size": m, "colour": c} for m, c in zip(sizes, sequence(len(sizes)), strict=True)],
-                "cells": [_cell(row, curves) for row in part.to_dict("records")],
-                "beside": [_cell(row, curves) for row in beside.to_dict("records")],
+                "cells": [_cell(row, curves, shapes) for row in part.to_dict("records")],
+                "beside": [_cell(row, curves, shapes) for row in beside.to_dict("records")],
                 "beneath": _beneath(regimes, key) if guided.any() else [],
                 "boundaries": _boundaries(frames["boundaries"], key, settings),
             }
         )
     return {
-        "title": "Phase diagram: regimes of the self-consuming loop over guidance ω and synthetic samples |D_s|",
-        "conclusion": conclusion(frames),
         "views": views,
+        "shapes": told,
+        "real": real_ellipse(settings) if rows else None,
         "regimes": {n: {"colour": c, "label": _LABEL.get(n, n)} for n, c in REGIME.items()},
         "methods": METHOD,
     }
@@ -159,7 +175,13 @@ def _curves(sweep: pd.DataFrame) -> dict[tuple[Any, ...], Curve]:
     return found
 
 
-def _cell(row: dict[str, Any], curves: dict[tuple[Any, ...], Curve]) -> dict[str, Any]:
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[axis] for axis in (*VIEW, "synthetic_size", "omega"))
+
+
+def _cell(
+    row: dict[str, Any], curves: dict[tuple[Any, ...], Curve], shapes: dict[tuple[Any, ...], NDArray[np.float64]]
+) -> dict[str, Any]:
     cell: dict[str, Any] = {
         "method": row["method"],
         "sampler": row["sampler"],
@@ -170,10 +192,13 @@ def _cell(row: dict[str, Any], curves: dict[tuple[Any, ...], Curve]) -> dict[str
         "candidates": row["candidates"],
         "diverged": int(row["diverged"]),
         "trials": int(row["trials"]),
+        "beaten": ahead(row),
     }
     for name in ("first", "standard", "own"):
         cell[name] = _numbers([row[name], row[f"{name}_low"], row[f"{name}_high"]])
-    return cell | curves.get(tuple(row[axis] for axis in (*VIEW, "synthetic_size", "omega")), {})
+    if _key(row) in shapes:
+        cell["shape"] = [_numbers(one) for one in shapes[_key(row)]]
+    return cell | curves.get(_key(row), {})
 
 
 def _stem(column: str) -> str:
@@ -224,4 +249,4 @@ def run_command(argv: Sequence[str]) -> None:
     words = ["--run", *argv] if argv and not argv[0].startswith("-") else list(argv)
     options = parse_command(Page, words, prog="python -m sims_toy.page", description=str(Page.__doc__))
     with about_options(options):
-        print(write_page(options.run))
+        print(rewrite(options.run))

@@ -21,7 +21,7 @@ from sims_toy.grid.study import GridStudy
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep import report
 from sims_toy.sweep.options import BY_LEARNER, SAMPLERS, Sweep
-from sims_toy.sweep.page import save_page
+from sims_toy.sweep.page import TERMS, view
 from sims_toy.sweep.tables import beneath
 
 
@@ -166,7 +166,8 @@ def make_plan(sweep: Sweep) -> GridStudy:
         words=report.words,
         note=lambda: report.diagnosis(experiment),
         local=("overlay", "twin"),
-        page=save_page,
+        view=view,
+        terms=TERMS,
         bulky=("trials",),
     )
 

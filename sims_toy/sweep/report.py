@@ -268,8 +268,25 @@ def _companions(regimes: pd.DataFrame, key: dict[str, Any]) -> tuple[float, dict
     return float(standard["standard"].iloc[0]), controls.to_dict()
 
 
+def ahead(row: dict[str, Any]) -> list[str]:
+    """The controls of no more evaluations that are nearer to the data than a cell, beyond the paired interval."""
+    return [name for name in RESAMPLED if row.get(f"minus_{name.replace('-', '_')}_low", math.nan) > 0]
+
+
+def _elsewhere(regimes: pd.DataFrame, guided: pd.DataFrame) -> str:
+    """The other |D_s| at which a control without SIMS is ahead of every omega, in a sentence each."""
+    told = []
+    for m, part in guided[guided["synthetic_size"] < guided["synthetic_size"].max()].groupby("synthetic_size"):
+        best = part.loc[part["standard"].idxmin()].to_dict()
+        _, controls = _companions(regimes, best)
+        reached = " and ".join(f"{name} {controls[name]:.2f}x" for name in ahead(best))
+        if reached:
+            told.append(f"\n|D_s| = {m}: {reached}, without SIMS, ahead of every ω (best {best['standard']:.2f}x).")
+    return "".join(told)
+
+
 def conclusion(frames: dict[str, pd.DataFrame]) -> str:
-    """One sentence: what standard training does at the largest |D_s|, and what the best omega does."""
+    """What standard training and the best omega do at the largest |D_s|; a line for others where a control wins."""
     regimes = _main(frames)
     guided = regimes[regimes["method"].isin(GUIDED)]
     if guided.empty:
@@ -278,6 +295,7 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
         return f"|D_s| = {worst['synthetic_size']}: standard training ends at {worst['own']:.2f}x of generation 1."
     axes = [a for a in _AXES if a not in ("synthetic_size", "auxiliary_size")]
     part = guided[(guided[axes] == guided.iloc[0][axes]).all(axis=1)]
+    others = _elsewhere(regimes, part)
     part = part[part["synthetic_size"] == part["synthetic_size"].max()]
     best = part.loc[part["standard"].idxmin()]
     standard, controls = _companions(regimes, best.to_dict())
@@ -287,20 +305,20 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
             f"One generation: ω = {best['omega']:g} has {ratio:.2f}x ({low:.2f} .. {high:.2f}) standard training's W2."
         )
     verb = "drifts to" if standard > theory.TOLERANCE else "stays at"
-    ahead = [f"{name} holds it at {value:.2f}x" for name, value in controls.items() if value < best["standard"]]
-    rival = f"; no more evaluations without SIMS: {', '.join(ahead)}" if ahead else ""
+    better = [f"{name} holds it at {value:.2f}x" for name, value in controls.items() if value < best["standard"]]
+    rival = f"; no more evaluations without SIMS: {', '.join(better)}" if better else ""
     label = {"strong": "strong mitigation", "weak": "weak mitigation"}.get(best["regime"], best["regime"])
     if best["regime"] == "undecided":
         label = f"undecided between {best['candidates'].replace(' or ', ' and ')}; more trials decide"
     effect = f"ω = {best['omega']:g} holds it at {best['standard']:.2f}x" if best["omega"] else "no ω > 0 does better"
     course = f"{verb} {standard:.2f}x of generation 1" if math.isfinite(standard) else "diverges"
     start = f"|D_s| = {best['synthetic_size']}: standard training {course}"
-    return f"{start}; {effect}: {label}{rival}."
+    return f"{start}; {effect}: {label}{rival}.{others}"
 
 
 def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
     """The summary and the conclusion."""
-    return f"{summary(frames)}\n{_worth(frames.get('density'))}{conclusion(frames)}"
+    return f"{summary(frames)}\n{_worth(frames.get('density'))}\n{conclusion(frames)}"
 
 
 def _worth(density: pd.DataFrame | None) -> str:

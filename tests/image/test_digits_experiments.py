@@ -61,7 +61,7 @@ def test_from_digits_to_a_report(digits, tmp_path, verb, monkeypatch):
     assert results["data"]["images"] == 120 and results["reference"]["images"] == 240 and results["conclusion"]
     page = (report / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 1 + len(list(report.glob("grid-*.png")))
-    assert results["conclusion"][0] in html.unescape(page) and f"<h2>{table}</h2>" in page
+    assert results["conclusion"][0] in html.unescape(page) and f"<h2>Table {table}</h2>" in page
     assert (report / f"{verb}.png").stat().st_size > 10_000 and list(report.glob("grid-*.png"))
 
 

@@ -240,7 +240,7 @@ def test_tables_and_figures(small):
     sure = closed[closed["certified"]]
     assert len(sure) and (sure["norm"] <= sure["bound"] + 1e-9).all() and (closed["measured"] < 1).all()
     np.testing.assert_allclose(closed["measured"], closed["linear"], atol=1e-6)
-    assert small.words.splitlines()[-1].startswith("conclusion, by distance after 3 rounds: moons: ")
+    assert small.words.splitlines()[-1].startswith("By distance after 3 rounds: moons: ")
 
 
 FLOW = FlowSettings(start="warm", width=6, transforms=2, bins=4, steps=20, batch=32)

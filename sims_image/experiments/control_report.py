@@ -141,7 +141,7 @@ def figure(tables: dict[str, pd.DataFrame], outcome: Outcome) -> Figure:
                 axes.axhline(equal["tv_floor"], color="black", lw=0.8, ls=":", label="drawn from the target")
             axes.set_ylim(bottom=0)
             axes.set_title(title)
-            axes.set_xlabel("ω")
+            axes.set_xlabel("guidance strength ω")
         second.legend(fontsize=7)
         settings = lab.settings
         assert isinstance(settings, Control)

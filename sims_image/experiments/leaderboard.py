@@ -330,9 +330,10 @@ def conduct(settings: Leaderboard, processes: Processes) -> tuple[Path, Sequence
     figures = leaderboard_report.figures(tables, board, board.samples)
     metric = board.bench.reference.extractor.metric
     board.sheets |= grids(leaderboard_report.arms(tables["leaderboard"]), board.samples, metric)
-    folder = board.write(tables, figures, words)
+    folder = board.report
     (folder / "leaderboard.md").write_text(leaderboard_report.markdown(tables["leaderboard"], metric, board.bench.also))
     pd.DataFrame(board.seconds).to_csv(folder / "seconds.csv", index=False)  # not of the tables: no two runs are alike
+    board.write(tables, figures, words)
     return folder, words
 
 

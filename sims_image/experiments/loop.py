@@ -166,7 +166,7 @@ def run_arm(lab: Lab, arm: Arm, trial: int, more: ImageData | None = None) -> No
         if trial == 0:
             frame = f"{'round' if isinstance(settings, Retrain) else 'generation'} {turn.index}"
             name = f"{arm.place.replace(' ', '-').replace('=', '')}-{turn.index:02d}"
-            lab.grid(turn.model, name, frame, arm.name, doubled=twice)
+            lab.grid(turn.model, name, frame, arm.place, doubled=twice)
 
 
 def read_policy(text: str, *, argument: str = "loop") -> Policy:

@@ -63,7 +63,7 @@ def figure(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
                     share * lab.sizes.real, color="black", lw=0.8, ls=":", label=f"{share:.2f} |D_r|: the paper's"
                 )
             axes.set_title(title)
-            axes.set_xlabel("|D_p|")
+            axes.set_xlabel("polluting images, |D_p|")
             axes.set_ylim(bottom=0)
         grid[0].set_ylabel(metric)
         grid[0].legend(fontsize=7)

@@ -1,4 +1,4 @@
-"""The figure of the control study, drawn from its tables only."""
+"""The figures of the control study, drawn from its tables only."""
 
 from __future__ import annotations
 
@@ -23,29 +23,40 @@ _TOLD = ("layers", "width", "activation", "steps", "batch", "rate", "auxiliary_r
 _CONTROL = {"linear": METHOD["sims"], "geometric": METHOD["neon"]}
 
 
-def control_figure(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path) -> list[Path]:
-    """Shares against omega for each complement (networks, then exact scores); the distance to the target, quality,
-    the classes' own errors, how far each complement reaches; and both laws toward balance, away from it and with
-    classes that lie unevenly."""
-    readings = settings["complement"]
+def networks(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path) -> list[Path]:
+    """Networks: shares against omega for each complement; the distance to the target, in shares and as a mixture."""
     with style():
-        figure, axes = subplots(5, 2, figsize=(7.8, 14.4))
-        for axis, reading in zip(axes[0], [*readings, None], strict=False):
+        figure, axes = subplots(2, 2, figsize=(7.8, 6.2))
+        for axis, reading in zip(axes[0], [*settings["complement"], None], strict=False):
             _networks(axis, frames["shares"], reading, settings)
-        for axis, reading in zip(axes[1], [*readings, None], strict=False):
-            _exact(axis, frames["scores"], reading, settings)
-        _over_omega(axes[2, 0], frames["quality"], "tv", "total variation to the target", "tv_floor")
-        axes[2, 0].set_title("Distance to the target proportions")
-        axes[2, 0].set_ylim(0, 1.4 * axes[2, 0].get_ylim()[1])
-        axes[2, 0].legend(fontsize=6.5, ncols=2, loc="upper left")
-        _over_omega(axes[2, 1], frames["quality"], "sliced_target", "sliced $W_2$", "floor_target")
-        _over_omega(axes[2, 1], frames["quality"], "sliced_original", "sliced $W_2$", "", dashed=True)
-        axes[2, 1].set_title("Distance to its mixture (dashed: original)")
-        _classes(axes[3, 0], frames["shares"], settings)
-        _reach(axes[3, 1], frames["reach"])
-        _away(axes[4, 0])
-        _law_errors(axes[4, 1], frames["cases"])
+        _over_omega(axes[1, 0], frames["quality"], "tv", "total variation to the target", "tv_floor")
+        axes[1, 0].set_title("Distance to the target proportions")
+        axes[1, 0].set_ylim(0, 1.4 * axes[1, 0].get_ylim()[1])
+        axes[1, 0].legend(fontsize=6.5, ncols=2, loc="upper left")
+        _over_omega(axes[1, 1], frames["quality"], "sliced_target", "sliced $W_2$", "floor_target")
+        _over_omega(axes[1, 1], frames["quality"], "sliced_original", "sliced $W_2$", "", dashed=True)
+        axes[1, 1].set_title("Distance to its mixture (dashed: original)")
         footnote(figure, _caption(settings), 134)
+        return save(figure, stem)
+
+
+def laws(frames: dict[str, pd.DataFrame], settings: dict[str, Any], stem: Path) -> list[Path]:
+    """The classes' own errors and how far each complement reaches; exact scores' shares against both laws, toward
+    balance, away from it and with classes that lie unevenly."""
+    with style():
+        figure, axes = subplots(3, 2, figsize=(7.8, 9.0))
+        for axis, reading in zip(axes[0], [*settings["complement"], None], strict=False):
+            _exact(axis, frames["scores"], reading, settings)
+        _away(axes[1, 0])
+        _law_errors(axes[1, 1], frames["cases"])
+        _classes(axes[2, 0], frames["shares"], settings)
+        _reach(axes[2, 1], frames["reach"])
+        caption = (
+            "Exact scores: closed-form mixture scores, the real shares as the base's, Heun-40. Second row: other "
+            "classes and shares (the table 'cases'), solid lines the separatrix's share, dashes and dots the laws as "
+            f"above. Side effect: of the networks. {_caption(settings)}"
+        )
+        footnote(figure, caption, 134)
         return save(figure, stem)
 
 
@@ -196,13 +207,11 @@ def _caption(settings: dict[str, Any]) -> str:
         "95 % paired bootstrap intervals. Laws from the measured shares of base and auxiliary. "
         f"Networks: {k['layers']} x {k['width']} {k['activation']}, {k['steps']} Adam steps of {k['batch']} rows, rate "
         f"{k['rate']:g}, auxiliary {k['auxiliary_rate']:g}{unusual(k, _TOLD)}. "
-        "Exact scores: closed-form mixture scores, the real shares "
-        "as the base's, Heun-40; last row: other classes and shares (the table 'cases'), solid lines the separatrix's "
-        "share, dashes and dots the laws as above. The reading of 'complement', its strength, data, sizes and sampler "
+        "The reading of 'complement', its strength, data, sizes and sampler "
         "are ours; the paper does not state them."
     )
 
 
 def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path) -> list[Path]:
-    """The figure of a run, in its folder."""
-    return control_figure(frames, settings, folder / "control")
+    """`control` and `control_laws`, in the run's folder."""
+    return networks(frames, settings, folder / "control") + laws(frames, settings, folder / "control_laws")

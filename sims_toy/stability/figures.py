@@ -96,35 +96,43 @@ def learners(table: pd.DataFrame, stem: Path, *, settings: dict[str, Any]) -> li
         return save(figure, stem)
 
 
-def overview(frames: dict[str, pd.DataFrame], stem: Path, learner: str, *, settings: dict[str, Any]) -> list[Path]:
-    """Distances round by round for each data set; the rates; the theorem in closed form; the collapse.
+def distances(table: pd.DataFrame, stem: Path, learner: str, *, settings: dict[str, Any]) -> list[Path]:
+    """One column per data set: the distance round by round, and at the end over that of real data alone.
+
+    Returns the paths written: stem.png and stem.svg.
+    """
+    reals = settings["real"]
+    with style():
+        figure, axes = subplots(2, len(reals), figsize=(4.3 * len(reals), 7.1), squeeze=False)
+        for name, upper, lower in zip(reals, *axes, strict=True):
+            _distance(upper, table, name, settings)
+            _against_real(lower, table, name)
+        caption = (
+            f"Iterative retraining (Bertrand et al., arXiv 2310.00429). Bands: 95 % bootstrap over trials; grey: two "
+            f"real samples of the same size. {settings_line(settings, learner)} Second row: mean of the last rounds "
+            "over that of real data alone, paired; grey line at 1.05."
+        )
+        footnote(figure, caption, 75 * len(reals))
+        return save(figure, stem)
+
+
+def theorem(frames: dict[str, pd.DataFrame], stem: Path, learner: str, *, settings: dict[str, Any]) -> list[Path]:
+    """The rates; the theorem's condition, of this learner and in closed form; the collapse.
 
     Returns the paths written: stem.png and stem.svg.
     """
     reals, kind = settings["real"], {"network": "Networks", "exact": "Gaussians", "flow": "Flows"}.get(learner, learner)
-    columns = 2
-    rows = -(-(2 * len(reals) + 4) // columns)
     with style():
-        figure, axes = subplots(rows, columns, figsize=(8.6, 3.1 * rows + 0.9), squeeze=False)
-        panels = list(axes.flat)
-        for axis, name in zip(panels, reals, strict=False):
-            _distance(axis, frames["stability"], name, settings)
-        for axis, name in zip(panels[len(reals) :], reals, strict=False):
-            _against_real(axis, frames["stability"], name)
-        rest = panels[2 * len(reals) :]
-        _rates(rest[0], frames["rates"], reals, kind)
-        _condition(rest[1], frames["constants"], reals, kind)
-        _closed_form(rest[2], frames["closed_form"])
-        _collapse(rest[3], frames["collapse"])
-        for axis in rest[4:]:
-            axis.set_axis_off()
+        figure, axes = subplots(2, 2, figsize=(8.6, 7.1))
+        _rates(axes[0, 0], frames["rates"], reals, kind)
+        _condition(axes[0, 1], frames["constants"], reals, kind)
+        _closed_form(axes[1, 0], frames["closed_form"])
+        _collapse(axes[1, 1], frames["collapse"])
         caption = (
-            f"Iterative retraining (Bertrand et al., arXiv 2310.00429). Bands: 95 % bootstrap over trials; grey: two "
-            f"real samples of the same size. {settings_line(settings, learner)} Rates: the first "
-            f"round sees the data scaled by {settings['kick']:g}; what is left of the displacement after one more "
-            "round, common random numbers. Closed form: thick, spectral radius of the integrated gradient flow's "
-            "retraining map; thin, the theorem's bound, drawn where its condition holds; dotted verticals, its "
-            "threshold. Second row: mean of the last rounds over that of real data alone, paired; grey line at 1.05."
+            f"{settings_line(settings, learner)} Rates: the first round sees the data scaled by {settings['kick']:g}; "
+            "what is left of the displacement after one more round, common random numbers. Closed form: thick, spectral "
+            "radius of the integrated gradient flow's retraining map; thin, the theorem's bound, drawn where its "
+            "condition holds; dotted verticals, its threshold."
         )
         footnote(figure, caption, 150)
         return save(figure, stem)

@@ -306,14 +306,16 @@ def _samples(loops: Experiment, found: Values) -> pd.DataFrame:
 
 
 def draw(frames: Frames, settings: dict[str, Any], folder: Path) -> list[Path]:
-    """`stability` and `stability_samples_<data>` of the first learner, others by name; `stability_learners` of all."""
+    """`stability`, `stability_theorem`, `stability_samples_<data>` of the first learner, others by name;
+    `stability_learners` of all."""
     frames, learners, paths = told(frames), learners_of(settings), []
     if learners != ["network"]:
         paths += figures.learners(frames["stability"], folder / "stability_learners", settings=settings)
     for learner in learners:
         mine = {k: f if k in _OWN else f[f["learner"] == learner] for k, f in frames.items()}
         tail = "" if learner == learners[0] else f"_{learner}"
-        paths += figures.overview(mine, folder / f"stability{tail}", learner, settings=settings)
+        paths += figures.distances(mine["stability"], folder / f"stability{tail}", learner, settings=settings)
+        paths += figures.theorem(mine, folder / f"stability_theorem{tail}", learner, settings=settings)
         for number, name in enumerate(settings["real"]):
             kind = "".join(c if c.isalnum() else "-" for c in name.partition(":")[0].rsplit("/", 1)[-1])
             taken = [other.partition(":")[0] for other in settings["real"][:number]]

@@ -202,7 +202,7 @@ def test_study_on_networks(tmp_path, monkeypatch):
     assert reached["tv"] >= row["tv"]
     off = control_report.law_errors(result.tables["cases"])
     assert (off["linear"] < off["geometric"]).tolist() == [True, False, False, False]
-    assert {"control.png", "control.svg"} == {p.name for p in result.figures}
+    assert {"control.png", "control.svg", "control_laws.png", "control_laws.svg"} == {p.name for p in result.figures}
     assert "Nearest to the target" in result.words
     sums = shares.groupby(["method", "complement", "omega", "sampler"])["share"].sum()
     np.testing.assert_allclose(sums, 1)

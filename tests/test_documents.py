@@ -124,8 +124,12 @@ def from_sweeps() -> Iterator[tuple[str, str]]:
     for method in ("equal-cost", "retuned"):
         yield gallery, f"{method} {listed(unguided('figure4_exact', method))}"
     for name in ("minus_equal_cost", "minus_retuned"):
-        gaps = [f"{r[name]:+.2f} ({r[f'{name}_low']:+.2f} .. {r[f'{name}_high']:+.2f})" for r in best("figure4_exact")]
+        gaps, trained = (
+            [f"{r[name]:+.2f} ({r[f'{name}_low']:+.2f} .. {r[f'{name}_high']:+.2f})" for r in best(run)]
+            for run in ("figure4_exact", "figure4")
+        )
         yield "docs/mathematics.md", f"| {' | '.join(gaps)} |"
+        yield gallery, ", ".join(trained)
     for row in optima_rows():
         yield "docs/mathematics.md", row
     exact, standard = best("figure4_exact"), "standard"

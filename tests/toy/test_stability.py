@@ -221,7 +221,7 @@ def small(tmp_path_factory):
 
 def test_tables_and_figures(small):
     files = {p.name for p in small.folder.iterdir()}
-    assert {"stability.png", "stability_theorem.svg", "stability_samples_moons.png", "rates.csv", "constants.parquet"} <= files
+    assert {"stability.png", "stability_theorem.svg", "stability_samples_moons.png", "constants.parquet"} <= files
     rounds, rates = small.tables["stability"], small.tables["rates"]
     assert sorted(rounds["ratio"].unique()) == [0, 0.5, math.inf] and len(rounds) == 3 * 3
     assert ((rounds["low"] <= rounds["distance"]) & (rounds["distance"] <= rounds["high"])).all()

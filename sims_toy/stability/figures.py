@@ -131,8 +131,8 @@ def theorem(frames: dict[str, pd.DataFrame], stem: Path, learner: str, *, settin
         caption = (
             f"{settings_line(settings, learner)} Rates: the first round sees the data scaled by {settings['kick']:g}; "
             "what is left of the displacement after one more round, common random numbers. Closed form: thick, "
-            "spectral radius of the integrated gradient flow's retraining map; thin, the theorem's bound, drawn where its "
-            "condition holds; dotted verticals, its threshold."
+            "spectral radius of the integrated gradient flow's retraining map; thin, the theorem's bound, drawn where "
+            "its condition holds; dotted verticals, its threshold."
         )
         footnote(figure, caption, 150)
         return save(figure, stem)

@@ -161,7 +161,6 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        kept = {name: _RC[name] for name in ("svg.hashsalt", "savefig.dpi")}  # else a picture's ids are drawn anew
-        with matplotlib.rc_context(kept):  # type: ignore[arg-type]
+        with matplotlib.rc_context({"svg.hashsalt": _RC["svg.hashsalt"]}):  # else its ids are drawn anew
             write_atomic(path, lambda temporary, m=metadata: figure.savefig(temporary, metadata=m))  # type: ignore[misc]
     return paths

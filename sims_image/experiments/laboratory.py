@@ -27,7 +27,7 @@ from sims_core.errors import InputError, choose
 from sims_core.lab import report
 from sims_core.lab.runs import first_provenance, write_json
 from sims_core.lab.study import title_of, write_tables
-from sims_core.lab.style import save
+from sims_core.lab.style import save, style
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset
 from sims_image.data.sheets import write_sheet
@@ -273,7 +273,8 @@ class Lab:
     def write(self, tables: dict[str, pd.DataFrame], figures: dict[str, Figure], words: Sequence[str]) -> Path:
         """Write tables, figures, ``results.json`` and ``report.html``; returns the report's folder."""
         write_tables(self.report, tables)
-        drawn = [path for name, figure in figures.items() for path in save(figure, self.report / name)]
+        with style():
+            drawn = [path for name, figure in figures.items() for path in save(figure, self.report / name)]
         used = self.bench.reference.heldout or self.bench.reference
         results: dict[str, Any] = {
             "conclusion": list(words),

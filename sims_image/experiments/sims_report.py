@@ -54,8 +54,9 @@ def write(
     figures = {"figure3": figure, "arms": arms_figure(rows, metric, title)}
     if samples:
         figures["samples"] = samples_figure(rows, samples, metric, title)
-    for name, made in figures.items():
-        save(made, folder / name)
+    with style():
+        for name, made in figures.items():
+            save(made, folder / name)
     words = conclusion(plan, bench, found, confirmed)
     shares = {b: checkpoints.summary(m.base).record.training.get("ema_share_of_raw") for b, m in auxiliaries.items()}
     flat = [{k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()} for row in rows]

@@ -314,8 +314,8 @@ def _laws(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
     cut = [a for a in settings["strength"] if a > edge and "linear" in settings["complement"]]
     warning = f" The linear complement cuts classes off beyond a = {edge:.2g} (asked for: {_list(cut)})." if cut else ""
     return (
-        "; ".join(text) + f".{warning} Nearest to the target: {label(top)} at ω = {top['omega']:g}, total variation "
-        f"{top['tv']:.3f} from {top['tv_base']:.3f} (floor {top['tv_floor']:.3f})."
+        f"Nearest to the target: {label(top)} at ω = {top['omega']:g}, total variation {top['tv']:.3f} from "
+        f"{top['tv_base']:.3f} (floor {top['tv_floor']:.3f}).{warning} {'; '.join(text)}."
     )
 
 

@@ -20,7 +20,7 @@ from sims_toy.sweep.tables import beneath
 #: generations that are shown: a loop that converges has done so by then
 GENERATIONS = 30
 #: what is shown of one sweep at most, cells times generations: seconds
-_MOST = 60_000
+_MOST = 200_000
 
 
 def ellipses(regimes: pd.DataFrame, settings: dict[str, Any]) -> tuple[list[Array], str]:

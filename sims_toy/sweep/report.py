@@ -281,12 +281,12 @@ def _elsewhere(regimes: pd.DataFrame, guided: pd.DataFrame) -> str:
         _, controls = _companions(regimes, best)
         reached = " and ".join(f"{name} {controls[name]:.2f}x" for name in ahead(best))
         if reached:
-            told.append(f"\n|D_s| = {m}: {reached}, without SIMS, ahead of every ω (best {best['standard']:.2f}x).")
+            told.append(f" |D_s| = {m}: {reached}, without SIMS, ahead of every ω (best {best['standard']:.2f}x).")
     return "".join(told)
 
 
 def conclusion(frames: dict[str, pd.DataFrame]) -> str:
-    """What standard training and the best omega do at the largest |D_s|; a line for others where a control wins."""
+    """What standard training and the best omega do at the largest |D_s|; and others where a control wins."""
     regimes = _main(frames)
     guided = regimes[regimes["method"].isin(GUIDED)]
     if guided.empty:

@@ -14,7 +14,7 @@ from sims_toy.networks.settings import NetworkSettings
 
 @dataclass(frozen=True)
 class Sweep(RunOptions):
-    """Sweep the guidance omega through the self-consuming loop on a Gaussian, and say what it prevents.
+    """Sweep the guidance omega through the self-consuming loop, and say what it prevents.
 
     The defaults are the paper's Figure 4 in our reading: N(0, [[2,1],[1,2]]), 1000 real points, DDIM-20, auxiliaries
     trained to convergence on the base's training set plus |D_s| of its samples, synthetic augmentation. Axes take a

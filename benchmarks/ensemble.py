@@ -213,7 +213,7 @@ def time_to_quality(networks: int) -> list[dict[str, Any]]:
 
 
 def memory() -> list[dict[str, Any]]:
-    """Bytes a network holds while it trains: parameters, gradient, Adam's two moments (and an average), float32."""
+    """Bytes per network in training: parameters, gradient, Adam's two moments (and an average), float32."""
     found = []
     for widths in ((32, 32), (64, 64, 64)):
         size = Mlp(2, widths).size

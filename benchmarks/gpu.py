@@ -156,7 +156,7 @@ def preset_of(bench: Bench, name: str) -> Preset:
 
 
 def batch_of(bench: Bench, name: str, cost: Cost, averages: int) -> int:
-    """The most images a step, halved until they fit 80 % of the card's memory."""
+    """The most images per step, halved until they fit 80 % of the card's memory."""
     images = 4 if bench.toy else BATCHES[name]
     room = 0.8 * (float("inf") if bench.toy else torch.cuda.get_device_properties(bench.device).total_memory)
     while images > 1 and cost.memory(images, averages) > room:
@@ -180,7 +180,7 @@ def feed_of(bench: Bench, name: str, folder: str, images: int) -> Feed:
 
 
 def speed(bench: Bench, images: int, flops: float, steps: Callable[[int], object]) -> dict[str, Any]:
-    """Images a second of ``steps(n)``, which takes n steps; three warm up, the timed ones last about 2 s."""
+    """Images per second of ``steps(n)``, which takes n steps; three warm up, the timed ones last about 2 s."""
     steps(1 if bench.toy else 3)
     start = bench.sync()
     steps(1)
@@ -299,7 +299,7 @@ def guided(bench: Bench, preset: str, sampler: str, batch: int, rounds: int) -> 
 
 
 def features(bench: Bench, width: int, depth: int) -> dict[str, Any]:
-    """Images a second of the networks that distances are measured in, random weights: a classifier of 32x32 images,
+    """Images per second of the networks that distances are measured in, random weights: a classifier of 32x32 images,
     and DINOv2's network at its 224x224."""
     many, few = (2, 2) if bench.toy else (2048, 64)
     classifier = Classifier((3, 32, 32), 10).eval().to(bench.device)
@@ -312,7 +312,7 @@ def features(bench: Bench, width: int, depth: int) -> dict[str, Any]:
 
 
 def toy(bench: Bench, networks: int) -> dict[str, Any]:
-    """Net-steps a second of toy ensembles (widths 32, 32, batch 256), beside one core of this machine's processor."""
+    """Net-steps per second of toy ensembles (widths 32, 32, batch 256), beside one core of this machine's processor."""
     found = {}
     ways: list[tuple[str, str, int, str, bool]] = [("a core, torch", "cpu", 64, "torch", False)]
     if not bench.toy:

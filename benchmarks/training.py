@@ -49,7 +49,7 @@ PARTS = ("data", "device", "forward", "backward", "optimiser", "averages")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="cifar10-uncond", choices=PRESETS)
-    parser.add_argument("--images", type=int, default=2, help="images a step")
+    parser.add_argument("--images", type=int, default=2, help="images per step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -110,7 +110,7 @@ def show(result: dict[str, object]) -> None:
     seconds = result["seconds"]
     assert isinstance(seconds, dict)
     total = sum(seconds[part] for part in PARTS)
-    print(f"{result['preset']}, {result['images']} images a step, {result['precision']}, {result['device']}")
+    print(f"{result['preset']}, {result['images']} images per step, {result['precision']}, {result['device']}")
     for part in PARTS:
         print(f"{part:>12}  {1000 * seconds[part]:10.2f} ms  {100 * seconds[part] / total:5.1f} %")
     speed = f"{result['images_per_second']} images/s, {result['gflops']} GFLOP/s"
@@ -183,7 +183,7 @@ def clock(device: torch.device) -> Callable[[], float]:
 
 
 def time_reading(feed: Feed, images: int) -> float:
-    """Images a second that one thread reads."""
+    """Images per second that one thread reads."""
     count = max(1, 2000 // images)
     start = time.process_time()
     for step in range(count):

@@ -4,7 +4,7 @@
 #     scripts/cifar10_h100.sh PICTURES [RUN] [SECONDS]
 #
 # PICTURES: an archive or folder with train/CLASS/* and test/CLASS/*. RUN: where to work, default runs/cifar10; the same
-# command goes on there. A third of SECONDS (default 290) trains a base of 4 million parameters in bf16. The rest is
+# command resumes there. A third of SECONDS (default 290) trains a base of 4 million parameters in bf16. The rest is
 # Algorithm 1 at Heun-18 in float32, on as many images as the time allows: n doubles while another report fits. What is
 # worth carrying (tables and figures, base, auxiliary; each below 16 MiB) goes to $KEEP, default RUN/results.
 set -euo pipefail

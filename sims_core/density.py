@@ -38,7 +38,7 @@ MOST_TAIL = 0.7
 
 @dataclass(frozen=True)
 class Drawn:
-    """Points (R, n, d) and what they are worth, a number a row (R,).
+    """Points (R, n, d) and what they are worth, one number per row (R,).
 
     effective: effective sample size (sum w)^2 / sum w^2 over the number of particles, the least of all stages. tail:
     `tail_index` of the importance weights. acceptance: of Langevin steps in the last stage; 1 where there are none.

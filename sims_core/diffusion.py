@@ -94,7 +94,7 @@ class EDM:
 
 
 def denoising_loss(denoiser: Denoiser, clean: Tensor, sigma: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
-    """Weighted denoising error ``weight * (D(y + sigma n, sigma) - y)^2``, one value an element (EDM, Eq. 2).
+    """Weighted denoising error ``weight * (D(y + sigma n, sigma) - y)^2``, one value per element (EDM, Eq. 2).
 
     clean, noise: (B, ...); sigma, weight: broadcastable against them. The caller averages.
 

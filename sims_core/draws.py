@@ -35,7 +35,7 @@ def shift(z: Tensor, bits: int) -> Tensor:
 
 
 def normals(words: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two standard normal draws a word (Box & Muller 1958): radius from the upper half, angle from the lower."""
+    """Two standard normal draws per word (Box & Muller 1958): radius from the upper half, angle from the lower."""
     radius = (shift(words, 32).to(dtype).add_(0.5).mul_(2.0**-32)).log_().mul_(-2).sqrt_()
     angle = ((words << 32) >> 32).to(dtype).mul_(2 * math.pi * 2.0**-32)
     return radius * angle.cos(), radius * angle.sin()

@@ -71,7 +71,7 @@ def disk_failure(error: OSError, kept: str = "", failed: str = "it cannot be rea
     """What ``failed``, what is ``kept`` all the same, and what is to be done."""
     full = error.errno in _NO_ROOM
     what = f"{'the disk is full' if full else failed} ({reason(error)})"
-    then = "make room" if full else "mend that"
+    then = "make room" if full else "fix that"
     return f"{what}; {kept + ': ' if kept else ''}{then} and repeat the command"
 
 

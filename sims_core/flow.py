@@ -180,7 +180,7 @@ class VelocitySampler:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a sample takes (of one network); 0 for dopri5, where the velocity decides."""
+        """Network evaluations per sample (of one network); 0 for dopri5, where the velocity decides."""
         return SOLVERS[self.name][1] * self.steps if self.steps else 0
 
     def evaluations(self, schedule: GuidanceSchedule = FULL) -> tuple[int, int]:

@@ -33,7 +33,7 @@ Both: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """``both(x, sigma) -> (D_base, D_aux)``: the two denoisers evaluated together, where that is faster than in turn."""
 
 Omega: TypeAlias = float | Tensor | Callable[[Tensor], float | Tensor]
-"""A number, a tensor of one value a sample, or a function of sigma that returns either."""
+"""A number, a tensor of one value per sample, or a function of sigma that returns either."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def guided(
 
     omega: a number, a per-sample tensor, or a function of sigma returning either.
     interval: (low, high) in units of sigma, both ends included; outside it only the base is evaluated
-    (guidance intervals: Kynkaanniemi et al. 2024, arXiv 2404.07724). It needs one sigma a call, or equal ones.
+    (guidance intervals: Kynkaanniemi et al. 2024, arXiv 2404.07724). It needs one sigma per call, or equal ones.
     rule: of `RULES`. A number omega = 0 also evaluates the base alone, so that it is the base bit for bit.
     both: evaluates the two together, in place of ``base`` and ``auxiliary`` in turn.
     Raises `InputError` for a non-finite omega, an interval whose ends are reversed or negative, or no rule.
@@ -143,7 +143,7 @@ def _inside(interval: tuple[float, float] | None, sigma: Tensor) -> bool:
         return True
     level = sigma.reshape(-1)[0]
     if bool((sigma != level).any()):
-        raise InputError("sigma", sigma.reshape(-1).tolist(), "an interval needs one sigma a call: all must be equal")
+        raise InputError("sigma", sigma.reshape(-1).tolist(), "an interval needs one sigma per call: all must be equal")
     return interval[0] <= float(level) <= interval[1]
 
 
@@ -154,7 +154,7 @@ def _inside(interval: tuple[float, float] | None, sigma: Tensor) -> bool:
 class Stepped(Protocol):
     """A denoiser that wants to know which step of the sampler it is in.
 
-    `sims_core.sampling.trajectory` calls `begin` once a trajectory and its result once a step, with 0, 1, ...; what
+    `sims_core.sampling.trajectory` calls `begin` once per trajectory and its result once per step, with 0, 1, ...; what
     that returns is the step's denoiser. Nothing is kept from one trajectory to the next.
     """
 
@@ -403,6 +403,6 @@ def _per_sample(omega: Tensor, like: Tensor) -> Tensor:
     """View a (B,) omega so that it broadcasts over the trailing axes of ``like``; leave other shapes alone."""
     if omega.ndim == 1 and like.ndim > 1:
         if omega.shape[0] not in (1, like.shape[0]):
-            raise InputError("omega", tuple(omega.shape), f"one value a sample needs shape ({like.shape[0]},)")
+            raise InputError("omega", tuple(omega.shape), f"one value per sample needs shape ({like.shape[0]},)")
         return omega.reshape(-1, *([1] * (like.ndim - 1)))
     return omega

@@ -2,7 +2,7 @@
 
 All solvers integrate the probability-flow ODE dx/dsigma = (x - D(x, sigma)) / sigma from the first noise level of a
 grid to its last, 0 (EDM, arXiv 2206.00364, Eq. 1 with sigma(t) = t). DDIM is Euler on this ODE. The state is float64,
-as in EDM; what precision the denoiser computes in is its own affair.
+as in EDM; the denoiser computes in whatever precision it likes.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class Sampler:
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a sample takes (of one network). 0 for 'exact'."""
+        """Network evaluations per sample (of one network). 0 for 'exact'."""
         if not self.steps:
             return 0
         _, _, per_step, saved = self.KNOWN[self.name]

@@ -295,7 +295,7 @@ VERBS: dict[str, Verb] = {
         ),
     ),
     "leaderboard": Verb(
-        "SIMS beside rivals and controls, over several bases, with predictions made beforehand",
+        "SIMS against rivals and controls, over several bases, with predictions made beforehand",
         partial(experiment, "leaderboard"),
         "experiments.options:Leaderboard",
         examples=(

@@ -2,7 +2,7 @@
 
 `sims_core.algorithm` and `sims_core.loop` run on images through it unchanged. Every result lies in a folder under
 ``root`` whose name is a hash of all that decides it, so that what has been made is found again, and what was stopped
-goes on; nothing is ever made twice.
+resumes; nothing is ever made twice.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class ImportDiffusers:
 class ExportDiffusers:
     """Write an imported network, as it is or fine-tuned, as a folder that diffusers loads, and say how it is loaded.
 
-    With --auxiliary and --omega a guided pair: the base, and beside it the auxiliary, as an adapter of peft's or as a
+    With --auxiliary and --omega a guided pair: the base and the auxiliary, as an adapter of peft's or as a
     second network; `sims_core.guide` makes one of them. With --merge too, one network (Neon).
     """
 
@@ -67,7 +67,7 @@ class ExportDiffusers:
 class Recipes:
     """List published settings, each with what it costs, its published FID, its source, and how far that is trusted.
 
-    A verb takes a line's settings by --preset NAME; whatever is given besides wins, and --dry-run says what they cost.
+    A verb takes a line's settings by --preset NAME; other options override them, and --dry-run prices them.
     """
 
     verb: str = ""

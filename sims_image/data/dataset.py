@@ -2,8 +2,8 @@
 
 A folder holds ``images.npy`` (N, C, H, W; uint8 pixels, or float16/float32 latents with any number of channels),
 ``labels.npy`` ((N,) int64, absent if unlabelled) and ``dataset.json``. An EDM zip holds one PNG (or one NPY array, for
-latents) an image and ``dataset.json`` with ``{"labels": [[name, class], ...]}`` or null (Karras et al. 2022, 2024); its
-images are those members in the order of their names. `docs/images-data.md` has the formats.
+latents) per image and ``dataset.json`` with ``{"labels": [[name, class], ...]}`` or null (Karras et al. 2022, 2024);
+its images are those members in the order of their names. `docs/images-data.md` has the formats.
 """
 
 from __future__ import annotations

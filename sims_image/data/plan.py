@@ -214,7 +214,7 @@ def _named(settings: Prepare, source: Source) -> list[str]:
         return source.classes
     names = [name.strip() for name in settings.classes.split(",")]
     if len(names) != len(source.classes) or len(set(names)) != len(names) or not all(names):
-        expected = f"{len(source.classes)} different names with commas, one a class of the source"
+        expected = f"{len(source.classes)} different names with commas, one per class of the source"
         raise InputError("classes", settings.classes, expected)
     return names
 

@@ -136,7 +136,7 @@ def check_kind(argument: str, item: str, shape: tuple[int, ...], dtype: np.dtype
 def check_labels(argument: str, item: str, labels: NDArray[Any], images: int, classes: int) -> Labels:
     """(N,) int64. Raises `InputError` naming the first label outside [0, classes), or if their number is not N."""
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(argument, item, f"labels are one whole number an image, not {labels.dtype} {labels.shape}")
+        raise InputError(argument, item, f"labels are one whole number per image, not {labels.dtype} {labels.shape}")
     if len(labels) != images:
         raise InputError(argument, item, f"{len(labels)} labels for {images} images; every image needs one")
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))

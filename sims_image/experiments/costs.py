@@ -53,7 +53,7 @@ class Ledger:
         self.lines.append((what, f"{times:,} x {images:,} images seen: {self._hours(spent, 0)}"))
 
     def draw(self, what: str, images: int, times: int = 1, networks: float = 1) -> None:
-        """``times`` samples of ``images``, each with ``networks`` networks evaluated a step."""
+        """``times`` samples of ``images``, each with ``networks`` networks evaluated per step."""
         if not times:
             return
         spent = round(images * times * networks * self.nfe)

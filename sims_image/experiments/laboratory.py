@@ -1,7 +1,7 @@
 """What the experiments beyond Algorithm 1 share: their options, the bench that measures, tables, what a run will cost.
 
     OUT/fit-*, sample-*, finetune-*, ...   models and data sets, named by what decides them: found again, never remade
-    OUT/cells/                             one measured model a file
+    OUT/cells/                             one measured model per file
     OUT/runs/ARM/TRIAL-NN.json             which of them make up one generation (dose, round) of an arm
     OUT/report/                            tables (CSV, parquet), figures, sample grids, results.json
 

@@ -1,4 +1,4 @@
-"""SIMS beside its rivals and controls, each from the same bases, with predictions made beforehand.
+"""SIMS against its rivals and controls, each from the same bases, with predictions made beforehand.
 
 For every trial: a base from scratch, its samples, an auxiliary; the outlook from samples of the two on search seeds;
 omega, the retuned sampler and the rivals' strengths chosen on those seeds; then all of them measured on fresh ones.

@@ -18,7 +18,7 @@ class Inputs:
     """What an experiment starts from."""
 
     preset: str = ""
-    """Published settings of this experiment, such as cifar10, ffhq64 or imagenet64; whatever is given besides wins."""
+    """Published settings of this experiment, such as cifar10, ffhq64 or imagenet64; other options override them."""
     data: str = ""
     """The base's training set: a folder that `prepare` made, or an EDM zip."""
     base: str = ""
@@ -102,9 +102,9 @@ class FineTuning(Paired):
     GROUP: ClassVar[str] = "fine-tuning"
 
     train_batch: int | None = None
-    """Images a step of fine-tuning; default the preset's."""
+    """Images per step of fine-tuning; default the preset's."""
     lora: str = ""
-    """Fine-tune an adapter on the base's weights, toggled beside it in memory once: its rank, or rank and layers
+    """Fine-tune an adapter on the base's weights, which are in memory once: its rank, or rank and layers
     (16:to_q,to_v). Of imported networks."""
     lr: float | None = None
     """Learning rate of fine-tuning; default the preset's."""
@@ -181,7 +181,7 @@ class Laboratory(Experiment):
     network: str = ""
     """Arguments of the network that differ from the preset's: model_channels=16,label_dim=0."""
     images: int = 0
-    """Real images, for a --dry-run where --data is not at hand."""
+    """Real images, for a --dry-run where --data does not exist."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Retraining:
     retrain_lr: float | None = None
     """Learning rate of such a training, held from its first step to its last; default the preset's, with its ramp."""
     retrain_batch: int | None = None
-    """Images a step of it; default the preset's."""
+    """Images per step of it; default the preset's."""
 
 
 def loops() -> list[str]:
@@ -264,7 +264,7 @@ class Pollution(Retraining, AuxiliaryData, Extrapolating, Laboratory):
     """Train on real data polluted by a previous model's samples, with and without SIMS, over the size of the pollution.
 
     ST standard training, SIMS Algorithm 1; I ideal (no pollution), P polluted. SIMS is measured at every omega of a
-    grid: the paper's comparison holds one fixed, and the best omega of each |D_p| is drawn beside it.
+    grid: the paper's comparison holds one fixed, and the best omega of each |D_p| is drawn alongside.
     """
 
     auxiliary_size: Annotated[str, formerly("synthetic")] = ""
@@ -281,7 +281,7 @@ class Pollution(Retraining, AuxiliaryData, Extrapolating, Laboratory):
 
 @dataclass(frozen=True)
 class Leaderboard(AuxiliaryData, Extrapolating, Searching, Laboratory):
-    """SIMS beside its rivals and controls, from several independently trained bases, with what each costs.
+    """SIMS against its rivals and controls, from several independently trained bases, with what each costs.
 
     Each trial trains a base and an auxiliary. What SIMS will do is foretold from samples of the two (`outlook`), omega
     and the controls' settings are chosen on search seeds of the trial, and everything is measured on fresh ones.
@@ -308,21 +308,21 @@ class Leaderboard(AuxiliaryData, Extrapolating, Searching, Laboratory):
     """Arguments of the wider base's network, trained for as many operations as base and auxiliary
     together, D_s included; '' for none."""
     arms: str = ""
-    """Which of the models below to measure beside base, SIMS and the auxiliary, by name; default all."""
+    """Which of the models below to measure in addition to base, SIMS and the auxiliary, by name; default all."""
 
 
 @dataclass(frozen=True)
 class Control(Extrapolating, Laboratory):
     """Move a model's class shares toward a target (Algorithm 2), and measure shares, classes and overall quality.
 
-    Beside it: the base, the base with twice the steps, plain SIMS (an auxiliary with the base's own shares), and a
+    Compared with: the base, the base with twice the steps, plain SIMS (an auxiliary with the base's own shares), and a
     random direction. The base must be unconditional: of a conditional one, ask for labels instead.
     """
 
     auxiliary_size: Annotated[str, formerly("synthetic")] = ""
     """|D_s|, samples that an auxiliary is made from; default as many as there are real images."""
     target: str = "uniform"
-    """Class shares to reach: uniform, one number a class (0.3,0.7), or NAME=SHARE,... with the rest shared out as the
+    """Class shares to reach: uniform, one number per class (0.3,0.7), or NAME=SHARE,... with the rest shared out as the
     base has it. They are scaled to sum to 1."""
     omega: str = "0.5,1,2"
     """Grid of extrapolation strengths; 0 is always measured."""

@@ -1,8 +1,8 @@
 """the SIMS paper's Figure 5 on images: ST-I, ST-P, SIMS-I and SIMS-P against |D_p|.
 
 D_p are samples of a previous-generation model, one trained on the real data alone. The polluted base is trained on
-D_r with D_p (`sims_core.loop`'s policy ``polluted``); Algorithm 1 goes on from there, its auxiliary made of the base's
-own samples. `docs/images-experiments.md` says what is our reading.
+D_r with D_p (`sims_core.loop`'s policy ``polluted``); Algorithm 1 continues from there, its auxiliary made of the
+base's own samples. `docs/images-experiments.md` says what is our reading.
 """
 
 from __future__ import annotations

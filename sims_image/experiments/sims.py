@@ -1,7 +1,7 @@
 """``sims_image sims``: Algorithm 1 of SIMS (arXiv 2408.16333) on images, from one command to a report.
 
     OUT/fit-*, sample-*, union-*, finetune-*   the stages: runs and data sets, named by what decides them
-    OUT/cells/                                 one measured model a file: what it was, and its distances
+    OUT/cells/                                 one measured model per file: what it was, and its distances
     OUT/report/                                report.html, figures, table.csv, results.json
 
 Stages and cells are found again by name: another grid of omegas, or a larger one, measures only what is new. The seeds

@@ -21,8 +21,8 @@ _MOST = 1e45
 class Sums:
     """Sums of kernel values between groups of images. own: (G, G) within the generated ones, without i = j.
 
-    counts: (G,) generated images a group. cross: (G,) against the reference, which has ``others`` images with ``rest``
-    the sum over its own pairs i != j.
+    counts: (G,) generated images per group. cross: (G,) against the reference, which has ``others`` images with
+    ``rest`` the sum over its own pairs i != j.
     """
 
     own: NDArray[np.float64]

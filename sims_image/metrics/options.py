@@ -69,8 +69,8 @@ class Foresee(Compared, Machine, Averaged):
     """Will SIMS help? The angle between the base's error and the drift that self-training reveals, before any guidance.
 
     Of base and auxiliary each a checkpoint, whose images are measured as they are made and not stored, or images that
-    are there; those of two checkpoints are of the same seeds, which tells most. Several processes share the making (the
-    bare -- keeps --n from torchrun): torchrun --nproc_per_node N -m -- sims_image outlook ...
+    are there; those of two checkpoints share their seeds, which is the most informative. Several processes share the
+    making (the bare -- keeps --n from torchrun): torchrun --nproc_per_node N -m -- sims_image outlook ...
     """
 
     data: str = ""

@@ -44,7 +44,7 @@ __all__ = [
 
 #: a batch of images, alone or after their numbers and before their labels, as `generation.stream` yields it
 Batch = Any
-#: numbers of fewer images than this are not to be set beside published ones
+#: numbers of fewer images than this are not to be compared with published ones
 PUBLISHED = 50_000
 
 
@@ -247,11 +247,11 @@ def evaluate(
 ) -> Report:
     """Measure generated images against real ones, with intervals, floor and a check for memorised images.
 
-    source: as `collect`, or what it returned. reference: the data set that the model was trained on (the field's
-    habit), a path to one or to stored statistics, or a `Reference` (which keeps features and floors for the next call).
-    features: an `Extractor`, or the name of one that needs no file. heldout: real images that the model was not trained
-    on. seeds, labels, nfe: how the images were made; of a data set that `generate` wrote, its record knows. cache: a
-    folder for features. floor: whether to measure the floor and memorisation. Raises `InputError`.
+    source: as `collect`, or what it returned. reference: the data set that the model was trained on (by
+    convention), a path to one or to stored statistics, or a `Reference` (which keeps features and floors for the next
+    call). features: an `Extractor`, or the name of one that needs no file. heldout: real images that the model was not
+    trained on. seeds, labels, nfe: how the images were made; of a data set that `generate` wrote, its record knows.
+    cache: a folder for features. floor: whether to measure the floor and memorisation. Raises `InputError`.
     """
     made = generated(source) if isinstance(source, Dataset) else None
     if isinstance(reference, Reference):

@@ -133,7 +133,7 @@ def gathered(sample: Sample, processes: Processes | None) -> Sample | None:
 def jackknife(whole: NDArray[Any], without: NDArray[Any], counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Standard errors from leaving out one group at a time, for groups of unequal size (Busing et al. 1999, Eq. 6).
 
-    whole: (...) estimates. without: (G, ...) the same without each group. counts: (G,) images a group; empty ones are
+    whole: (...) estimates. without: (G, ...) the same without each group. counts: (G,) images per group; empty ones are
     passed over.
     """
     there = counts > 0

@@ -182,7 +182,8 @@ def _adm(*, batch: int, budget: str, lr: float, dropout: float, ema: int, heun: 
 
 
 def _ot_cfm() -> Preset:
-    """OT-CFM on CIFAR-10 (arXiv 2302.00482), as Bertrand et al. train it: 400,000 steps, no flips, EMA of .9999 a step.
+    """OT-CFM on CIFAR-10 (arXiv 2302.00482), as Bertrand et al. train it: 400,000 steps, no flips, EMA of .9999 per
+    step.
 
     ADM is the nearest of the networks here to theirs.
     """

@@ -1,7 +1,7 @@
 """Generating images: streamed, or as a data set that `train` reads, by one process or many.
 
 An image is a function of the model, the sampler, the root seed and its index: neither the order, nor the number of
-processes, nor where a stopped run went on matter, bit for bit at one compute batch (the last one is padded to it), and
+processes, nor where a stopped run resumed matter, bit for bit at one compute batch (the last one is padded to it), and
 within 1e-5 relative between compute batches, because float32 networks round differently there.
 """
 
@@ -307,7 +307,7 @@ def estimate(request: Request, out: str | Path, processes: int) -> list[tuple[st
         ("labels", _labels_in_words(request)),
         (
             "NFE",
-            f"{own + other} an image ({own} of the base, {other} of the other network), {n * (own + other):,} in all",
+            f"{own + other} per image ({own} of the base, {other} of the other network), {n * (own + other):,} in all",
         ),
         ("disk", f"{size(_bytes(request))}, twice that while generating"),
         (

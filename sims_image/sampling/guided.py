@@ -137,7 +137,7 @@ class Model:
         return limited(self.network, found)
 
     def evaluations(self, sampler: Sampler) -> tuple[int, int]:
-        """Network evaluations an image takes, of (the network, the other one): counted by running the sampler."""
+        """Network evaluations per image, of (the network, the other one): counted by running the sampler."""
         own, other = sampler.evaluations(self.schedule)
         return own, other if self.other is not None and self.omega != 0 else 0
 

@@ -87,7 +87,7 @@ class Augmentation:
     turn: float = 0.5
     shift_std: float = 0.125
 
-    #: labels an image
+    #: labels per image
     LABELS: ClassVar[int] = 9
 
     def __post_init__(self) -> None:

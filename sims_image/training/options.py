@@ -46,7 +46,7 @@ class RecipeOptions:
     """Probability of each of EDM's augmentations; 0 for none."""
     objective: str | None = None
     """edm, edm2 (with a learned log-variance; EDM2's networks), or flow-matching (the velocity of the linear path; with
-    --network prediction=denoiser the network predicts the image). A checkpoint goes on with its own."""
+    --network prediction=denoiser the network predicts the image). A checkpoint keeps its own."""
     time: str | None = None
     """Flow matching's times: uniform, or logit-normal (logit t ~ N(-p_mean, p_std^2), p_mean 0 and p_std 1)."""
     coupling: int | None = None
@@ -84,7 +84,7 @@ class Kept:
     state_every: str = ""
     """Images between states to resume from; default a 50th of the budget."""
     raw: str = "auto"
-    """Keep raw weights beside their averages: always, at the end, or auto (always when fine-tuning)."""
+    """Keep raw weights along with their averages: always, at the end, or auto (always when fine-tuning)."""
     sheet: int | None = None
     """Rows of a snapshot's sheet of samples; 0 for none. Default: 8, at the end and wherever it takes less than a tenth
     of the time since the last one."""
@@ -111,7 +111,8 @@ class Running:
     deterministic: bool = False
     """On a GPU: kernels that repeat themselves bit for bit, so that a resumed run is the same run; slower."""
     track: str = ""
-    """Where the log goes besides log.jsonl: tensorboard (extra 'track'), or one of your own (docs/extending.md)."""
+    """Where else the log goes, besides log.jsonl: tensorboard (extra 'track'), or one of your own
+    (docs/extending.md)."""
     dry_run: bool = False
     """Print settings, parameters, memory and time, and stop."""
 

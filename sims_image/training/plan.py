@@ -138,7 +138,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
 def state_of(train: Train, parent: checkpoints.Summary | None) -> Path:
     """The state of the run whose last checkpoint ``parent`` is. Raises `InputError` where there is none."""
     if parent is None or train.lora:
-        words = "only a whole network that goes on from a checkpoint has one: name it with `from_`"
+        words = "only a whole network that is trained on from a checkpoint has one: name it with `from_`"
         raise InputError("adam", train.adam, words + (", without `lora`" if train.lora else ""))
     snapshot = parent.path.resolve().parent
     last = max((p.name for p in snapshot.parent.glob("*") if p.name.isdigit()), key=int, default="")
@@ -177,7 +177,7 @@ def check_lora(lora: str, config: dict[str, Any] | None) -> None:
         return
     adapters.parse(lora)
     if config is None:
-        raise InputError("lora", lora, "an adapter goes on a checkpoint: name one with `from_`")
+        raise InputError("lora", lora, "an adapter needs a checkpoint: name one with `from_`")
     with torch.device("meta"):
         adapters.targets_of(lora, build(**config))
 

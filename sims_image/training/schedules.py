@@ -70,7 +70,7 @@ def average_note(recipe: Recipe) -> str:
     """What a fine-tune's average will hold of it, in a sentence."""
     shares = [(profile.name, drift_share(recipe, profile)) for profile in profiles(recipe)]
     told = ", ".join(f"{share:.2g}" if len(shares) == 1 else f"{share:.2g} ({name})" for name, share in shares)
-    raw = "; the raw weights are saved beside" if shares[0][1] < 0.9 else ""
+    raw = "; the raw weights are saved too" if shares[0][1] < 0.9 else ""
     return f"the average holds {told} of the raw weights' way after {recipe.images:,} images, if that is steady{raw}"
 
 

@@ -21,8 +21,8 @@ from sims_toy.networks.targets import NoiseLevels, UniformAngle, training_levels
 
 Array = NDArray[np.float64]
 
-#: Points a model is measured by, draws behind the truth's quantiles, directions of slices (one on the line), and places
-#: on each where distribution functions are compared.
+#: Points by which a model is measured, draws behind the truth's quantiles, directions of slices (one on the line), and
+#: places on each where distribution functions are compared.
 POINTS, TRUTH, DIRECTIONS, GRID = 100_000, 1_000_000, 32, 512
 #: Points behind the support, and the share of real points that count as off it: what lies farther from its nearest
 #: neighbour among them than all but this share of further real points do.

@@ -37,7 +37,7 @@ Record = dict[str, Any]
 PREDICTED = "predicted"
 #: Steps of iterated SIMS, whose first is SIMS.
 ROUNDS = 2
-#: The real points of a base: with 1,024 a step it meets each some thirty times, too many to be learned by heart.
+#: The real points of a base: with 1,024 per step it meets each some thirty times, too many to be learned by heart.
 REAL = 200_000
 #: Feature scores: the quantiles that stand for a distribution, the sampler, and the three Gaussians that are learned.
 QUANTILES, FINE = 600, "heun:72"

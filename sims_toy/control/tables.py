@@ -219,7 +219,7 @@ def _reach(settings: dict[str, Any]) -> pd.DataFrame:
 
 
 def _cases() -> pd.DataFrame:
-    """Exact scores, ODE, on `control_theory.CASES`: a row a case and class, with both laws and the separatrix."""
+    """Exact scores, ODE, on `control_theory.CASES`: one row per case and class, with both laws and the separatrix."""
     out = []
     for number, case in enumerate(CASES):
         p, a = case.base, case.auxiliary
@@ -263,7 +263,7 @@ def label(row: Any) -> str:
 
 
 def words(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> str:
-    """One line a method at its best omega, and what the laws say of it."""
+    """One line per method at its best omega, and what the laws say of it."""
     best, quality = frames["best"], frames["quality"]
     base = quality[quality["method"] == "standard"].iloc[0]
     lines = [

@@ -100,7 +100,7 @@ class Flows:
 
     @classmethod
     def initial(cls, shape: Shape, seeds: Sequence[Seed], center: Tensor, scale: Tensor) -> Flows:
-        """Untrained flows, one a seed."""
+        """Untrained flows, one per seed."""
         rows = []
         for seed in seeds:
             with torch.random.fork_rng(devices=[]):

@@ -69,7 +69,7 @@ class DensitySampler:
         return each, each
 
     def draw(self, model: FlowModel, n: int, noise: Sequence[np.random.Generator], temperature: float) -> Drawn:
-        """n points a row of a guided model, from the rows' own generators."""
+        """n points per row of a guided model, from the rows' own generators."""
         base, auxiliary, omega = model.base, model.auxiliary, model.omega
         assert auxiliary is not None and omega is not None
         many = n * self.count if self.name == "importance" else n
@@ -181,7 +181,7 @@ class FlowLearner(RowLearner[FlowModel]):
         return torch.cat([base.params.double(), base.center, base.scale], 1).numpy()
 
     def drawn(self, model: FlowModel, n: int, *, seed: Seed, temperature: float = 1.0) -> Drawn:
-        """n points a row of guided models with their effective sample sizes and acceptance (`sims_core.density`)."""
+        """n points per row of guided models with their effective sample sizes and acceptance (`sims_core.density`)."""
         if model.auxiliary is None:
             raise InputError("model", "a base", "it is drawn exactly, by `sample`; give one that is guided")
         noise = [seed.child("density", int(k)).numpy() for k in self.streams]

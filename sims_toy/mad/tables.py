@@ -173,7 +173,7 @@ class Calibration:
 
 
 def _effective(part: Experiment, w2: Array, calibration: Calibration, settings: dict[str, Any]) -> pd.DataFrame:
-    """One row a cell of the grid: its limit and n_e, and whether n_e >= n_r.
+    """One row per cell of the grid: its limit and n_e, and whether n_e >= n_r.
 
     ``effective_theory`` inverts the same calibration at the closed form's limit.
     """
@@ -344,8 +344,9 @@ def conclusions(frames: dict[str, pd.DataFrame], settings: dict[str, Any]) -> li
     for _, r in collapse.iterrows():
         if r["loop"] == "fully-synthetic":
             found.append(
-                f"Fully synthetic, λ_s = {r['temperature']:g}: the log-variance falls by {-r['rate']:.4f} a generation "
-                f"(exact: {-r['rate_theory']:.4f}), towards 0; E[W2²] x {r['growth']:.1f} after {r['generations']}."
+                f"Fully synthetic, λ_s = {r['temperature']:g}: the log-variance falls by {-r['rate']:.4f} per "
+                f"generation (exact: {-r['rate_theory']:.4f}), towards 0; "
+                f"E[W2²] x {r['growth']:.1f} after {r['generations']}."
             )
         elif math.isnan(r["bound"]):
             found.append(

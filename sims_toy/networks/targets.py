@@ -202,12 +202,12 @@ class Layout:
 
     @property
     def pairs(self) -> int:
-        """Words of normal draws a row."""
+        """Words of normal draws per row."""
         return (self.dim + 1) // 2
 
     @property
     def words(self) -> int:
-        """Words a step."""
+        """Words per step."""
         return self.padded * (1 + self.pairs) + self.reference + 1
 
     def draw(self, keys: Tensor, steps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -106,7 +106,7 @@ def plan(options: Pollution) -> GridStudy:
     omegas = sorted({0.0, options.fixed, *parse_grid("omega", options.omega, low=0, high=20)})
     if len(ratios) < 3 or len(omegas) < 3:
         argument, text = ("pollution", options.pollution) if len(ratios) < 3 else ("omega", options.omega)
-        raise InputError(argument, text, "give at least two values besides 0 to search for the best")
+        raise InputError(argument, text, "give at least two values other than 0 to search for the best")
     at_most_cells(ratios, omegas, sizes("real_size", options.real_size))
     sampler = str(Sampler.parse(options.sampler, argument="sampler"))
     if sampler == "exact":

@@ -19,8 +19,8 @@ __all__ = ["PRESETS", "SamplingCost", "plan"]
 class SamplingCost(RunOptions):
     """Quality against network evaluations: SIMS with full and with cheaper guidance, each at its own best omega.
 
-    Beside it: the merge of weights (Neon), the base alone, and the base with more steps of the sampler, for which the
-    guidance's evaluations could be spent as well. Quality is E[W2] of the first generation (and, with
+    Compared with: the merge of weights (Neon), the base alone, and the base with more steps of the sampler, for which
+    the guidance's evaluations could be spent as well. Quality is E[W2] of the first generation (and, with
     --loop-generations, at the end of the augmentation loop). The defaults are N(0, [[2,1],[1,2]]), 1000 real points,
     auxiliaries trained to convergence on 10,000 of the base's samples. The intervals suit this toy only.
     """
@@ -50,7 +50,7 @@ class SamplingCost(RunOptions):
     loop_trials: Annotated[int, at_least(4)] = 100
     """Repetitions of the loop."""
     synthetic: Annotated[int, at_least(1), formerly("synthetic_size")] = 1000
-    """Synthetic points a generation of the loop, |D_s|."""
+    """Synthetic points per generation of the loop, |D_s|."""
     learner: Literal["exact", "network"] = "exact"
     """exact or network."""
     network: NetworkSettings = field(default_factory=NetworkSettings)

@@ -184,7 +184,7 @@ def plan(options: Stability) -> GridStudy:
         draw=report.draw,
         words=report.words,
         local=("collapse1", "collapse0"),
-        alike=lambda cell: cell.learner,  # as many steps a round whatever the ratio and the data
+        alike=lambda cell: cell.learner,  # as many steps per round whatever the ratio and the data
     )
 
 

@@ -131,7 +131,7 @@ def _beside(axis: Axes, part: pd.DataFrame, regimes: pd.DataFrame, sizes: np.nda
     right.set_ylim(axis.get_ylim())
     alone = len(real) == 1 and over == "synthetic_size"
     share = [rf"$\lambda$ = {size / real[0]:.3g}" if alone else "" for size in sizes]
-    dense = len(sizes) > _DENSE  # then one line a size, whose order stands at the axis
+    dense = len(sizes) > _DENSE  # then one line per size, whose order stands at the axis
     names = [("" if dense else f"{name} ", rows) for name, rows in least.items()]
     numbers = [(", " if dense else "\n").join(f"{name}{rows[size]:.2f}" for name, rows in names) for size in sizes]
     told = ": " if dense else "\n"

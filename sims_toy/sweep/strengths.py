@@ -59,7 +59,7 @@ def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]
     """Methods side by side in one loop: d_T / d_1(0) against each one's own strength, and each at its best.
 
     regimes: rows of one loop, sampler and |D_r|; one column for each |D_s|. Above: the methods that have a strength.
-    Below: every method at its best, with its interval, strength and network evaluations a sample.
+    Below: every method at its best, with its interval, strength and network evaluations per sample.
     """
     sizes = sorted(regimes["synthetic_size"].unique())
     methods = list(dict.fromkeys(regimes["method"]))
@@ -92,7 +92,7 @@ def comparison(regimes: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]
 
 
 def _at_their_best(axis: Axes, here: pd.DataFrame, methods: Sequence[str]) -> None:
-    """One row a method, in their order from above: d_T / d_1(0) at its best strength, with its interval and cost."""
+    """One row per method, in their order from above: d_T / d_1(0) at its best strength, with its interval and cost."""
     for place, method in enumerate(methods):
         part = here[here["method"] == method]
         if part.empty:

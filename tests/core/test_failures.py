@@ -60,7 +60,7 @@ def test_what_cannot_be_read_names_its_option_alone(words, line):
         (OSError(errno.ENOSPC, "No space left on device", "a\nb"),
          r"error: a\nb: the disk is full (No space left on device); make room and repeat the command"),
         (OSError(errno.EACCES, "Permission denied", "f"),
-         "error: f: it cannot be read or written (Permission denied); mend that and repeat the command"),
+         "error: f: it cannot be read or written (Permission denied); fix that and repeat the command"),
         (MemoryError(), "error: memory: there is not enough (MemoryError); ask for less at a time"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
          "error: memory: there is not enough (DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 "

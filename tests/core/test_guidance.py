@@ -67,7 +67,7 @@ def test_interval_limits_the_guidance_and_its_cost():
     assert calls == [0.5, 1.0, 2.0]
     same, one = torch.full((4, 1, 1), 1.0, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
     assert torch.equal(denoiser(X, same), denoiser(X, one))
-    with pytest.raises(InputError, match="an interval needs one sigma a call: all must be equal"):
+    with pytest.raises(InputError, match="an interval needs one sigma per call: all must be equal"):
         denoiser(X, torch.arange(4.0).reshape(4, 1, 1))
 
 

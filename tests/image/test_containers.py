@@ -75,7 +75,7 @@ REFUSED_ARRAYS = {
     "not square": (dict(arr_0=np.zeros((4, 8, 9, 3), np.uint8)), "9x8 is not square"),
     "objects": (dict(arr_0=np.array([{}] * 4, object)), "it holds no arrays of numbers|plain little-endian"),
     "one-hot": (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=np.eye(4)), "one-hot"),
-    "halves": (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=np.full(4, 0.5)), "one whole number an image"),
+    "halves": (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=np.full(4, 0.5)), "one whole number per image"),
     "words": (dict(arr_0=np.zeros((2, 8, 8), np.uint8), arr_1=["a", "b"]), "arr_1'; labels are one whole number"),
     "words of Keras": (dict(x_train=np.zeros((2, 8, 8), np.uint8), y_train=["a", "b"]), "y_train'; labels are one"),
     "negative": (dict(arr_0=np.zeros((4, 8, 8), np.uint8), arr_1=[0, 1, -1, 2]), "image 2 is labelled -1"),
@@ -318,7 +318,7 @@ def test_pickled_batches_of_imagenet(tmp_path):
         ({"data": flat, "labels": [0] * 30}, "image 0 is labelled 0"),
         ({"data": flat[:, 1:], "labels": [1] * 30}, r"must be \(N, 3\*S\*S\)"),
         ({"data": [1], "labels": [1]}, "no array 'data'"),
-        ({"data": flat, "labels": ["a"] * 30}, "one whole number an image"),
+        ({"data": flat, "labels": ["a"] * 30}, "one whole number per image"),
         ([1], "pickled dict"),
     ):
         (into / "val_data").write_bytes(pickle.dumps(held, protocol=2))

@@ -457,7 +457,7 @@ def test_adapters_that_cannot_be(folder, tmp_path, words, told):
         assert told in str(caught.value)
     with pytest.raises(InputError, match="--lora: got '4'; adapters go on imported networks"):
         command(["train", "--from", str(tmp_path / "edm"), "--preset", "digits", "--budget", "1k", "--lora", "4"])
-    with pytest.raises(InputError, match="--lora: got '4'; an adapter goes on a checkpoint: name one with --from"):
+    with pytest.raises(InputError, match="--lora: got '4'; an adapter needs a checkpoint: name one with --from"):
         command(["train", "--preset", "digits", "--lora", "4", "--dry-run"])
     with pytest.raises(InputError, match="--lora: got '4'; the adapter is toggled on one network"):
         command(["sims", "--features", "pixels", "--base", f"hf:{folder}", *common, "--lora", "4", "--compile"])

@@ -92,7 +92,7 @@ def _npz(request: Request) -> Source:
         split, images, names = _chosen(request, arrays)
         hidden = next((name for name in members if names == "" and name.lower() == _beside(images)), "")
         if hidden and request.labelled:
-            words = "labels are one whole number an image, and these are none; `unlabelled` goes without"
+            words = "labels are one whole number per image, and these are none; `unlabelled` goes without"
             raise InputError(request.argument, f"{path.name}: {hidden.removesuffix('.npy')}", words)
         item = f"{path.name}: {images}"
         with open_member(request, archive, members[f"{images}.npy"], item) as handle:
@@ -166,9 +166,7 @@ def _labels(request: Request, item: str, found: NDArray[Any], count: int) -> Lab
     if found.dtype.kind == "f" and np.isfinite(found).all() and (found == np.round(found)).all():
         found = found.astype(np.int64)
     if found.ndim == 2:
-        words = (
-            f"labels are one whole number an image, not {found.shape} (several, or one-hot?); `unlabelled` goes without"
-        )
+        words = f"labels are one whole number per image, not {found.shape} (one-hot?); `unlabelled` goes without"
         raise InputError(request.argument, item, words)
     highest = int(found.max()) + 1 if found.size and found.dtype.kind in "iu" else 1
     return check_labels(request.argument, item, found, count, min(highest, MAX_CLASSES))

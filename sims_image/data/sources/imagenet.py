@@ -114,7 +114,7 @@ def _open_batch(request: Request, path: Path) -> _Batch:
     if dtype != np.uint8 or not side or shape[1] != 3 * side * side or not shape[0]:
         raise InputError(request.argument, f"{path.name}: data", f"must be (N, 3*S*S) of bytes, not {shape} of {dtype}")
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise InputError(request.argument, item, f"must be one whole number an image, not {labels.dtype}")
+        raise InputError(request.argument, item, f"must be one whole number per image, not {labels.dtype}")
     wrong = np.flatnonzero((labels < 1) | (labels > CLASSES))
     if len(wrong):
         where = f"image {wrong[0]} is labelled {labels[wrong[0]]}"
@@ -172,7 +172,7 @@ def _pickled_head(request: Request, path: Path) -> tuple[tuple[int, ...], np.dty
     if isinstance(labels, list) and all(type(label) is int and abs(label) < 2**62 for label in labels):
         labels = np.array(labels, np.int64)
     if not isinstance(labels, np.ndarray):
-        raise InputError(request.argument, f"{path.name}: labels", "must be one whole number an image")
+        raise InputError(request.argument, f"{path.name}: labels", "must be one whole number per image")
     return data.shape, data.dtype, labels
 
 

@@ -218,7 +218,7 @@ def _labels(
     if labels.ndim > 1 or isinstance(labels[0], list):
         row = next((k for k, label in enumerate(labels) if len(label) != 1), -1)
         if row >= 0:
-            words = f"has {len(labels[row])} labels in {item}; one an image is read, `unlabelled` goes without"
+            words = f"has {len(labels[row])} labels in {item}; one per image is read, `unlabelled` goes without"
             raise InputError(request.argument, f"row {row}", words)
         labels = np.array([label[0] for label in labels], dtype=object)
     if isinstance(labels[0], str):

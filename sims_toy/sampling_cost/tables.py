@@ -43,6 +43,14 @@ def way(cell: Cell) -> str:
     return MERGE if cell.method == "neon" else cell.guidance
 
 
+def in_words(way: str) -> str:
+    """A way of sampling for a legend: 'held:2+interval:0.8:3' is 'held over 2 steps, σ from 0.8 to 3'."""
+    said = {"full": "full guidance", "predictor": "predictor only", "held:1": "held over 1 step"}
+    parts = [part.split(":") for part in way.split("+")]
+    forms = {"held": "held over {} steps", "interval": "σ from {} to {}"}
+    return ", ".join(said.get(":".join(p)) or forms.get(p[0], ":".join(p)).format(*p[1:]) for p in parts)
+
+
 def best(values: Array, omegas: Sequence[float], weights: Array) -> dict[str, float]:
     """The best omega of a way of sampling, and its quality there, each with its interval.
 
@@ -166,7 +174,9 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
             _against_cost(axes[1, j], mine, looks, "against_full", costs[costs["measured"] == part])
             there = curves[(curves["measured"] == part) & (curves["sampler"] == sampler)]
             _against_omega(axes[2, j], there, mine, looks)
-            axes[0, j].set_title(f"{sampler}, {'first generation' if part == 'first' else 'end of the loop'}")
+            name, _, steps = sampler.partition(":")
+            when = "first generation" if part == "first" else "end of the loop"
+            axes[0, j].set_title(f"{name.upper() if name == 'ddim' else name.capitalize()}-{steps}, {when}")
             for axis in axes[:, j] if j else []:
                 axis.set_ylabel("")
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -196,10 +206,10 @@ def _against_cost(
         one = row.to_frame().T
         axis.errorbar(
             one["cost"], one[value], _bars(one, value), **looks[row["way"]], ls="", ms=5, mfc="none", capsize=2,
-            label=row["way"],
+            label=in_words(row["way"]),
         )  # fmt: skip
     axis.set_xlabel("network evaluations (base alone: 1)")
-    axis.set_ylabel(r"$E[W_2]$ at the best $\omega$" if value == "w2" else "over full guidance's")
+    axis.set_ylabel(r"$E[W_2]$ at the best $\omega$" if value == "w2" else "relative to full guidance")
 
 
 def _bars(rows: pd.DataFrame, value: str) -> Array:

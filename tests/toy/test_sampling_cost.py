@@ -175,3 +175,17 @@ def test_bad_input_is_named(change, says):
 
 def test_paper_preset_has_the_loop():
     assert list(plan(PRESETS["paper"]).parts) == ["first", "loop"]
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [
+        ("full", "full guidance"),
+        ("held:1", "held over 1 step"),
+        ("held:2+interval:0.8:3", "held over 2 steps, σ from 0.8 to 3"),
+        ("projected+predictor", "projected, predictor only"),
+        (cost_report.MERGE, cost_report.MERGE),
+    ],
+)
+def test_legends_are_words(way, said):
+    assert cost_report.in_words(way) == said

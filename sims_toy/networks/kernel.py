@@ -1,16 +1,26 @@
 """The compiled backend: one network at a time, whole training runs inside the processor's cache (needs numba).
 
 The same draws, targets, gradients and Adam steps as the torch backend, to float32 rounding, which comes from other
-orders of summation and from the elementary functions below (relative error about 2e-7). Every process compiles once,
-for about ten seconds: numba's cache on disk is not used, because code that was loaded from it has been seen to round
-differently from code that was just compiled, and results must not depend on which worker did the work.
+orders of summation and from the elementary functions below (relative error about 2e-7).
+
+Compiling takes about ten seconds, once for each machine: `_train` and `_apply` are kept on disk (`_kept`), where the
+process may write. Results must not depend on which process compiled, so everything that they call is compiled into
+them (``forceinline``). Left apart, a function would be there twice, compiled alone and within its caller, rounding
+differently: a process that compiles runs the first, one that loads the caller from disk the second.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+import os
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numba
 import numpy as np
 from numba import njit
 from numpy.polynomial import Chebyshev, Polynomial
@@ -21,6 +31,37 @@ if TYPE_CHECKING:
     from sims_toy.networks.schedule import Training
 
 BLOCK = 256  # columns of activations held at a time: with widths up to 64 they fit a second-level cache
+
+# ------------------------------------------------------------------ kept on disk
+
+
+def _key() -> str:
+    """What compiled code depends on beside what numba asks after itself (the processor and its features).
+
+    That is versions (numpy fits the constants below), numba's flags, and this source.
+    """
+    flags = {name: value for name, value in os.environ.items() if name.startswith("NUMBA_")}
+    flags.pop("NUMBA_CACHE_DIR", None)
+    known = [{name: version(name) for name in ("numba", "llvmlite", "numpy")}, flags, Path(__file__).read_text()]
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _kept(**options: Any) -> Callable[[Any], Any]:
+    """`njit` with its code on disk: in numba's cache folder, or beside this file; not where nothing can be written."""
+
+    def decorate(function: Any) -> Any:
+        before = numba.config.CACHE_DIR
+        base = Path(before) if before else Path(__file__).parent / "__pycache__"
+        numba.config.CACHE_DIR = str(base / f"sims-{_key()}")  # which numba reads here, and at no other time
+        try:
+            return njit(cache=True, **options)(function)
+        except (RuntimeError, OSError):  # no place at all
+            return njit(**options)(function)
+        finally:
+            numba.config.CACHE_DIR = before
+
+    return decorate
+
 
 # ------------------------------------------------------------ elementary functions
 
@@ -94,7 +135,7 @@ def _four(w, turned, r, i):  # type: ignore[no-untyped-def]
     return w[r, i], w[r, i + 1], w[r, i + 2], w[r, i + 3]
 
 
-@njit(fastmath=_fast, error_model="numpy")
+@njit(forceinline=True, fastmath=_fast, error_model="numpy")
 def _product(w, turned, rows, n, a, out, columns):  # type: ignore[no-untyped-def]
     """out[r, :columns] = sum_i w[r, i] a[i, :columns], or of w[i, r] where ``turned``; four rows of a at a time."""
     for r in range(rows):
@@ -113,7 +154,7 @@ def _product(w, turned, rows, n, a, out, columns):  # type: ignore[no-untyped-de
                 o[b] += s0 * a0[b]
 
 
-@njit(fastmath=_sums, error_model="numpy")
+@njit(forceinline=True, fastmath=_sums, error_model="numpy")
 def _outer(x, rows, y, columns, n, g):  # type: ignore[no-untyped-def]
     """g[r, c] += sum_b x[r, b] y[c, b] over b < n; four rows of y at a time."""
     for r in range(rows):
@@ -139,7 +180,7 @@ def _outer(x, rows, y, columns, n, g):  # type: ignore[no-untyped-def]
             g[r, rest] += t0
 
 
-@njit(fastmath=_fast, error_model="numpy")
+@njit(forceinline=True, fastmath=_fast, error_model="numpy")
 def _layer(layers, silu, i, p, inputs, slopes, columns):  # type: ignore[no-untyped-def]
     """inputs[i] -> inputs[i + 1], through the activation whose slopes are kept."""
     offset, rows, n, active = layers[i]
@@ -163,7 +204,7 @@ def _layer(layers, silu, i, p, inputs, slopes, columns):  # type: ignore[no-unty
         above[rows, :columns] = _ONE
 
 
-@njit(nogil=True, error_model="numpy")
+@_kept(nogil=True, error_model="numpy")
 def _apply(layers, silu, params, rows, out, work):  # type: ignore[no-untyped-def]
     inputs, slopes = work[0], work[1]
     for k in range(params.shape[0]):
@@ -180,7 +221,7 @@ def _apply(layers, silu, params, rows, out, work):  # type: ignore[no-untyped-de
 # ----------------------------------------------------------------------- training
 
 
-@njit(fastmath=_sums, error_model="numpy")
+@njit(forceinline=True, fastmath=_sums, error_model="numpy")
 def _posterior(x, at, sigma, points, dim, near, mean):  # type: ignore[no-untyped-def]
     """mean[:, at] = E[y | x[:, at]] over ``points``; a first pass finds the nearest, whose weight is then 1."""
     count, least, bits = points.shape[1], np.int32(0x7FFFFFFF), near.view(np.int32)
@@ -209,7 +250,7 @@ def _posterior(x, at, sigma, points, dim, near, mean):  # type: ignore[no-untype
         mean[c, at] = more / total
 
 
-@njit(fastmath=_fast, error_model="numpy")
+@njit(forceinline=True, fastmath=_fast, error_model="numpy")
 def _draw(t, first, size, key, points, table, numbers, stratified, where, rows5, clean, noise, subset):  # type: ignore[no-untyped-def]
     """Rows first, ..., first + size of step t: table entries, clean points, noise (`targets.Layout.draw`)."""
     rows, padded, pairs, levels, reference, words = numbers
@@ -245,7 +286,7 @@ def _draw(t, first, size, key, points, table, numbers, stratified, where, rows5,
             one[b], two[b] = _normals(_word(key, begin + b))
 
 
-@njit(fastmath=_fast, error_model="numpy")
+@njit(forceinline=True, fastmath=_fast, error_model="numpy")
 def _batch(size, real, dim, posterior, source, rows5, clean, noise, x, near, into, target):  # type: ignore[no-untyped-def]
     """The network's inputs and regression targets for drawn rows."""
     sigma, c_in, time, p, q = rows5[0], rows5[1], rows5[2], rows5[3], rows5[4]
@@ -267,7 +308,7 @@ def _batch(size, real, dim, posterior, source, rows5, clean, noise, x, near, int
     into[dim + 1, :size] = _ONE
 
 
-@njit(nogil=True, fastmath=_sums, error_model="numpy")
+@_kept(nogil=True, fastmath=_sums, error_model="numpy")
 def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, adam, loss, work):  # type: ignore[no-untyped-def]
     rows, padded, pairs, _, reference, _ = numbers
     stratified, posterior = flags

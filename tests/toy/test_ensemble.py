@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,6 +233,43 @@ def test_the_compiled_kernel_equals_torch(settings, mlp, parametrisation):
     for sigma in (torch.tensor(0.3), torch.tensor(7.0, dtype=torch.float64)):
         outputs = [found[0].ensemble.denoiser(backend=b)(x, sigma) for b in ("torch", "numba")]
         torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+
+
+KERNEL = """
+import hashlib
+from tests.toy.test_ensemble import *
+from sims_toy.networks import kernel
+found = hashlib.sha256()
+for mlp in (Mlp(2, (32, 32)), Mlp(3, (9,), "relu")):
+    for settings in (Training(steps=20, batch=70), Training(steps=20, batch=300, target="plain", ema_halflife=500.0)):
+        data, e = gaussian(3, 300, mlp.dim).float(), Ensemble.initial(mlp, seeds(3))
+        made = train(e, data, seeds(3, 1), settings, backend="numba").ensemble
+        for values in (made.params, made.denoiser(backend="numba")(data, torch.tensor(0.3))):
+            found.update(values.numpy().tobytes())
+both = (kernel._train, kernel._apply)
+print(found.hexdigest(), [len(one.signatures) for one in both], [sum(one.stats.cache_hits.values()) for one in both])
+"""
+
+
+@pytest.mark.skipif(not numba_available(), reason="needs numba")
+def test_compiled_code_from_disk_is_the_compiled_code_bit_for_bit(tmp_path):
+    """Of one signature each, too: numba's index mixes up those that two processes compile at once."""
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    starts = [subprocess.run([sys.executable, "-c", KERNEL], env=env, capture_output=True, text=True) for _ in range(2)]
+    assert all(start.returncode == 0 for start in starts), starts[0].stderr
+    fresh, loaded = (start.stdout.split(maxsplit=1) for start in starts)
+    assert fresh[1] == "[1, 1] [0, 0]\n" and loaded == [fresh[0], "[1, 1] [1, 1]\n"]
+
+
+@pytest.mark.skipif(not numba_available(), reason="needs numba")
+def test_compiled_code_of_other_flags_is_other_code(monkeypatch):
+    from sims_toy.networks import kernel
+
+    before = kernel._key()
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "elsewhere")
+    assert kernel._key() == before
+    monkeypatch.setenv("NUMBA_OPT", "1")
+    assert kernel._key() != before
 
 
 def test_without_numba_everything_falls_back_to_torch(monkeypatch):

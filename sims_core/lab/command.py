@@ -52,7 +52,7 @@ def parse_command(
     if list(argv) in (["--version"], ["-V"]):
         print(__version__)
         raise SystemExit(0)
-    argv, default = _renamed(cls, _configured(cls, argv)), cls()
+    argv, default = _valued(cls, _renamed(cls, _configured(cls, argv))), cls()
     if presets is not None:
         name = _option(argv, "preset")
         if name:
@@ -248,6 +248,18 @@ def _renamed(cls: type, argv: Sequence[str]) -> list[str]:
         if now:
             words[here] = f"--{now.replace('_', '-')}{equals}{value}"
             print(f"note: {name} is --{now.replace('_', '-')} now; {name} goes with the next release", file=sys.stderr)
+    return words
+
+
+def _valued(cls: type, argv: Sequence[str]) -> list[str]:
+    """The words with a value after flags that can also be more than on and off (``bool | Literal["auto"]``)."""
+    kinds = {name: typing.get_args(hint) for name, hint in typing.get_type_hints(cls).items()}
+    more = {"--" + name.replace("_", "-") for name, kind in kinds.items() if bool in kind and type(None) not in kind}
+    words: list[str] = []
+    for word, after in zip(argv, [*argv[1:], "--"], strict=False):
+        name = "--" + word[5:] if word.startswith("--no-") else word
+        bare = name in more and (name != word or after.startswith("--"))
+        words += [name, str(name == word)] if bare else [word]
     return words
 
 

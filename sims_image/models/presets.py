@@ -15,6 +15,8 @@ from typing import Any
 from sims_core.errors import InputError, choose
 from sims_core.lab.grids import parse_budget
 
+#: left to a measurement at a run's start (`sims_image.training.ways`)
+AUTO = "auto"
 PRECISIONS = ("float32", "bf16", "fp16")
 LR_DECAYS = ("constant", "inverse-sqrt", "cosine")
 EMA_KINDS = ("halflife", "power")

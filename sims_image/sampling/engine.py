@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sims_core.errors import InputError, choose
 from sims_image.models.adapters import Toggled
+from sims_image.models.compiled import compiled
 
 PAIRS = ("sequential", "overlapped")
 
@@ -83,7 +84,7 @@ class Runner:
 
     def _prepared(self, network: Network) -> Network:
         if self.engine.compiled:
-            network = torch.compile(network)
+            network = compiled(network)  # type: ignore[type-var]
         return _Graph(network) if self.engine.cuda_graph else network
 
 

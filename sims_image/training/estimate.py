@@ -176,7 +176,7 @@ def describe(plan: Plan, train: Train) -> str:
     part, passes = shares("batch", recipe.batch, world, train.microbatch)
     cost = measure(plan.config, recipe, plan.lora)
     reached = rate(plan.config, recipe, cost.flops, device, lora=plan.lora)
-    averages = len(profiles(recipe))
+    averages, body = len(profiles(recipe)), plan.settings["recipe"]["precision"]
     total = cost.flops * table.steps * table.batch
     data = "none named" if plan.data is None else f"{plan.data.name}: {len(plan.data)} images, {plan.data.path}"
     parent = "" if plan.parent is None else f"{plan.parent.path} ({plan.parent.record.budget})"
@@ -192,7 +192,7 @@ def describe(plan: Plan, train: Train) -> str:
         ("preset", plan.preset),
         *([("from", parent)] if parent else []),
         ("data", data),
-        *((key, brief(value)) for key, value in asdict(recipe).items()),
+        *((key, brief(value)) for key, value in (asdict(recipe) | {"precision": body}).items()),
         *((f"network.{key}", brief(value)) for key, value in plan.config.items()),
         ("seed", str(plan.seed)),
         ("steps", f"{table.steps:,} of {recipe.batch} images: {world} process(es) x {passes} passes of {part}"),

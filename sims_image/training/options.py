@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -59,7 +59,8 @@ class RecipeOptions:
     p_std: float | None = None
     """Its standard deviation."""
     precision: str | None = None
-    """Of the network's body: float32, bf16 or fp16 (with loss scaling). Weights and optimiser are float32."""
+    """Of the network's body: float32, bf16 or fp16 (with loss scaling), or auto: float32 or bf16, as a measurement at
+    the start says, which the run records (another run may choose otherwise). Weights and optimiser are float32."""
     loss_scale: float | None = None
     """Where fp16's loss scale starts; it halves where gradients overflow."""
     lora: str = ""
@@ -106,8 +107,8 @@ class Running:
     """Threads that read data ahead; 0 reads when asked. Does not change the result."""
     compile: bool = False
     """torch.compile the network."""
-    channels_last: bool = True
-    """Keep images and convolutions channels-last, which is faster; changes rounding only."""
+    channels_last: bool | Literal["auto"] = True
+    """Keep images and convolutions channels-last; changes rounding only. auto: where that is faster, as precision."""
     deterministic: bool = False
     """On a GPU: kernels that repeat themselves bit for bit, so that a resumed run is the same run; slower."""
     track: str = ""

@@ -22,7 +22,7 @@ from sims_image.models import adapters, checkpoints
 from sims_image.models.autoencoders import inherited
 from sims_image.models.denoiser import planned_sampler
 from sims_image.models.networks import build
-from sims_image.models.presets import FLOW, PRESETS, Preset, Recipe
+from sims_image.models.presets import AUTO, FLOW, PRESETS, Preset, Recipe
 from sims_image.training.options import ADAM, RAW, Train
 from sims_image.training.schedules import Timetable, average_note, images_of, ramp_warning, timetable
 from sims_image.training.trackers import TRACKERS
@@ -98,7 +98,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         "preset": name,
         "data": None if data is None else {"name": data.name, "sha256": data.sha256, "images": len(data)},
         "from": None if parent is None else parent.sha256,
-        "recipe": recipe.record,
+        "recipe": recipe.record | ({"precision": AUTO} if train.precision == AUTO else {}),
         "network": config,
         "seed": train.seed,
         "snapshots": [step * recipe.batch for step in table.snapshots],
@@ -215,6 +215,8 @@ def recipe_of(train: Train, recipe: Recipe, *, fine_tuning: bool, model: checkpo
         for f in fields(Recipe)
         if hasattr(train, f.name) and getattr(train, f.name) not in (None, "")
     }
+    if given.get("precision") == AUTO:
+        given["precision"] = "float32"  # until it is measured
     for name in ("lr_rampup", "ema_halflife"):
         if name in given:
             given[name] = images_of(name, given[name], recipe.mi)

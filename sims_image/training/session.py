@@ -1,6 +1,7 @@
 """One training run in its folder: resuming, logging, snapshots, states, the progress bar.
 
     settings.json  finished.json           what was asked for, and that it is done
+    measured.json                          what ``--precision auto`` and ``--channels-last auto`` chose, and by what
     log.jsonl                              one line a log interval
     tensorboard/                           the same as curves, with ``--track tensorboard``
     state.pt                               what the next step needs; read with weights_only=True
@@ -18,7 +19,7 @@ import copy
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from sims_core.errors import InputError, reason
-from sims_core.lab.runs import RunFolder, write_atomic, write_failure
+from sims_core.lab.runs import RunFolder, write_atomic, write_failure, write_json
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.dataset import Dataset, to_pixels
@@ -36,6 +37,7 @@ from sims_image.models.autoencoders import Decoder
 from sims_image.models.denoiser import draw_samples, make_sampler
 from sims_image.models.ema import Profile, Weights
 from sims_image.models.networks import Preconditioned, build
+from sims_image.models.presets import AUTO
 from sims_image.processes import Processes, repeatable_kernels, start, tuned_kernels
 from sims_image.training.augment import Augmentation
 from sims_image.training.batches import Feed
@@ -44,9 +46,11 @@ from sims_image.training.plan import Plan, plan, state_of
 from sims_image.training.schedules import shares
 from sims_image.training.trackers import TRACKERS, Tracker
 from sims_image.training.trainer import BODIES, Options, Report, Trainer
+from sims_image.training.ways import Way, chosen, read, ways
 
 FORMAT = 1
 STATE = "state.pt"
+MEASURED = "measured.json"
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,11 @@ class _Session:
             latents=planned.autoencoder,
             coupling=recipe.coupling,
         )
-        options = Options(settings.compile, settings.channels_last, settings.workers)
+        way = self._way(network, feed, settings)
+        if settings.precision == AUTO:
+            recipe = replace(recipe, precision=way.precision)
+            self.plan = replace(planned, recipe=recipe)
+        options = Options(settings.compile, way.channels_last, settings.workers)
         self.trainer = Trainer(network, recipe, feed, self.seed, processes=processes, options=options)
         if settings.adam == "kept":
             self.trainer.keep(torchfiles.load("adam", state_of(settings, planned.parent)))
@@ -189,6 +197,25 @@ class _Session:
         self._track: Tracker | None = None
         self._began = self._mark = time.monotonic()
         self._marked = 0
+
+    def _way(self, network: Preconditioned, feed: Feed, settings: Train) -> Way:
+        """How the network computes: as asked, or as the run's record says, or else as is measured now. `InputError`."""
+        path, recipe = self.out / MEASURED, self.plan.recipe
+        among = ways(feed.device, settings.precision or recipe.precision, settings.channels_last)
+        self.measured = AUTO in (settings.precision, settings.channels_last)
+        if not self.measured:
+            return among[0]
+
+        def found() -> Way:
+            if not path.exists():
+                way, by = chosen(network, recipe, feed, among, compile=settings.compile)
+                write_json(path, asdict(way) | by)
+            print(f"note: {read(path)}, as measured at the start ({path})")
+            return read(path)
+
+        first = self.processes.together(found)  # which tells the others
+        every = [Way(body, last) for body in BODIES for last in (False, True)]
+        return every[int(self.processes.sum(torch.tensor(0.0 if first is None else float(every.index(first)))))]
 
     # ------------------------------------------------------------------- the run
 
@@ -253,6 +280,8 @@ class _Session:
             "images_per_second": round(speed, 2),
             "seconds": round(self.elapsed, 2),
         }
+        if self.measured:
+            line |= {"precision": self.plan.recipe.precision, "channels_last": self.trainer.options.channels_last}
         if self.plan.recipe.precision == "fp16":
             line |= {"skipped": report.skipped, "loss_scale": report.scale}
         return line

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sims_core.errors import InputError
 from sims_core.seeds import Seed
 from sims_image.models import adapters
+from sims_image.models.compiled import compiled
 from sims_image.models.ema import Averages
 from sims_image.models.networks import Preconditioned
 from sims_image.models.presets import Recipe
@@ -124,7 +125,7 @@ class Trainer:
         )
         self.averages = Averages(self.network, profiles(recipe)) if processes.first else None
         self.step = 0
-        self._model: nn.Module = torch.compile(self.network) if options.compile else self.network  # type: ignore[assignment]
+        self._model: nn.Module = compiled(self.network) if options.compile else self.network
         if processes.world > 1:
             self._model = nn.parallel.DistributedDataParallel(
                 self._model,

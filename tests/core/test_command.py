@@ -260,6 +260,7 @@ def _everywhere():
     )
     yield pytest.param(given, None, id="train")
     yield pytest.param(dataclasses.replace(given, preset=""), None, id="train without a preset")
+    yield pytest.param(dataclasses.replace(given, precision="auto", channels_last="auto"), None, id="train, measured")
 
 
 @pytest.mark.parametrize(("options", "presets"), list(_everywhere()))

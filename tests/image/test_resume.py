@@ -112,6 +112,14 @@ def test_two_processes_killed_and_gone_on_are_the_same_run(data, tmp_path):
     resumed(data, tmp_path / "whole", tmp_path / "broken", 2)
 
 
+@pytest.mark.slow
+def test_two_processes_compute_alike_whatever_the_first_one_measures(data, tmp_path):
+    said = finish(launch(data, tmp_path / "two", 2, [*SETTINGS, "--precision", "auto", "--channels-last", "auto"]))
+    way = json.loads((tmp_path / "two/measured.json").read_text())
+    assert "as measured at the start" in said[0] and said[1] == ""
+    assert {line["precision"] for line in log(tmp_path / "two")} == {way["precision"]}
+
+
 def test_two_processes_stop_together(data, tmp_path):
     """An error is printed by the first process alone, and the second does not wait for ever."""
     processes = launch(data, tmp_path / "run", 2, ["--lr", "-1", "--device", "cpu"])

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from sims_core.errors import InputError
 from sims_core.lab.runs import RunFolder
 from sims_image.commands import run as command
+from sims_image.data.dataset import open_dataset
 from sims_image.data.folders import write_folder
 from sims_image.models import checkpoints
 from sims_image.models.ema import HalfLife, Power, reconstruct
+from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS, Recipe
-from sims_image.training import estimate, session, trainer
+from sims_image.training import estimate, session, trainer, ways
 from sims_image.training.options import Train
 from sims_image.training.plan import plan
 from sims_image.training.schedules import (
@@ -56,6 +58,92 @@ def log(folder):
 
 def start(given, **settings) -> Train:
     return Train(**{"preset": "tiny", "data": given, "out": "run", "sheet": 2, "device": "cpu", **settings})
+
+
+# ------------------------------------------------------------ what is left to measure
+
+
+def ways_of(monkeypatch, seconds, error=0.01):
+    """Let ways take ``seconds`` by (precision, channels_last), 1 otherwise, and bf16 err so."""
+    monkeypatch.setattr(ways, "has_bf16", lambda device: True)
+    monkeypatch.setattr(ways._Trial, "seconds", lambda self, way: seconds.get((way.precision, way.channels_last), 1.0))
+    monkeypatch.setattr(ways._Trial, "error", lambda self, way: error)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "error", "found"),
+    [
+        ({}, 0.0, ("float32", False)),
+        ({("bf16", True): 0.98}, 0.0, ("float32", False)),  # by less than timings differ
+        ({("bf16", True): 0.5, ("float32", True): 0.6}, 0.2, ("bf16", True)),
+        ({("bf16", True): 0.5, ("float32", True): 0.6}, 0.3, ("float32", True)),
+        ({("bf16", True): 0.5, ("bf16", False): 0.6}, 0.3, ("float32", False)),
+        ({("float32", False): 0.1}, 0.0, ("float32", False)),
+    ],
+)
+def test_the_fastest_way_that_computes_the_same_is_taken(data, seconds, error, found, monkeypatch):
+    ways_of(monkeypatch, seconds, error)
+    before = (net := tiny.network()).state_dict()
+    among = ways.ways(torch.device("cpu"), "auto", "auto")
+    assert len(among) == 4 and among[0] == ways.Way("float32", False)
+    way, measured = ways.chosen(net, tiny.recipe(), tiny.feed(open_dataset(data)), among)
+    assert way == ways.Way(*found) and len(measured["seconds"]) == 4
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_ways_are_those_that_were_asked_for_and_that_the_device_has(monkeypatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(ways, "has_bf16", lambda device: False)
+    assert [str(w) for w in ways.ways(cpu, "auto", "auto")] == ["float32, contiguous", "float32, channels-last"]
+    assert ways.ways(cpu, "fp16", "auto") == [ways.Way("fp16", False), ways.Way("fp16", True)]
+    assert ways.ways(cpu, "auto", False) == [ways.Way("float32", False)]
+
+
+@pytest.mark.parametrize("config", [tiny.EDM, tiny.EDM2], ids=["edm", "edm2"])
+def test_the_error_of_a_body_is_told_in_noise_between_batches(data, config):
+    """bf16's rounding is far below it and float32's further; of a body whose weights are wrong it is all of it."""
+    recipe = tiny.recipe(objective="edm" if config is tiny.EDM else "edm2")
+    trial = ways._Trial(build(**config), recipe, tiny.feed(open_dataset(data), config), False)
+    errors = {body: trial.error(ways.Way(body, True)) for body in ("float32", "bf16")}
+    assert 0 <= errors["float32"] < 1e-4 < errors["bf16"] < ways.PARITY
+    gradient = trial.gradient
+    trial.gradient = lambda way, number: gradient(way, number) * (1.0 if way.precision == "float32" else 2.0)
+    assert trial.error(ways.Way("bf16", True)) > ways.PARITY
+
+
+def test_what_was_measured_is_on_record_and_a_resumed_run_keeps_to_it(data, tmp_path, monkeypatch):
+    auto = start(data, precision="auto", channels_last="auto", log_every="8", state_every="8")
+    ways_of(monkeypatch, {("bf16", False): 0.5})
+    whole = train(replace(auto, out="whole"))
+    record = json.loads((whole.folder / "measured.json").read_text())
+    assert (record["precision"], record["channels_last"], record["bf16_error"]) == ("bf16", False, 0.01)
+    assert {(line["precision"], line["channels_last"]) for line in log(tmp_path / "whole")} == {("bf16", False)}
+    assert json.loads((whole.folder / "settings.json").read_text())["settings"]["recipe"]["precision"] == "auto"
+    assert checkpoints.summary(whole.checkpoint).record.training["recipe"]["precision"] == "bf16"
+    with monkeypatch.context() as patch:
+        patch.setattr(session._Session, "_save_snapshot", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            train(auto)
+    ways_of(monkeypatch, {("float32", True): 0.1})  # what another measurement would choose
+    auto_run = train(auto).folder
+    asked = train(replace(auto, out="asked", precision="bf16", channels_last=False))
+    found = [
+        load_file(f / "snapshots/0000000080/ema/model.safetensors") for f in (whole.folder, auto_run, asked.folder)
+    ]
+    assert all(torch.equal(found[0][name], other[name]) for other in found[1:] for name in found[0])
+    (tmp_path / "run/measured.json").write_text("{}")
+    (tmp_path / "run/finished.json").unlink()
+    with pytest.raises(InputError, match="it does not say how the run computes"):
+        train(auto)
+
+
+def test_ways_are_measured_in_earnest(data, tmp_path):
+    train(start(data, precision="auto", channels_last="auto"))
+    record = json.loads((tmp_path / "run/measured.json").read_text())
+    seconds, plain = record["seconds"], "float32, contiguous"
+    taken = str(ways.Way(record["precision"], record["channels_last"]))
+    assert len(seconds) == 2 + 2 * ways.has_bf16(torch.device("cpu")) and min(seconds.values()) > 0
+    assert taken == plain or seconds[taken] < ways.FASTER * seconds[plain]
 
 
 # -------------------------------------------------------------------- what it leaves

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +21,7 @@ from sims_image.training.augment import Augmentation
 from sims_image.training.batches import Order
 from sims_image.training.objectives import OBJECTIVES, Loss, make_objective
 from sims_image.training.trainer import PATIENCE, DivergedError, Watch
-from tests.image import tiny
+from tests.image import ranks, tiny
 from tests.image.networks import relative
 
 
@@ -374,3 +378,39 @@ def test_fp16_that_never_recovers_is_divergence():
         watch.gradient([torch.tensor([math.inf])], step, scaler)
     assert not watch.sound
     assert watch.read(alone).bad == ("gradient", PATIENCE - 1)
+
+
+COMPILER = """#!/bin/sh
+for word; do case "$word" in *.main.so) [ -e {armed} ] && rm {armed} && : > "$word" && kill -9 $PPID; esac; done
+exec g++ "$@"
+"""
+COMPILING = """
+import torch
+from sims_image.models.compiled import compiled
+torch.manual_seed(0)
+network = compiled(torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Tanh()))
+print(network(torch.ones(3, 5)).sum().item())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+def test_compiling_goes_on_after_a_kill_and_two_processes_compile_at_once(tmp_path):
+    """The compiler kills its process when the first library is begun; the next two start on what that leaves."""
+    compiler, armed, cache = tmp_path / "compiler", tmp_path / "armed", tmp_path / "cache"
+    compiler.write_text(COMPILER.format(armed=armed))
+    compiler.chmod(0o755)
+    armed.touch()
+    more = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(cache), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    options = {"env": ranks.environment(**more), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def begin():
+        return subprocess.Popen([sys.executable, "-c", COMPILING], **options)
+
+    first = begin()
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+    assert [path.stat().st_size for path in cache.glob("*/*.main.so")] == [0]
+    said = [process.communicate() for process in (begin(), begin())]
+    assert all(float(out) == pytest.approx(15 * math.tanh(1 / (1 + math.exp(-1)))) for out, _ in said), said
+    assert all(path.stat().st_size for path in cache.glob("*/*.so")) and not [*cache.glob("*/*_CxxBuild")]

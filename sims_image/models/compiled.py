@@ -22,7 +22,7 @@ _BUILDING = "_CxxBuild"
 
 def compiled(network: Network) -> Network:
     """``torch.compile(network)``, what killed processes left in its cache taken away first."""
-    from torch._inductor.runtime.runtime_utils import cache_dir
+    from torch._inductor.runtime.runtime_utils import cache_dir  # type: ignore[attr-defined]
 
     clean(Path(cache_dir()))
     return cast(Network, torch.compile(network))

@@ -50,15 +50,16 @@ def _kept(**options: Any) -> Callable[[Any], Any]:
     """`njit` with its code on disk: in numba's cache folder, or beside this file; not where nothing can be written."""
 
     def decorate(function: Any) -> Any:
-        before = numba.config.CACHE_DIR
+        config: Any = numba.config
+        before = config.CACHE_DIR
         base = Path(before) if before else Path(__file__).parent / "__pycache__"
-        numba.config.CACHE_DIR = str(base / f"sims-{_key()}")  # which numba reads here, and at no other time
+        config.CACHE_DIR = str(base / f"sims-{_key()}")  # which numba reads here, and at no other time
         try:
             return njit(cache=True, **options)(function)
         except (RuntimeError, OSError):  # no place at all
             return njit(**options)(function)
         finally:
-            numba.config.CACHE_DIR = before
+            config.CACHE_DIR = before
 
     return decorate
 

@@ -107,7 +107,7 @@ class _Trial:
         with torch.no_grad():
             for value in self.network.parameters():
                 if not value.any():  # a new network's last layers, through which no gradient passes
-                    value.normal_(0, 0.02, generator=draws)
+                    value.normal_(0, 0.02 if value.ndim else 1.0, generator=draws)
         self.objective = make_objective(recipe, self.network)
         self.model: nn.Module = compiled(self.network) if compile else self.network
         self.count = max(1, min(feed.part, round(_OPERATIONS / measure(network.config, recipe).flops)))

@@ -79,13 +79,7 @@ figures: $(VENV)/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python figures/make.py $(FIGURES)
 
 benchmarks: $(VENV)/installed-dev
-	$(BIN)/python benchmarks/sweep.py
-	$(BIN)/python benchmarks/ensemble.py
-	$(BIN)/python benchmarks/linear_response.py
-	$(BIN)/python benchmarks/eta_collapse.py
-	$(BIN)/python benchmarks/prepare.py
-	$(BIN)/python benchmarks/metrics.py
-	$(BIN)/python benchmarks/sampling.py
+	$(BIN)/python benchmarks/table.py --run
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .coverage*

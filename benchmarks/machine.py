@@ -54,10 +54,10 @@ def machine(rounds: int = 5) -> dict[str, Any]:
 
 def in_words(known: dict[str, Any]) -> str:
     """One line of `machine`'s answer."""
-    return (
-        f"{known['processor']}, {known['cores']} cores, {known['threads']} threads here, torch {known['torch']}, "
-        f"SGEMM {known['sgemm_gflops']:.0f} GFLOP per CPU-second, load {known['load']:.1f}"
-    )
+    parts = ["{processor}", "{cores} cores", "{threads} thread(s) here", "torch {torch}"]
+    parts += ["SGEMM {sgemm_gflops:.0f} GFLOP per CPU-second", "load {load:.1f}", "{utc} UTC"]
+    held = [part for part in parts if part[part.index("{") + 1 :].split(":")[0].split("}")[0] in known]
+    return ", ".join(held).format_map(known)
 
 
 def save(path: Path | None, figures: Any, *, rounds: int = 5) -> None:

@@ -5,7 +5,8 @@ Features are random. Gathering is in images a CPU second, to be set beside a gen
 seconds, with the jackknife. Memory is what a sample holds in the end: it depends on the features' number and on the
 images kept, not on n. Streamed, the images of a preset's network (random weights, its sampler) are measured as they are
 made: 'evaluating' is what is neither the generator's nor the feature network's, for each image and, once, at the end,
-in shares of the generator's time for --n images. CPU time of one thread.
+in shares of the generator's time for --n images. The classifier's features are timed beside it, and the generator's
+rate is told as a share of the machine's SGEMM. CPU time of one thread.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-from machine import save
+from machine import save, sgemm_rate
 
 from sims_image.metrics.compare import Side, compare
 from sims_image.metrics.kid import sums
@@ -82,6 +83,20 @@ class Timed:
         return found
 
 
+def classifying(shape: tuple[int, int, int], images: int = 256) -> float:
+    """Milliseconds an image that the classifier's features take."""
+    import torch
+
+    from sims_image.metrics.classifier import Classifier
+
+    network = Classifier(shape, 10).eval().requires_grad_(False)
+    pixels = torch.randint(0, 256, (images, *shape), dtype=torch.uint8)
+    network(pixels)
+    start = time.process_time()
+    network(pixels)
+    return 1e3 * (time.process_time() - start) / images
+
+
 def streamed(preset: str, width: int, images: int, n: int) -> dict[str, float]:
     """Images measured as they are made: seconds an image of each part, and evaluating's share."""
     from sims_core.sampling import Sampler
@@ -91,6 +106,7 @@ def streamed(preset: str, width: int, images: int, n: int) -> dict[str, float]:
     from sims_image.models.presets import PRESETS
     from sims_image.sampling.generation import stream
     from sims_image.sampling.guided import Model
+    from sims_image.training.estimate import measure
 
     config = PRESETS[preset].config()
     model = Model(Summary(Path(preset), config, "edm", 0, "", Record()), build(**config).eval())
@@ -118,8 +134,11 @@ def streamed(preset: str, width: int, images: int, n: int) -> dict[str, float]:
     compare(sample, side)
     ending = time.process_time() - start
     generating = made / images
+    forward = measure(config, PRESETS[preset].recipe).flops / 3  # of forward and backward
+    rate = forward * sampler.nfe / generating
     found = {"generating_ms": 1e3 * generating, "gathering_ms": 1e3 * gathering, "metrics_s": ending, "n": n}
     found |= {"gathering_share": gathering / generating, "evaluating_share": (gathering + ending / n) / generating}
+    found |= {"features_ms": classifying(PRESETS[preset].shape), "generating_share_of_sgemm": rate / sgemm_rate(2)}
     return found | {"n_of_a_tenth": ending / max(0.1 * generating - gathering, 1e-12)}
 
 

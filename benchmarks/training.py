@@ -36,12 +36,13 @@ from torch import Tensor
 from sims_core import Seed
 from sims_image.data.dataset import Dataset, open_dataset
 from sims_image.models.networks import Preconditioned, build, edm, edm2
-from sims_image.models.presets import PRECISIONS, PRESETS, Recipe
+from sims_image.models.presets import AUTO, PRECISIONS, PRESETS, Recipe
 from sims_image.processes import Processes, full_float32
 from sims_image.training.augment import Augmentation
 from sims_image.training.batches import Feed, Ready
 from sims_image.training.estimate import measure
 from sims_image.training.trainer import Options, Trainer
+from sims_image.training.ways import Way, chosen, ways
 
 PARTS = ("data", "device", "forward", "backward", "optimiser", "averages")
 
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=PRECISIONS)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--contiguous", action="store_true", help="our step without channels-last")
+    parser.add_argument("--auto", action="store_true", help="our step as --precision auto --channels-last auto choose")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -80,7 +82,12 @@ def main() -> None:
             for p in network.parameters():
                 p.add_(0.02 * torch.randn_like(p))
         plain = Plain(copy.deepcopy(network).to(device), recipe, feed)
-        options = Options(args.compile, not args.contiguous)
+        way = Way(args.precision, not args.contiguous)
+        if args.auto:
+            plain_recipe = replace(recipe, precision="float32")
+            way, _ = chosen(network, plain_recipe, feed, ways(device, AUTO, AUTO), compile=args.compile)
+            recipe = replace(recipe, precision=way.precision)
+        options = Options(args.compile, way.channels_last)
         ours = Trainer(network, recipe, feed, Seed(0), processes=Processes(0, 1, device), options=options)
         agree(ours, plain)
         rows = [measure_round(ours, plain, feed, device, turn) for turn in range(args.rounds + 1)][1:]
@@ -91,7 +98,8 @@ def main() -> None:
         "preset": args.preset,
         "device": args.device,
         "threads": args.threads,
-        "precision": args.precision,
+        "auto": args.auto,
+        "precision": way.precision,
         "compile": args.compile,
         "channels_last": options.channels_last,
         "images": args.images,

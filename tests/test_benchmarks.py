@@ -1,5 +1,6 @@
 """Every benchmark runs, prints a table and writes its figures; what they measure is not judged here."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -9,6 +10,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def _table():
+    """The module `benchmarks/table.py`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks/table.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return module
+
+
+TABLE = _table()
 
 
 @pytest.mark.parametrize(
@@ -24,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("sampling.py", ["--presets", "digits", "--sampler", "heun:3", "--batch", "2", "--rounds", "1"]),
         ("scaling.py", ["--cells", "2", "--generations", "2", "--rounds", "1", "--steps", "20"]),
         ("pages.py", ["--rows", "400"]),
-        ("training.py", ["--preset", "digits", "--images", "4", "--rounds", "1"]),
+        ("training.py", ["--preset", "digits", "--images", "4", "--rounds", "1", "--auto"]),
     ],
 )
 def test_benchmark(script, words, tmp_path):
@@ -38,4 +52,27 @@ def test_benchmark(script, words, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.splitlines()) > 3 and json.loads((tmp_path / "figures.json").read_text())
+    found = json.loads((tmp_path / "figures.json").read_text())
+    assert len(done.stdout.splitlines()) > 3 and {"processor", "load", "sgemm_gflops", "utc"} <= set(found["machine"])
+    rows = [[*bench.rows(found["figures"])] for bench in TABLE.BENCHMARKS.values() if bench.words.split()[0] == script]
+    assert rows and all(rows) and "nan" not in str(rows)
+
+
+def test_the_table_is_what_the_files_give():
+    assert (ROOT / "benchmarks/README.md").read_text() == TABLE.table()
+    names = {path.stem for path in (ROOT / "benchmarks/results").glob("*.json") if not path.stem.startswith("gpu-")}
+    assert names <= set(TABLE.BENCHMARKS)  # what is measured is shown
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")}
+    left_out = {"table.py", "machine.py", "gpu.py", "retrain_averages.py"}
+    assert scripts - left_out == {bench.words.split()[0] for bench in TABLE.BENCHMARKS.values()}
+    assert sum(bench.seconds for bench in TABLE.BENCHMARKS.values()) <= 25 * 60
+
+
+def test_a_measured_benchmark_is_kept_and_a_failing_one_leaves_nothing(tmp_path, monkeypatch):
+    bench = TABLE.Bench("linear_response.py --trials 8 --workers 1", 1, TABLE._response)
+    monkeypatch.setattr(TABLE, "BENCHMARKS", {"one": bench, "other": bench._replace(words="pages.py --rows x")})
+    assert TABLE.run("one", tmp_path) and not TABLE.run("other", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "one.txt"]
+    assert TABLE.recent(tmp_path / "one.json", 1) and not TABLE.recent(tmp_path / "one.json", -1)
+    assert not TABLE.recent(tmp_path / "other.json", 1)
+    assert "## one" in TABLE.table(tmp_path) and "Took" in TABLE.table(tmp_path)

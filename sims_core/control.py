@@ -52,7 +52,7 @@ def complement(base: ArrayLike, target: ArrayLike, strength: float = 1.0, *, rea
     make = COMPLEMENTS[choose("complement", reading, COMPLEMENTS)]
     for name, shares, most in (("base", p, 2), ("target", q, 1)):
         if not 1 <= shares.ndim <= most or (shares < 0).any() or not np.allclose(shares.sum(-1), 1):
-            raise InputError(name, np.asarray(shares).tolist(), "give one non-negative share a class, summing to 1")
+            raise InputError(name, np.asarray(shares).tolist(), "give one non-negative share per class, summing to 1")
     if p.shape[-1] != q.size:
         raise InputError("target", q.tolist(), f"the base has {p.shape[-1]} classes")
     if not strength > 0:

@@ -35,7 +35,9 @@ from sims_image.training.session import Result, run_session
 __all__ = ["WEIGHTS", "ImageData", "ImageLearner", "ImageModel", "budgets_of", "shares_of"]
 
 WEIGHTS = ("ema", "raw")
-#: options of training that a folder's name does not know where they are as by default
+#: options of training that a folder's name does not know: they decide nothing, or are known by content
+UNNAMED = ("data", "from_", "out", "device", "workers", "track")
+#: and those that it does not know where they are as by default
 LATER = ("lora", "fresh", "time", "coupling", "clip", "adam")
 
 
@@ -175,7 +177,7 @@ class ImageLearner(Derived):
         return PRESETS[choose("preset", self.training.preset, PRESETS)].recipe.budget
 
     def _train(self, kind: str, options: Train, data: ImageData, parent: ImageModel | None) -> Result:
-        known = {k: v for k, v in asdict(options).items() if k not in ("data", "from_", "out", "device", "workers")}
+        known = {k: v for k, v in asdict(options).items() if k not in UNNAMED}
         known |= {"data": data.sha256}
         known = {k: v for k, v in known.items() if k not in LATER or v != getattr(Train, k)}
         known |= {"from": None if parent is None else checkpoints.summary(parent.base).sha256}

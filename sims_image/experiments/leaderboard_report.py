@@ -137,7 +137,7 @@ def _board(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
         right.axvline(0, color="black", lw=0.8)
         left.set_yticks([-place for place in range(len(table))], table["arm"].tolist(), fontsize=8)
         left.set_xlim(left=0)
-        left.set_xlabel(f"{metric}, n = {lab.sizes.n:,}; dotted: real images; at the right, evaluations an image")
+        left.set_xlabel(f"{metric}, n = {lab.sizes.n:,}; dotted: real images; at the right, evaluations per image")
         right.set_xlabel("minus the best control of equal cost")
         made.suptitle(_title(lab), fontsize=9)
         footnote(made, settings_line(lab.settings), 150)

@@ -89,7 +89,7 @@ def _bars(rows: pd.DataFrame, settings: Mapping[str, Any], stem: Path) -> list[P
     for axis, kind in zip(axes[:, 0], kinds, strict=True):
         _group(axis, shown[kind])
         axis.set_title(TITLES[kind])
-        axis.set_ylabel("W2 over the base's" if kind != "networks" else "sliced W2 over the base's")
+        axis.set_ylabel("$W_2$ over the base's" if kind != "networks" else "sliced $W_2$ over the base's")
     handles, words = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, words, loc="outside upper center", ncols=5)
     bases = int(rows["bases"].max())
@@ -236,7 +236,7 @@ def _separation(table: pd.DataFrame, stem: Path) -> list[Path]:
             framealpha=0.9,
             edgecolor="none",
         )
-    axes[0].set_ylabel("E[W2] over the base's")
+    axes[0].set_ylabel("$E[W_2]$ over the base's")
     text = (
         "N(0, [[2, 1], [1, 2]]), 1,000 real points, auxiliary on 10,000 of the base's, 200 trials, 95 % intervals; "
         "solid SIMS, dotted Neon. Evaluated with the sampler as it is. The sign of the best ω follows the cosine of "

@@ -161,18 +161,18 @@ def _caption(settings: dict[str, Any]) -> str:
         f"{' (published: 100)' if settings['dimension'] != 100 else ''}, covariance divided by n - {settings['ddof']}; "
         f"{settings['trials']} trials, seed {settings['seed']}. Bands: 95 % bootstrap; dotted: closed forms (distances "
         f"to second order). Replace and accumulate: every data set has {settings['loop_size']} points (our reading), "
-        "thin lines are geometric means, exp(E ln det S / d): the mean stays at 1 for λ_s = 1 and replacement, while "
-        "almost every run collapses. Dashed: the smaller λ_s, and the larger n_ini. Paired runs that differ in n_ini "
-        "meet, so that their lines cover one another."
+        "thin lines are geometric means, exp(E ln det S / d): the mean stays at 1 for $\\lambda_s$ = 1 and "
+        "replacement, while almost every run collapses. Dashed: the smaller $\\lambda_s$, and the larger $n_{ini}$. "
+        "Paired runs that differ in $n_{ini}$ meet, so that their lines cover one another."
     )
 
 
 def _effective_caption(settings: dict[str, Any]) -> str:
     return (
         f"Fresh-data loop, {settings['learner']} learner, sampler {settings['sampler']}, N(0, I) in "
-        f"{settings['dimension']} dimensions, {settings['grid_trials']} trials a cell, {settings['generations']} "
+        f"{settings['dimension']} dimensions, {settings['grid_trials']} trials per cell, {settings['generations']} "
         f"generations (limit: mean of the second half), seed {settings['seed']}. n_e solves E dist(G(n_e)) = limit, by "
-        f"a calibration with {settings['calibration_trials']} trials a size; bars: 95 % bootstrap of both. Dotted: "
+        f"a calibration with {settings['calibration_trials']} trials per size; bars: 95 % bootstrap of both. Dotted: "
         "the closed-form limit through the same calibration. Below: round where n_e >= n_r, square where n_e < n_r, "
         "diamond undecided; the line is the closed form's boundary (admissible above it)."
     )

@@ -78,7 +78,7 @@ def phase_diagram(
         figure.legend(handles=handles, loc="outside upper left", ncols=3, handlelength=3)
         axis.grid(visible=False)
         axis.set_xlabel(r"guidance $\omega$")
-        axis.set_ylabel(f"bias of the estimator, {bias}" if bias else r"synthetic samples a generation, $|D_s|$")
+        axis.set_ylabel(f"bias of the estimator, {bias}" if bias else r"synthetic samples per generation, $|D_s|$")
         _beside(axis, part, regimes, sizes, over)
         footnote(figure, caption, 128)
         return save(figure, stem)

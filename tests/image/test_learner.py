@@ -48,6 +48,26 @@ def test_contract(learner, data):
     contract.check(contract.Case(learner, data, 16, 10, same, len))
 
 
+@pytest.mark.parametrize(
+    ("more", "folder"),
+    [
+        ({}, "fit-9fe44bf12e64"),
+        ({"track": "tensorboard"}, "fit-9fe44bf12e64"),
+        ({"lr": 1e-4, "precision": "bf16"}, "fit-8523d6f7c4ea"),
+        ({"clip": 1.0}, "fit-84cd7333c38d"),
+    ],
+)
+def test_trainings_keep_their_folder(learner, data, monkeypatch, more, folder):
+    """Trainings of earlier versions are found again: a new option is no part of the name where it is not used."""
+
+    def stop(options, *_, **__):
+        raise InterruptedError(Path(options.out).name)
+
+    monkeypatch.setattr("sims_image.learner.run_session", stop)
+    with pytest.raises(InterruptedError, match=f"^{folder}$"):
+        replace(learner, training=replace(learner.training, **more)).fit(data, seed=Seed(1))
+
+
 def test_results_are_the_same_elsewhere(learner, data, tmp_path):
     """Not only found again: made anew in another folder, everything is bit for bit what it was."""
     other = replace(learner, root=tmp_path / "elsewhere")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sims_core.lab.style import METHOD, OUTSIDE, footnote, save, sequence, style, subplots
+from sims_core.lab.style import METHOD, OUTSIDE, band, footnote, save, sequence, style, subplots
 from sims_toy.flows.settings import flow_words
 from sims_toy.networks.settings import unusual
 from sims_toy.stability import theory
@@ -66,33 +66,38 @@ def _later(trained: dict[str, Any]) -> str:
 
 
 def learners(table: pd.DataFrame, stem: Path, *, settings: dict[str, Any]) -> list[Path]:
-    """Every learner on one page: sample distance and, below it, parameter distance, a column a learner and data set.
+    """Every learner on one page, one column each: sample distance and, below it, parameter distance, per data set.
 
     Returns the paths written: stem.png and stem.svg.
     """
-    columns = [(learner, real) for real in settings["real"] for learner in settings["learner"]]
+    names, reals = settings["learner"], settings["real"]
     with style():
-        figure, axes = subplots(2, len(columns), figsize=(2.5 * len(columns) + 0.6, 6.0), squeeze=False)
-        for (learner, real), upper, lower in zip(columns, *axes, strict=True):
-            mine = table[(table["learner"] == learner) & (table["real"] == real)]
-            _distance(upper, mine, real, settings)
-            upper.set_title(f"{learner}, {real}", fontsize=8)
-            for ratio, colour in _colours(_few(mine["ratio"])).items():
-                part = mine[(mine["ratio"] == ratio) & np.isfinite(mine["parameters"])].sort_values("generation")
-                lower.fill_between(
-                    part["generation"], part["parameters_low"], part["parameters_high"], color=colour, alpha=0.15, lw=0
-                )
-                lower.plot(part["generation"], part["parameters"], color=colour, lw=1.3)
-            lower.set(xlabel="round $t$", ylabel=r"$\|\theta_t - \theta^*\|\,/\,\|\theta^*\|$")
-            lower.set_ylim(0, None)
-            lower.locator_params(axis="x", integer=True)
+        size = (2.4 * len(names) + 0.6, 4.6 * len(reals) + 0.9)
+        figure, axes = subplots(2 * len(reals), len(names), figsize=size, squeeze=False, sharex=True, sharey="row")
+        for row, real in enumerate(reals):
+            for learner, upper, lower in zip(names, axes[2 * row], axes[2 * row + 1], strict=True):
+                mine = table[(table["learner"] == learner) & (table["real"] == real)]
+                _distance(upper, mine, real, settings)
+                upper.set(title=f"{learner}, {real}", xlabel="")
+                upper.get_legend().set_visible(upper is axes[0, 0])
+                for ratio, colour in _colours(_few(mine["ratio"])).items():
+                    part = mine[(mine["ratio"] == ratio) & np.isfinite(mine["parameters"])].sort_values("generation")
+                    band(lower, part, "generation", "parameters", color=colour, alpha=0.15, lw=1.3)
+                lower.locator_params(axis="x", integer=True)
+                if learner != names[0]:
+                    upper.set_ylabel("")
+            axes[2 * row + 1, 0].set_ylabel(r"$\|\theta_t - \theta^*\|\,/\,\|\theta^*\|$")
+        for axis in axes[-1]:
+            axis.set_xlabel("round $t$")
+        for shared in axes:
+            shared[0].set_ylim(0, 1.04 * max(axis.dataLim.y1 for axis in shared))
         caption = (
             "Iterative retraining of every learner at equal steps for every ratio. Bands: 95 % bootstrap over trials; "
-            "grey: two real samples of the same size. theta* is the same trial's last model of lambda = 0, so that its "
-            f"own curve ends at 0. |D_r| = {settings['real_size']}, {settings['trials']} paired trials, seed "
-            f"{settings['seed']}. " + " ".join(f"{name}: {_trained(settings, name)}" for name in settings["learner"])
+            r"grey: two real samples of the same size. $\theta^*$ is the same trial's last model of $\lambda$ = 0, so "
+            f"that its own curve ends at 0. |D_r| = {settings['real_size']}, {settings['trials']} paired trials, seed "
+            f"{settings['seed']}. " + " ".join(f"{name}: {_trained(settings, name)}" for name in names)
         )
-        footnote(figure, caption, 40 * len(columns) + 20, size=6)
+        footnote(figure, caption, 48 * len(names), size=6)
         return save(figure, stem)
 
 

@@ -157,7 +157,7 @@ def table(results: Path = RESULTS) -> str:
         "Written by `python benchmarks/table.py` from the files in `results`, by hand nowhere. `make benchmarks`",
         f"(`python benchmarks/table.py --run`) measures all of it first, in about {total / 60:.0f} minutes of two idle "
         "cores, and",
-        "goes on where it was stopped. Each ratio is of one run, on the machine that the line above it names; a load "
+        "resumes where it was stopped. Each ratio is of one run, on the machine that the line above it names; a load "
         "far above the benchmark's own",
         "(1, or 2 with two workers) means that others were at work. What GPUs do: [`docs/gpu.md`](../docs/gpu.md).",
         "",

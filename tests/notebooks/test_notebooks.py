@@ -276,7 +276,7 @@ def test_03_figure4(tmp_path, source):
 
 def test_04_collapse_and_stability(tmp_path):
     figures = executed("04_collapse_and_stability", tmp_path)
-    samples = ("stability_theorem", "stability_samples_gaussians", "stability_samples_moons")
+    samples = ("stability_learners", "stability_theorem", "stability_samples_gaussians", "stability_samples_moons")
     compare(figures, stems={"loops", "lambda_phase"}, redrawn=("mad", "effective_size", "stability", *samples))
     made, held = (pd.read_csv(f / "loops.csv") for f in (figures, ROOT / "figures"))
     pair = made.merge(held, on=["loop", "generation"], suffixes=("", "_held"))

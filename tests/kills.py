@@ -196,10 +196,11 @@ def _digest(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):
         content = path.read_bytes()
-        if path.name == "dataset.json":  # holds when it was made
+        if path.name in ("dataset.json", "options.json"):  # hold when they were made
             record = json.loads(content)
-            if isinstance(record.get("source"), dict):
-                record["source"].pop("provenance", None)
+            for made in (record, record.get("source")):
+                if isinstance(made, dict) and isinstance(made.get("provenance"), dict):
+                    made["provenance"].pop("started")
             content = json.dumps(record, sort_keys=True).encode()
         digest.update(path.name.encode() + content)
     return digest.hexdigest()

@@ -382,7 +382,7 @@ def test_dry_run_says_the_cost_and_writes_nothing(pair, tmp_path, capsys):
     command(["generate", "--base", pair[0], "--guide", pair[1], "--weight", "2", "--seeds", "0-49999",
              "--out", str(tmp_path / "made"), "--dry-run", "--device", "cpu"])  # fmt: skip
     said = capsys.readouterr().out
-    assert "70 an image" in said and "3,500,000 in all" in said and "autoguidance, omega 1" in said
+    assert "70 per image" in said and "3,500,000 in all" in said and "autoguidance, omega 1" in said
     assert not list(tmp_path.iterdir())
 
 

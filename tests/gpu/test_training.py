@@ -61,12 +61,11 @@ def test_killed_after_a_state_it_goes_on_bit_for_bit_and_its_loss_falls(device, 
     assert len(found) == STEPS and early.mean() - late.mean() > 3 * np.hypot(sem(early), sem(late))
 
 
+@pytest.mark.gpu(cpu=False)  # gloo's groups are of processes of their own, in tests/image
 def test_one_rank_over_nccl_trains_as_one_alone(device, data, tmp_path):
     """Of two by its own account, so that it goes the way of several: gradients and reports are summed over a group."""
     alone = losses(trainer(data, device), 4)
-    options = {"device_id": device} if device.type == "cuda" else {}
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=f"file://{tmp_path}/meet", rank=0, world_size=1, **options)
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1, device_id=device)
     try:
         subject = trainer(data, device, processes=Processes(0, 2, device))
         assert isinstance(subject._model, torch.nn.parallel.DistributedDataParallel)

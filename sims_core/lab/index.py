@@ -52,7 +52,7 @@ class _Head(HTMLParser):
 
 
 def write_index(folder: str | Path) -> Path:
-    """Write ``folder``/index.html, one row a run, the newest first; returns the path.
+    """Write ``folder``/index.html, one row per run, the newest first; returns the path.
 
     Raises `InputError` where no run below the folder has a page, or a page of another kind is in the index's place.
     """

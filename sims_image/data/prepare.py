@@ -199,9 +199,10 @@ def _record(planned: Plan, parts: list[Path], outputs: list[Output], *, progress
     if len(found) == 2:  # each knows the other, so that nobody evaluates on what was trained on
         for record, other, role in ((found[0], found[1], "held out"), (found[1], found[0], "kept")):
             record["holdout"] = {"this": role, "other": other["name"], "other_sha256": other["sha256"]}
+    options = {"provenance": provenance(planned.settings)}
     for part, record in zip(parts, found, strict=True):
         write_json(part / "dataset.json", record)
-        write_json(part / OPTIONS, {"provenance": provenance(planned.settings)})
+        write_json(part / OPTIONS, options)
 
 
 def _labels(planned: Plan, mask: NDArray[np.bool_]) -> NDArray[np.int64] | None:

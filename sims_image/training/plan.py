@@ -27,6 +27,9 @@ from sims_image.training.options import ADAM, RAW, Train
 from sims_image.training.schedules import Timetable, average_note, images_of, ramp_warning, timetable
 from sims_image.training.trackers import TRACKERS
 
+#: a run's file of what its next step needs
+STATE = "state.pt"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -34,8 +37,9 @@ class Plan:
 
     preset: its name, '' for a checkpoint without one. config: arguments of `sims_image.models.networks.build`. data:
     None in a dry run without. parent: the checkpoint to start from. autoencoder: of latents, as the parent sees them,
-    else as the data say. lora: an adapter on it, '' for all weights. sheets: the steps at which one is drawn. settings:
-    what the run folder records. notes: what the user should know.
+    else as the data say. lora: an adapter on it, '' for all weights. adam: the state whose Adam is kept, None for a new
+    one. sheets: the steps at which one is drawn. settings: what the run folder records. notes: what the user should
+    know.
     """
 
     preset: str
@@ -49,6 +53,7 @@ class Plan:
     sampler: str
     churn: tuple[float, float, float, float] | None
     lora: str
+    adam: Path | None
     raw: bool
     sheet: int
     sheets: frozenset[int]
@@ -78,8 +83,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
     parent = None if train.fresh else model
     name, preset = _preset(train, model)
     check_lora(train.lora, None if parent is None else parent.config)
-    if choose("adam", train.adam, ADAM) == "kept":
-        state_of(train, parent)
+    adam = state_of(train, parent) if choose("adam", train.adam, ADAM) == "kept" else None
     if model is not None and not train.budget:
         raise InputError("budget", "", "say how many images to fine-tune for, such as 1Mi")
     recipe = recipe_of(train, preset.recipe, fine_tuning=parent is not None, model=model)
@@ -123,6 +127,7 @@ def plan(train: Train, data: Dataset | None = None) -> Plan:
         sampler=sampler,
         churn=preset.churn if not train.sampler else None,
         lora=train.lora,
+        adam=adam,
         raw=train.raw == "always" or (train.raw == "auto" and parent is not None),
         sheet=rows,
         sheets=sheets,
@@ -142,7 +147,7 @@ def state_of(train: Train, parent: checkpoints.Summary | None) -> Path:
         raise InputError("adam", train.adam, words + (", without `lora`" if train.lora else ""))
     snapshot = parent.path.resolve().parent
     last = max((p.name for p in snapshot.parent.glob("*") if p.name.isdigit()), key=int, default="")
-    state = snapshot.parent.parent / "state.pt"
+    state = snapshot.parent.parent / STATE
     if snapshot.name != last or not (state.parent / "finished.json").exists() or not state.exists():
         words = f"{parent.path} is not the last checkpoint of a finished run of `train`; name one, or say new"
         raise InputError("adam", train.adam, words)

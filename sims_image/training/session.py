@@ -2,7 +2,7 @@
 
     settings.json  finished.json           what was asked for, and that it is done
     measured.json                          what ``--precision auto`` and ``--channels-last auto`` chose, and by what
-    log.jsonl                              one line a log interval
+    log.jsonl                              one line per log interval
     tensorboard/                           the same as curves, with ``--track tensorboard``
     state.pt                               what the next step needs; read with weights_only=True
     snapshots/IMAGES/{ema,ema-0.050,raw}/  checkpoints at so many images seen
@@ -42,14 +42,13 @@ from sims_image.processes import Processes, repeatable_kernels, start, tuned_ker
 from sims_image.training.augment import Augmentation
 from sims_image.training.batches import Feed
 from sims_image.training.options import Train
-from sims_image.training.plan import Plan, plan, state_of
+from sims_image.training.plan import STATE, Plan, plan
 from sims_image.training.schedules import shares
 from sims_image.training.trackers import TRACKERS, Tracker
 from sims_image.training.trainer import BODIES, Options, Report, Trainer
 from sims_image.training.ways import Way, chosen, read, ways
 
 FORMAT = 1
-STATE = "state.pt"
 MEASURED = "measured.json"
 
 
@@ -187,8 +186,8 @@ class _Session:
             self.plan = replace(planned, recipe=recipe)
         options = Options(settings.compile, way.channels_last, settings.workers)
         self.trainer = Trainer(network, recipe, feed, self.seed, processes=processes, options=options)
-        if settings.adam == "kept":
-            self.trainer.keep(torchfiles.load("adam", state_of(settings, planned.parent)))
+        if planned.adam is not None:
+            self.trainer.keep(torchfiles.load("adam", planned.adam))
         self.sampler = make_sampler(planned.sampler, network, planned.churn)
         self._autoencoder = planned.autoencoder
         self._progress = progress and processes.first
@@ -210,8 +209,9 @@ class _Session:
             if not path.exists():
                 way, by = chosen(network, recipe, feed, among, compile=settings.compile)
                 write_json(path, asdict(way) | by)
-            print(f"note: {read(path)}, as measured at the start ({path})")
-            return read(path)
+            kept = read(path)
+            print(f"note: {kept}, as measured at the start ({path})")
+            return kept
 
         first = self.processes.together(found)  # which tells the others
         every = [Way(body, last) for body in BODIES for last in (False, True)]

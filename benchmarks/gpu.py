@@ -22,7 +22,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -57,14 +57,16 @@ from sims_toy.networks.training import train
 RESULTS = Path(__file__).parent / "results"
 #: images of a training step, where they fit the card
 BATCHES = {"cifar10-uncond": 256, "imagenet64-edm2-s": 64}
-#: how training is measured: (precision, channels-last, compiled, repeatable)
+#: how training is measured: (precision, channels-last, compiled, how cuDNN chooses its kernels)
 WAYS = {
-    "bf16, channels-last": ("bf16", True, False, False),
-    "float32": ("float32", False, False, False),
-    "bf16": ("bf16", False, False, False),
-    "fp16, channels-last": ("fp16", True, False, False),
-    "bf16, channels-last, repeatable": ("bf16", True, False, True),
-    "bf16, channels-last, compiled": ("bf16", True, True, False),
+    "bf16, channels-last": ("bf16", True, False, tuned_kernels),
+    "bf16, channels-last, not tuned": ("bf16", True, False, nullcontext),
+    "float32": ("float32", False, False, tuned_kernels),
+    "float32, not tuned": ("float32", False, False, nullcontext),
+    "bf16": ("bf16", False, False, tuned_kernels),
+    "fp16, channels-last": ("fp16", True, False, tuned_kernels),
+    "bf16, channels-last, repeatable": ("bf16", True, False, repeatable_kernels),
+    "bf16, channels-last, compiled": ("bf16", True, True, tuned_kernels),
 }
 
 
@@ -180,8 +182,12 @@ def feed_of(bench: Bench, name: str, folder: str, images: int) -> Feed:
 
 
 def speed(bench: Bench, images: int, flops: float, steps: Callable[[int], object]) -> dict[str, Any]:
-    """Images per second of ``steps(n)``, which takes n steps; three warm up, the timed ones last about 2 s."""
-    steps(1 if bench.toy else 3)
+    """Seconds of the first step, and images per second of ``steps(n)``, which takes n steps: three warm up, the timed
+    ones last about 2 s."""
+    start = bench.sync()
+    steps(1)
+    first = bench.sync() - start
+    steps(1 if bench.toy else 2)
     start = bench.sync()
     steps(1)
     one = bench.sync() - start
@@ -190,7 +196,12 @@ def speed(bench: Bench, images: int, flops: float, steps: Callable[[int], object
     steps(count)
     rate = count * images / (bench.sync() - start)
     top = bench.found.get("ceilings", {}).get("bf16 TFLOP/s", float("nan"))
-    found = {"images/s": rate, "TFLOP/s": rate * flops / 1e12, "share of bf16": rate * flops / 1e12 / top}
+    found = {
+        "first step s": first,
+        "images/s": rate,
+        "TFLOP/s": rate * flops / 1e12,
+        "share of bf16": rate * flops / 1e12 / top,
+    }
     if not bench.toy:
         found["peak GB"] = torch.cuda.max_memory_allocated(bench.device) / 1e9
         torch.cuda.reset_peak_memory_stats(bench.device)
@@ -199,12 +210,12 @@ def speed(bench: Bench, images: int, flops: float, steps: Callable[[int], object
 
 def step(bench: Bench, name: str, way: str) -> dict[str, Any]:
     """Our training step of a preset."""
-    precision, last, compiled, repeatable = WAYS[way]
+    precision, last, compiled, kernels = WAYS[way]
     preset = preset_of(bench, name)
     recipe = replace(preset.recipe, precision=precision, lr_rampup=0, lr=1e-6)
     cost = measure(preset.config(), recipe)
     images = batch_of(bench, name, cost, len(profiles(recipe)))
-    with tempfile.TemporaryDirectory() as folder, repeatable_kernels() if repeatable else tuned_kernels():
+    with tempfile.TemporaryDirectory() as folder, kernels():
         torch.manual_seed(0)
         subject = Trainer(
             build(**preset.config()),
@@ -347,24 +358,28 @@ def plan(bench: Bench) -> Iterator[tuple[str, float, Callable[[], dict[str, Any]
         return f"{name}: {way}", needs, lambda: step(bench, name, way)
 
     yield "ceilings", 5, lambda: ceilings(bench)
-    yield training_step(small, best, 7)
-    yield training_step(large, best, 11)
+    yield training_step(small, best, 15)
+    yield training_step(small, f"{best}, not tuned", 7)
+    yield training_step(large, best, 20)
     cheap = ("digits", "heun:2", 2, 1) if bench.toy else ("cifar10-tiny", "heun:18", 256, 2)
     yield f"sampling, {cheap[0]}", 12, lambda: guided(bench, *cheap)
     yield "toy ensembles", 10, lambda: toy(bench, 8 if bench.toy else 4096)
-    yield training_step(small, "float32", 14)
     yield "features", 6, lambda: features(bench, *((64, 1) if bench.toy else (1024, 24)))
     for folder in bench.peers:
         second = (folder / "training/networks_edm2.py").exists()
-        yield training_step(large if second else small, "fp16, channels-last", 11 if second else 7)
-        for precision in ("fp16",) if second else ("fp16", "float32"):
-            yield f"NVIDIA {folder.name}: {precision}", 12, lambda f=folder, p=precision: theirs(bench, f, p)
+        yield training_step(large if second else small, "fp16, channels-last", 20 if second else 15)
+        yield f"NVIDIA {folder.name}: fp16", 20, lambda f=folder: theirs(bench, f, "fp16")
+    yield training_step(small, "float32", 25)
+    yield training_step(small, "float32, not tuned", 10)
+    for folder in bench.peers:
+        if not (folder / "training/networks_edm2.py").exists():
+            yield f"NVIDIA {folder.name}: float32", 25, lambda f=folder: theirs(bench, f, "float32")
     if not bench.toy:  # a compiler takes minutes on a CPU, and shows nothing of a card
         yield training_step(small, f"{best}, compiled", 45)
-    yield training_step(small, "bf16", 7)
+    yield training_step(small, "bf16", 15)
     yield training_step(small, f"{best}, repeatable", 7)
-    yield training_step(large, "float32", 17)
-    yield training_step(large, "bf16", 11)
+    yield training_step(large, "float32", 30)
+    yield training_step(large, "bf16", 20)
     if not bench.toy:
         yield f"sampling, {small}", 20, lambda: guided(bench, small, "heun:6", 32, 1)
         yield training_step(large, f"{best}, compiled", 60)

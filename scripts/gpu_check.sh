@@ -58,7 +58,8 @@ stage() { # NAME COMMAND...: run it within its share of the time that is left, a
 }
 
 tests() {
-  local words=(-m gpu --gpu-device "$device" -v -W default -p no:cacheprovider --timeout 100)
+  local words=(-m gpu --gpu-device "$device" -v -W default -p no:cacheprovider)
+  words+=(--timeout 60 --timeout-method thread) # a signal does not end a call of CUDA's that hangs
   local workers=$(($(nproc) / 2 < 6 ? $(nproc) / 2 : 6)) # of one card
   [[ $device == cuda ]] && "$PYTHON" -c "import xdist" 2>/dev/null && words+=(-n "$workers")
   stage tests "$PYTHON" -m pytest "${words[@]}" tests/gpu/test_{networks,engines,training,toy,commands}.py

@@ -156,6 +156,8 @@ class _Graph:
                 self.network(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        # what other threads do to the device meanwhile (nccl's, say) is their own affair
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"), torch.no_grad():
+        # on a stream of its own: graphs captured on one stream share its cuBLAS workspace, and two that replay at once
+        # then wait for each other without end. What other threads do to the device meanwhile (nccl's, say) is their own
+        # affair.
+        with torch.cuda.graph(self.graph, stream=side, capture_error_mode="thread_local"), torch.no_grad():
             self.output = self.network(*self.inputs)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ from sims_image.training.ways import Way, chosen, read, ways
 
 FORMAT = 1
 MEASURED = "measured.json"
+#: steps from which a run lets cuDNN time its kernels: on an H100 that takes up to 19 s before the first step
+TUNED_FROM = 1000
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ def run_session(
         already = bool(processes.sum(torch.tensor(float(folder is not None and folder.finished))))
         if not already:
             session = _Session(planned, out, settings, processes, part, passes, progress=progress)
-            with repeatable_kernels() if settings.deterministic else tuned_kernels():
+            tuned = tuned_kernels if planned.table.steps >= TUNED_FROM else nullcontext
+            with repeatable_kernels() if settings.deterministic else tuned():
                 session.run()
             if folder is not None:
                 folder.finish(images=session.trainer.images, seconds=round(session.elapsed, 1), loss=session.loss)

@@ -2,7 +2,8 @@
 
 Each figure's command runs in runs/figures/NAME, where the same call resumes it after a stop and recognises it when it
 is finished; then its pictures and tables are copied here. What is left, in minutes on two cores, is printed before
-each. ``--list`` prints the list; ``--to FOLDER`` copies elsewhere.
+each. ``--list`` prints the list; ``--to FOLDER`` copies elsewhere; ``--digests`` writes the tables' SHA-256 again and
+nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from sims_core.errors import InputError
-from sims_core.lab.gallery import Figure, entry, read
+from sims_core.lab.gallery import DIGESTS, Figure, digests, entry, read
 
 
 def words(command: str) -> list[str]:
@@ -57,6 +58,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the figures, what they take and their commands")
     parser.add_argument("--to", type=Path, default=ROOT / "figures", help="where pictures and tables are copied")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "figures", help="where the runs are kept")
+    parser.add_argument("--digests", action="store_true", help="write the digests by which tables are fetched, only")
     options = parser.parse_args()
     here = ROOT / "figures"
     try:
@@ -67,6 +69,9 @@ def main() -> int:
     if options.list:
         for figure in chosen:
             print(f"{figure.name:>16}  {figure.seconds / 60:5.1f} min  {figure.command}")
+        return 0
+    if options.digests:
+        DIGESTS.write_text(digests(here), encoding="utf-8")
         return 0
     failed, pace = [], 1.0
     for number, figure in enumerate(chosen):
@@ -82,6 +87,8 @@ def main() -> int:
         took = time.monotonic() - started
         if took > 0.2 * figure.seconds:  # not one that was finished before: this machine's pace
             pace = took / figure.seconds
+    if options.to.resolve() == here:
+        DIGESTS.write_text(digests(here), encoding="utf-8")
     if failed:
         print(f"failed: {', '.join(failed)}; the same command tries again", file=sys.stderr)
     return int(bool(failed))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sims_core.errors import InputError
-from sims_core.lab.gallery import entry, read
+from sims_core.lab.gallery import ADDRESS, DIGESTS, digests, entry, fetch, read
 
 ROOT = Path(__file__).resolve().parents[1]
 FIGURES = ROOT / "figures"
@@ -105,3 +105,42 @@ def test_a_committed_figure_is_redrawn_from_its_tables(name, tmp_path):
         if path.suffix == ".png":
             assert size(path) == size(FIGURES / path.name)
     assert found.words
+
+
+def test_the_digests_are_those_of_the_tables():
+    assert DIGESTS.read_text(encoding="utf-8") == digests(FIGURES), "python figures/make.py --digests"
+
+
+def test_tables_are_fetched_checked_and_kept(tmp_path, monkeypatch):
+    from sims_toy.gallery import load
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(ADDRESS, raising=False)
+    with pytest.raises(InputError, match=f"no public address yet: give `address`, or set {ADDRESS}"):
+        fetch("sampling_cost")
+    monkeypatch.setenv(ADDRESS, FIGURES.as_uri())
+    folder = fetch("sampling_cost")
+    assert {p.name for p in folder.iterdir()} == {"figures.json", *KNOWN["sampling_cost"].tables}
+    assert load("sampling_cost", folder).words == load("sampling_cost", FIGURES).words
+    monkeypatch.delenv(ADDRESS)
+    assert fetch("sampling_cost") == folder == tmp_path / "cache" / "sims" / "figures"  # no address is asked
+    (folder / "sampling_cost.csv").write_text("other")
+    fetch("sampling_cost", address=str(FIGURES))
+    assert (folder / "sampling_cost.csv").read_bytes() == (FIGURES / "sampling_cost.csv").read_bytes()
+
+
+def test_other_tables_are_refused_and_leave_nothing(tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    (copy / "figures.json").write_bytes((FIGURES / "figures.json").read_bytes())
+    with pytest.raises(InputError, match=r"sampling_cost\.csv cannot be read there"):
+        fetch("sampling_cost", to=tmp_path / "to", address=str(copy))
+    (copy / "sampling_cost.csv").write_bytes((FIGURES / "sampling_cost.csv").read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"its sampling_cost\.csv is not that of version"):
+        fetch("sampling_cost", to=tmp_path / "to", address=str(copy))
+    assert [p.name for p in (tmp_path / "to").iterdir()] == ["figures.json"]
+    (tmp_path / "to" / "figures.json").write_text("[]")
+    with pytest.raises(InputError, match="it holds something else; name an empty folder"):
+        fetch(to=tmp_path / "to", address=str(FIGURES))
+    with pytest.raises(InputError, match="cannot be read there"):
+        fetch(to=tmp_path / "other", address="nothing://there")

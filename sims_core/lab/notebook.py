@@ -38,7 +38,8 @@ def root() -> Path:
     for folder in (here, *here.parents):
         if (folder / "figures" / "figures.json").is_file():
             return folder
-    raise InputError("working directory", str(here), "open the notebook inside a clone of the repository")
+    words = "open the notebook inside a clone, or bring the tables here: sims_core.lab.gallery.fetch(to='figures')"
+    raise InputError("working directory", str(here), words)
 
 
 def committed(name: str) -> Path:

@@ -173,7 +173,8 @@ class Verb:
 
     about: what its help says at the top; default the class's docstring. first: the option whose value may come first
     without its name. published: whether ``--preset`` takes published settings. names: of arguments that are no options.
-    examples: words after the verb, with a remark after '#'; its help ends with them.
+    config: whether what it makes records its options, for ``--config``. examples: words after the verb, with a remark
+    after '#'; its help ends with them.
     """
 
     what: str
@@ -183,6 +184,7 @@ class Verb:
     first: str = ""
     published: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
+    config: bool = True
     examples: tuple[str, ...] = ()
 
     def cls(self) -> type[Any]:
@@ -308,6 +310,7 @@ VERBS: dict[str, Verb] = {
         recipes,
         "options:Recipes",
         first="verb",
+        config=False,
         examples=("--verb sims  # Algorithm 1's", "evaluate  # published checkpoints"),
     ),
     "classify": Verb(
@@ -324,6 +327,7 @@ VERBS: dict[str, Verb] = {
         import_nvidia,
         "options:ImportNvidia",
         names={"path": "FILE"},
+        config=False,
         examples=(
             "edm-cifar10-32x32-uncond-vp.pkl --out models/cifar10-uncond  # EDM",
             "edm2-img64-s-1073741-0.075.pkl --out models/imagenet64-s  # EDM2",
@@ -334,6 +338,7 @@ VERBS: dict[str, Verb] = {
         import_diffusers,
         "options:ImportDiffusers",
         names={"folder": "FOLDER"},
+        config=False,
         examples=("ddpm --out models/ddpm  # a pipeline's folder", "unet --scheduler DDPMScheduler  # a model alone"),
     ),
     "export-diffusers": Verb(
@@ -341,6 +346,7 @@ VERBS: dict[str, Verb] = {
         export_diffusers,
         "options:ExportDiffusers",
         names={"checkpoint": "CHECKPOINT"},
+        config=False,
         examples=(
             "models/tuned --out tuned  # base",
             "hf:ddpm --auxiliary models/aux --omega 1 --out improved  # SIMS",
@@ -351,6 +357,7 @@ VERBS: dict[str, Verb] = {
         info,
         "options:Info",
         names={"path": "PATH"},
+        config=False,
         examples=("data/digits  # a data set", "models/base runs/base  # a checkpoint and a run folder"),
     ),
 }
@@ -397,7 +404,14 @@ def _called(name: str, prog: str, words: Sequence[str]) -> None:
         words = [f"--{verb.first}", *words]
     about = verb.about or str(cls.__doc__)
     settings = parse_command(
-        cls, words, prog=prog, description=about, presets=presets, examples=verb.examples, others=_every
+        cls,
+        words,
+        prog=prog,
+        description=about,
+        presets=presets,
+        examples=verb.examples,
+        others=_every,
+        config=verb.config,
     )
     older = older_guidance(settings)
     if older:

@@ -39,10 +39,12 @@ def parse_command(
     presets: Mapping[str, Settings] | None = None,
     examples: Sequence[str] = (),
     others: Callable[[], Iterable[str]] = tuple,
+    config: bool = True,
 ) -> Settings:
     """Read ``argv`` into the dataclass ``cls``; ``--preset NAME`` changes the defaults, explicit options win.
 
     ``--config RUN`` stands for the options that a run recorded (`sims_core.lab.config`); those given with it win.
+    config: whether the command takes it, because what it makes records them.
 
     examples: words that can follow ``prog``, with a remark after '#'; the help ends with them. others: options of other
     commands, which do nothing in this one. Raises `InputError` for what cannot be read; ``--help`` prints and exits.
@@ -52,7 +54,7 @@ def parse_command(
     if list(argv) in (["--version"], ["-V"]):
         print(__version__)
         raise SystemExit(0)
-    argv, default = _valued(cls, _renamed(cls, _configured(cls, argv))), cls()
+    argv, default = _valued(cls, _renamed(cls, _configured(cls, argv) if config else argv)), cls()
     if presets is not None:
         name = _option(argv, "preset")
         if name:
@@ -73,7 +75,8 @@ def parse_command(
             )
     except SystemExit as stop:
         if not stop.code:
-            print("--config RUN  the options of an earlier run, from its folder or file; options given with it win")
+            if config:
+                print("--config RUN  the options of an earlier run, from its folder or file; options given with it win")
             if examples:
                 print("\n".join(["examples:", *(f"  {prog} {words}" for words in examples)]))
             raise

@@ -81,7 +81,7 @@ def write_index(folder: str | Path) -> Path:
 def run(argv: Sequence[str]) -> None:
     """The command itself: ``RUNS`` or ``--runs RUNS``."""
     words = ["--runs", *argv] if argv and not argv[0].startswith("-") else list(argv)
-    options = parse_command(Index, words, prog="sims index", description=str(Index.__doc__))
+    options = parse_command(Index, words, prog="sims index", description=str(Index.__doc__), config=False)
     with about_options(options):
         print(write_index(options.runs))
 

@@ -247,6 +247,6 @@ def _number(value: float) -> float | None:
 def run_command(argv: Sequence[str]) -> None:
     """The command itself: ``RUN`` or ``--run RUN``."""
     words = ["--run", *argv] if argv and not argv[0].startswith("-") else list(argv)
-    options = parse_command(Page, words, prog="python -m sims_toy.page", description=str(Page.__doc__))
+    options = parse_command(Page, words, prog="python -m sims_toy.page", description=str(Page.__doc__), config=False)
     with about_options(options):
         print(rewrite(options.run))

@@ -24,6 +24,17 @@ def test_every_verb_exists_and_is_listed():
         assert f"  {name} " in overview() and verb.what in overview()
 
 
+def test_config_is_taken_where_what_is_made_records_its_options(capsys):
+    without = {name for name, verb in VERBS.items() if not verb.config}
+    assert without == {"recipes", "import-nvidia", "import-diffusers", "export-diffusers", "info"}
+    for name in VERBS:
+        with pytest.raises(InputError, match=f"got '{'--config' if name in without else 'nowhere'}'"):
+            run([name, "--config", "nowhere"])
+        with pytest.raises(SystemExit):
+            run([name, "--help"])
+        assert ("--config RUN" in capsys.readouterr().out) == (name not in without)
+
+
 @dataclass(frozen=True)
 class Echo:
     """Repeat."""

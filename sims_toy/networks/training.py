@@ -62,8 +62,7 @@ def train(
     backend: 'torch', 'numba' (raises `InputError` where it cannot run), or 'auto' (numba where it can).
     chunk: networks stacked at a time in the torch backend; by default what fits the cache. Networks with different
     counts are never stacked together, so many different counts are slow in torch (not in numba).
-    cuda_graph: replay each step as a CUDA graph; needs a GPU. It has not been run on a GPU yet: no machine with one
-    was at hand when it was written.
+    cuda_graph: replay each step as a CUDA graph; needs a GPU.
     Raises `InputError` for shapes that do not fit, non-finite data or counts out of range, and for target 'ot' anywhere
     but in the plain torch backend.
     """

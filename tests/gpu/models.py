@@ -1,19 +1,26 @@
-"""Guided pairs of random weights on a device, and their samples."""
+"""Guided pairs of random weights on a device and their samples; trainers; what the host waits for."""
 
 from __future__ import annotations
 
 import copy
+import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from sims_core.sampling import Sampler, generate
 from sims_core.seeds import Seed
 from sims_image.models.checkpoints import Record, Summary
+from sims_image.processes import Processes
 from sims_image.sampling.engine import PLAIN, Engine
 from sims_image.sampling.guided import BODIES, Model
-from tests.image import networks
+from sims_image.training.augment import Augmentation
+from sims_image.training.trainer import Options, Trainer
+from tests.image import networks, tiny
 
 SONG = {
     **{"model_type": "SongUNet", "img_resolution": 16, "img_channels": 3, "label_dim": 3, "model_channels": 32},
@@ -25,6 +32,11 @@ ADM = {key: SONG[key] for key in ("img_resolution", "img_channels", "label_dim",
 ADM |= {"model_type": "DhariwalUNet", "model_channels": 32, "attn_resolutions": [8]}
 EDM2 = {key: value for key, value in ADM.items() if key != "model_type"} | {"channels_per_head": 16}
 FAMILIES = {"DDPM++": SONG, "NCSN++": NCSN, "ADM": ADM, "EDM2": EDM2}
+#: as tiny as learns
+SMALL = {**tiny.EDM, "channel_mult": [1], "attn_resolutions": [], "label_dropout": 0.1}
+SMALL2 = {**tiny.EDM2, "channel_mult": [1], "attn_resolutions": []}
+#: what a trace shows where the host waits for the device
+WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|Memcpy DtoH|Memcpy HtoD \(Pageable")
 
 
 def pair(config: dict, device: torch.device, *, dtype: str = "float32", engine: Engine = PLAIN) -> Model:
@@ -54,3 +66,22 @@ def samples(model: Model, sampler: Sampler, count: int = 4) -> Tensor:
         per_batch=True,
     )
     return torch.cat([drawn.cpu() for _, drawn in parts])
+
+
+def trainer(data, device: torch.device, config: dict = SMALL, *, processes=None, **changes) -> Trainer:
+    edm2 = config is SMALL2
+    recipe = tiny.recipe(batch=4, ema="power" if edm2 else "halflife", objective="edm2" if edm2 else "edm", **changes)
+    feed = tiny.feed(data, config, batch=4, passes=2, augment=None if edm2 else Augmentation(0.5))
+    feed.device = device
+    processes = processes or Processes(0, 1, device)
+    return Trainer(tiny.network(config), recipe, feed, Seed(5), processes=processes, options=Options())
+
+
+def waits(work: Callable[[], object]) -> Counter[str]:
+    """How often the host waited for the device during ``work``, by the profiler."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        work()
+    seen = {event.key: event.count for event in found.key_averages()}
+    assert any(key.startswith("cuda") for key in seen), "the profiler sees no call of CUDA's"
+    return Counter({key: count for key, count in seen.items() if WAITS.search(key)})

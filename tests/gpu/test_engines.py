@@ -1,22 +1,17 @@
 """Every way to evaluate a guided pair draws the same samples, and none makes the host wait between steps."""
 
-import re
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from sims_core.guidance import GuidanceSchedule
 from sims_core.sampling import Sampler
 from sims_image.sampling.engine import Engine
-from tests.gpu.models import FAMILIES, pair, samples
+from tests.gpu.models import FAMILIES, SMALL, SMALL2, pair, samples, trainer, waits
 from tests.image.networks import relative
-from tests.image.test_device import SMALL, SMALL2, trainer
 
 pytestmark = pytest.mark.gpu
 CUDA_ALONE = pytest.mark.gpu(cpu=False)
@@ -27,8 +22,6 @@ ENGINES = [
       for pair in ("sequential", "overlapped")),
     pytest.param(Engine(compiled=True), 1e-4, id="compiled", marks=CUDA_ALONE),
 ]  # fmt: skip
-#: what a trace shows where the host waits for the device
-WAITS = re.compile(r"cuda(Stream|Device|Event)Synchronize|Memcpy DtoH|Memcpy HtoD \(Pageable")
 
 
 @cache
@@ -48,16 +41,6 @@ def test_samples_are_those_of_two_networks_in_turn(device, engine, tolerance, sc
 
 
 # ------------------------------------------------------------------------- no waiting
-
-
-def waits(work: Callable[[], object]) -> Counter[str]:
-    """How often the host waited for the device during ``work``, by the profiler."""
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        work()
-    seen = {event.key: event.count for event in found.key_averages()}
-    assert any(key.startswith("cuda") for key in seen), "the profiler sees no call of CUDA's"
-    return Counter({key: count for key, count in seen.items() if WAITS.search(key)})
 
 
 @CUDA_ALONE

@@ -1,4 +1,4 @@
-"""Users' modules on a device: guidance, views and the learner give what they give on the CPU."""
+"""Users' modules on a device: guidance, samplers, views and the learner give what they give on the CPU."""
 
 import copy
 
@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from sims_core import Sampler, Seed, denoiser, guide, sims
+from sims_core.guidance import guided
+from sims_core.sampling import Churn, generate
 from tests.core import test_torch_learner as users
+from tests.gpu.models import waits
 
 pytestmark = pytest.mark.gpu
 
@@ -23,6 +26,25 @@ def test_guidance_and_views(device):
             made.append((view(x.to(where), sigma.to(where)).cpu(), one.cpu()))
         for first, second in zip(*made, strict=True):
             torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
+
+
+OMEGA = torch.tensor([0.0, 1.0, 2.0])  # left on the host
+
+
+def drawn(sampler: Sampler, device: torch.device) -> torch.Tensor:
+    view = guided(lambda x, s: x / (1 + s**2), lambda x, s: x / (1.1 + s**2), OMEGA)
+    found = list(generate(view, sampler, range(5), (2, 3), seed=Seed(0), batch=3, device=device))
+    assert all(part.device.type == device.type for _, part in found)
+    return torch.cat([part for _, part in found]).cpu()
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun", "rk4"])
+@pytest.mark.parametrize("churn", [None, Churn(40, 0.05, 50, 1.003)])
+def test_samplers_draw_the_same_and_wait_for_nothing(device, name, churn):
+    few, many = (Sampler(name, steps, churn=churn) for steps in (4, 20))
+    torch.testing.assert_close(drawn(few, device), drawn(few, torch.device("cpu")), rtol=1e-10, atol=1e-10)
+    if device.type == "cuda":
+        assert waits(lambda: drawn(many, device)) == waits(lambda: drawn(few, device))
 
 
 @pytest.mark.parametrize("lora", [None, 2])

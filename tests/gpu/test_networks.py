@@ -2,12 +2,16 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
 from sims_core.sampling import Churn, Sampler
+from sims_image.metrics.classifier import Classifier
+from sims_image.metrics.features import Extractor
 from sims_image.models.networks import build
 from sims_image.models.presets import PRESETS
+from sims_image.processes import start
 from sims_image.sampling.guided import error_over_signal
 from tests.gpu.models import FAMILIES, pair, samples
 from tests.image import networks
@@ -71,3 +75,25 @@ def test_half_precision_loses_no_more_of_the_guidance_than_on_the_cpu(device, fa
         found.append(error_over_signal(model, classes=lambda wanted, classes=classes: classes[: len(wanted)]))
     here, there = found
     assert 0 < there <= 1.5 * here
+
+
+def test_features_come_from_the_device(device):
+    network = Classifier((3, 8, 8), 3, width=8).eval().requires_grad_(False)
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8), dtype=np.uint8)
+    wanted = network(torch.from_numpy(images))
+    there = Extractor("classifier", "FD-classifier", "", 8, network.to(device), device=device, shape=(3, 8, 8))
+    assert relative(torch.from_numpy(there(images)), wanted) <= 1e-5
+
+
+@pytest.mark.gpu(cpu=False)
+def test_float32_means_float32(device):
+    """Products and convolutions, also where torch, or the installation, would take TF32."""
+    x = torch.randn(2, 64, 32, 32, device=device)
+    kernel = torch.randn(64, 64, 3, 3, device=device)
+    works = (lambda t, k: t @ t, lambda t, k: torch.conv2d(t, k))
+    for flags in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        flags.allow_tf32 = True
+    with start(str(device)) as processes:
+        assert processes.device == device
+        for work in works:
+            assert relative(work(x, kernel).double(), work(x.double(), kernel.double())) < 1e-5

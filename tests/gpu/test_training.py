@@ -1,5 +1,6 @@
 """Training on a device: the CPU's losses, runs that are killed and go on, one rank over nccl, too little memory."""
 
+import copy
 import json
 import signal
 import subprocess
@@ -14,8 +15,8 @@ import torch.distributed as dist
 from scipy.stats import sem
 
 from sims_image.processes import Processes
+from tests.gpu.models import SMALL, SMALL2, trainer
 from tests.image.ranks import environment, finish, launch
-from tests.image.test_device import SMALL, SMALL2, trainer
 from tests.image.test_resume import LAUNCH, assert_same_run, log
 
 pytestmark = pytest.mark.gpu
@@ -37,6 +38,17 @@ def test_losses_are_the_cpu_s(device, data, config, precision, tolerance):
     cpu = torch.device("cpu")
     here, there = (losses(trainer(data, where, config, precision=precision), 5) for where in (cpu, device))
     assert there == pytest.approx(here, rel=tolerance)
+
+
+def test_a_state_of_the_cpu_goes_on_there(device, data):
+    """The optimiser's and the averages' tensors come to the device, as `state.pt` is read to the host."""
+    here, there = (trainer(data, where, PLAIN) for where in (torch.device("cpu"), device))
+    losses(here, 1)
+    there.load_state_dict(copy.deepcopy(here.state_dict()))
+    assert losses(there, 3) == pytest.approx(losses(here, 3), rel=1e-3)
+    average = next(iter(there.averages.state_dict().values()))
+    for tensors in (average, *there.optimizer.state.values()):
+        assert all(tensor.device == device for tensor in tensors.values())
 
 
 @pytest.mark.gpu(cpu=False)  # as tests/image/test_resume.py there

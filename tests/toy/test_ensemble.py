@@ -22,10 +22,12 @@ from sims_core.flow import coupling
 from sims_core.guidance import extrapolate
 from sims_core.sampling import Sampler, cosine_sigmas
 from sims_core.seeds import Seed
+from sims_toy.grid.parse import settle
 from sims_toy.networks import ensemble as ensemble_module
-from sims_toy.networks.ensemble import Ensemble, numba_available
+from sims_toy.networks.ensemble import Ensemble, chunks, numba_available
 from sims_toy.networks.mlp import Mlp, Stacked
 from sims_toy.networks.schedule import Schedule, Training
+from sims_toy.networks.settings import NetworkSettings
 from sims_toy.networks.targets import (
     CosineSteps,
     CosineTime,
@@ -513,14 +515,19 @@ def test_bad_settings_are_named(argument, build):
         build()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_equals_cpu_and_its_graph():
-    e, data = Ensemble.initial(Mlp(2, (8, 8)), seeds(3), init="torch"), gaussian(3, 60).float()
-    settings = replace(SETTINGS, eps=1e-2)
-    cpu = train(e, data, seeds(3), settings, backend="torch")
-    moved = replace(e, params=e.params.cuda(), sigma_data=e.sigma_data.cuda())
-    eager = train(moved, data.cuda(), seeds(3), settings)
-    graph = train(moved, data.cuda(), seeds(3), settings, cuda_graph=True)
-    torch.testing.assert_close(eager.ensemble.params.cpu(), cpu.ensemble.params, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(graph.ensemble.params, eager.ensemble.params, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(graph.loss, eager.loss, rtol=1e-5, atol=1e-6)
+def test_chunks_on_a_gpu_fit_it():
+    """The distances of the posterior target are the largest tensor: steps x rows x points a network."""
+    networks, gpu, scratch = torch.arange(16384), torch.device("cuda", 0), 8 * 64 * 1000
+    assert [len(part) for part in chunks(networks, Mlp(), 64, gpu)] == [16384]
+    sizes = [len(part) for part in chunks(networks, Mlp(), 64, gpu, scratch=scratch)]
+    assert sum(sizes) == 16384 and 4 * scratch * max(sizes) <= 2**30
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    for device, words in (("cuda:7", "CUDA devices"), ("gpu", "write cpu, cuda or cuda:N")):
+        with pytest.raises(InputError, match=f"network.device: got '{device}'.*{words}"):
+            settle(NetworkSettings(device=device))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert settle(NetworkSettings(device="cuda")).backend == "torch"
+    with pytest.raises(InputError, match=r"network\.backend"):
+        settle(NetworkSettings(device="cuda", backend="numba"))

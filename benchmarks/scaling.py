@@ -23,7 +23,7 @@ from sims_toy.grid.run import run
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep import Sweep, plan
 
-#: a worker looks after itself many times a second, which small work pays for (docs/toy.md says how to set this)
+#: a worker looks after itself many times a second, which small work pays for (docs/networks.md says how to set this)
 DASK = {
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.admin.tick.interval": "2s",

@@ -84,7 +84,7 @@ def _metrics(found: Any) -> Rows:
 def _scaling(found: Any) -> Rows:
     yield f"2 workers, {found['pieces']} cells of {found['piece_s']:.2f} s", f"{found['scaling']:.2f}x one worker"
     yield "2 Dask workers against those", f"{found['dask_overhead']:+.1%} time"
-    yield "the same, set up as docs/toy.md says", f"{found['dask_overhead_set']:+.1%} time"
+    yield "the same, set up as docs/networks.md says", f"{found['dask_overhead_set']:+.1%} time"
 
 
 def _pages(found: Any) -> Rows:

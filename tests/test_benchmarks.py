@@ -12,17 +12,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _table():
-    """The module `benchmarks/table.py`."""
+def _module(name):
+    """A module of `benchmarks/`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(ROOT / "benchmarks"))
-        spec = importlib.util.spec_from_file_location("table", ROOT / "benchmarks/table.py")
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return module
 
 
-TABLE = _table()
+TABLE = _module("table")
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,16 @@ def test_a_measured_benchmark_is_kept_and_a_failing_one_leaves_nothing(tmp_path,
     assert TABLE.recent(tmp_path / "one.json", 1) and not TABLE.recent(tmp_path / "one.json", -1)
     assert not TABLE.recent(tmp_path / "other.json", 1)
     assert "## one" in TABLE.table(tmp_path) and "Took" in TABLE.table(tmp_path)
+
+
+def test_the_document_sets_dask_up_as_the_benchmark_does():
+    import re
+
+    import yaml
+
+    def flat(settings, prefix=""):
+        for name, value in settings.items():
+            yield from flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+
+    block = re.search(r"```yaml\n(.*?)```", (ROOT / "docs/networks.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    assert dict(flat(yaml.safe_load(block))) == _module("scaling").DASK

@@ -14,6 +14,7 @@ from sims_core.errors import InputError
 from sims_core.lab.command import parse_command
 from sims_core.lab.gallery import Figure, entry
 from sims_core.lab.runs import write_atomic
+from sims_core.lab.style import only
 from sims_toy.studies import options_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Committed:
     def draw(self, folder: Path | str) -> list[Path]:
         """Draw the committed pictures into ``folder`` under their committed names; returns the paths."""
         folder = Path(folder)
-        with TemporaryDirectory() as scratch:
+        with TemporaryDirectory() as scratch, only(self.entry.pictures.values()):
             drawn = {path.name: path for path in self.study.draw(self.tables, self.settings, Path(scratch))}
             paths = []
             for name, made in self.entry.pictures.items():

@@ -96,15 +96,18 @@ def test_unknown_figures_and_lists_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sampling_cost", "comparison"])  # the notebooks draw the others
-def test_a_committed_figure_is_redrawn_from_its_tables(name, tmp_path):
+def test_a_committed_figure_is_redrawn_from_its_tables(name, tmp_path, monkeypatch):
+    """And no other picture of its study is."""
+    from sims_core.lab import style
     from sims_toy.gallery import load
 
-    found = load(name, FIGURES)
+    found, drawn, write = load(name, FIGURES), set(), style.write_atomic
+    monkeypatch.setattr(style, "write_atomic", lambda path, make: drawn.add(path.name) or write(path, make))
     for path in found.draw(tmp_path):
         assert path.read_bytes()
         if path.suffix == ".png":
             assert size(path) == size(FIGURES / path.name)
-    assert found.words
+    assert found.words and drawn == set(found.entry.pictures.values())
 
 
 def test_the_digests_are_those_of_the_tables():

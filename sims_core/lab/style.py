@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,11 +155,26 @@ def sequence(count: int) -> list[str]:
     return [to_hex(ramp(i / max(1, count - 1))) for i in range(count)] if count > 1 else [SEQUENCE[2]]
 
 
+#: names of the files that `save` writes; all where it is None
+_ASKED: ContextVar[Collection[str] | None] = ContextVar("asked", default=None)
+
+
+@contextmanager
+def only(names: Collection[str]) -> Iterator[None]:
+    """Let `save` write no files but these: rendering is most of the time that a figure takes."""
+    token = _ASKED.set(names)
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
+
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg`` atomically, without dates: equal figures are equal files."""
+    """Write ``stem.png`` and ``stem.svg`` atomically, without dates: equal figures are equal files. See `only`."""
     import matplotlib
 
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+    asked = _ASKED.get()
+    paths = [stem.with_suffix(end) for end in (".png", ".svg") if asked is None or f"{stem.name}{end}" in asked]
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else None
         with matplotlib.rc_context({"svg.hashsalt": _RC["svg.hashsalt"]}):  # else its ids are drawn anew

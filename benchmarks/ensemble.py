@@ -239,9 +239,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     sgemm = sgemm_rate(options.rounds)
-    result: dict[str, Any] = {
-        "networks": options.networks,
-    }
+    result: dict[str, Any] = {"networks": options.networks}
     print(f"SGEMM on this machine: {sgemm / 1e9:.0f} GFLOP per CPU-second; {options.networks} networks, one thread")
     result["speed"] = [
         row

@@ -190,11 +190,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = measure(PRESETS[options.preset].config(), options.batch, options.rounds)
-    result = {
-        "preset": options.preset,
-        "batch": options.batch,
-        "rows": rows,
-    }
+    result = {"preset": options.preset, "batch": options.batch, "rows": rows}
     print(f"{options.preset}, batch {options.batch}, one thread")
     print(f"{'network':24}{'forward':>10}{'backward':>10}  ms an image   images/s   ratio")
     for row in rows:

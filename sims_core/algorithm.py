@@ -106,12 +106,7 @@ def neon(learner: Any, train: Data, **settings: Any) -> Trained[Any, Data]:
 
 
 def standard(
-    learner: Learner[Model, Data],
-    train: Data,
-    *,
-    real: Data | None = None,
-    seed: Seed,
-    start: Model | None = None,
+    learner: Learner[Model, Data], train: Data, *, real: Data | None = None, seed: Seed, start: Model | None = None
 ) -> Trained[Model, Data]:
     """Standard training: the base itself (SIMS at omega = 0, with the same seeds)."""
     base = learner.fit(train, seed=seed.child("fit"), start=start)
@@ -126,14 +121,7 @@ GUIDE_SHARE = 1 / 16
 
 
 def autoguidance(
-    learner: Any,
-    train: Data,
-    *,
-    budget: Any,
-    omega: Any,
-    real: Data | None = None,
-    seed: Seed,
-    start: Any = None,
+    learner: Any, train: Data, *, budget: Any, omega: Any, real: Data | None = None, seed: Seed, start: Any = None
 ) -> Trained[Any, Data]:
     """Autoguidance (arXiv 2406.02507): guided away from a worse model of the same data, with weight w = 1 + omega.
 

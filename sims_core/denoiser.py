@@ -164,10 +164,7 @@ Coefficients: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
 #: Paths by name: t -> `Coefficients`, and signal over noise -> t. 'cosine' is torchcfm's variance-preserving one.
 PATHS: dict[str, tuple[Callable[[Tensor], Coefficients], Callable[[Tensor], Tensor]]] = {
-    "cond-ot": (
-        lambda t: (t, 1 - t, torch.ones_like(t), -torch.ones_like(t)),
-        lambda snr: snr / (1 + snr),
-    ),
+    "cond-ot": (lambda t: (t, 1 - t, torch.ones_like(t), -torch.ones_like(t)), lambda snr: snr / (1 + snr)),
     "cosine": (
         lambda t: (
             (t * math.pi / 2).sin(),

@@ -70,10 +70,7 @@ def _file(path: Path) -> list[str]:
 def _dataset(path: Path) -> list[str]:
     data = open_dataset(path, argument=ARGUMENT)
     channels, height, width = data.shape
-    told = [
-        f"data set {path}: {data.name}",
-        f"images: {len(data):,} of {channels}x{height}x{width}, {data.dtype}",
-    ]
+    told = [f"data set {path}: {data.name}", f"images: {len(data):,} of {channels}x{height}x{width}, {data.dtype}"]
     if data.labels is None:
         told.append("labels: none")
     else:

@@ -136,11 +136,7 @@ def _fill(planned: Plan, parts: list[Path], outputs: list[Output], record: Path,
         shown = stack.enter_context(bar(progress, len(planned.chosen), "writing", " images", done))
         committed, last = done, time.monotonic()
         decoded = images(
-            planned.source,
-            planned.transform,
-            planned.shape,
-            planned.chosen[done:],
-            workers=planned.settings.workers,
+            planned.source, planned.transform, planned.shape, planned.chosen[done:], workers=planned.settings.workers
         )
         for block in decoded if planned.encoder is None else _encoded(decoded, planned.encoder):
             for array, mask in zip(arrays, masks, strict=True):

@@ -9,15 +9,7 @@ from typing import Any
 from sims_core.algorithm import AUXILIARY_DATA
 from sims_core.errors import InputError, choose
 from sims_core.guidance import GuidanceSchedule
-from sims_image.experiments.checks import (
-    Real,
-    base_of,
-    check_inputs,
-    engine_of,
-    finetuning_of,
-    grids_of,
-    omegas_of,
-)
+from sims_image.experiments.checks import Real, base_of, check_inputs, engine_of, finetuning_of, grids_of, omegas_of
 from sims_image.experiments.elsewhere import source
 from sims_image.experiments.halving import rounds
 from sims_image.experiments.options import Experiment, Sims

@@ -127,10 +127,7 @@ def prepared(settings: Evaluate, device: torch.device) -> Prepared:
     source, there, shape, dtype = _source(settings, reference) if asked is None else (None, 0, (0, 0, 0), None)
     asked, source, reference, heldout = _decoded(settings, asked, source, reference, heldout, device)
     check_features(
-        settings.features,
-        weights=settings.weights or None,
-        weights_sha256=settings.weights_sha256,
-        dataset=reference,
+        settings.features, weights=settings.weights or None, weights_sha256=settings.weights_sha256, dataset=reference
     )
     if asked is not None:
         few, where = ("seeds", settings.seeds), ("base", settings.base)
@@ -274,12 +271,7 @@ def generated(
     ]
     mine = [seed for piece in pieces for seed in piece]
     stream = generation.stream(
-        planned.model,
-        mine,
-        batch=planned.batch,
-        sampler=planned.sampler,
-        labels=planned.labels,
-        root=planned.root,
+        planned.model, mine, batch=planned.batch, sampler=planned.sampler, labels=planned.labels, root=planned.root
     )
     with bar(progress and processes.first, len(mine), "generating", " images") as shown:
         sample = collect(stream, features, keep=settings.keep, tick=shown.update)

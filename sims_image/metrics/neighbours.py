@@ -34,12 +34,7 @@ class Manifolds:
 
 
 def manifolds(
-    generated: Features,
-    reference: Features,
-    groups: NDArray[np.int64] | None = None,
-    *,
-    k: int = 3,
-    k_density: int = 5,
+    generated: Features, reference: Features, groups: NDArray[np.int64] | None = None, *, k: int = 3, k_density: int = 5
 ) -> Manifolds:
     """Precision and recall at ``k`` neighbours, density and coverage at ``k_density``; groups as `kernels.sums`."""
     generated, reference = checked("generated", generated), checked("reference", reference)

@@ -124,13 +124,7 @@ def _loss(network: Preconditioned, recipe: Recipe, images: int, device: str | to
 
 
 def rate(
-    config: dict[str, Any],
-    recipe: Recipe,
-    step: float,
-    device: torch.device,
-    *,
-    seconds: float = 2.0,
-    lora: str = "",
+    config: dict[str, Any], recipe: Recipe, step: float, device: torch.device, *, seconds: float = 2.0, lora: str = ""
 ) -> float:
     """Operations a second that this machine reaches: in a step of the network itself, or of one of its layers.
 
@@ -184,10 +178,7 @@ def describe(plan: Plan, train: Train) -> str:
     snapshots = [f"{step * table.batch / recipe.mi:.4g}" for step in table.snapshots]
     shown = snapshots if len(snapshots) <= 10 else [*snapshots[:3], "...", snapshots[-1]]
     parts = [f"{size(cost.state)} weights, gradients and Adam"]
-    parts += [
-        f"{size(4 * averages * cost.trained)} averages",
-        f"{size(cost.memory(part, 0) - cost.state)} activations",
-    ]
+    parts += [f"{size(4 * averages * cost.trained)} averages", f"{size(cost.memory(part, 0) - cost.state)} activations"]
     lines = [
         ("preset", plan.preset),
         *([("from", parent)] if parent else []),

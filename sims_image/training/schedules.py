@@ -128,11 +128,7 @@ def timetable(recipe: Recipe, *, snapshots: str = "", every: str = "", log: str 
     lines = length("log_every", log, min(recipe.images / 200, 50_000))
     states = length("state_every", state, recipe.images / 50)
     return Timetable(
-        batch=recipe.batch,
-        steps=steps,
-        log=lines,
-        snapshots=tuple(sorted(points)),
-        state=-(-states // lines) * lines,
+        batch=recipe.batch, steps=steps, log=lines, snapshots=tuple(sorted(points)), state=-(-states // lines) * lines
     )
 
 

@@ -152,15 +152,7 @@ class _Session:
     """The run's moving parts; `run` takes it to its end."""
 
     def __init__(
-        self,
-        planned: Plan,
-        out: Path,
-        settings: Train,
-        processes: Processes,
-        part: int,
-        passes: int,
-        *,
-        progress: bool,
+        self, planned: Plan, out: Path, settings: Train, processes: Processes, part: int, passes: int, *, progress: bool
     ) -> None:
         assert planned.data is not None
         self.plan, self.out, self.processes = planned, out, processes

@@ -114,11 +114,7 @@ class Trainer:
             for name, parameter in network.named_parameters():  # nothing reaches it
                 parameter.requires_grad_(not name.startswith("logvar"))
         self.optimizer = torch.optim.Adam(
-            self.network.parameters(),
-            lr=recipe.lr,
-            betas=(recipe.beta1, recipe.beta2),
-            eps=recipe.eps,
-            fused=True,
+            self.network.parameters(), lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True
         )
         self.scaler = torch.amp.GradScaler(
             self.device.type, init_scale=recipe.loss_scale, enabled=recipe.precision == "fp16"

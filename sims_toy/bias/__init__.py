@@ -55,7 +55,7 @@ PRESETS = {
         networks="gaussians:8:0.16/16,gaussians:8:0.16/8,gaussians:8:0.16/32,gaussians:8:0.16/16/750,"
         "gaussians:8:0.16/16/6000/2000,spiral/32/12000,moons/8,checkerboard/16,tree/32/12000,"
         "pinwheel,swissroll,gaussians:8:0.16/24,cube:3",
-    ),
+    )
 }
 
 

@@ -51,12 +51,7 @@ TRAINING = NetworkSettings(batch=1024, rate=1e-2, auxiliary_rate=1e-3, target="p
 
 #: Cells that nothing was chosen on: other data sets, another width, another dimension. They were written down, with
 #: the rule below, before any cell of the study was run; then they were predicted, and run.
-HELD_OUT = (
-    Cell("pinwheel"),
-    Cell("swissroll"),
-    Cell("gaussians:8:0.16", width=24),
-    Cell("cube:3"),
-)
+HELD_OUT = (Cell("pinwheel"), Cell("swissroll"), Cell("gaussians:8:0.16", width=24), Cell("cube:3"))
 
 #: The rule, at omega = 1. The prediction: from the base's samples, the auxiliary's and real ones, with e the base's
 #: error, d the auxiliary's drift from it and their cosine c in the space of sliced distribution functions, the share

@@ -277,13 +277,7 @@ def features(capacity: Capacity, *, trials: int, omegas: Sequence[float], seed: 
 
     def learner(count: int, warm: bool) -> FeatureLearner:
         return FeatureLearner(
-            sampler,
-            range(trials),
-            count,
-            sigma_data=real.spread,
-            ridge=capacity.ridge,
-            time=capacity.time,
-            warm=warm,
+            sampler, range(trials), count, sigma_data=real.spread, ridge=capacity.ridge, time=capacity.time, warm=warm
         )
 
     own = learner(capacity.count, capacity.warm)

@@ -133,9 +133,9 @@ def budgets_of(text: str, learner: str) -> list[str]:
     """Budgets as text, since '0.3' and '50k' are of different kinds; the learner takes one kind only."""
     if ":" in text and learner == "exact":
         return [f"{v:g}" for v in parse_grid("budget", text, low=0, high=1)]
-    words = {
-        "exact": "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data",
-    }.get(learner, "trained models take samples seen, with a unit (25.6k); eta in [0, 1] is for `learner` exact")
+    words = {"exact": "the exact learner takes eta in [0, 1], how far the auxiliary moves to its data"}.get(
+        learner, "trained models take samples seen, with a unit (25.6k); eta in [0, 1] is for `learner` exact"
+    )
     budgets = [parse_budget("budget", part, expected=words) for part in items("budget", text)]
     for budget in budgets:
         if learner == "exact" and budget.unit != "eta":

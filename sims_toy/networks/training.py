@@ -22,11 +22,7 @@ from sims_core.seeds import Seed
 from sims_toy.networks.ensemble import Ensemble, chunks, use_numba
 from sims_toy.networks.mlp import Mlp, Stacked
 from sims_toy.networks.schedule import Training
-from sims_toy.networks.targets import (
-    level_table,
-    posterior_mean,
-    training_levels,
-)
+from sims_toy.networks.targets import level_table, posterior_mean, training_levels
 
 
 @dataclass(frozen=True)

@@ -65,12 +65,7 @@ PRESETS = {
         trials=2000,
     ),
     "networks": replace(
-        Pollution(),
-        preset="networks",
-        learner="network",
-        pollution="0,0.1,0.2,0.5,1",
-        omega="0:3.5:0.25",
-        trials=24,
+        Pollution(), preset="networks", learner="network", pollution="0,0.1,0.2,0.5,1", omega="0:3.5:0.25", trials=24
     ),
 }
 

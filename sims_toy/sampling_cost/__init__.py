@@ -61,9 +61,7 @@ class SamplingCost(RunOptions):
     """Covariance of the real Gaussian, rows separated by ';'."""
 
 
-PRESETS = {
-    "paper": replace(SamplingCost(), preset="paper", omega="0:3:0.05", trials=8000, loop_generations=30),
-}
+PRESETS = {"paper": replace(SamplingCost(), preset="paper", omega="0:3:0.05", trials=8000, loop_generations=30)}
 #: Trials by learner.
 TRIALS = {"exact": 4000, "network": 8}
 

@@ -86,7 +86,7 @@ PRESETS = {
         probes=4,
         probe_points=128,
         collapse_trials=10_000,
-    ),
+    )
 }
 
 

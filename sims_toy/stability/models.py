@@ -28,12 +28,7 @@ from sims_toy.flows.flow import Shape
 from sims_toy.flows.settings import FlowSettings
 from sims_toy.networks.mlp import Mlp
 from sims_toy.networks.settings import NetworkSettings
-from sims_toy.networks.targets import (
-    PARAMETRISATIONS,
-    level_table,
-    posterior_mean,
-    training_levels,
-)
+from sims_toy.networks.targets import PARAMETRISATIONS, level_table, posterior_mean, training_levels
 
 Array = NDArray[np.float64]
 

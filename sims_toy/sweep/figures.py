@@ -148,12 +148,7 @@ def _first_generation(
 
 
 def _converged(
-    axis: Axes,
-    part: pd.DataFrame,
-    regimes: pd.DataFrame,
-    under: pd.DataFrame,
-    colours: dict[Any, str],
-    reading: str,
+    axis: Axes, part: pd.DataFrame, regimes: pd.DataFrame, under: pd.DataFrame, colours: dict[Any, str], reading: str
 ) -> None:
     curves = []
     for size, colour in colours.items():

@@ -24,15 +24,7 @@ from sims_toy.sweep.captions import BANDS, PHASES, caption, marks
 from sims_toy.sweep.laws import bias_boundaries, biases, theory_tables
 from sims_toy.sweep.phase_figures import phase_diagram
 from sims_toy.sweep.strengths import comparison, strengths
-from sims_toy.sweep.tables import (
-    FACET,
-    Twins,
-    beneath,
-    completed,
-    shortened,
-    tables,
-    trial_table,
-)
+from sims_toy.sweep.tables import FACET, Twins, beneath, completed, shortened, tables, trial_table
 
 if TYPE_CHECKING:
     from sims_toy.grid.cells import Experiment, Values

@@ -81,8 +81,7 @@ def test_algorithm_1_step_by_step():
 
 
 @pytest.mark.parametrize(
-    ("reading", "seen"),
-    [("synthetic", (2.0,)), ("train+synthetic", (0.0, 2.0, 2.0)), ("real+synthetic", (5.0, 2.0))],
+    ("reading", "seen"), [("synthetic", (2.0,)), ("train+synthetic", (0.0, 2.0, 2.0)), ("real+synthetic", (5.0, 2.0))]
 )
 def test_auxiliary_readings(reading, seen):
     learner = Numbers()

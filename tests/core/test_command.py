@@ -70,11 +70,7 @@ class Terminal:
 
 @pytest.mark.parametrize(
     ("page", "found"),
-    [
-        ("utf-8", "ω = .5: 2 ± 1 é日\n"),
-        ("cp1252", "omega = .5: 2 ± 1 é?\n"),
-        ("ascii", "omega = .5: 2 +- 1 e?\n"),
-    ],
+    [("utf-8", "ω = .5: 2 ± 1 é日\n"), ("cp1252", "omega = .5: 2 ± 1 é?\n"), ("ascii", "omega = .5: 2 +- 1 e?\n")],
 )
 def test_a_conclusion_is_printed_on_every_code_page(page, found, monkeypatch):
     monkeypatch.setattr(sys, "stdout", Terminal(page))

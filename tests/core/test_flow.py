@@ -8,16 +8,7 @@ import pytest
 import torch
 
 from sims_core import GuidanceSchedule, InputError, denoiser, guided
-from sims_core.flow import (
-    VelocitySampler,
-    by_sigma,
-    by_time,
-    coupling,
-    dopri5,
-    sigma_of,
-    time_of,
-    trajectory,
-)
+from sims_core.flow import VelocitySampler, by_sigma, by_time, coupling, dopri5, sigma_of, time_of, trajectory
 
 F64 = torch.float64
 MEAN, ROOT = torch.tensor([1.0, -0.5], dtype=F64), torch.tensor([[1.4, 0.3], [0.3, 0.6]], dtype=F64)

@@ -235,10 +235,7 @@ PICTURES = {
     "too many pixels": (png_claiming(50_000, 50_000), "pixels: a decompression bomb"),
     "just below that": (png_claiming(9_000, 9_000), "would expand from .* decompression bomb"),
     "body missing": (png_claiming(8, 8), "damaged"),
-    "text bomb": (
-        WHOLE[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27))) + WHOLE[33:],
-        "damaged",
-    ),
+    "text bomb": (WHOLE[:33] + chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**27))) + WHOLE[33:], "damaged"),
 }
 
 

@@ -25,17 +25,7 @@ from sims_image.data.options import Prepare
 from sims_image.data.plan import plan
 from sims_image.data.prepare import prepare
 from tests.image.ranks import PEAK
-from tests.image.synthetic import (
-    CIFAR_NAMES,
-    cifar_members,
-    cifar_tar,
-    edm_zip,
-    folder,
-    idx,
-    imagenet,
-    pixels,
-    png,
-)
+from tests.image.synthetic import CIFAR_NAMES, cifar_members, cifar_tar, edm_zip, folder, idx, imagenet, pixels, png
 
 
 def made(tmp_path, source, out="out", **options):

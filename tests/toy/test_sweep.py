@@ -212,12 +212,7 @@ def test_table_7_by_the_command(tmp_path):
 
 def test_real_plus_synthetic_diverges_and_says_so(tmp_path):
     sweep = dataclasses.replace(
-        SMALL,
-        auxiliary_data="real+synthetic",
-        omega="0,5",
-        synthetic="1000",
-        generations=20,
-        out=str(tmp_path / "r"),
+        SMALL, auxiliary_data="real+synthetic", omega="0,5", synthetic="1000", generations=20, out=str(tmp_path / "r")
     )
     result = studies.run(sweep)
     row = sims_rows(result, 1000).iloc[-1]

@@ -21,10 +21,7 @@ from sims_image.data.sources.layout import is_picture
 KINDS: dict[str, tuple[str, str]] = {
     "cifar10": ("cifar:open_cifar", "cifar-10-python.tar.gz, or the folder it unpacks to"),
     "cifar100": ("cifar:open_cifar", "cifar-100-python.tar.gz, or the folder it unpacks to"),
-    "imagenet": (
-        "imagenet:open_imagenet",
-        "downsampled ImageNet: a folder of train_data_batch_*[.npz] and val_data",
-    ),
+    "imagenet": ("imagenet:open_imagenet", "downsampled ImageNet: a folder of train_data_batch_*[.npz] and val_data"),
     "folder": ("folder:open_folder", "pictures in class folders, or flat"),
     "zip": ("folder:open_image_zip", "pictures in a zip (EDM's, or class folders)"),
     "idx": ("idx:open_idx", "MNIST and Fashion-MNIST: *-images-idx3-ubyte[.gz], or their folder"),

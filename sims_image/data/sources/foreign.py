@@ -10,10 +10,7 @@ from sims_core.errors import shown
 _HERE = "name it, or the folder that it lies in"
 #: how paths end, and what such files are
 _KNOWN = (
-    (
-        r"dataset_info\.json|.*\.arrow",
-        "Arrow files of save_to_disk (`datasets`); its to_parquet writes what is read",
-    ),
+    (r"dataset_info\.json|.*\.arrow", "Arrow files of save_to_disk (`datasets`); its to_parquet writes what is read"),
     (r".*\.parquet", f"parquet: {_HERE}"),
     (r".*images[-_.]idx3[-_.]ubyte(\.gz)?", f"IDX files as MNIST's: {_HERE}"),
     (r"(data_batch_1|batches\.meta|meta)", f"CIFAR's batches: {_HERE}"),

@@ -22,11 +22,7 @@ from sims_image.data.stores import Labels, edm_labels
 LISTING = "dataset.json"
 #: the split of folders that are classes in spite of their names
 NO_SPLIT = "none"
-_SPLITS = {
-    "train": r"train(ing)?",
-    "test": r"test(ing)?",
-    "val": r"val(id(ation)?)?|dev",
-}
+_SPLITS = {"train": r"train(ing)?", "test": r"test(ing)?", "val": r"val(id(ation)?)?|dev"}
 _SUFFIX = r"[-_ ]?(sets?|data|images?|imgs?|splits?|\d{4})?"
 #: files by which other tools label pictures, which are not read
 _FOREIGN = re.compile(

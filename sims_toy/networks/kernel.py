@@ -11,6 +11,7 @@ differently: a process that compiles runs the first, one that loads the caller f
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -20,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import llvmlite.binding
 import numba
 import numpy as np
 from numba import njit
@@ -31,6 +33,14 @@ if TYPE_CHECKING:
     from sims_toy.networks.schedule import Training
 
 BLOCK = 256  # columns of activations held at a time: with widths up to 64 they fit a second-level cache
+
+config: Any = numba.config
+with contextlib.suppress(RuntimeError):  # features that LLVM cannot tell
+    features = llvmlite.binding.get_host_cpu_features()
+    if features.get("avx512f") and config.CPU_FEATURES is None and config.ENABLE_AVX:
+        # LLVM holds Intel's processors to half of their vectors, for fear of a slower clock, which costs a fifth of the
+        # speed here. Numba asks once per process: one that has compiled before is left as it is.
+        config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"
 
 # ------------------------------------------------------------------ kept on disk
 
@@ -50,7 +60,6 @@ def _kept(**options: Any) -> Callable[[Any], Any]:
     """`njit` with its code on disk: in numba's cache folder, or beside this file; not where nothing can be written."""
 
     def decorate(function: Any) -> Any:
-        config: Any = numba.config
         before = config.CACHE_DIR
         base = Path(before) if before else Path(__file__).parent / "__pycache__"
         config.CACHE_DIR = str(base / f"sims-{_key()}")  # which numba reads here, and at no other time
@@ -138,47 +147,69 @@ def _four(w, turned, r, i):  # type: ignore[no-untyped-def]
 
 @njit(forceinline=True, fastmath=_fast, error_model="numpy")
 def _product(w, turned, rows, n, a, out, columns):  # type: ignore[no-untyped-def]
-    """out[r, :columns] = sum_i w[r, i] a[i, :columns], or of w[i, r] where ``turned``; four rows of a at a time."""
-    for r in range(rows):
-        o, i = out[r], 0
-        for b in range(columns):
-            o[b] = _ZERO
+    """out[r, :columns] = sum_i w[r, i] a[i, :columns], or of w[i, r] where ``turned``.
+
+    Two rows of out by four of a at a time, so that the products and not the cache bound it.
+    """
+    out[:rows, :columns] = _ZERO
+    for r in range(0, rows - 1, 2):
+        o, u, i = out[r], out[r + 1], 0
         while i + 4 <= n:
             s0, s1, s2, s3 = _four(w, turned, r, i)
+            t0, t1, t2, t3 = _four(w, turned, r + 1, i)
             a0, a1, a2, a3 = a[i], a[i + 1], a[i + 2], a[i + 3]
             for b in range(columns):
                 o[b] += s0 * a0[b] + s1 * a1[b] + s2 * a2[b] + s3 * a3[b]
+                u[b] += t0 * a0[b] + t1 * a1[b] + t2 * a2[b] + t3 * a3[b]
             i += 4
         for rest in range(i, n):
-            s0, a0 = w[rest, r] if turned else w[r, rest], a[rest]
+            s0, t0, a0 = w[rest, r] if turned else w[r, rest], w[rest, r + 1] if turned else w[r + 1, rest], a[rest]
+            for b in range(columns):
+                o[b] += s0 * a0[b]
+                u[b] += t0 * a0[b]
+    if rows % 2:
+        o = out[rows - 1]
+        for i in range(n):
+            s0, a0 = w[i, rows - 1] if turned else w[rows - 1, i], a[i]
             for b in range(columns):
                 o[b] += s0 * a0[b]
 
 
 @njit(forceinline=True, fastmath=_sums, error_model="numpy")
 def _outer(x, rows, y, columns, n, g):  # type: ignore[no-untyped-def]
-    """g[r, c] += sum_b x[r, b] y[c, b] over b < n; four rows of y at a time."""
-    for r in range(rows):
-        own, c = x[r], 0
-        while c + 4 <= columns:
+    """g[r, c] += sum_b x[r, b] y[c, b] over b < n; two rows of x by four of y at a time."""
+    whole = columns // 4 * 4
+    for r in range(0, rows - 1, 2):
+        one, two = x[r], x[r + 1]
+        for c in range(0, whole, 4):
             y0, y1, y2, y3 = y[c], y[c + 1], y[c + 2], y[c + 3]
+            s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
             t0, t1, t2, t3 = _ZERO, _ZERO, _ZERO, _ZERO
             for b in range(n):
-                v = own[b]
-                t0 += v * y0[b]
-                t1 += v * y1[b]
-                t2 += v * y2[b]
-                t3 += v * y3[b]
-            g[r, c] += t0
-            g[r, c + 1] += t1
-            g[r, c + 2] += t2
-            g[r, c + 3] += t3
-            c += 4
-        for rest in range(c, columns):
-            y0, t0 = y[rest], _ZERO
+                v, u = one[b], two[b]
+                s0 += v * y0[b]
+                s1 += v * y1[b]
+                s2 += v * y2[b]
+                s3 += v * y3[b]
+                t0 += u * y0[b]
+                t1 += u * y1[b]
+                t2 += u * y2[b]
+                t3 += u * y3[b]
+            g[r, c] += s0
+            g[r, c + 1] += s1
+            g[r, c + 2] += s2
+            g[r, c + 3] += s3
+            g[r + 1, c] += t0
+            g[r + 1, c + 1] += t1
+            g[r + 1, c + 2] += t2
+            g[r + 1, c + 3] += t3
+    for r in range(rows):
+        own = x[r]
+        for c in range(whole if r < rows - rows % 2 else 0, columns):
+            y0, t0 = y[c], _ZERO
             for b in range(n):
                 t0 += own[b] * y0[b]
-            g[r, rest] += t0
+            g[r, c] += t0
 
 
 @njit(forceinline=True, fastmath=_fast, error_model="numpy")

@@ -4,13 +4,13 @@
 #     scripts/cifar10_h100.sh PICTURES [RUN] [SECONDS]
 #
 # PICTURES: an archive or folder with train/CLASS/* and test/CLASS/*. RUN: where to work, default runs/cifar10; the same
-# command resumes there. A third of SECONDS (default 290) trains a base of 4 million parameters in bf16. The rest is
+# command resumes there. A quarter of SECONDS (default 290) trains a base of 4 million parameters in bf16. The rest is
 # Algorithm 1 at Heun-18 in float32, on as many images as the time allows: n doubles while another report fits. What is
 # worth carrying (tables and figures, base, auxiliary; each below 16 MiB) goes to $KEEP, default RUN/results.
 set -euo pipefail
 pictures=$1 run=${2:-runs/cifar10} seconds=${3:-290}
 : "${DEVICE:=cuda}" "${PRECISION:=bf16}" "${NETWORK:=model_channels=32,channel_mult=[1,2,4]}" "${BATCH:=512}"
-: "${PROBE:=100k}" "${SYNTHETIC:=3k}" "${BUDGETS:=25k,50k}" "${OMEGA:=0.5,1,2}" "${FIRST:=250}" "${SAMPLER:=heun:18}"
+: "${PROBE:=25k}" "${SYNTHETIC:=3k}" "${BUDGETS:=25k,50k}" "${OMEGA:=0.5,1,2}" "${FIRST:=250}" "${SAMPLER:=heun:18}"
 : "${FEATURES:=classifier}" "${COMPUTE:=125}" "${KEEP:=$run/results}" "${PYTHON:=python3}"
 mkdir -p "$run" "$KEEP"
 
@@ -40,8 +40,9 @@ if [[ -f $pictures ]]; then
   fi
   pictures=$run/pictures
 fi
+sims_image prepare "$pictures" --split test --out "$run/heldout" &
 sims_image prepare "$pictures" --split train --out "$run/data"
-sims_image prepare "$pictures" --split test --out "$run/heldout"
+wait $!
 
 # the base: a short run says how fast it goes here, then as many images as its time allows
 train=(train --preset cifar10-tiny --data "$run/data" --network "$NETWORK" --precision "$PRECISION" --batch "$BATCH")
@@ -50,7 +51,7 @@ if [[ ! -f $run/budget ]]; then
   sims_image "${train[@]}" --budget "$PROBE" --snapshots "$PROBE" --sheet 0 --out "$run/probe"
   tail -n 1 "$run/probe/log.jsonl" | "$PYTHON" -c "import json, sys
 rate = json.load(sys.stdin)['images_per_second']
-print(f'{max($seconds / 3 * rate / 1000, 1):.0f}k')" >"$run/budget"
+print(f'{max($seconds / 4 * rate / 1000, 1):.0f}k')" >"$run/budget"
 fi
 sims_image "${train[@]}" --budget "$(cat "$run/budget")" --snapshots "$(cat "$run/budget")" --out "$run/base"
 keep
@@ -61,7 +62,6 @@ sims=(sims --data "$run/data" --heldout "$run/heldout" --base "$(last "$run/base
 sims+=(--out "$run/sims" --synthetic "$SYNTHETIC" --budget "$BUDGETS" --omega "$OMEGA" --sampler "$SAMPLER")
 sims+=(--features "$FEATURES" --auxiliary-weights raw --lr 1e-4 --lr-rampup 0 --lr-decay constant --repeats 2)
 sims+=(--batch "$COMPUTE" --train-batch "$BATCH" --device "$DEVICE")
-sims_image "${sims[@]}" --n "$COMPUTE" --search "$COMPUTE" --no-controls # the stages, and a first look
 n=$FIRST
 while true; do
   began=$SECONDS

@@ -18,7 +18,7 @@ from sims_core.control import (
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import studies
-from sims_toy.control import Control, plan, theory
+from sims_toy.control import Control, theory
 from sims_toy.control import tables as control_report
 from sims_toy.control.measure import counts, labels, selector
 from sims_toy.datasets import Mixture, parse_real
@@ -206,26 +206,3 @@ def test_study_on_networks(tmp_path, monkeypatch):
     assert "Nearest to the target" in result.words
     sums = shares.groupby(["method", "complement", "omega", "sampler"])["share"].sum()
     np.testing.assert_allclose(sums, 1)
-
-
-@pytest.mark.parametrize(
-    ("changes", "argument"),
-    [
-        ({"data": "moons"}, "data"),
-        ({"data": "gaussian"}, "data"),
-        ({"target": "0.5,0.6"}, "target"),
-        ({"target": "half,half"}, "target"),
-        ({"target": "1,0", "complement": "geometric"}, "target"),
-        ({"complement": "other"}, "complement"),
-        ({"strength": "0"}, "strength"),
-        ({"omega": "0"}, "omega"),
-        ({"sampler": "exact"}, "sampler"),
-        ({"budget": "0.5"}, "budget"),
-        ({"points": 10}, "points"),
-        ({"trials": 1}, "trials"),
-    ],
-)
-def test_refusals(changes, argument):
-    with pytest.raises(InputError) as caught:
-        plan(dataclasses.replace(SMALL, **changes))
-    assert caught.value.argument == argument

@@ -234,15 +234,7 @@ def test_a_sweep_runs_and_keeps_what_its_draws_were_worth(learner, settings, tmp
         assert {"equal-cost"} <= set(regimes.index.get_level_values(0))
 
 
-def test_what_a_learner_cannot_be_asked_for_is_refused(monkeypatch):
-    for options, argument in (
-        ({"learner": "flow-matching", "sampler": "ddim:20"}, "sampler"),
-        ({"learner": "flow-matching", "auxiliary_data": "synthetic@0.9"}, "auxiliary_data"),
-        ({"learner": "flow-matching", "network": NetworkSettings(parametrisation="epsilon")}, "parametrisation"),
-        ({"learner": "flow", "budget": "0.5"}, "budget"),
-    ):
-        with pytest.raises(InputError, match=argument):
-            plan(Sweep(**options))
+def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="zuko is not installed: pip install"):
         plan(Sweep(learner="flow"))

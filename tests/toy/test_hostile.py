@@ -1,6 +1,7 @@
 """Commands and files that ask for too much, or that somebody damaged: one line, or the right result."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,49 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG = "9" * 5000
 
 COMMANDS = [
+    (sweep, "--omega 5:0", "reversed"),
+    (sweep, "--omega ", "empty"),
+    (sweep, "--omega 0:5:0", "step"),
+    (sweep, "--omega nan", "not finite"),
+    (sweep, "--synthetic=-5", "between"),
+    (sweep, "--real-size 10.5", "whole number"),
+    (sweep, "--trials 1", "at least 2"),
+    (sweep, "--trials ten", "--trials: got"),
+    (sweep, "--generations=-1", "--generations"),
+    (sweep, "--chunk=-1", "--chunk"),
+    (sweep, "--seed=-1", "--seed"),
+    (sweep, "--real-covariance 1,2;2,1", "positive definite"),
+    (sweep, "--real-covariance 1,2;2", "same number"),
+    (sweep, "--real-mean 0,0,0", "3 x 3"),
+    (sweep, "--auxiliary-data sinthetic", "did you mean 'synthetic'"),
+    (sweep, "--method simms", "did you mean 'sims'"),
+    (sweep, "--loop augmentaton", "did you mean 'augmentation'"),
+    (sweep, "--loop polluted --pollution 0", "pollution"),
+    (sweep, "--sampler heunn:18", "did you mean 'heun'"),
+    (sweep, "--learner exat", "did you mean 'exact'"),
+    (sweep, "--preset figure5", "did you mean 'figure4'"),
+    (sweep, "--learner exact --budget 50k", "exact learner takes eta"),
+    (sweep, "--learner exact --budget 5x", "exact learner takes eta"),
+    (sweep, "--budget 0.5", "samples seen"),
+    (sweep, "--sampler exact", "numerical sampler"),
+    (sweep, "--network.width 0", "network.width"),
+    (sweep, "--network.target plane", "did you mean 'plain'"),
+    (sweep, "--network.batch 0", "--budget"),
+    (sweep, "--network.widht 3", "did you mean '--network.width'"),
+    (sweep, "--auxiliary-data synthetic@-1", "score scale"),
+    (sweep, "--budget 3", "eta in"),
+    (sweep, "--omgea 0:5", "did you mean '--omega'"),
+    (sweep, "--omega", "--omega"),
+    (sweep, "--out /dev/null/x", "cannot write"),
+    (sweep, f"--out {'x' * 300}", "cannot write"),
+    (sweep, "--loop mixed:0", "auxiliary-size"),
+    (sweep, "--scheduler tcp://127.0.0.1:9 --learner exact", "no Dask scheduler"),
+    (sweep, "--network.backend numbr", "did you mean 'numba'"),
+    (sweep, "--learner exact --estimator median", "mle, smooth:H, shrink:RHO, rank:K, decay:L, capacity:K, early:T"),
+    (sweep, "--learner exact --estimator shrink:2", "from 0 to 1"),
+    (sweep, "--learner exact --estimator capacity:3 --sampler exact", "heun:256"),
+    (sweep, "--estimator smooth:0.3", "--learner exact"),
+    (sweep, "--learner exact --real-covariance power:0", "power:64:1.5"),
     (sweep, "--sampler ddim:²", "2 to 10000 steps"),
     (sweep, "--sampler ddim:1000000000", "2 to 10000 steps"),
     (sweep, f"--sampler heun:{LONG}", "1 to 10000 steps"),
@@ -79,12 +123,36 @@ COMMANDS = [
 ]
 
 
+#: commands whose last option is refused by its name
+NAMED = {
+    sweep: "--learner exact --data moons, --data moonz, --data moons --distance moments, --distance far, "
+    "--temperature 0, --temperature 1.5, --learner exact --distance emd, --method sim, "
+    "--learner flow --budget 0.5, --learner flow-matching --sampler ddim:20, "
+    "--learner flow-matching --auxiliary-data synthetic@0.9, "
+    "--learner flow-matching --network.parametrisation epsilon",
+    mad: "--learner networks, --temperature 0, --temperature 1.2, --initial-size 1, --grid-ratio 0, --loop-size 3, "
+    "--trials 2, --dimension -1, --learner network --sampler exact",
+    sampling_cost: "--sampler exact, --guidance hold:2, --omega 1, --more-steps 0.5, --budget 50k, "
+    "--learner network --budget 0.5, --trials 1, --real-covariance 1,2;2,1",
+    pollution: "--learner magic, --pollution 0, --pollution 0,0.0001,1, --omega 0, --sampler exact, --ideal perfect, "
+    "--auxiliary-data pollution, --trials 1, --budget 0.5,1, --real-covariance 1,2;2,1",
+    stability: "--ratio 0.0001, --ratio=-1, --data gaussian, --sampler exact, --distance sliced2, "
+    "--network.start cold, --kick 1, --learner network,gan, --learner flow --flow.start cold, --velocity-sampler ddim:20, "
+    "--trials 2 --probes 3, --generations 1",
+    control: "--data moons, --data gaussian, --target 0.5,0.6, --target half,half, "
+    "--complement geometric --target 1,0, --complement other, --strength 0, --omega 0, --sampler exact, --budget 0.5, --points 10, --trials 1",
+}
+for study, cases in NAMED.items():
+    COMMANDS += [(study, case, f"{re.findall(r'--[a-z.-]+', case)[-1]}: got") for case in cases.split(", ")]
+
+
 @pytest.mark.parametrize(("command", "words", "match"), COMMANDS)
 def test_what_no_run_can_have_is_one_line(tmp_path, monkeypatch, capsys, command, words, match):
     monkeypatch.chdir(tmp_path)
     assert main_with_errors(command, words.split(" ")) == 2
     line = capsys.readouterr().err
-    assert match in line and line.count("\n") == 1 and line[:-1].isprintable() and len(line) < 1500
+    assert line.startswith("error: ") and match in line
+    assert line.count("\n") == 1 and line[:-1].isprintable() and len(line) < 1500
     assert not list(tmp_path.iterdir())
 
 

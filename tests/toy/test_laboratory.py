@@ -225,26 +225,6 @@ def test_a_sweep_on_moons_resumes_and_says_its_distance(tmp_path):
     assert again.resumed_finished and again.words == first.words
 
 
-@pytest.mark.parametrize(
-    ("options", "argument"),
-    [
-        ({"data": "moons", "learner": "exact"}, "data"),
-        ({"data": "moonz"}, "data"),
-        ({"data": "moons", "distance": "moments"}, "distance"),
-        ({"distance": "emd", "learner": "exact"}, "distance"),
-        ({"distance": "far"}, "distance"),
-        ({"temperature": "0"}, "temperature"),
-        ({"temperature": "1.5"}, "temperature"),
-        ({"method": "sim"}, "method"),
-        ({"pollution": "0", "loop": "polluted"}, "pollution"),
-    ],
-)
-def test_bad_choices_name_their_option(options, argument):
-    with pytest.raises(InputError) as error:
-        plan(Sweep(**options))
-    assert error.value.argument == argument
-
-
 def test_a_loop_a_method_and_a_data_set_from_outside(monkeypatch, tmp_path):
     """One function and one line in a table each, then a sweep by name."""
 

@@ -222,25 +222,6 @@ def test_a_mixed_piece_keeps_its_initial_sizes():
     assert together["mean_sq"][2, :, 0].mean() < together["mean_sq"][1, :, 0].mean() / 4
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"temperature": "0"}, "temperature"),
-        ({"temperature": "1.2"}, "temperature"),
-        ({"initial_size": "1"}, "initial_size"),
-        ({"grid_ratio": "0"}, "grid_ratio"),
-        ({"loop_size": 3}, "loop_size"),
-        ({"trials": 2}, "trials"),
-        ({"dimension": -1}, "dimension"),
-        ({"learner": "networks"}, "network"),
-        ({"learner": "network", "sampler": "exact"}, "sampler"),
-    ],
-)
-def test_bad_input_is_named(change, says):
-    with pytest.raises(InputError, match=rf"^{says}: got|did you mean '{says}'"):
-        plan(dataclasses.replace(SMALL, **change))
-
-
 def test_presets_and_help_are_cheap():
     assert plan(PRESETS["paper"]).settings["dimension"] == 100
     code = (

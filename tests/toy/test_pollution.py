@@ -189,27 +189,6 @@ def test_networks_run(tmp_path, monkeypatch):
     assert np.isfinite(result.tables["curves"]["w2_rms"]).all()
 
 
-@pytest.mark.parametrize(
-    ("changes", "argument"),
-    [
-        ({"learner": "magic"}, "learner"),
-        ({"pollution": "0"}, "pollution"),
-        ({"pollution": "0,0.0001,1"}, "pollution"),
-        ({"omega": "0"}, "omega"),
-        ({"sampler": "exact"}, "sampler"),
-        ({"ideal": "perfect"}, "ideal"),
-        ({"auxiliary_data": "pollution"}, "auxiliary_data"),
-        ({"trials": 1}, "trials"),
-        ({"budget": "0.5,1"}, "budget"),
-        ({"real_covariance": "1,2;2,1"}, "real_covariance"),
-    ],
-)
-def test_refusals(changes, argument):
-    with pytest.raises(InputError) as caught:
-        plan(dataclasses.replace(SMALL, **changes))
-    assert caught.value.argument == argument
-
-
 def test_presets_plan():
     for preset in PRESETS.values():
         assert plan(preset).experiment.cells

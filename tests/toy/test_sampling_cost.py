@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sims_core import GuidanceSchedule, InputError, Sampler
+from sims_core import GuidanceSchedule, Sampler
 from sims_toy import phase, studies
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.run import run
@@ -153,24 +153,6 @@ def test_networks_take_schedules(tmp_path):
     curves = studies.run(options).tables["curves"].set_index(["way", "omega"])["w2"]
     assert curves["full", 0.0] == curves["held:2", 0.0] == curves["base alone", 0.0]
     assert curves["full", 1.0] != curves["held:2", 1.0]
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"sampler": "exact"}, "sampler"),
-        ({"guidance": "hold:2"}, "guidance"),
-        ({"omega": "1"}, "omega"),
-        ({"more_steps": "0.5"}, "more_steps"),
-        ({"budget": "50k"}, "budget"),
-        ({"learner": "network", "budget": "0.5"}, "budget"),
-        ({"trials": 1}, "trials"),
-        ({"real_covariance": "1,2;2,1"}, "real_covariance"),
-    ],
-)
-def test_bad_input_is_named(change, says):
-    with pytest.raises(InputError, match=rf"^{says}: got|did you mean '{says}'"):
-        plan(dataclasses.replace(SMALL, **change))
 
 
 def test_paper_preset_has_the_loop():

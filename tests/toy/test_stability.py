@@ -333,29 +333,6 @@ def test_verdicts():
     assert report.verdict(1.0, 1.2, 1.1, 8) == report.verdict(1.06, 1.2, 1.1, 7) == "undecided"
 
 
-@pytest.mark.parametrize(
-    ("change", "argument"),
-    [
-        ({"ratio": "0.001"}, "ratio"),
-        ({"ratio": "-1"}, "ratio"),
-        ({"data": "gaussian"}, "data"),
-        ({"sampler": "exact"}, "sampler"),
-        ({"distance": "sliced2"}, "distance"),
-        ({"network": NetworkSettings()}, "network.start"),
-        ({"kick": 1.0}, "kick"),
-        ({"learner": "network,gan"}, "learner"),
-        ({"flow": FlowSettings()}, "flow.start"),
-        ({"velocity_sampler": "ddim:20"}, "velocity_sampler"),
-        ({"probes": 3}, "probes"),
-        ({"generations": 1}, "generations"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line(change, argument):
-    with pytest.raises(InputError) as error:
-        plan(dataclasses.replace(SMALL, **change))
-    assert error.value.argument == argument
-
-
 def test_plans():
     full = plan(PRESETS["paper"])
     assert len(full.parts["loops"].cells) == 2 * 8 and full.settings["trials"] == 32

@@ -137,10 +137,11 @@ NAMED = {
     pollution: "--learner magic, --pollution 0, --pollution 0,0.0001,1, --omega 0, --sampler exact, --ideal perfect, "
     "--auxiliary-data pollution, --trials 1, --budget 0.5,1, --real-covariance 1,2;2,1",
     stability: "--ratio 0.0001, --ratio=-1, --data gaussian, --sampler exact, --distance sliced2, "
-    "--network.start cold, --kick 1, --learner network,gan, --learner flow --flow.start cold, --velocity-sampler ddim:20, "
-    "--trials 2 --probes 3, --generations 1",
+    "--network.start cold, --kick 1, --learner network,gan, --learner flow --flow.start cold, "
+    "--velocity-sampler ddim:20, --trials 2 --probes 3, --generations 1",
     control: "--data moons, --data gaussian, --target 0.5,0.6, --target half,half, "
-    "--complement geometric --target 1,0, --complement other, --strength 0, --omega 0, --sampler exact, --budget 0.5, --points 10, --trials 1",
+    "--complement geometric --target 1,0, --complement other, --strength 0, "
+    "--omega 0, --sampler exact, --budget 0.5, --points 10, --trials 1",
 }
 for study, cases in NAMED.items():
     COMMANDS += [(study, case, f"{re.findall(r'--[a-z.-]+', case)[-1]}: got") for case in cases.split(", ")]

@@ -167,7 +167,7 @@ def targets(networks: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def time_to_quality(networks: int) -> list[dict[str, Any]]:
-    """CPU-seconds a network until the mean W2 over ``networks`` data sets is at most 1.1 times the MLE's."""
+    """CPU-seconds per network until the mean W2 over ``networks`` data sets is at most 1.1 times the MLE's."""
     data, rows = gaussian(networks), []
     floor = float(distance(data).mean())
     e = Ensemble.initial(Mlp(), [Seed(0).child(i) for i in range(networks)], sigma_data=SIGMA_DATA)

@@ -323,7 +323,7 @@ def features(bench: Bench, width: int, depth: int) -> dict[str, Any]:
 
 
 def toy(bench: Bench, networks: int) -> dict[str, Any]:
-    """Net-steps per second of toy ensembles (widths 32, 32, batch 256), beside one core of this machine's processor."""
+    """Net-steps per second of toy ensembles (widths 32, 32, batch 256), and of one core of this machine."""
     found = {}
     ways: list[tuple[str, str, int, str, bool]] = [("a core, torch", "cpu", 64, "torch", False)]
     if not bench.toy:

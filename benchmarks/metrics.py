@@ -1,11 +1,11 @@
-"""What measuring costs beside generating and the feature network: gathering features, and each metric once.
+"""What measuring costs compared with generating and the feature network: gathering features, and each metric once.
 
 ``python benchmarks/metrics.py [--n 10000] [--widths 64,1280] [--streamed digits:64,cifar10-tiny:1280] [--json FILE]``.
-Features are random. Gathering is in images a CPU second, to be set beside a generator's rate; the metrics in
+Features are random. Gathering is in images per CPU-second, to be compared with a generator's rate; the metrics in
 seconds, with the jackknife. Memory is what a sample holds in the end: it depends on the features' number and on the
 images kept, not on n. Streamed, the images of a preset's network (random weights, its sampler) are measured as they are
 made: 'evaluating' is what is neither the generator's nor the feature network's, for each image and, once, at the end,
-in shares of the generator's time for --n images. The classifier's features are timed beside it, and the generator's
+in shares of the generator's time for --n images. The classifier's features are timed with it, and the generator's
 rate is told as a share of the machine's SGEMM. CPU time of one thread.
 """
 
@@ -84,7 +84,7 @@ class Timed:
 
 
 def classifying(shape: tuple[int, int, int], images: int = 256) -> float:
-    """Milliseconds an image that the classifier's features take."""
+    """Milliseconds per image that the classifier's features take."""
     import torch
 
     from sims_image.metrics.classifier import Classifier
@@ -98,7 +98,7 @@ def classifying(shape: tuple[int, int, int], images: int = 256) -> float:
 
 
 def streamed(preset: str, width: int, images: int, n: int) -> dict[str, float]:
-    """Images measured as they are made: seconds an image of each part, and evaluating's share."""
+    """Images measured as they are made: seconds per image of each part, and evaluating's share."""
     from sims_core.sampling import Sampler
     from sims_image.metrics.report import collect
     from sims_image.models.checkpoints import Record, Summary

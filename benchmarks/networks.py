@@ -1,4 +1,4 @@
-"""What a pass through the CIFAR-10 network costs on this machine, beside a plain implementation of the same network.
+"""What a pass through the CIFAR-10 network costs on this machine, against a plain implementation of the same network.
 
     python benchmarks/networks.py [--preset cifar10-cond] [--batch 4] [--rounds 3] [--json FILE]
 
@@ -192,7 +192,7 @@ def main() -> None:
     rows = measure(PRESETS[options.preset].config(), options.batch, options.rounds)
     result = {"preset": options.preset, "batch": options.batch, "rows": rows}
     print(f"{options.preset}, batch {options.batch}, one thread")
-    print(f"{'network':24}{'forward':>10}{'backward':>10}  ms an image   images/s   ratio")
+    print(f"{'network':24}{'forward':>10}{'backward':>10}  ms per image  images/s   ratio")
     for row in rows:
         times = f"{row['forward_ms_per_image']:10.1f}{row['backward_ms_per_image']:10.1f}"
         print(f"{row['network']:24}{times}{row['images_per_cpu_second']:23.2f}{row['ratio']:8.2f}")

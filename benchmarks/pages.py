@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     figures = []
-    print(f"{'rows':>10}{'seconds':>10}{'µs a row':>10}{'memory':>10}{'page':>10}")
+    print(f"{'rows':>10}{'seconds':>10}{'µs per row':>10}{'memory':>10}{'page':>10}")
     for rows in map(int, args.rows.split(",")):
         wide = max(1, rows // (CELLS * GENERATIONS))  # ten times the rows: as many generations more, then cells
         long = min(5, wide)

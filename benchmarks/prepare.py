@@ -82,7 +82,7 @@ def pictures(folder: Path, count: int, side: int, suffix: str) -> Path:
 
 
 def reading(data: Dataset, count: int) -> float:
-    """Images a CPU second in random batches of 256."""
+    """Images per CPU-second in random batches of 256."""
     rng = np.random.default_rng(0)
     orders = [rng.integers(0, len(data), 256) for _ in range(max(1, count // 256))]
     data.images(orders[0])
@@ -93,7 +93,7 @@ def reading(data: Dataset, count: int) -> float:
 
 
 def plain_decoding(folder: Path) -> float:
-    """Pictures a CPU second of Pillow alone: the most that one thread could do."""
+    """Pictures per CPU-second of Pillow alone: the most that one thread could do."""
     data = [path.read_bytes() for path in sorted(folder.rglob("*"))[:2000] if path.is_file()]
     start = time.process_time()
     for one in data:

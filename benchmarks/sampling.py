@@ -1,4 +1,4 @@
-"""What SIMS costs beside its base: images per second of both in one run, and the ratio, for each way to guide.
+"""What SIMS costs over its base: images per second of both in one run, and the ratio, for each way to guide.
 
 ``python benchmarks/sampling.py [--presets digits,cifar10-tiny] [--sampler heun:18] [--rounds 2] [--threads 1]``. Random
 weights. All ways draw the same batch in turn, round after round, and the least time counts. On a CPU with one thread
@@ -49,7 +49,7 @@ WAYS: list[tuple[str, str | None, Engine]] = [
 
 
 def pair(preset: str, device: str) -> Model:
-    """A base of random weights and an auxiliary beside it."""
+    """A base of random weights and an auxiliary."""
     config = PRESETS[preset].config()
     networks = []
     for scale in (0.0, 1e-3):

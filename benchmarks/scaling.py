@@ -3,7 +3,7 @@
 ``python benchmarks/scaling.py [--cells 24] [--rounds 3] [--json FILE]``. Pieces of work take about a second each. Every
 way is started and warmed up before, and its tables are compared with the first one's, bit for bit. A cluster that loses
 a worker (killed), has a slow one (stopped for a while) or a new scheduler is the tests' subject, as is what images do.
-Beside another program the ratios are worth nothing: look at the load that is printed.
+Alongside another program the ratios are worth nothing: look at the load that is printed.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def _ensemble(found: Any) -> Rows:
         yield f"{row['loop']}, widths {widths}", f"{row['ratio']:.1f}x the usual loop, {share:.0%} of SGEMM"
     for row in found["quality"]:
         if row["steps"]:
-            yield f"to 1.1 x the fit's W2: {row['loop']}", f"{row['cpu_ms_per_network']:.3g} ms a network"
+            yield f"to 1.1 x the fit's W2: {row['loop']}", f"{row['cpu_ms_per_network']:.3g} ms per network"
 
 
 def _training(found: Any) -> Rows:
@@ -89,13 +89,13 @@ def _scaling(found: Any) -> Rows:
 
 def _pages(found: Any) -> Rows:
     for row in found:
-        each = f"{1e6 * row['seconds'] / row['rows']:.0f} µs a row, {row['memory'] / 2**20:.0f} MB at the peak"
+        each = f"{1e6 * row['seconds'] / row['rows']:.0f} µs per row, {row['memory'] / 2**20:.0f} MB at the peak"
         yield f"tables, figures and page of {row['rows']:,} rows", f"{row['seconds']:.1f} s, {each}"
 
 
 def _prepare(found: Any) -> Rows:
     for what, row in found.items():
-        yield what, f"{row['per_cpu_s']:,.0f} images a CPU second"
+        yield what, f"{row['per_cpu_s']:,.0f} images per CPU-second"
 
 
 def _sweep(found: Any) -> Rows:
@@ -104,7 +104,7 @@ def _sweep(found: Any) -> Rows:
         f"{found['loops_per_s']:.0f} loops/s, {found['grid_wall_s']:.1f} s",
     )
     for name in ("|D_r| = 1,000,000", "200 trials", "400 trials", "beside_busy_cores"):
-        yield name.replace("_", " "), f"{found[name]:.2f}x the CPU time"
+        yield name.replace("beside_busy_cores", "all cores busy elsewhere"), f"{found[name]:.2f}x the CPU time"
     yield "--help", f"{found['help_s']:.2f} s"
 
 

@@ -125,7 +125,7 @@ def show(result: dict[str, object]) -> None:
     print(f"{'step':>12}  {1000 * seconds['ours']:10.2f} ms  {speed}")
     print(f"{'plain step':>12}  {1000 * seconds['plain']:10.2f} ms  {result['plain_images_per_second']} images/s")
     print(f"{'ratio':>12}  {result['ratio']}")
-    print(f"{'reading':>12}  {result['reading_images_per_second']} images/s by one thread, beside the step")
+    print(f"{'reading':>12}  {result['reading_images_per_second']} images/s by one thread, alongside the step")
 
 
 def measure_round(ours: Trainer, plain: Plain, feed: Feed, device: torch.device, turn: int) -> dict[str, float]:

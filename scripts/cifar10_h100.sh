@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# CIFAR-10 from its pictures to a report of Algorithm 1 beside its controls, in five minutes of one H100.
+# CIFAR-10 from its pictures to a report of Algorithm 1 with its controls, in five minutes of one H100.
 #
 #     scripts/cifar10_h100.sh PICTURES [RUN] [SECONDS]
 #

@@ -75,7 +75,7 @@ def with_prediction(output: Any, tensor: Tensor) -> Any:
 
 
 def has_variance(predicted: Tensor, x: Tensor) -> bool:
-    """Whether the network predicts a variance beside: twice its input's channels (learned_range; DiT)."""
+    """Whether the network predicts a variance as well: twice its input's channels (learned_range; DiT)."""
     return x.ndim > 2 and predicted.ndim == x.ndim and predicted.shape[1] == 2 * x.shape[1]
 
 

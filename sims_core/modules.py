@@ -56,7 +56,7 @@ class Guided(nn.Module):
     """What `guide` returns. Attributes that it lacks are the base's.
 
     The first tensor of the output is guided, in the base's dtype, combined in float32 or better; other items, and a
-    variance that the network predicts beside (twice its input's channels), are the base's. With omega = 0 the base
+    variance that the network predicts as well (twice its input's channels), are the base's. With omega = 0 the base
     alone is evaluated. A loop that goes back in time begins a new trajectory, and so does another shape; `reset` says
     so to a schedule where neither shows it.
     """
@@ -290,7 +290,7 @@ def adapter_layers(network: nn.Module, name: str) -> list[Any]:
 
 @contextmanager
 def switched(layers: list[Any], name: str, *, on: bool) -> Iterator[None]:
-    """Layers with or without the adapter ``name``, beside the others that are active; afterwards as before.
+    """Layers with or without the adapter ``name``, alongside the others that are active; afterwards as before.
 
     peft's own switches also set requires_grad, which is the user's: so the layers' state is set itself.
     """

@@ -1,7 +1,7 @@
 """Every random draw comes from one recorded integer and a path of names.
 
 A `Seed` is a node of a tree: ``Seed(0).child("trial", 3, "fit")`` is the same stream wherever, whenever and
-beside whatever else it is drawn, which is what makes results independent of chunking, workers, order and resume.
+alongside whatever else it is drawn, which is what makes results independent of chunking, workers, order and resume.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def training_levels(points: int = 64) -> tuple[Tensor, Tensor]:
     return LogNormal().from_normal(torch.from_numpy(nodes)), torch.from_numpy(weights / weights.sum())
 
 
-#: Estimators by name; one from outside is a line.
+#: Estimators by name; one from outside is one more line.
 KINDS: dict[str, Kind] = {
     "mle": Kind("mle", variances=lambda values, _: values),
     "smooth": Kind("smooth:H", variances=lambda values, h: values + h * h),

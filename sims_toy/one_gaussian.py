@@ -57,7 +57,7 @@ class OneGaussian:
         return np.asarray(model.sampler(model.denoise, torch.from_numpy(self.noise)[None])[0].numpy())
 
     def over_omega(self, omegas: Sequence[float]) -> pd.DataFrame:
-        """One row an omega: ``w2`` of the samples' distribution to the real one, and its two standard deviations."""
+        """One row per omega: ``w2`` of the samples' distribution to the real one, and its two standard deviations."""
         rows = []
         for omega in omegas:
             model = self.model(omega)
@@ -67,7 +67,7 @@ class OneGaussian:
         return pd.DataFrame(rows)
 
     def draw(self, omega: float) -> Figure:
-        """Samples, their one- and two-sigma ellipses beside the real ones, and W2 over omega with the place marked."""
+        """Samples, their one- and two-sigma ellipses over the real ones, and W2 over omega with the place marked."""
         model = self.model(omega)
         curve = self.over_omega(np.linspace(0, max(2.0, omega), 41).tolist())
         with style():

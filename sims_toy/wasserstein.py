@@ -1,4 +1,4 @@
-"""2-Wasserstein distances: closed form for Gaussians, exact and sliced for points, each beside its floor.
+"""2-Wasserstein distances: closed form for Gaussians, exact and sliced for points, each with its floor.
 
 The distance between two finite samples of one distribution is not 0: exact optimal transport between two samples of
 n = 1000 points reads 0.28 where the truth is 0.14 (two dimensions, unit scale). So Gaussian data are compared by the
@@ -75,7 +75,7 @@ def measure(
     repeats: int = 20,
     distance: Distance = exact,
 ) -> Measured:
-    """Distance of generated points to fresh real ones, averaged over ``repeats`` real draws, beside its floor.
+    """Distance of generated points to fresh real ones, averaged over ``repeats`` real draws, with its floor.
 
     draw_real: ``(n, seed) -> (n, d)`` real points. size: how many real points (default: as many as generated).
     The floor compares real draws with real draws of the same two sizes.

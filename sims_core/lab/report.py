@@ -36,7 +36,7 @@ WORDS = {
     "self-consuming loop": "each generation is trained on samples of the one before, and perhaps on real data",
     "distance, floor": "from samples to real data, lower is better: W2 of points, Fréchet distance (FD) of images' "
     "features; the floor is what as many real samples have",
-    "equal cost, retuned": "controls without SIMS: the base with as many network evaluations a sample, or with its "
+    "equal cost, retuned": "controls without SIMS: the base with as many network evaluations per sample, or with its "
     "best sampler of no more",
     "interval": "95 %; of paired trials, which share data, noise and seeds, the difference has its own",
 }
@@ -47,7 +47,7 @@ class Section:
     """A part of a page.
 
     words: paragraphs; those of several lines keep them. frames: label -> pictures of one place, of which a slider shows
-    one at a time; ``compared``: all beside one another at first, or the one that is chosen. head, rows: of a table.
+    one at a time; ``compared``: all side by side at first, or the one that is chosen. head, rows: of a table.
     folded: opened by the reader. html: markup of its own, at the section's top.
     """
 

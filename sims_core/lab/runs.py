@@ -1,4 +1,4 @@
-"""Run folders: settings and provenance as JSON, one shard a finished piece of work, resume by looking.
+"""Run folders: settings and provenance as JSON, one shard per finished piece of work, resume by looking.
 
 A folder can be killed at any instant: every file is written beside its place and moved into it, so what exists is
 whole. The same command picks up what is there; other settings are refused with the difference; a finished folder is

@@ -1,4 +1,4 @@
-"""Latents: what they are beside pictures, and the autoencoder between the two, as checkpoints and data sets carry it.
+"""Latents: how they differ from pictures, and the autoencoder between the two, as checkpoints and data sets carry it.
 
 The autoencoder lies in the folder ``autoencoder`` inside theirs (beside a zip: ``NAME.autoencoder``), as diffusers
 writes one, and its hash in their record. A folder of the user's own, who may write over it, is copied; from there on

@@ -25,7 +25,7 @@ def plain_name(path: str) -> str:
 def settings_line(settings: Experiment, *, width: int = 140) -> str:
     """Base, sampler, budgets, learning rates and seed that an experiment was asked for, each where it was given.
 
-    width: characters a line.
+    width: characters per line.
     """
     given = [f"base {plain_name(settings.base)}"]
     for name in _TOLD:

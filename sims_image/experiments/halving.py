@@ -85,7 +85,7 @@ def chosen(
 
 def planned(candidates: int, turns: Sequence[Seeds], nfe: int, base: int = 0) -> tuple[int, int]:
     """Network evaluations of (these rounds, a full grid on the last round's seeds): ``nfe`` for an image of a candidate
-    and, where it is measured beside them, ``base`` for one of the base.
+    and, where it is measured alongside them, ``base`` for one of the base.
     """
     spent = sum(len(seeds) * (survivors(candidates, k) * nfe + base) for k, seeds in enumerate(turns))
     return spent, len(turns[-1]) * (candidates * nfe + base)

@@ -88,7 +88,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Arm:
-    """A model to measure. seen: images that it was trained on, beside the base's; drawn: images drawn for that; chosen:
+    """A model to measure. seen: images that it was trained on after the base's; drawn: images drawn for that; chosen:
     network evaluations spent on choosing its settings. equal: whether it is a control at no more evaluations than SIMS
     and without another network, which SIMS is compared with.
     """
@@ -105,7 +105,7 @@ class Arm:
     equal: bool = False
 
 
-#: models beside base, SIMS and the auxiliary alone, in the order of the table
+#: models besides base, SIMS and the auxiliary alone, in the order of the table
 ARMS = (
     "2x", "4x", "retuned", "continued", "wider", "iterated", "cheaper", "neon", "autoguidance", "rebuilt",
     "random",

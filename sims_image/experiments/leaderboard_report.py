@@ -214,7 +214,7 @@ _DISTANCES: Sequence[tuple[str, str, str]] = (
 )
 _COSTS: Sequence[tuple[str, str, str]] = (
     ("nfe", "evaluations", "{:.0f}"),
-    ("megaflops", "MFLOP an image", "{:,.0f}"),
+    ("megaflops", "MFLOP per image", "{:,.0f}"),
     ("parameters", "parameters", "{:,.0f}"),
     ("seen", "images seen", "{:,.0f}"),
     ("drawn", "drawn", "{:,.0f}"),
@@ -233,7 +233,7 @@ _OTHERS: Sequence[tuple[str, str, str]] = (
 def markdown(table: pd.DataFrame, metric: str, spaces: Iterable[str] = ()) -> str:
     """The leaderboard as two tables of Markdown, distances with costs and what else was measured: ± half the interval.
 
-    spaces: further features that are told. Images seen in training are those beside the base's own, drawn those for it.
+    spaces: further features that are told. Images seen in training leave out the base's own; drawn are those for it.
     """
     further = [(f"{name}_frechet", f"FD-{name}", "{:.3g}") for name in spaces]
     return "\n".join(_rows(table, metric, part) for part in ([*_DISTANCES, *further, *_COSTS], _OTHERS))

@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def candidates(self) -> list[tuple[int, float]]:
-        """(budget, omega) that the search measures beside the base."""
+        """(budget, omega) that the search measures besides the base."""
         return [(budget, omega) for budget in self.budgets for omega in self.omegas if omega > 0]
 
     @property

@@ -129,9 +129,9 @@ RECIPES: tuple[Recipe, ...] = (
                 "trials": 1})
         for name, fid, told, base, budget, batch, lr, adam in (
             ("bertrand-code", "1.97", "their code: 5 of .05 Mi", "cifar10-uncond", "0.05Mi", 256, None, "new"),
-            ("bertrand-1Mi", "1.97", "1 Mi a retraining", "cifar10-uncond", "1Mi", 256, None, "new"),
+            ("bertrand-1Mi", "1.97", "1 Mi per retraining", "cifar10-uncond", "1Mi", 256, None, "new"),
             ("bertrand-code-ot-cfm", "3.5", "their code: 5 of 390 steps", "cifar10-ot-cfm", "49920", 128, 2e-4, "kept"),
-            ("bertrand-1Mi-ot-cfm", "3.5", "7,812 steps a retraining", "cifar10-ot-cfm", "999936", 128, 2e-4, "kept"),
+            ("bertrand-1Mi-ot-cfm", "3.5", "7,812 steps per retraining", "cifar10-ot-cfm", "999936", 128, 2e-4, "kept"),
         )
     ),
     Recipe("control", "ffhq64", "U", "", f"{_FROM['sims']}: gender balance, in words; the rest ours [U]",

@@ -128,9 +128,7 @@ def conclusion(plan: Plan, bench: Bench, found: Search, confirmed: Sequence[Arm]
     if floor is not None:
         near = " The base is at the floor: there is nothing to correct." if base.mean <= floor["value"] * 1.05 else ""
         same = "" if floor["n"] == base.cells[0]["report"]["n"] else ", another n, so not comparable"
-        told.append(
-            f"Real images in the place of generated ones: {floor['value']:.4g} (n = {floor['n']:,}{same}).{near}"
-        )
+        told.append(f"Real images in place of generated ones: {floor['value']:.4g} (n = {floor['n']:,}{same}).{near}")
     told.append(f"Before the search, from the samples at that budget: {found.outlooks[found.budget].distributions}.")
     return told
 

@@ -53,7 +53,7 @@ class Report:
     """One evaluation. Everything that decides whether two of them compare is in it.
 
     metrics: by the names of `METRICS`, against the reference. against_heldout: the same against held-out real images.
-    floor, heldout_floor: real images in the place of generated ones. at_floor: the generated images again, as many and
+    floor, heldout_floor: real images in place of generated ones. at_floor: the generated images again, as many and
     against the same images as the floor, where that differs. memorisation: whether training images are repeated.
     features, reference, heldout: name, metric or images, and sha256. n: generated images; kept: those whose features
     KID and the last four metrics compare. seeds, labels: how the images were drawn. nfe: network evaluations per image

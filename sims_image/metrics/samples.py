@@ -35,7 +35,7 @@ def _hashed(items: NDArray[np.int64], groups: int) -> tuple[NDArray[np.int64], N
 class Sample:
     """What is known of a sample of images.
 
-    width: features an image. keep: images whose features stay. groups: parts that the jackknife leaves out.
+    width: features per image. keep: images whose features stay. groups: parts that the jackknife leaves out.
     """
 
     def __init__(self, width: int, *, keep: int = KEEP, groups: int = GROUPS) -> None:

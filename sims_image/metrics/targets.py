@@ -1,7 +1,7 @@
 """What generated images are measured against: a data set's features, or statistics that somebody stored.
 
 A data set's features are computed once and kept: in a cache folder, or in memory. Its *floor* is the same measurement
-with real images in the place of generated ones: held-out images against the reference, or, without any, a part of the
+with real images in place of generated ones: held-out images against the reference, or, without any, a part of the
 reference against the rest of it. No model that does not copy gets below it but by chance.
 """
 
@@ -246,7 +246,7 @@ class Reference:
         return cls(extractor, name, sha256_file(path), side, heldout=other, keep=keep, groups=groups)
 
     def save(self, path: str | Path) -> None:
-        """Store it as an .npz with ``mu`` and ``sigma``, as NVIDIA's, and what the other metrics need beside them."""
+        """Store it as an .npz with ``mu`` and ``sigma``, as NVIDIA's, and what the other metrics need, too."""
         path = Path(path)
         if path.suffix != ".npz":
             raise InputError("save_reference", str(path), "name a file .npz")
@@ -310,7 +310,7 @@ class Reference:
     # -------------------------------------------------------------- memorisation
 
     def memorisation(self, sample: Sample) -> Memorisation | None:
-        """Whether ``sample`` repeats the reference's images; None if its images, or real ones beside, are not there.
+        """Whether ``sample`` repeats the reference's images; None if its images, or held-out ones, are not there.
 
         Without held-out images, a part of the reference is asked for its distance to the rest, and so are the
         generated images.

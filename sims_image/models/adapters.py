@@ -1,4 +1,4 @@
-"""Adapters (LoRA, by peft) on imported networks: trained beside a base's weights, kept alone, toggled on it."""
+"""Adapters (LoRA, by peft) on imported networks: trained alongside a base's weights, kept alone, toggled on it."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def for_peft(stored: Mapping[str, Tensor], adapter: Adapter, folder: Path) -> No
 
 
 class Toggled:
-    """A network with its adapter on, beside the same one with it off: weights in memory once. Called as the network."""
+    """A network with its adapter on, and the same one with it off: weights in memory once. Called as the network."""
 
     def __init__(self, network: Imported) -> None:
         self.__dict__["_network"] = network

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sims_core.lab.runs import duration
 from sims_image.models.networks import build
 
-#: operations a second that an A100 sustains in training such networks: 40% of its 312 TFLOP/s in bf16 or fp16 (an
+#: operations per second that an A100 sustains in training such networks: 40% of its 312 TFLOP/s in bf16 or fp16 (an
 #: assumption, not measured here), 8 times less in float32 without tensor cores
 A100 = {"bf16": 125e12, "fp16": 125e12, "float32": 15e12}
 #: images traced: a prime that divides no width, so that what grows with the batch is told from what does not

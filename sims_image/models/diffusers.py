@@ -51,7 +51,7 @@ def export_diffusers(
 ) -> list[str]:
     """Write an imported network as the folder ``out`` that diffusers loads; returns the lines that load it.
 
-    auxiliary: of a guided pair, a checkpoint beside; written as an adapter of peft's if it is one on this base, else as
+    auxiliary: of a guided pair, the second checkpoint; an adapter of peft's if it is one on this base, else
     a second network. omega: of the pair. merge: Neon, one network of both. Raises `InputError` for a network that no
     class of diffusers can hold, and where ``out`` is taken.
     """
@@ -107,7 +107,7 @@ def _latents(base: Checkpoint) -> Any:
 
 
 def _pipeline(base: Checkpoint) -> tuple[str, dict[str, Any]] | None:
-    """diffusers' class for a network and its parts beside network and scheduler; None where there is none."""
+    """diffusers' class for a network and its parts besides network and scheduler; None where there is none."""
     latents = _latents(base)
     if _part(base) == "transformer":
         return None if latents is None else ("DiTPipeline", {"vae": latents})

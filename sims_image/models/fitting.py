@@ -33,7 +33,7 @@ def build_with(
     except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError, AttributeError, MemoryError) as error:
         raise InputError(argument, item, f"its architecture cannot be built ({shown(str(error))})") from None
     _compare(network.state_dict(), weights, item, argument)
-    if network.state_dict().keys() != {name for name, _ in _tensors(network)}:  # it has constants beside its state
+    if network.state_dict().keys() != {name for name, _ in _tensors(network)}:  # it has constants besides its state
         with torch.random.fork_rng(devices=[]):
             network = build(**config)
     network.load_state_dict(dict(weights), strict=True, assign=True)

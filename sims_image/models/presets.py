@@ -1,4 +1,4 @@
-"""The presets: one table, a network and its training recipe a line, the published figure beside it.
+"""The presets: one table, a network and its training recipe per line, with the published figure.
 
 Settings of EDM (Karras et al. 2022, arXiv 2206.00364, Table 7 and its published commands) and of EDM2 (Karras et al.
 2024, arXiv 2312.02696, Table 6; ImageNet-64, and latents of ImageNet-512). A figure is the FID at the preset's

@@ -108,7 +108,7 @@ def _in_threads(own: Network, other: Network) -> Callable[[Tensor, Tensor, Tenso
 def _on_streams(
     own: Network, other: Network, device: torch.device
 ) -> Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]:
-    """Both at once on a GPU: the second network on a stream beside the current one. Nothing waits on the host."""
+    """Both at once on a GPU: the second network on a stream alongside the current one. Nothing waits on the host."""
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(x: Tensor, sigma: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

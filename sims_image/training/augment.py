@@ -116,7 +116,7 @@ class Augmentation:
         """The transformed images. images: (B, C, H, W), any float dtype and device; returned likewise.
 
         Flips are exact, and so are images that nothing is done to. The rest is resampled through filters that
-        reproduce an untransformed image exactly; past its edge an image goes on reflected.
+        reproduce an untransformed image exactly; past its edge an image continues reflected.
         """
         flips = moved(parameters.x_flip > 0, images.device), moved(parameters.y_flip > 0, images.device)
         images = torch.where(flips[0][:, None, None, None], images.flip(3), images)

@@ -75,9 +75,9 @@ class Feed:
     """A run's data: cuts steps into passes, reads ahead with threads, and puts a pass on the device.
 
     label_dim: classes of the network, 0 for unconditional. augment: None for none. augment_dim: labels that the
-    network takes. part, passes: images a pass and passes a step of this process, ``rank`` of ``world``. latents: how
-    the network sees those that are drawn from the data's moments. coupling: images whose noise is paired with them by
-    optimal transport at a time, 0 for none.
+    network takes. part, passes: images per pass and passes per step of this process, ``rank`` of ``world``. latents:
+    how the network sees those that are drawn from the data's moments. coupling: images whose noise is paired with them
+    by optimal transport at a time, 0 for none.
     """
 
     def __init__(

@@ -126,7 +126,7 @@ def _loss(network: Preconditioned, recipe: Recipe, images: int, device: str | to
 def rate(
     config: dict[str, Any], recipe: Recipe, step: float, device: torch.device, *, seconds: float = 2.0, lora: str = ""
 ) -> float:
-    """Operations a second that this machine reaches: in a step of the network itself, or of one of its layers.
+    """Operations per second that this machine reaches: in a step of the network itself, or of one of its layers.
 
     step: operations of an image, forward and backward. The network is tried where they are at most 4e11, with as many
     images as make about 1e11. CPUs are timed in float32: in half precision they are slower, where they can at all.

@@ -194,13 +194,11 @@ def finetuned(preset: str, base: str, **options: Any) -> Recipe:
 
 
 def check_objective(objective: str, model: checkpoints.Summary, argument: str) -> None:
-    """Refuse to go on with a checkpoint of another objective. Raises `InputError` naming ``argument``."""
+    """Refuse to continue a checkpoint of another objective. Raises `InputError` naming ``argument``."""
     flow = model.preconditioning == "flow"
     if flow != (objective == FLOW):
         own = FLOW if flow else _trained(model).get("objective", "edm")
-        words = (
-            f"it was trained with `objective` {own}, which {objective} cannot go on with; name one trained with that"
-        )
+        words = f"it was trained with `objective` {own}, which {objective} cannot continue; name one trained with that"
         raise InputError(argument, str(model.path), words)
 
 

@@ -161,7 +161,7 @@ def _first(ready: Ready, count: int) -> Ready:
 
 
 def read(path: Path) -> Way:
-    """The way on record. Raises `InputError` for a damaged one: a run that goes on otherwise is not the same run."""
+    """The way on record. Raises `InputError` for a damaged one: a run that continues otherwise is not the same run."""
     record = parse_json("out", str(path), path.read_bytes())
     way = Way(str(record.get("precision")), record.get("channels_last") is True)
     if way.precision not in BODIES or set(asdict(way)) - set(record):

@@ -22,8 +22,8 @@ class Bias(RunOptions):
 
     Three kinds of rows: exact estimators of a Gaussian with 64 modes, scores of one dimension linear in random features
     at their population optimum, and trained networks in the plane. Every row has Algorithm 1 at omega = 1, which theory
-    fixes beforehand, and at the omega that other bases choose; beside it twice and four times the evaluations, the base
-    trained further, a network twice as wide, a random direction, Neon, autoguidance and iterated SIMS. The gain is
+    fixes beforehand, and at the omega that other bases choose; alongside: twice and four times the evaluations, the
+    base trained further, a network twice as wide, a random direction, Neon, autoguidance and iterated SIMS. The gain is
     predicted from drift and error before it is measured.
     """
 

@@ -82,7 +82,7 @@ def _data(name: str) -> str:
 
 
 def _bars(rows: pd.DataFrame, settings: Mapping[str, Any], stem: Path) -> list[Path]:
-    """A panel a kind of error; distances over the base's, the floor as a line on every group."""
+    """One panel per kind of error; distances over the base's, the floor as a line on every group."""
     kinds = [kind for kind in TITLES if (rows["kind"] == kind).any()]
     shown = {kind: _shown(rows[rows["kind"] == kind]) for kind in kinds}
     figure, axes = subplots(len(kinds), 1, figsize=(9.6, 2.35 * len(kinds) + 0.6), squeeze=False)

@@ -88,7 +88,7 @@ class BiasStudy(Study):
     def cost(self, *, estimate: bool) -> list[tuple[str, str]]:
         """The rows by kind and, with ``estimate``, the time of one core from one base of the smallest row of a kind."""
         counts = ", ".join(f"{len(self.settings[k])} {k}" for k in ("exact", "features", "networks"))
-        lines = [("rows", f"{counts}; {self.settings['trials']} bases a row of features and networks")]
+        lines = [("rows", f"{counts}; {self.settings['trials']} bases per row of features and networks")]
         if estimate:
             lines.append(("estimate", f"about {max(1, round(self._seconds() / 60))} min of one core, on this machine"))
         return lines

@@ -18,7 +18,7 @@ class Control(RunOptions):
     """Shift a mixture's class proportions to a target: Algorithm 2, with networks.
 
     The auxiliary is trained on the base's own samples, selected by the mixture's Bayes classifier in the shares of the
-    target's complement; guidance away from it moves the proportions toward the target. Beside it: the base (omega = 0)
+    target's complement; guidance away from it moves the proportions toward the target. Alongside: the base (omega = 0)
     and the base with twice the sampler steps, plain SIMS (an auxiliary with the base's own proportions), and a random
     direction; and exact mixture scores through the same sampler, with two laws of what extrapolation does to shares.
     """

@@ -1,4 +1,4 @@
-"""What the control study says: its tables with both laws beside, the exact-score experiment, its words."""
+"""What the control study says: its tables with both laws alongside, the exact-score experiment, its words."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def _mixture(settings: dict[str, Any]) -> Mixture:
 
 
 def _scores(settings: dict[str, Any]) -> pd.DataFrame:
-    """Exact mixture scores: what the ODE and what Langevin dynamics make of the shares, beside both laws."""
+    """Exact mixture scores: what the ODE and what Langevin dynamics make of the shares, alongside both laws."""
     mixture, target = _mixture(settings), settings["target"]
     p = np.array(settings["base"])
     ode = Sampler.parse(EXACT, sigma_data=parse_real(settings["real"]).spread)

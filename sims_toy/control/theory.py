@@ -126,7 +126,7 @@ def separatrix_share(mixture: Mixture, base: ArrayLike, auxiliary: ArrayLike, om
 
 @dataclass(frozen=True)
 class Case:
-    """Classes, shares of base and auxiliary, and a strength: what the laws are tried on beside the study's mixture."""
+    """Classes, shares of base and auxiliary, and a strength: what the laws are tried on besides the study's mixture."""
 
     name: str
     mixture: Mixture

@@ -107,7 +107,7 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Measurer:
-    """How a learner is made and run: rows a piece of work, whether sizes may differ in it, least trials to share.
+    """How a learner is made and run: rows per piece of work, whether sizes may differ in it, least trials to share.
 
     measure: ``(experiment, cells, trials) -> Values``; like make, a function that another process can import. parse:
     reads its samplers, as `Sampler.parse` does.

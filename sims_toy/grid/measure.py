@@ -263,7 +263,7 @@ def _network(experiment: Experiment, cell: Cell, sampler: Sampler, streams: Arra
 
 
 def _flow(experiment: Experiment, cell: Cell, sampler: DensitySampler, streams: Array) -> Any:
-    """A guided row whose weights degenerate has diverged: the others go on."""
+    """A guided row whose weights degenerate has diverged: the others continue."""
     assert not isinstance(experiment.network, NetworkSettings)
     return FlowLearner(sampler, streams, experiment.network, temperature=cell.temperature, strict=False)
 

@@ -23,7 +23,7 @@ Consequences.
   removes, and n_e < n_r beyond some n_s.
 * Fully synthetic, unbiased covariance (ddof = 1): E[S_t | S_{t-1}] = lam S_{t-1}, so E S_t falls as lam^t and is
   constant at lam = 1; yet ln det S_t drifts by `log_volume_rate` < 0 per generation and S_t -> 0 almost surely; a_t
-  grows by lam c / n_s a generation, a random walk whose steps shrink as S does.
+  grows by lam c / n_s per generation, a random walk whose steps shrink as S does.
 * Accumulation (Gerstgrasser et al. 2024, arXiv 2404.01413), sets of equal size n, lam = 1: mu_t = mu_{t-1} + e / t with
   Var e <= 1 / n, hence a_t <= (1/n) sum_{s <= t} 1 / s^2 < (pi^2 / 6) / n, their sum for linear regression; the same
   increments 1 / (n s^2) enter q, and c_t = prod_s (1 - n / (N_s (N_s - 1))) stays within about (pi^2/6 - 1) / n of 1.

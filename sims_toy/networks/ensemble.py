@@ -230,7 +230,7 @@ def chunks(
     """Cut ``indices`` so that a chunk's activations fit the second-level cache or so.
 
     On a GPU as many at once as leave every tensor below 2^28 numbers (1 GB; a few of them are alive), at most 16384.
-    scratch: numbers that a network needs at once beside its activations, which count on a GPU.
+    scratch: numbers that a network needs at once besides its activations, which count on a GPU.
     """
     numbers = columns * max(mlp.widths)
     if chunk is None:

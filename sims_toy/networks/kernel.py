@@ -46,7 +46,7 @@ with contextlib.suppress(RuntimeError):  # features that LLVM cannot tell
 
 
 def _key() -> str:
-    """What compiled code depends on beside what numba asks after itself (the processor and its features).
+    """What compiled code depends on besides what numba asks after itself (the processor and its features).
 
     That is versions (numpy fits the constants below), numba's flags, and this source.
     """

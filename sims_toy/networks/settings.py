@@ -133,7 +133,7 @@ class NetworkSettings(Pace):
 
 
 def unusual(network: dict[str, Any], told: Collection[str]) -> str:
-    """For captions: the settings in ``network`` beside those ``told`` that are not the usual ones, each after a comma.
+    """For captions: the settings in ``network`` besides those ``told`` that are not the usual ones, each after a comma.
 
     Without the backend, which a run settles by itself and records.
     """

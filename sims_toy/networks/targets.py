@@ -6,7 +6,7 @@ Two targets have the same minimiser, the posterior mean E[y | x] over the data s
 - 'plain' (denoising score matching, Vincent 2011; EDM Eq. 2): y itself. Costs nothing, is unbiased, and is noisy:
   small networks then spend their steps averaging that noise away.
 - 'posterior' (Stable Target Field, Xu et al. 2023, arXiv 2302.00670, Eq. 7): sum_i y_i softmax_i(-|x - y_i|^2 /
-  2 sigma^2), exact over the whole data set, so that no target noise is left. Costs B N exponentials a step, which is
+  2 sigma^2), exact over the whole data set, so that no target noise is left. Costs B N exponentials per step, which is
   several times the network itself. Over a random ``reference`` subset that contains the row's own y it costs
   B * reference and stays unbiased: it is the plain target averaged over which member of the subset made x (tower
   property), so that the variance falls and the minimiser stays.

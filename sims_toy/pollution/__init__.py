@@ -17,10 +17,10 @@ from sims_toy.networks.settings import NetworkSettings
 class Pollution(RunOptions):
     """Train on real data polluted with a previous generation's samples: standard training and SIMS, ideal and polluted.
 
-    The curves of the paper's Figure 5 against |D_p|/|D_r|: ST-I, ST-P (standard training), SIMS-I, SIMS-P, and beside
+    The curves of the paper's Figure 5 against |D_p|/|D_r|: ST-I, ST-P (standard training), SIMS-I, SIMS-P, and with
     them SIMS whose auxiliary is trained on D_p itself; at one fixed omega, and at the best omega of each |D_p|. D_p is
     drawn from a model of the real data alone. Standard training with
-    twice the sampler steps (equal cost) is run beside.
+    twice the sampler steps (equal cost) is run alongside.
     """
 
     preset: Annotated[str, usual("none")] = ""
@@ -109,7 +109,7 @@ def plan(options: Pollution) -> GridStudy:
     reals = sizes("real_size", options.real_size)
     for n in reals:
         if min(r * n for r in ratios if r) < 3:
-            raise InputError("pollution", options.pollution, f"beside |D_r| = {n} the least dose is under 3 points")
+            raise InputError("pollution", options.pollution, f"with |D_r| = {n} the least dose is under 3 points")
     budgets = budgets_of(options.budget, learner)
     if len(budgets) > 1:
         raise InputError("budget", options.budget, "give one budget")

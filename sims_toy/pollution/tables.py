@@ -1,4 +1,4 @@
-"""What the pollution study says: its cells by curve, its tables with the theory beside, its words."""
+"""What the pollution study says: its cells by curve, its tables with the theory alongside, its words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sims_toy.theory import Mode, data_noise, plain_modes
 #: The paper's names: standard training and SIMS, ideal (unpolluted) and polluted; and SIMS with its auxiliary on D_p.
 CURVES = ("ST-I", "ST-P", "SIMS-I", "SIMS-P", "SIMS-P*")
 EQUAL_COST = {"ST-I": "ST-I equal cost", "ST-P": "ST-P equal cost"}
-#: The samplers of the population limit, beside the study's own: their drifts have opposite signs.
+#: The samplers of the population limit, besides the study's own: their drifts have opposite signs.
 POPULATION_SAMPLERS = ("ddim:20", "heun:18")
 
 
@@ -143,7 +143,7 @@ class _Study:
         return float(budget) if self.settings["learner"] == "exact" else 1.0
 
     def curves(self) -> pd.DataFrame:
-        """Every cell: root mean square and mean W2 with intervals, and linear response beside."""
+        """Every cell: root mean square and mean W2 with intervals, and linear response alongside."""
         rms = np.sqrt(phase.weighted(self.weights, self.squared.T))  # (resamples, cells)
         low, high = phase.interval(rms, self.experiment.trials)
         out = []

@@ -26,7 +26,7 @@ class Stability(RunOptions):
 
     Every round starts from the last round's model. Ratios lambda and the fully synthetic loop, on each data set: the
     samples and their distance to the data round by round; alpha, L and eps of the theorem's condition
-    lambda (1 + L eps / alpha) < 1/2 estimated for the models at hand; the contraction rate measured, beside the
+    lambda (1 + L eps / alpha) < 1/2 estimated for the models at hand; the contraction rate measured, alongside the
     theorem's; the same where all of it is known in closed form; and the collapse c_4(n)^t of a Gaussian.
     """
 
@@ -39,7 +39,7 @@ class Stability(RunOptions):
     """Data sets, with commas: gaussians:K, moons, pinwheel, swissroll, checkerboard, spiral, tree,
     mixture:P,Q,..., or a file."""
     ratio: str = "0,0.001,0.01,0.1,0.5,1,2"
-    """Synthetic-to-real ratios lambda, a grid; 0 (training goes on with real data alone) is always run."""
+    """Synthetic-to-real ratios lambda, a grid; 0 (training continues with real data alone) is always run."""
     real_size: Annotated[int, at_least(10)] = 1000
     """Real points, |D_r|; the fully synthetic loop trains on as many samples."""
     generations: Annotated[int, at_least(2)] = 20
@@ -53,7 +53,7 @@ class Stability(RunOptions):
     coupling: Literal["ot", "independent"] = "ot"
     """How flow matching pairs noise and data: by exact optimal transport within a batch (OT-CFM), or independently."""
     distance: Literal["sliced", "emd"] = "sliced"
-    """sliced or emd: W2 between 1,000 samples and as many real points, beside its floor."""
+    """sliced or emd: W2 between 1,000 samples and as many real points, with its floor."""
     network: NetworkSettings = field(
         default_factory=lambda: NetworkSettings(width=40, steps=3000, start="warm", warm_steps=400, warm_rate=2e-3)
     )

@@ -136,7 +136,7 @@ def _growth(mine: Array, reference: Array, last: slice, weights: Array) -> dict[
 def _rates(loops: Experiment, found: Values, kicked: Values, settings: dict[str, Any]) -> pd.DataFrame:
     """One row per cell: how much of a displacement of the scale is left after one round, and after the next.
 
-    The kicked loop's first model is a model of kick x data; its samples and those of the loop beside it share their
+    The kicked loop's first model is a model of kick x data; its samples and those of the loop alongside it share their
     noise, so that <x' - x, x> / <x, x> is the displacement of the scale, of which kick - 1 was put in.
     """
     weights = phase.resampling_weights(loops.trials, Seed(loops.seed))
@@ -166,7 +166,7 @@ def _constants(learner: str, loops: Experiment, found: Values, settings: dict[st
     The model at hand is the last round's of lambda = 0, the nearest there is to theta*. The direction of a ratio is
     where its loop's last model lies from there. ``reading`` 'smallest': alpha is along the smallest eigenvalue's
     direction, L the largest of all directions tried; 'displacement': both along the ratio's own direction; 'exact': of
-    Gaussians, in closed form. eps is W1; ``w2`` stands beside, and a flow's held-out likelihood (`held_out`).
+    Gaussians, in closed form. eps is W1; ``w2`` stands alongside, and a flow's held-out likelihood (`held_out`).
     """
     points = next(name for name in loops.quantities if name.startswith("points"))
     rows: list[dict[str, Any]] = []
@@ -267,7 +267,7 @@ def _closed_form() -> list[dict[str, Any]]:
 
 
 def _collapse(parts: dict[str, Experiment], values: dict[str, Values]) -> pd.DataFrame:
-    """E sqrt(Sigma_t) by Monte-Carlo beside c_4(n)^t, for both estimators of the variance."""
+    """E sqrt(Sigma_t) by Monte-Carlo alongside c_4(n)^t, for both estimators of the variance."""
     frames = []
     for ddof in (1, 0):
         part = parts[f"collapse{ddof}"]

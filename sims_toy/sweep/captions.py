@@ -58,7 +58,7 @@ def caption(facet: dict[str, Any], settings: dict[str, Any], *, shown: str = "")
         networks = f" Flows: {flow_words(settings['flow'])}." if settings["learner"] == "flow" else ""
         networks = networks or f" Networks: {_networks(settings['network'])}."
     training = f"trained by {facet['estimator']}, " if facet.get("estimator", "mle") != "mle" else ""
-    beside = f" ({settings['beside_trials']} of the readings beside)" if settings.get("beside_trials") else ""
+    beside = f" ({settings['beside_trials']} of the other readings)" if settings.get("beside_trials") else ""
     last = reading = ""
     if settings["generations"] > 1:
         last = "; d_T is the mean of the last ten"

@@ -1,4 +1,4 @@
-"""Linear response beside a sweep: curves and phase boundaries over |D_s| and over an estimator's bias."""
+"""Linear response alongside a sweep: curves and phase boundaries over |D_s| and over an estimator's bias."""
 
 from __future__ import annotations
 

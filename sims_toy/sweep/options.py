@@ -19,7 +19,7 @@ class Sweep(RunOptions):
     The defaults are the paper's Figure 4 in our reading: N(0, [[2,1],[1,2]]), 1000 real points, DDIM-20, auxiliaries
     trained to convergence on the base's training set plus |D_s| of its samples, synthetic augmentation. Axes take a
     grid: a:b (eleven values, both ends included), a:b:step, or a,b,c. Standard training and its controls of no more
-    evaluations (twice the sampler's steps; other samplers) are always run beside, and the exact learner's curve beneath
+    evaluations (twice the sampler's steps; other samplers) are always run alongside, the exact learner's curve beneath
     the networks'.
     """
 
@@ -114,7 +114,7 @@ _NEON = NetworkSettings(
 )
 
 PRESETS = {
-    # Figure 4 in full: 100 generations, four |D_s|, and the other readings of the auxiliary's data beside ours
+    # Figure 4 in full: 100 generations, four |D_s|, and the other readings of the auxiliary's data alongside ours
     "figure4": replace(
         Sweep(),
         preset="figure4",

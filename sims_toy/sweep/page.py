@@ -34,7 +34,7 @@ VIEW = [
     "learner", "method", "auxiliary_data", "loop", "sampler", "real_size", "budget", "aux", "temperature", "pollution",
     "estimator",
 ]  # fmt: skip
-#: What standard training and its controls share with a view that they are drawn beside.
+#: What standard training and its controls share with a view that they are drawn alongside.
 _BESIDE = ["learner", "loop", "real_size", "temperature", "pollution", "estimator"]
 _CURVES = {"w2": "w2_mean", "own": "ratio_own", "standard": "ratio_standard"}
 _LABEL = {"strong": "strong mitigation", "weak": "weak mitigation"}

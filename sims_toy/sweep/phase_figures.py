@@ -53,7 +53,7 @@ def phase_diagram(
         idle = {size: bool(standard.get(size, np.inf) <= TOLERANCE) for size in sizes}
         for cell in part.to_dict("records"):
             i, j = np.searchsorted(omegas, cell["omega"]), np.searchsorted(sizes, cell[over])
-            low, high = (_toward(sizes[j], y[k], log=log) for k in (j, j + 1))  # a bar a size, with gaps
+            low, high = (_toward(sizes[j], y[k], log=log) for k in (j, j + 1))  # a bar per size, with gaps
             box = {"xy": (x[i], low), "width": x[i + 1] - x[i], "height": high - low, "lw": 0}
             names = str(cell["candidates"]).split(" or ")
             first, last = (REGIME.get(n.split(" ")[0], REGIME["undecided"]) for n in (names[0], names[-1]))

@@ -73,7 +73,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
         if policy.ratio is not None:
             m = round(policy.ratio * n)  # the loop fixes |D_s|
             if m == 0 and auxiliary_sizes is None and any("n_synthetic" in METHODS[x].takes for x in methods):
-                expected = f"it leaves |D_s| = 0 beside {n}: say `auxiliary_size`, or `method` standard"
+                expected = f"it leaves |D_s| = 0 for |D_r| = {n}: say `auxiliary_size`, or `method` standard"
                 raise InputError("loop", policy.name, expected)
         for foreign in sizes("pollution", sweep.pollution) if "pollution" in policy.needs else [0]:
             base = Cell(
@@ -173,7 +173,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
 
 
 def _retuned(sweep: Sweep, sampler: Any) -> list[str]:
-    """The samplers of the control 'retuned' beside ``sampler``.
+    """The samplers of the control 'retuned' besides ``sampler``.
 
     Raises `InputError` for one that takes more evaluations than SIMS does.
     """

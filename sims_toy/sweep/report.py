@@ -151,7 +151,7 @@ def draw(frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
 def _over_biases(
     regimes: pd.DataFrame, frames: dict[str, pd.DataFrame], settings: dict[str, Any], folder: Path
 ) -> list[Path]:
-    """Phase diagrams over omega and the estimator's bias, one a kind and |D_s|: the first value of every other axis."""
+    """Phase diagrams over omega and the estimator's bias, one per kind and |D_s|, the first value of other axes."""
     paths: list[Path] = []
     for kind, members in biases(settings).items():
         form = KINDS[kind.partition(":")[0]].form

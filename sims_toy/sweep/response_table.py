@@ -1,4 +1,4 @@
-"""Tables of linear response: what the error at each omega is made of, beside Monte-Carlo; where the optimum lies."""
+"""Tables of linear response: what the error at each omega is made of, alongside Monte-Carlo; where the optimum lies."""
 
 from __future__ import annotations
 

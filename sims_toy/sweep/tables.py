@@ -36,7 +36,7 @@ def shortened(frame: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Twins:
-    """The exact learner beside networks. values: of the same trials, on the networks' own points (cells, trials,
+    """The exact learner alongside networks. values: of the same trials, on the networks' own points (cells, trials,
     generations); many: of many more trials of its own (cells, many trials, generations)."""
 
     values: Array

@@ -49,7 +49,7 @@ def error_parts(table: pd.DataFrame, stem: Path, *, caption: str) -> list[Path]:
 
 
 def eta_collapse(table: pd.DataFrame, stem: Path, *, trials: int) -> list[Path]:
-    """Trained networks at several auxiliary budgets against omega and against omega x eta, beside the exact learner.
+    """Trained networks at several auxiliary budgets against omega and against omega x eta, alongside the exact learner.
 
     table: what benchmarks/eta_collapse.py writes. Returns the paths written: stem.png and stem.svg.
     """

@@ -1,4 +1,4 @@
-"""Where images come from: one function a kind, chosen by looking at the path."""
+"""Where images come from: one function per kind, chosen by looking at the path."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def read_snapshot(path: str | Path, *, argument: str = "FILE") -> Snapshot:
 
 
 def _entries(content: dict[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What stands beside the network, and the names of what is no setting."""
+    """What stands besides the network, and the names of what is no setting."""
     settings, left_out = {}, []
     for name, value in content.items():
         found = _setting_or_none(value, str(name))
@@ -89,7 +89,7 @@ def _setting_or_none(value: Any, name: str) -> tuple[Any] | None:
 
 
 def _settings(value: Any, what: str) -> Any:
-    """An entry of the file beside its network: an object becomes its class's name and what it was set to."""
+    """An entry of the file besides its network: an object becomes its class's name and what it was set to."""
     if isinstance(value, Stored):
         state = {k: v for k, v in value.state.items() if not str(k).startswith("_")}
         return {"class": value.class_name, **plain(state, what)}

@@ -207,7 +207,7 @@ _KNOWN: Table = {
     **PLAIN,
 }
 TABLE: Table = _Forks(_KNOWN)
-"""All that a file of NVIDIA's may name: what they hold, and what people's own loops add beside the network."""
+"""All that a file of NVIDIA's may name: what they hold, and what people's own loops add to the network."""
 
 
 # --------------------------------------------------------------------- files

@@ -37,8 +37,8 @@ class Study:
 
     command: its name. settings: JSON-able, all that decides the result. draw: from tables to figures in a folder.
     words: what the command prints of its tables, then an empty line and the conclusion. note: what is recorded once,
-    when the run is finished. view: what its page shows in place of figures and tables; terms: what its own words mean.
-    bulky: tables that are kept as parquet alone.
+    when the run is finished. view: what its page shows in place of figures and tables; also: what alongside them;
+    terms: what its own words mean. bulky: tables that are kept as parquet alone.
     """
 
     command: str
@@ -47,6 +47,7 @@ class Study:
     words: Callable[[Frames, Settings], str]
     note: Callable[[], str] | None = None
     view: Callable[[Frames, Settings], Section] | None = None
+    also: Callable[[Frames, Settings], Section] | None = None
     terms: Mapping[str, str] = field(default_factory=dict)
     bulky: tuple[str, ...] = ()
 
@@ -108,9 +109,9 @@ def _carried_out(study: Study, options: RunOptions, folder: RunFolder, *, progre
     figures = study.draw(frames, study.settings, out)
     words = study.words(frames, study.settings)
     shown = {name: frames[name] for name in sorted(frames) if name not in study.bulky}
-    parts = [study.view(frames, study.settings)] if study.view else []
+    parts, more = ([make(frames, study.settings)] if make else [] for make in (study.view, study.also))
     page = write_page(
-        out, title_of(study.command, type(options)), words, study.settings, figures, shown, parts, study.terms
+        out, title_of(study.command, type(options)), words, study.settings, figures, shown, parts, study.terms, more
     )
     if not known:
         note = study.note() if study.note else ""
@@ -133,14 +134,15 @@ def write_page(
     tables: Mapping[str, pd.DataFrame] = MappingProxyType({}),
     view: Sequence[Section] = (),
     terms: Mapping[str, str] = MappingProxyType({}),
+    more: Sequence[Section] = (),
 ) -> Path:
-    """The page of a run: what it views, else its figures, its words, tables and settings. words: as of `Study`."""
+    """The page of a run: what it views, else its figures, ``more``, words (as of `Study`), tables and settings."""
     from sims_core.lab import report
     from sims_core.lab.runs import parse_json
 
     record = parse_json("run", str(folder), (folder / "settings.json").read_bytes())["provenance"]
     details, _, conclusion = words.rpartition("\n\n")
-    parts = report.sections([details], () if view else figures, {} if view else tables, settings)
+    parts = report.sections([details], () if view else figures, {} if view else tables, settings, *more)
     return report.write_report(
         folder / "report.html", title, [*view, *parts], conclusion=conclusion.splitlines(), record=record, terms=terms
     )

@@ -182,6 +182,7 @@ def plan(options: Stability) -> GridStudy:
         parts=parts,
         make=lambda values: report.make(parts, values, settings),
         draw=report.draw,
+        also=report.clouds,
         words=report.words,
         local=("collapse1", "collapse0"),
         alike=lambda cell: cell.learner,  # as many steps per round whatever the ratio and the data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _RED = OUTSIDE
+#: of a picture of samples, each way
+_PIXELS = 72
 _CASE_STYLE = ("-", "--", ":", "-.")
 
 
@@ -275,13 +278,8 @@ def small_multiples(
 
     Returns the paths written: stem.png and stem.svg.
     """
-    mine = samples[samples["real"] == real]
-    mine = mine[mine["ratio"].isin(_few(mine["ratio"]))]  # those between cannot be told from their neighbours
-    ratios, rounds = (sorted(mine[c].unique()) for c in ("ratio", "generation"))
+    mine, ratios, rounds, edges = _seen(samples, real)
     colours = _colours(ratios)
-    first = mine[mine["generation"] == rounds[0]][["x", "y"]]
-    low, high = (first.quantile(q).to_numpy() for q in (0.005, 0.995))
-    middle, half = (low + high) / 2, 0.62 * float((high - low).max())
     with style():
         figure, axes = subplots(
             len(ratios), len(rounds), figsize=(1.12 * len(rounds) + 0.5, 1.12 * len(ratios) + 0.7), squeeze=False
@@ -291,8 +289,7 @@ def small_multiples(
                 axis = axes[i, j]
                 part = mine[(mine["ratio"] == ratio) & (mine["generation"] == t)]
                 axis.scatter(part["x"], part["y"], s=1.2, color=colours[ratio], lw=0, rasterized=True)
-                axis.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
-                axis.set(xticks=[], yticks=[], aspect="equal")
+                axis.set(xlim=edges[0], ylim=edges[1], xticks=[], yticks=[], aspect="equal")
                 if i == 0:
                     axis.set_title(f"round {t}", fontsize=8, loc="center")
                 if j == 0:
@@ -302,3 +299,33 @@ def small_multiples(
         )
         footnote(figure, caption, 16 * len(rounds) + 12, size=6)
         return save(figure, stem)
+
+
+def clouds(samples: pd.DataFrame, real: str) -> tuple[list[float], dict[int, bytes]]:
+    """The same samples without axes: the ratios from left to right, and a PNG by round."""
+    from matplotlib.colors import to_rgb
+    from PIL import Image
+
+    mine, ratios, rounds, edges = _seen(samples, real)
+    colours, made = _colours(ratios), {}
+    for t in rounds:
+        picture = np.full((_PIXELS, _PIXELS * len(ratios), 3), 255, dtype=np.uint8)
+        for i, ratio in enumerate(ratios):
+            part = mine[(mine["ratio"] == ratio) & (mine["generation"] == t)]
+            there = np.histogram2d(part["x"], part["y"], _PIXELS, edges)[0].T[::-1] > 0
+            picture[:, i * _PIXELS : (i + 1) * _PIXELS][there] = [round(255 * c) for c in to_rgb(colours[ratio])]
+        written = io.BytesIO()
+        Image.fromarray(picture).save(written, "png", optimize=True)
+        made[int(t)] = written.getvalue()
+    return ratios, made
+
+
+def _seen(samples: pd.DataFrame, real: str) -> tuple[pd.DataFrame, list[float], list[int], list[tuple[float, float]]]:
+    """A data set's samples, their ratios and rounds, and the edges of what is shown of them in x and y."""
+    mine = samples[samples["real"] == real]
+    mine = mine[mine["ratio"].isin(_few(mine["ratio"]))]  # those between cannot be told from their neighbours
+    ratios, rounds = (sorted(mine[c].unique()) for c in ("ratio", "generation"))
+    first = mine[mine["generation"] == rounds[0]][["x", "y"]]
+    low, high = (first.quantile(q).to_numpy() for q in (0.005, 0.995))
+    middle, half = (low + high) / 2, 0.62 * float((high - low).max())
+    return mine, ratios, rounds, [(m - half, m + half) for m in middle]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from sims_core.lab.report import Section
 from sims_core.seeds import Seed
 from sims_toy import phase, wasserstein
 from sims_toy.datasets import Distribution, parse_real
@@ -323,6 +325,18 @@ def draw(frames: Frames, settings: dict[str, Any], folder: Path) -> list[Path]:
             picture = folder / f"{stem}{tail}"
             paths += figures.small_multiples(mine["samples"], name, picture, learner, settings=settings)
     return paths
+
+
+def clouds(frames: Frames, settings: dict[str, Any]) -> Section:
+    """Trial 0's samples round by round, for the page."""
+    samples, shown, labels = told(frames)["samples"], defaultdict[str, dict[str, bytes]](dict), ""
+    for learner in learners_of(settings):
+        for real in settings["real"]:
+            ratios, pictures = figures.clouds(samples[samples["learner"] == learner], real)
+            labels = ", ".join(_label(ratio).replace("lambda", "λ") for ratio in ratios)
+            for t, picture in pictures.items():
+                shown[f"round {t}"][f"{learner}, {real}"] = picture
+    return Section("What the models draw", [f"Samples of the first trial; from left to right {labels}."], frames=shown)
 
 
 # ------------------------------------------------------------------ words

@@ -1,6 +1,7 @@
 """The stability command, the published behaviours on the exact learner, and the constants of networks."""
 
 import dataclasses
+import io
 import math
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from sims_core import InputError
 from sims_core.loop import parse_policy
@@ -22,7 +24,7 @@ from sims_toy.flows.settings import FlowSettings
 from sims_toy.grid.cells import Cell, Experiment
 from sims_toy.grid.run import run
 from sims_toy.networks.settings import NetworkSettings
-from sims_toy.stability import PRESETS, Stability, plan, theory
+from sims_toy.stability import PRESETS, Stability, figures, plan, theory
 from sims_toy.stability import tables as report
 from sims_toy.stability.models import FlowLoss, PointLoss, curvature, w1_excess
 
@@ -241,6 +243,18 @@ def test_tables_and_figures(small):
     assert len(sure) and (sure["norm"] <= sure["bound"] + 1e-9).all() and (closed["measured"] < 1).all()
     np.testing.assert_allclose(closed["measured"], closed["linear"], atol=1e-6)
     assert small.words.splitlines()[-1].startswith("By distance after 3 rounds: moons: ")
+
+
+def test_the_page_shows_the_samples_round_by_round(small):
+    page = small.page.read_text(encoding="utf-8")
+    assert all(f"<h3>round {t}</h3>" in page for t in (1, 2, 3)) and "λ = 0, λ = 0.5, fully synthetic" in page
+    corners = pd.DataFrame({"real": "r", "ratio": 0.0, "generation": 1, "x": [0.0, 1.0, 1.0], "y": [0.0, 0.0, 1.0]})
+    moved = corners.assign(generation=2, x=9.0)  # out of what the first round shows
+    ratios, pictures = figures.clouds(pd.concat([corners, moved]), "r")
+    inked = {t: (np.asarray(Image.open(io.BytesIO(png))) < 255).any(axis=2) for t, png in pictures.items()}
+    half = inked[1].shape[0] // 2
+    assert ratios == [0] and inked[1].sum() == 3 and not inked[2].any()
+    assert not inked[1][:half, :half].any() and inked[1][:half, half:].any()  # y grows upward
 
 
 FLOW = FlowSettings(start="warm", width=6, transforms=2, bins=4, steps=20, batch=32)

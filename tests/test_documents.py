@@ -5,11 +5,13 @@ Not every number stands here; whoever quotes one adds its sentence.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -357,7 +359,70 @@ def from_bias() -> Claims:
     )
 
 
-SECTIONS = (from_sweeps, from_images, from_retraining, from_collapse, from_control, from_stability, from_bias)
+# ------------------------------------------------------------------ speed
+
+
+def measured(name: str) -> dict[str, Any]:
+    """The figures of benchmarks/results/NAME.json."""
+    return json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))["figures"]
+
+
+def from_benchmarks() -> Claims:
+    found = measured("ensemble")
+    times = {(len(r["widths"]), r["loop"]): f"{r['ratio']:.1f}" for r in found["speed"]}
+    until = {r["loop"]: r["cpu_ms_per_network"] for r in found["quality"]}
+    ways = ("numba, posterior, batch 64 (default)", "torch, posterior, batch 64 (default)", "usual loop, batch 256")
+    cells = [f"{times[depth, 'numba']}, {times[depth, 'torch']}" for depth in (2, 3)]
+    cost = "{:.1f}, {:.0f}, {:.0f} ms per network".format(*(until[way] for way in ways))
+    found = measured("scaling")
+    plain, set_up = (f"{100 * found[f'dask_overhead{end}']:.0f} %" for end in ("", "_set"))
+    yield (
+        "docs/networks.md",
+        f"| {' | '.join([*cells, cost])} |",
+        f"costs {plain} of the time",
+        f"and {set_up} with these",
+    )
+    rows = [row for preset in measured("sampling")["presets"].values() for row in preset]
+    off = [row["ratio"] - row["evaluations"] for row in rows]
+    full = " and ".join(f"{row['ratio']:.1f}" for row in rows if row["way"] == "full")
+    yield (
+        "docs/images-sims.md",
+        f"less at most {-min(off):.2f} and plus at most {max(off):.2f}",
+        f"In full that is {full}",
+    )
+    found = measured("metrics")
+    small, large = ([100 * part["evaluating_share"], part["generating_ms"]] for part in found["streamed"].values())
+    told = "adds {:.1f} % to `digits` (64 features, {:.0f} ms per image to make) and {:.1f} % to `cifar10-tiny`"
+    yield (
+        "docs/images-metrics.md",
+        told.format(*small, large[0]),
+        f"up with {round(found['widths']['1280']['gathered_per_s'], -2):,.0f}",
+    )
+    rows = {row["network"]: f"{row['ratio']:.2f}" for row in measured("networks")["rows"]}
+    last, half = rows["channels-last, float32"], rows["channels-last, bf16"]
+    yield "docs/images-networks.md", f"1.06 and {last} times the plain one, bf16 2.96 and {half}"
+    presets = ("digits", "fashion16", "cifar10-tiny")
+    for end, names in (("", presets), ("-auto", presets), ("-compiled", presets[:2])):
+        ratios = [measured(f"training-{name}{end}")["ratio"] for name in names]
+        yield "docs/images-training.md", f"{min(ratios):.2f} to {max(ratios):.2f}"
+    found = measured("sweep")
+    each = 1e6 * found["cores"] * found["grid_wall_s"] / (found["grid_cells"] * 100 * 100)
+    yield "docs/toy.md", f"| {each:.0f} µs each in a large grid"
+    found = measured("prepare")
+    folder, zipped = (1e6 / found[f"{kind}, 64x64"]["per_cpu_s"] for kind in ("folder", "EDM zip"))
+    yield "docs/images-data.md", f"cost {folder:.1f} µs of CPU per image from a folder and {zipped:.0f} µs"
+
+
+SECTIONS = (
+    from_sweeps,
+    from_images,
+    from_retraining,
+    from_collapse,
+    from_control,
+    from_stability,
+    from_bias,
+    from_benchmarks,
+)
 CLAIMS = [(document, sentence) for section in SECTIONS for document, *many in section() for sentence in many]
 
 

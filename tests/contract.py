@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
-from sims_core import Learner, Seed
+from sims_core import METHODS, POLICIES, Learner, Seed, self_consuming_loop
 from sims_core.learner import Perturbable, Rebuildable
 
 
@@ -79,3 +80,36 @@ def check(case: Case) -> None:
 
     both = learner.union(case.data, drawn)
     assert case.count(both) == case.count(case.data) + case.count(drawn)
+
+
+def loop_of_rows(learner: Any, real: Any, omegas: list[float], *, generations: int, **settings: Any) -> np.ndarray:
+    """W2 of SIMS's rows in an augmentation loop, (generations, rows)."""
+    method = METHODS["sims"].bind(n_synthetic=40, budget=640, omega=np.array(omegas), **settings)
+    data = learner.draw(real, 80, seed=Seed(0).child("real"))
+    sizes: dict[str, Any] = {"n_synthetic": 40, "generations": generations, "seed": Seed(0)}
+    turns = self_consuming_loop(learner, data, method=method, policy=POLICIES["augmentation"], **sizes)
+    return np.stack([learner.distance(turn.model, real) for turn in turns])
+
+
+def check_method(learner: Any, real: Any, name: str, *, budget: int, omega: float) -> None:
+    """A method on two rows: finite, and at omega = 0 the base."""
+    data = learner.draw(real, 60, seed=Seed(0))
+    made = METHODS[name].bind(n_synthetic=60, budget=budget, omega=np.array([0.0, omega]))(learner, data, seed=Seed(0))
+    own, base = (learner.distance(model, real) for model in (made.model, made.base))
+    assert np.isfinite(own).all()
+    if "omega" in METHODS[name].takes:
+        assert own[0] == base[0] and own[1] != base[1]
+
+
+def check_diverged(learner: Any, real: Any) -> None:
+    """Of three rows the second sees a NaN: it is recorded, stays diverged, and disturbs nobody."""
+    data = learner.draw(real, 50, seed=Seed(0))
+    broken = data.clone()
+    broken[1, 0, 0] = float("nan")
+    whole, partly = (learner.fit(points, seed=Seed(0)) for points in (data, broken))
+    assert torch.equal(whole.base.params[[0, 2]], partly.base.params[[0, 2]])
+    w2 = learner.distance(partly, real)
+    assert np.isinf(w2[1]) and np.isfinite(w2[[0, 2]]).all()
+    drawn = learner.sample(partly, 5, seed=Seed(0))
+    assert torch.isnan(drawn[1]).all() and torch.isfinite(drawn[[0, 2]]).all()
+    assert np.isinf(learner.distance(learner.finetune(partly, drawn, 64, seed=Seed(0)), real)[1])

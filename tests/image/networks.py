@@ -79,5 +79,13 @@ def cases() -> dict[str, Case]:
 CASES = cases()
 
 
+def denoise(net) -> Tensor:
+    """Of two noisy images, of the first two classes."""
+    x = torch.randn(2, net.img_channels, 8, 8, generator=torch.Generator().manual_seed(7))
+    labels = torch.eye(net.label_dim)[:2] if net.label_dim else None
+    with torch.no_grad():
+        return net(x, torch.tensor([0.3, 4.0]), labels, force_fp32=True)
+
+
 def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())

@@ -18,6 +18,7 @@ from sims_core.lab import placing
 from sims_image.models import checkpoints
 from sims_image.models.checkpoints import Data, Ema, Record, load, locate, save, summary
 from tests.image import networks
+from tests.image.networks import denoise
 
 SONG = {"img_resolution": 8, "img_channels": 1, "label_dim": 3, "model_type": "SongUNet", "model_channels": 16}
 SONG |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "augment_dim": 9, "dropout": 0.1}
@@ -38,14 +39,6 @@ RECORD = Record(
 
 def network(config, seed=0):
     return networks.network(seed, **config)
-
-
-def denoise(net):
-    generator = torch.Generator().manual_seed(7)
-    x = torch.randn(2, net.img_channels, 8, 8, generator=generator)
-    labels = torch.eye(3)[:2] if net.label_dim else None
-    with torch.no_grad():
-        return net(x, torch.tensor([0.3, 4.0]), labels)
 
 
 def edit(folder, change):

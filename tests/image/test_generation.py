@@ -41,23 +41,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A base and an auxiliary beside it: every weight moved by about a tenth.
-
-    The random weights are made smaller, for a denoiser about as smooth as a trained one.
-    """
-    folder = tmp_path_factory.mktemp("pair")
-    base = tiny.network(seed=9)
-    with torch.no_grad():
-        for value in base.parameters():
-            value.mul_(0.4)
-    record = checkpoints.Record(data=checkpoints.Data("tiny", None, ("ant", "bee", "cat"), (3, 8, 8)))
-    checkpoints.save(folder / "base", base, record)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(4)
-        for value in base.parameters():
-            value.add_(0.1 * value * torch.randn(value.shape, generator=generator))
-    checkpoints.save(folder / "auxiliary", base, record)
-    return str(folder / "base"), str(folder / "auxiliary")
+    data = checkpoints.Data("tiny", None, ("ant", "bee", "cat"), (3, 8, 8))
+    return tiny.pair(tmp_path_factory.mktemp("pair"), checkpoints.Record(data=data))
 
 
 def images(model, seeds, *, batch=8, labels=None, steps=3, root=0):

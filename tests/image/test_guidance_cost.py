@@ -28,25 +28,14 @@ from tests.image import tiny
 
 SCHEDULES = ["full", "held:2", "predictor", "interval:0.05:20", "held:2+interval:0.05:20"]
 SAMPLER = Sampler("heun", 4)
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: streams and graphs")
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """Paths of a base, of an auxiliary beside it, and of a wider network."""
     folder = tmp_path_factory.mktemp("pair")
-    base = tiny.network(seed=9)
-    with torch.no_grad():
-        for value in base.parameters():
-            value.mul_(0.4)
-    checkpoints.save(folder / "base", base, checkpoints.Record())
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(4)
-        for value in base.parameters():
-            value.add_(0.1 * value * torch.randn(value.shape, generator=generator))
-    checkpoints.save(folder / "auxiliary", base, checkpoints.Record())
     tiny.checkpoint(folder / "wide", {**tiny.EDM, "model_channels": 16})
-    return [str(folder / name) for name in ("base", "auxiliary", "wide")]
+    return [*tiny.pair(folder), str(folder / "wide")]
 
 
 def guided(pair, text="full", omega=1.5, **options):
@@ -186,16 +175,6 @@ def test_compiled_code_draws_alike(pair):
     found, plain = floats(guided(pair, engine=Engine(compiled=True))), floats(guided(pair))
     assert float((found - plain).norm() / plain.norm()) < 1e-5
     torch._dynamo.reset()
-
-
-@CUDA
-@pytest.mark.parametrize("engine", [Engine("overlapped"), Engine(cuda_graph=True)])
-def test_streams_and_graphs_on_a_gpu(pair, engine):
-    def drawn(engine):
-        model = guided(pair, "held:2", device="cuda", engine=engine)
-        return images(model, range(12)).astype(int)
-
-    assert np.abs(drawn(engine) - drawn(Engine())).max() <= 1
 
 
 # ---------------------------------------------------------- nothing waits between steps

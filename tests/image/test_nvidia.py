@@ -21,6 +21,7 @@ from sims_image.models.networks import build
 from sims_image.models.nvidia.convert import import_nvidia, read_snapshot
 from sims_image.models.presets import PRESETS
 from tests.image import networks
+from tests.image.networks import denoise
 from tests.image.nvidia_files import Persistent, dump, module_state, stored_network
 
 SONG = {"model_type": "SongUNet", "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1}
@@ -44,14 +45,6 @@ KINDS = {"EDMPrecond": "edm", "VPPrecond": "vp", "VEPrecond": "ve", "iDDPMPrecon
 
 def network(class_name, arguments):
     return networks.network(class_name=class_name, **arguments)
-
-
-def denoise(net):
-    generator = torch.Generator().manual_seed(7)
-    x = torch.randn(2, net.img_channels, 8, 8, generator=generator)
-    labels = torch.eye(4)[:2] if net.label_dim else None
-    with torch.no_grad():
-        return net(x, torch.tensor([0.3, 4.0]), labels, force_fp32=True)
 
 
 def edm_extras():

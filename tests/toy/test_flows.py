@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sims_core import METHODS, POLICIES, InputError, Seed, self_consuming_loop
+from sims_core import METHODS, InputError, Seed
 from sims_toy.datasets import parse_real
 from sims_toy.flows import flow
 from sims_toy.flows.flow import Flows
@@ -17,7 +17,7 @@ from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.studies import run
 from sims_toy.sweep import Sweep, plan
-from tests.contract import check, of_rows
+from tests.contract import check, check_diverged, check_method, loop_of_rows, of_rows
 
 zuko = pytest.importorskip("zuko")
 REAL = Gaussian.single([1.0, -0.5], [[2, 1], [1, 2]])
@@ -86,36 +86,17 @@ def test_a_row_is_its_own_and_a_diverged_one_disturbs_nobody(settings):
     """Alone and among others, through training, sampling and guidance in a loop: the same bits."""
 
     def run(streams, omegas):
-        learner = learner_for(streams, settings)
-        method = METHODS["sims"].bind(n_synthetic=40, budget=640, omega=np.array(omegas))
-        turns = self_consuming_loop(
-            learner, learner.draw(REAL, 80, seed=S.child("real")), method=method, policy=POLICIES["augmentation"],
-            n_synthetic=40, generations=2, seed=S,
-        )  # fmt: skip
-        return np.stack([learner.distance(t.model, REAL) for t in turns])
+        return loop_of_rows(learner_for(streams, settings), REAL, omegas, generations=2)
 
     together = run([0, 1, 2, 2, 3], [0.0, 0.5, 0.5, 0.0, 0.2])
     np.testing.assert_array_equal(run([2], [0.5])[:, 0], together[:, 2])
     np.testing.assert_array_equal(run([3, 2], [0.2, 0.0]), together[:, [4, 3]])
-    learner = learner_for(3)
-    data = learner.draw(REAL, 50, seed=S)
-    broken = data.clone()
-    broken[1, 0, 0] = float("nan")
-    whole, partly = learner.fit(data, seed=S), learner.fit(broken, seed=S)
-    assert torch.equal(whole.base.params[[0, 2]], partly.base.params[[0, 2]])
-    assert np.isinf(learner.distance(partly, REAL)[1]) and torch.isnan(learner.sample(partly, 5, seed=S)[1]).all()
+    check_diverged(learner_for(3), REAL)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_on_flows(name):
-    learner = learner_for(2)
-    data = learner.draw(REAL, 60, seed=S)
-    method = METHODS[name].bind(n_synthetic=60, budget=320, omega=np.array([0.0, 0.3]))
-    made = method(learner, data, seed=S)
-    own, base = (learner.distance(m, REAL) for m in (made.model, made.base))
-    assert np.isfinite(own).all()
-    if "omega" in METHODS[name].takes:
-        assert own[0] == base[0] and own[1] != base[1]
+    check_method(learner_for(2), REAL, name, budget=320, omega=0.3)
 
 
 def test_warm_starts_temperature_and_neon():

@@ -2,20 +2,19 @@
 
 import dataclasses
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from sims_core import AUXILIARY_DATA, METHODS, POLICIES, InputError, Sampler, Seed, neon, self_consuming_loop, sims
+from sims_core import AUXILIARY_DATA, METHODS, InputError, Sampler, Seed, neon, sims
 from sims_core.flow import VelocitySampler
 from sims_toy.exact import ExactLearner
 from sims_toy.gaussian import Gaussian, Statistics, fit, w2_squared
 from sims_toy.networks.learner import NetworkLearner, NetworkModel, measured_eta, push_moments, quadrature
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep.options import PRESETS
-from tests.contract import check, of_rows
+from tests.contract import check, check_diverged, check_method, loop_of_rows, of_rows
 
 REAL = Gaussian.single([1.0, -0.5], [[2, 1], [1, 2]])
 CENTRED = Gaussian.single([0, 0], [[2, 1], [1, 2]])
@@ -105,14 +104,7 @@ def test_flow_matching_learns_its_data(target, near):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs_on_flow_matching(name):
-    learner = learner_for(2, MATCHING, IN_TIME)
-    data = learner.draw(REAL, 60, seed=S)
-    method = METHODS[name].bind(n_synthetic=60, budget=640, omega=np.array([0.0, 1.0]))
-    made = method(learner, data, seed=S)
-    assert np.isfinite(learner.distance(made.model, REAL)).all()
-    if "omega" in METHODS[name].takes:
-        own, base = (learner.distance(m, REAL) for m in (made.model, made.base))
-        assert own[0] == base[0] and own[1] != base[1]
+    check_method(learner_for(2, MATCHING, IN_TIME), REAL, name, budget=640, omega=1.0)
 
 
 def test_what_flow_matching_cannot_do_is_refused():
@@ -131,15 +123,9 @@ def test_rows_depend_on_their_own_stream_only_and_twins_are_shared(settings, sam
     """Alone, among others, and beside a twin of the same stream: the same bits in every generation of a SIMS loop."""
 
     def run(streams, omegas):
+        reading = AUXILIARY_DATA["train+synthetic"]
         learner = learner_for(streams, settings, sampler)
-        method = partial(
-            sims, n_synthetic=40, budget=640, omega=np.array(omegas), auxiliary_data=AUXILIARY_DATA["train+synthetic"]
-        )
-        turns = self_consuming_loop(
-            learner, learner.draw(REAL, 80, seed=S.child("real")), method=method, policy=POLICIES["augmentation"],
-            n_synthetic=40, generations=3, seed=S,
-        )  # fmt: skip
-        return np.stack([learner.distance(t.model, REAL) for t in turns])
+        return loop_of_rows(learner, REAL, omegas, generations=3, auxiliary_data=reading)
 
     together = run([0, 1, 2, 2], [0.0, 1.0, 2.0, 0.5])
     np.testing.assert_array_equal(run([2], [2.0])[:, 0], together[:, 2])
@@ -192,18 +178,7 @@ def test_warm_start_goes_on_from_the_model_it_is_given():
 
 
 def test_diverged_rows_are_recorded_and_disturb_nobody():
-    learner = learner_for(3)
-    data = learner.draw(REAL, 50, seed=S)
-    broken = data.clone()
-    broken[1, 0, 0] = float("nan")
-    whole, partly = learner.fit(data, seed=S), learner.fit(broken, seed=S)
-    assert torch.equal(whole.base.params[[0, 2]], partly.base.params[[0, 2]])
-    w2 = learner.distance(partly, REAL)
-    assert np.isinf(w2[1]) and np.isfinite(w2[[0, 2]]).all()
-    drawn = learner.sample(partly, 5, seed=S)
-    assert torch.isnan(drawn[1]).all() and torch.isfinite(drawn[[0, 2]]).all()
-    later = learner.finetune(partly, drawn, 64, seed=S)
-    assert np.isinf(learner.distance(later, REAL)[1])
+    check_diverged(learner_for(3), REAL)
 
 
 def test_neon_merges_weights():

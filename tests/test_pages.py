@@ -29,18 +29,11 @@ SIZES, OMEGAS = [125, 250, 1000], [0.0, 1.0, 2.0, 3.0]
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page") / "run"
-    return studies.run(
-        Sweep(
-            learner="exact",
-            omega="0:3:1",
-            synthetic="125,250,1000",
-            auxiliary_data="train+synthetic,synthetic",
-            trials=12,
-            generations=6,
-            workers=1,
-            out=str(folder),
-        )
-    )
+    options = Sweep(
+        learner="exact", omega="0:3:1", synthetic="125,250,1000", auxiliary_data="train+synthetic,synthetic",
+        trials=12, generations=6, workers=1, out=str(folder),
+    )  # fmt: skip
+    return studies.run(options)
 
 
 @pytest.fixture(scope="module")

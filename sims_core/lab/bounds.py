@@ -21,19 +21,9 @@ class at_least:  # noqa: N801  (read as an annotation: Annotated[int, at_least(2
 
 #: the largest values, by the last word of a name; for the others the one under ''
 _MOST = {
-    "seed": 2**128 - 1,
-    "workers": 1024,
-    "batch": 16_384,
-    "microbatch": 16_384,
-    "width": 4096,
-    "layers": 64,
-    "dimension": 1000,
-    "sheet": 1000,
-    "every": 1_000_000,
-    "limit": 10**9,
-    "images": 10**9,
-    "": 10_000_000,
-}
+    "seed": 2**128 - 1, "workers": 1024, "batch": 16_384, "microbatch": 16_384, "width": 4096, "layers": 64,
+    "dimension": 1000, "sheet": 1000, "every": 1_000_000, "limit": 10**9, "images": 10**9, "": 10_000_000,
+}  # fmt: skip
 
 
 def check_bounds(options: Any, prefix: str = "") -> None:

@@ -52,16 +52,9 @@ _LINE = 1 << 20
 
 #: what a damaged zip, or a member of it, makes Python's reader raise
 DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
+    OSError, EOFError, ValueError, RuntimeError, OverflowError, MemoryError, zipfile.BadZipFile, zlib.error,
     struct.error,
-)
+)  # fmt: skip
 
 
 class UnreadableError(InputError):

@@ -31,19 +31,9 @@ _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 #: formats whose reader starts another program or has none of its own
 _REFUSED_FORMATS = {"EPS", "WMF", "BUFR", "GRIB", "HDF5"}
 _DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    KeyError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    struct.error,
-    zlib.error,
-)
+    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
+    NotImplementedError, struct.error, zlib.error,
+)  # fmt: skip
 
 
 class DamagedError(InputError):

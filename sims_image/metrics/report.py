@@ -28,19 +28,9 @@ from sims_image.metrics.samples import GROUPS, KEEP, Kept, Sample
 from sims_image.metrics.targets import Floor, Reference, generated
 
 __all__ = [
-    "METRICS",
-    "Estimate",
-    "Report",
-    "collect",
-    "density_coverage",
-    "evaluate",
-    "frechet",
-    "kid",
-    "kid_subsets",
-    "memorisation",
-    "precision_recall",
-    "table",
-]
+    "METRICS", "Estimate", "Report", "collect", "density_coverage", "evaluate", "frechet", "kid", "kid_subsets",
+    "memorisation", "precision_recall", "table",
+]  # fmt: skip
 
 #: a batch of images, alone or after their numbers and before their labels, as `generation.stream` yields it
 Batch = Any

@@ -97,16 +97,9 @@ _NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _NUMBERS = {"BININT": "<i", "BININT1": "<B", "BININT2": "<H", "BINFLOAT": ">d"}
 _SIZED = {
-    "SHORT_BINUNICODE": "<B",
-    "BINUNICODE": "<I",
-    "BINUNICODE8": "<Q",
-    "SHORT_BINBYTES": "<B",
-    "BINBYTES": "<I",
-    "BINBYTES8": "<Q",
-    "BYTEARRAY8": "<Q",
-    "LONG1": "<B",
-    "LONG4": "<I",
-}
+    "SHORT_BINUNICODE": "<B", "BINUNICODE": "<I", "BINUNICODE8": "<Q", "SHORT_BINBYTES": "<B", "BINBYTES": "<I",
+    "BINBYTES8": "<Q", "BYTEARRAY8": "<Q", "LONG1": "<B", "LONG4": "<I",
+}  # fmt: skip
 _TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _PUT = {"BINPUT": "<B", "LONG_BINPUT": "<I"}

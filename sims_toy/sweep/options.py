@@ -98,20 +98,9 @@ BY_LEARNER |= {"flow-matching": BY_LEARNER["network"], "flow": BY_LEARNER["netwo
 SAMPLERS = {"exact": "ddim:20", "network": "ddim:20", "flow-matching": "rk4:8", "flow": "importance:16"}
 
 _NEON = NetworkSettings(
-    width=32,
-    layers=5,
-    activation="relu",
-    linear_first=True,
-    parametrisation="epsilon",
-    target="plain",
-    steps=10_000,
-    batch=0,
-    rate=1e-4,
-    auxiliary_rate=1e-5,
-    decay="constant",
-    ema=0,
-    time="sampler",
-)
+    width=32, layers=5, activation="relu", linear_first=True, parametrisation="epsilon", target="plain", steps=10_000,
+    batch=0, rate=1e-4, auxiliary_rate=1e-5, decay="constant", ema=0, time="sampler",
+)  # fmt: skip
 
 PRESETS = {
     # Figure 4 in full: 100 generations, four |D_s|, and the other readings of the auxiliary's data alongside ours

@@ -105,35 +105,11 @@ def tables(experiment: Experiment, w2: Array, twins: Twins | None = None) -> tup
             | ({} if twins is None else _beside_twin(w2[i][:, last].mean(1), twins.values[i][:, last].mean(1)))
         )
     order = [
-        "learner",
-        "method",
-        "loop",
-        "sampler",
-        "real_size",
-        "synthetic_size",
-        "auxiliary_size",
-        "budget",
-        "omega",
-        "generation",
-        "trials",
-        "diverged",
-        "auxiliary_data",
-        "temperature",
-        "pollution",
-        "real",
-        "estimator",
-        "w2_sq_mean",
-        "w2_mean",
-        "w2_se",
-        "w2_low",
-        "w2_high",
-        "ratio_own",
-        "ratio_own_low",
-        "ratio_own_high",
-        "ratio_standard",
-        "ratio_standard_low",
-        "ratio_standard_high",
-    ]
+        "learner", "method", "loop", "sampler", "real_size", "synthetic_size", "auxiliary_size", "budget", "omega",
+        "generation", "trials", "diverged", "auxiliary_data", "temperature", "pollution", "real", "estimator",
+        "w2_sq_mean", "w2_mean", "w2_se", "w2_low", "w2_high", "ratio_own", "ratio_own_low", "ratio_own_high",
+        "ratio_standard", "ratio_standard_low", "ratio_standard_high",
+    ]  # fmt: skip
     return pd.concat(sweep, ignore_index=True)[order], pd.DataFrame(regimes)
 
 

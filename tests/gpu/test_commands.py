@@ -122,19 +122,8 @@ def test_what_has_no_device(base, folder, tmp_path, capsys):
 def test_leaderboard(digits, device, tmp_path):
     words = [*given(digits | MEASURED), "--base", "tiny", "--network", "augment_dim=0", "--arms", "neon,continued"]
     words += [
-        "--auxiliary-size",
-        "20",
-        "--budget",
-        "16",
-        "--search",
-        "40",
-        "--n",
-        "30",
-        "--omega",
-        "1",
-        "--trials",
-        "1",
-    ]
+        "--auxiliary-size", "20", "--budget", "16", "--search", "40", "--n", "30", "--omega", "1", "--trials", "1",
+    ]  # fmt: skip
     command(["leaderboard", *words, "--device", device.type, "--out", str(tmp_path / "out")])
     assert (tmp_path / "out/report/results.json").exists()
 

@@ -275,18 +275,7 @@ SIZES = {
     "loop": ["--synthetic", "32", "--generations", "2", "--method", "sims,neon,random", "--n", "20", "--budget", "32"],
     "retrain": ["--generations", "2", "--ratio", "1", "--n", "20", "--retrain-budget", "16"],
     "pollution": ["--warm", "--retrain-budget", "16", "--pollution", "0.5", "--auxiliary-size", "20", "--n", "20"],
-    "leaderboard": [
-        "--arms",
-        "neon,continued",
-        "--auxiliary-size",
-        "20",
-        "--search",
-        "40",
-        "--n",
-        "30",
-        "--omega",
-        "1",
-    ],
+    "leaderboard": ["--arms", "neon,continued", "--auxiliary-size", "20", "--search", "40", "--n", "30"],
     "control": ["--target", "0.6,0.4", "--omega", "0.5", "--auxiliary-size", "20", "--n", "40"],
 }
 
@@ -300,6 +289,7 @@ def test_experiments_measure_pictures(pipeline, real, tmp_path, verb):
     words += ["--train-batch", "8"] if verb in ("sims", "loop") else []
     words += ["--classifier", "tests.image.test_control_command:Parity"] if verb == "control" else []
     words += ["--budget", "16"] if verb in ("pollution", "control", "leaderboard") else []
+    words += ["--omega", "1"] if verb == "leaderboard" else []
     command([verb, *words, "--dry-run"])
     command([verb, *words])
     results = json.loads((out / "report/results.json").read_text())
@@ -348,17 +338,8 @@ def encoded(pictures, space):
 def test_pictures_become_moments(pipeline, pictures, tmp_path, space, form):
     out = tmp_path / ("data.zip" if form == "edm-zip" else "data")
     words = [
-        "--latents",
-        str(pipeline),
-        "--latent-space",
-        space,
-        "--format",
-        form,
-        "--device",
-        "cpu",
-        "--out",
-        str(out),
-    ]
+        "--latents", str(pipeline), "--latent-space", space, "--format", form, "--device", "cpu", "--out", str(out),
+    ]  # fmt: skip
     command(["prepare", str(pictures.path), *words, "--dry-run"])
     command(["prepare", str(pictures.path), *words, "--holdout", "12"])
     data, held = open_dataset(out, verify=True), open_dataset(str(out).replace("data", "data-heldout", 1))

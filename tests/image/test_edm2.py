@@ -13,15 +13,9 @@ from sims_image.models.networks.edm2 import Block, MPConv, MPFourier, mp_cat, mp
 from tests.image.networks import filled, network, relative
 
 SMALL = {
-    "img_resolution": 8,
-    "img_channels": 3,
-    "label_dim": 3,
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [4],
-    "channels_per_head": 8,
-}
+    "img_resolution": 8, "img_channels": 3, "label_dim": 3, "model_channels": 8, "channel_mult": [1, 2],
+    "num_blocks": 1, "attn_resolutions": [4], "channels_per_head": 8,
+}  # fmt: skip
 
 
 def normal(*shape, seed=0):

@@ -71,16 +71,9 @@ def pieces(images, size=32):
 
 def generated(folder, images, **source):
     return write_folder(
-        folder,
-        iter([images]),
-        count=len(images),
-        shape=(3, 8, 8),
-        dtype=np.dtype(np.uint8),
-        labels=None,
-        classes=[],
-        name="made",
-        source={"kind": "generated", **source},
-    )
+        folder, iter([images]), count=len(images), shape=(3, 8, 8), dtype=np.dtype(np.uint8), labels=None, classes=[],
+        name="made", source={"kind": "generated", **source},
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------ evaluating

@@ -96,16 +96,9 @@ def test_a_checkpoints_record(checkpoint, odd):
 @pytest.mark.parametrize("odd", ODD)
 def test_a_data_sets_record(tmp_path, odd):
     data = write_folder(
-        tmp_path / "data",
-        [np.zeros((4, 1, 8, 8), np.uint8)],
-        count=4,
-        shape=(1, 8, 8),
-        dtype=np.dtype("u1"),
-        labels=np.array([0, 1, 0, 1]),
-        classes=["cat", "dog"],
-        name="pets",
-        source={"kind": "made"},
-    )
+        tmp_path / "data", [np.zeros((4, 1, 8, 8), np.uint8)], count=4, shape=(1, 8, 8), dtype=np.dtype("u1"),
+        labels=np.array([0, 1, 0, 1]), classes=["cat", "dog"], name="pets", source={"kind": "made"},
+    )  # fmt: skip
     record = data.path / "dataset.json"
     content = json.loads(record.read_text())
     for path in places(content):

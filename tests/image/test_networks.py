@@ -29,15 +29,9 @@ from sims_image.models.networks.layers import (
 from tests.image.networks import CASES, filled, network, relative
 
 SONG = {
-    "model_type": "SongUNet",
-    "img_resolution": 8,
-    "img_channels": 3,
-    "label_dim": 3,
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [4],
-}
+    "model_type": "SongUNet", "img_resolution": 8, "img_channels": 3, "label_dim": 3, "model_channels": 8,
+    "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
+}  # fmt: skip
 ADM = {**SONG, "model_type": "DhariwalUNet", "model_channels": 32}
 UNIT = {"init": Init("xavier"), "init_zero": Init("xavier"), "init_attn": Init("xavier")}
 

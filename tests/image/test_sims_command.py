@@ -363,19 +363,8 @@ def others(tmp_path_factory):
 def elsewhere_words(folder, data, base):
     words = ["sims", "--data", str(data.path), "--base", str(base.path), "--synthetic", "24", "--budget", "16"]
     words += [
-        "--search",
-        "24",
-        "--n",
-        "24",
-        "--repeats",
-        "2",
-        "--omega",
-        "1",
-        "--features",
-        "pixels",
-        "--device",
-        "cpu",
-    ]
+        "--search", "24", "--n", "24", "--repeats", "2", "--omega", "1", "--features", "pixels", "--device", "cpu",
+    ]  # fmt: skip
     return [*words, "--sampler", "heun:2", "--auxiliary-weights", "raw", "--no-controls"]
 
 

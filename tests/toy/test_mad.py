@@ -28,21 +28,10 @@ from sims_toy.theory import data_noise
 ROOT = Path(__file__).resolve().parents[2]
 TRIALS = 3000
 SMALL = Mad(
-    dimension=2,
-    real_size=20,
-    synthetic=60,
-    initial_size="20,200",
-    grid_real_size="20,60",
-    grid_ratio="0.2,1,5",
-    grid_temperature="0.7,1",
-    loop_size=30,
-    loop_generations=20,
-    generations=24,
-    trials=300,
-    grid_trials=100,
-    calibration_trials=400,
-    workers=1,
-)
+    dimension=2, real_size=20, synthetic=60, initial_size="20,200", grid_real_size="20,60", grid_ratio="0.2,1,5",
+    grid_temperature="0.7,1", loop_size=30, loop_generations=20, generations=24, trials=300, grid_trials=100,
+    calibration_trials=400, workers=1,
+)  # fmt: skip
 
 
 def by_hand(loop, generations, n_r, n_s, lam, n_initial, ddof, dim=2, trials=TRIALS):

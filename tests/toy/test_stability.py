@@ -31,19 +31,9 @@ from sims_toy.stability.models import FlowLoss, PointLoss, curvature, w1_excess
 ROOT = Path(__file__).resolve().parents[2]
 TINY = NetworkSettings(start="warm", width=6, layers=2, steps=20, warm_rate=2e-3, backend="torch")
 SMALL = Stability(
-    data="moons",
-    ratio="0.5",
-    real_size=60,
-    generations=3,
-    trials=2,
-    sampler="rk4:2",
-    network=TINY,
-    probe_points=6,
-    collapse_size=20,
-    collapse_generations=30,
-    collapse_trials=400,
-    workers=1,
-)
+    data="moons", ratio="0.5", real_size=60, generations=3, trials=2, sampler="rk4:2", network=TINY, probe_points=6,
+    collapse_size=20, collapse_generations=30, collapse_trials=400, workers=1,
+)  # fmt: skip
 
 
 def exact(loop, size, *, generations=40, trials=200, n=200, quantity="w2", sampler="exact", ddof=0):

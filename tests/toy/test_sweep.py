@@ -23,34 +23,11 @@ from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, plan, report
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [
-    "learner",
-    "method",
-    "loop",
-    "sampler",
-    "real_size",
-    "synthetic_size",
-    "auxiliary_size",
-    "budget",
-    "omega",
-    "generation",
-    "trials",
-    "diverged",
-    "auxiliary_data",
-    "temperature",
-    "pollution",
-    "real",
-    "w2_sq_mean",
-    "w2_mean",
-    "w2_se",
-    "w2_low",
-    "w2_high",
-    "ratio_own",
-    "ratio_own_low",
-    "ratio_own_high",
-    "ratio_standard",
-    "ratio_standard_low",
-    "ratio_standard_high",
-]
+    "learner", "method", "loop", "sampler", "real_size", "synthetic_size", "auxiliary_size", "budget", "omega",
+    "generation", "trials", "diverged", "auxiliary_data", "temperature", "pollution", "real", "w2_sq_mean", "w2_mean",
+    "w2_se", "w2_low", "w2_high", "ratio_own", "ratio_own_low", "ratio_own_high", "ratio_standard",
+    "ratio_standard_low", "ratio_standard_high",
+]  # fmt: skip
 SMALL = Sweep(learner="exact", omega="0:4:2", synthetic="125,500", generations=6, trials=9, workers=1)
 
 
@@ -497,15 +474,9 @@ def test_neons_toy_in_small(tmp_path):
 
 def test_readings_with_scaled_negatives(tmp_path):
     sweep = Sweep(
-        learner="exact",
-        method="neon",
-        omega="-1:1:1",
-        auxiliary_data="synthetic@0.9,synthetic",
-        generations=1,
-        trials=8,
-        out=str(tmp_path / "run"),
-        workers=1,
-    )
+        learner="exact", method="neon", omega="-1:1:1", auxiliary_data="synthetic@0.9,synthetic", generations=1,
+        trials=8, out=str(tmp_path / "run"), workers=1,
+    )  # fmt: skip
     regimes = studies.run(sweep).tables["regimes"]
     assert set(regimes["auxiliary_data"]) == {"none", "synthetic@0.9", "synthetic"}
     by = regimes[regimes["omega"] == 1].groupby("auxiliary_data")["first"].mean()

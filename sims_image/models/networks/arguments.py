@@ -22,15 +22,9 @@ from sims_image.models.networks.preconditioning import (
 
 #: published class name -> (the class, whether it wraps one of `MODELS`)
 CLASSES: dict[str, type[Preconditioned]] = {
-    "EDMPrecond": EDMPrecond,
-    "VPPrecond": VPPrecond,
-    "VEPrecond": VEPrecond,
-    "iDDPMPrecond": IDDPMPrecond,
-    "Precond": Precond,
-    "FlowPrecond": FlowPrecond,
-    "FlowPrecond2": FlowPrecond2,
-    imported.CLASS: imported.Imported,
-}
+    "EDMPrecond": EDMPrecond, "VPPrecond": VPPrecond, "VEPrecond": VEPrecond, "iDDPMPrecond": IDDPMPrecond,
+    "Precond": Precond, "FlowPrecond": FlowPrecond, "FlowPrecond2": FlowPrecond2, imported.CLASS: imported.Imported,
+}  # fmt: skip
 CHOICES = {
     "embedding_type": ("positional", "fourier"),
     "encoder_type": ("standard", "skip", "residual"),
@@ -39,16 +33,9 @@ CHOICES = {
 }
 #: whole numbers and the largest that are built: several times what any published network has
 POSITIVE = {
-    "img_resolution": 4096,
-    "img_channels": 1024,
-    "model_channels": 16_384,
-    "channel_mult_emb": 64,
-    "channel_mult_noise": 64,
-    "num_blocks": 32,
-    "channels_per_head": 4096,
-    "logvar_channels": 4096,
-    "M": 100_000,
-}
+    "img_resolution": 4096, "img_channels": 1024, "model_channels": 16_384, "channel_mult_emb": 64,
+    "channel_mult_noise": 64, "num_blocks": 32, "channels_per_head": 4096, "logvar_channels": 4096, "M": 100_000,
+}  # fmt: skip
 COUNTS = {"label_dim": 100_000, "augment_dim": 1024}
 LISTS = {"channel_mult": 64, "attn_resolutions": 4096}
 _LONGEST = 16  # of a list

@@ -212,19 +212,10 @@ def _edm2(channels: int, *, lr: float, budget: str, dropout: float = 0.0, latent
     network = {"model_channels": channels, "channel_mult": [1, 2, 3, 4], "num_blocks": 3}
     network |= {"attn_resolutions": [16, 8], "dropout": dropout, "use_fp16": True}
     recipe = Recipe(
-        batch=2048,
-        budget=budget,
-        mi=2**20,
-        lr=lr,
-        lr_decay="inverse-sqrt",
-        lr_decay_steps=70_000 if latents else 35_000,
-        beta2=0.99,
-        ema="power",
-        objective="edm2",
-        p_mean=-0.4 if latents else -0.8,
-        p_std=1.0 if latents else 1.6,
-        precision="fp16",
-    )
+        batch=2048, budget=budget, mi=2**20, lr=lr, lr_decay="inverse-sqrt",
+        lr_decay_steps=70_000 if latents else 35_000, beta2=0.99, ema="power", objective="edm2",
+        p_mean=-0.4 if latents else -0.8, p_std=1.0 if latents else 1.6, precision="fp16",
+    )  # fmt: skip
     return Preset(network, (4 if latents else 3, 64, 64), 1000, recipe, "heun:32")
 
 

@@ -253,19 +253,9 @@ def networks(
     wide = Networks(chosen, range(trials), replace(settings, width=2 * cell.width, steps=steps))
     at = Points(learner, real, points, True, seed)
     case = Case(
-        learner,
-        data,
-        cell.synthetic,
-        whole / 2,
-        (learner, whole / 2 + drawing),
-        whole,
-        omegas,
-        at.measure,
-        at.predict,
-        seed,
-        wide,
-        wider / size,
-    )
+        learner, data, cell.synthetic, whole / 2, (learner, whole / 2 + drawing), whole, omegas, at.measure,
+        at.predict, seed, wide, wider / size,
+    )  # fmt: skip
     yield from at.floors(trials)
     yield from conduct(case)
 
@@ -322,15 +312,9 @@ def exact(text: str, *, omegas: Sequence[float], seed: Seed) -> Iterator[Record]
         for k, distance in enumerate(found.iterate(1.0, ROUNDS)):
             if k > 1:
                 yield {
-                    "method": f"iterated x{k}",
-                    "omega": 1.0,
-                    "trial": 0,
-                    "cost": k + 1,
-                    "distance": distance,
-                    "energy": distance**2,
-                    "off": np.nan,
-                    "loss": np.nan,
-                }
+                    "method": f"iterated x{k}", "omega": 1.0, "trial": 0, "cost": k + 1, "distance": distance,
+                    "energy": distance**2, "off": np.nan, "loss": np.nan,
+                }  # fmt: skip
 
 
 def _gains(model: Any) -> Model:

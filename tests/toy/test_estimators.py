@@ -155,14 +155,9 @@ def test_every_method_runs_in_every_kind_of_loop(text, loop):
     for name, method in METHODS.items():
         settings = {"n_synthetic": 150, "budget": 0.5, "omega": 0.5, "auxiliary_data": AUXILIARY_DATA["synthetic"]}
         turns = self_consuming_loop(
-            learner,
-            learner.draw(REAL, 200, seed=S.child("real")),
-            method=method.bind(**settings),
-            policy=policy,
-            n_synthetic=150,
-            generations=3,
-            seed=S,
-        )
+            learner, learner.draw(REAL, 200, seed=S.child("real")), method=method.bind(**settings), policy=policy,
+            n_synthetic=150, generations=3, seed=S,
+        )  # fmt: skip
         distances = np.stack([learner.distance(turn.model, REAL) for turn in turns])
         assert np.isfinite(distances[0]).all() and not np.isnan(distances).any(), name
 
@@ -223,14 +218,9 @@ def test_the_loop_follows_the_law_with_m_in_place_of_j(text, reading):
     learner = ExactLearner(sampler, np.arange(trials), estimator=estimator)
     settings = {"n_synthetic": aux, "budget": 1.0, "omega": omega, "auxiliary_data": AUXILIARY_DATA[reading]}
     turns = self_consuming_loop(
-        learner,
-        learner.draw(REAL, n, seed=S.child("real")),
-        method=partial(sims, **settings),
-        policy=POLICIES["augmentation"],
-        n_synthetic=m,
-        generations=8,
-        seed=S,
-    )
+        learner, learner.draw(REAL, n, seed=S.child("real")), method=partial(sims, **settings),
+        policy=POLICIES["augmentation"], n_synthetic=m, generations=8, seed=S,
+    )  # fmt: skip
     for turn in turns:
         if turn.index in (1, 2, 8):
             w2_sq = learner.distance(turn.model, REAL) ** 2

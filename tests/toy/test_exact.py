@@ -70,14 +70,9 @@ def test_equals_a_brute_force_loop(reading):
 
     exact = learner_for("ddim:10", trials)
     turns = self_consuming_loop(
-        exact,
-        exact.draw(REAL, n, seed=S.child("real")),
-        method=partial(sims, **options),
-        policy=POLICIES["augmentation"],
-        n_synthetic=m,
-        generations=2,
-        seed=S,
-    )
+        exact, exact.draw(REAL, n, seed=S.child("real")), method=partial(sims, **options),
+        policy=POLICIES["augmentation"], n_synthetic=m, generations=2, seed=S,
+    )  # fmt: skip
     ours = np.stack([exact.distance(t.model, REAL) for t in turns])
 
     brute = np.empty((2, trials))
@@ -86,14 +81,9 @@ def test_equals_a_brute_force_loop(reading):
         learner = Points(sampler, trial)
         draw = S.child("points", trial).numpy().multivariate_normal(REAL.mean[0].numpy(), REAL.cov[0].numpy(), n)
         turns = self_consuming_loop(
-            learner,
-            torch.from_numpy(draw),
-            method=partial(sims, **options),
-            policy=POLICIES["augmentation"],
-            n_synthetic=m,
-            generations=2,
-            seed=S.child("brute"),
-        )
+            learner, torch.from_numpy(draw), method=partial(sims, **options), policy=POLICIES["augmentation"],
+            n_synthetic=m, generations=2, seed=S.child("brute"),
+        )  # fmt: skip
         for turn in turns:
             ends = sampler(lambda x, s, d=turn.model: d(x[None], s)[0], probes)
             a = ends[1:] - ends[0]

@@ -48,20 +48,10 @@ def open_prepared(request: Request) -> Source:
             yield data.images(indices[start : start + step])
 
     return Source(
-        kind="dataset",
-        name=data.name,
-        split="",
-        count=len(data),
-        labels=data.labels if request.labelled else None,
-        classes=data.classes if request.labelled else [],
-        sha256=data.sha256,
-        sha256_of="its content",
-        read=read,
-        shape=data.shape,
-        dtype=data.dtype,
-        autoencoder=data.autoencoder,
-        pictures=data.pictures or "unknown",
-    )
+        kind="dataset", name=data.name, split="", count=len(data), labels=data.labels if request.labelled else None,
+        classes=data.classes if request.labelled else [], sha256=data.sha256, sha256_of="its content", read=read,
+        shape=data.shape, dtype=data.dtype, autoencoder=data.autoencoder, pictures=data.pictures or "unknown",
+    )  # fmt: skip
 
 
 def kind_of_zip(request: Request) -> str:

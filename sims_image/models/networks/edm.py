@@ -143,22 +143,10 @@ class SongUNet(nn.Module):
 
         def block(cin: int, cout: int, *, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
             return UNetBlock(
-                cin,
-                cout,
-                emb,
-                up=up,
-                down=down,
-                heads=int(attention),
-                dropout=dropout,
-                skip_scale=math.sqrt(0.5),
-                eps=1e-6,
-                resample_filter=taps,
-                resample_proj=True,
-                adaptive_scale=False,
-                init=init,
-                init_zero=init_zero,
-                init_attn=Init("xavier", math.sqrt(0.2)),
-            )
+                cin, cout, emb, up=up, down=down, heads=int(attention), dropout=dropout, skip_scale=math.sqrt(0.5),
+                eps=1e-6, resample_filter=taps, resample_proj=True, adaptive_scale=False, init=init,
+                init_zero=init_zero, init_attn=Init("xavier", math.sqrt(0.2)),
+            )  # fmt: skip
 
         fourier = embedding_type == "fourier"
         self.map_noise = FourierEmbedding(noise) if fourier else PositionalEmbedding(noise, endpoint=True)
@@ -290,17 +278,9 @@ class DhariwalUNet(nn.Module):
         def block(cin: int, cout: int, *, attention: bool = False, up: bool = False, down: bool = False) -> UNetBlock:
             heads = cout // 64 if attention else 0
             return UNetBlock(
-                cin,
-                cout,
-                emb,
-                up=up,
-                down=down,
-                heads=heads,
-                dropout=dropout,
-                init=init,
-                init_zero=init_zero,
+                cin, cout, emb, up=up, down=down, heads=heads, dropout=dropout, init=init, init_zero=init_zero,
                 init_attn=init,
-            )
+            )  # fmt: skip
 
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
         self.map_augment = Linear(augment_dim, model_channels, init_zero, bias=False) if augment_dim else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,7 +303,8 @@ def small_multiples(
 def clouds(samples: pd.DataFrame, real: str) -> tuple[list[float], dict[int, bytes]]:
     """The same samples without axes: the ratios from left to right, and a PNG by round."""
     from matplotlib.colors import to_rgb
-    from PIL import Image
+
+    from sims_core.lab.picture import png
 
     mine, ratios, rounds, edges = _seen(samples, real)
     colours, made = _colours(ratios), {}
@@ -314,9 +314,7 @@ def clouds(samples: pd.DataFrame, real: str) -> tuple[list[float], dict[int, byt
             part = mine[(mine["ratio"] == ratio) & (mine["generation"] == t)]
             there = np.histogram2d(part["x"], part["y"], _PIXELS, edges)[0].T[::-1] > 0
             picture[:, i * _PIXELS : (i + 1) * _PIXELS][there] = [round(255 * c) for c in to_rgb(colours[ratio])]
-        written = io.BytesIO()
-        Image.fromarray(picture).save(written, "png", optimize=True)
-        made[int(t)] = written.getvalue()
+        made[int(t)] = png(picture)
     return ratios, made
 
 

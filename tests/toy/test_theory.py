@@ -39,14 +39,9 @@ def loop(sampler, trials, n, m, generations, *, aux=None, eta=1.0, omega=None, r
     if omega is not None:
         method = partial(sims, n_synthetic=aux, budget=eta, omega=omega, auxiliary_data=AUXILIARY_DATA[reading])
     turns = self_consuming_loop(
-        learner,
-        learner.draw(REAL, n, seed=seed.child("real")),
-        method=method,
-        policy=POLICIES["augmentation"],
-        n_synthetic=m,
-        generations=generations,
-        seed=seed,
-    )
+        learner, learner.draw(REAL, n, seed=seed.child("real")), method=method, policy=POLICIES["augmentation"],
+        n_synthetic=m, generations=generations, seed=seed,
+    )  # fmt: skip
     return np.stack([learner.distance(t.model, REAL) ** 2 for t in turns])
 
 
@@ -78,17 +73,10 @@ def test_drift_accumulates_through_the_loop():
     The sampler's factor grows milder as the variance shrinks, so the exact population recursion ends at -0.66.
     """
     learner = ExactLearner(Sampler.parse("ddim:20", sigma_data=math.sqrt(2)), noise=False)
-    turns = list(
-        self_consuming_loop(
-            learner,
-            learner.draw(REAL, 1000, seed=S),
-            method=standard,
-            policy=POLICIES["augmentation"],
-            n_synthetic=1000,
-            generations=60,
-            seed=S,
-        )
-    )
+    turns = list(self_consuming_loop(
+        learner, learner.draw(REAL, 1000, seed=S), method=standard, policy=POLICIES["augmentation"],
+        n_synthetic=1000, generations=60, seed=S,
+    ))  # fmt: skip
     top = [float(np.linalg.eigvalsh(t.model.output.cov[0].numpy())[-1]) for t in turns]
     first = top[0] - 3
     assert round(first / (1 - 0.5), 2) == -0.76

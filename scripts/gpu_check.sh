@@ -62,7 +62,7 @@ tests() {
   words+=(--timeout 60 --timeout-method thread) # a signal does not end a call of CUDA's that hangs
   local workers=$(($(nproc) / 2 < 6 ? $(nproc) / 2 : 6)) # of one card
   [[ $device == cuda ]] && "$PYTHON" -c "import xdist" 2>/dev/null && words+=(-n "$workers")
-  stage tests "$PYTHON" -m pytest "${words[@]}" tests/gpu/test_{networks,engines,training,toy,commands}.py
+  stage tests "$PYTHON" -m pytest "${words[@]}" tests/gpu/test_{networks,engines,training,modules,toy,commands}.py
   local word counts=()
   for word in PASSED FAILED ERROR SKIPPED; do
     counts+=("$(grep -cE "^tests/.*::.* $word|^\[gw.* $word tests/" "$out/tests.txt") ${word,,}")

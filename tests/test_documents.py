@@ -198,7 +198,10 @@ def from_the_leaderboard() -> Claims:
         found = f"{row['gain_found']:.2f} | {row['found_omega']:g} | {row['expected_over_half_interval']:.1f}"
         yield document, line(f"{row['trial'] + 1}", cosine, foretold, gains, found)
     wide = table("leaderboard_models").pivot(index="trial", columns="arm", values="frechet")
-    for one, other in (("SIMS", "autoguidance"), ("SIMS, omega = 1", "autoguidance"), ("SIMS, omega = 1", "Neon")):
+    fixed, wider = "SIMS, omega = 1", "wider, equal training cost"
+    pairs = [("SIMS", "autoguidance"), (fixed, "autoguidance"), (fixed, "Neon"), (fixed, wider)]
+    pairs += [(f"SIMS{kind}", fixed) for kind in (" held:2", ", second step", ", cold auxiliary")]
+    for one, other in pairs:
         change = wide[one] - wide[other]
         yield document, f"{one} less {other}: {change.mean():+.3f} ± {half_interval(change):.3f}"
     rows = board.set_index("arm")

@@ -8,6 +8,7 @@ import torch
 from sims_core.errors import InputError
 from sims_image.processes import Processes, choose_device, repeatable_kernels, start, tuned_kernels
 from tests.image import tiny
+from tests.image.ranks import finish, launch
 
 CUDA = torch.device("cuda", 0)
 
@@ -50,6 +51,24 @@ def test_a_failing_process_does_not_wait_for_the_others(one_gpu, monkeypatch, fa
         if fails:
             raise ZeroDivisionError
     assert called == (["nccl"] if fails else ["nccl", "destroyed"])
+
+
+LEAVES = """
+import os
+import torch
+from sims_image.processes import start
+
+with start("cpu") as processes:
+    import torch.distributed.nn.functional, torch._dynamo
+    processes.sum(torch.ones(1))
+names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
+print(sum("gloo" in name for name in names))
+"""
+
+
+def test_nothing_of_gloo_s_outlives_its_group():
+    """Threads of its that are alive when Python ends may abort the process: "terminate called without an active ..."."""
+    assert finish(launch(["-c", LEAVES], 2)) == ["0\n", "0\n"]
 
 
 def test_processes_of_one_machine_do_not_share_a_gpu(one_gpu, monkeypatch):

@@ -98,8 +98,8 @@ def start(device: str = "auto") -> Iterator[Processes]:
     if world == 1 or dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size(), chosen) if world > 1 else Processes(0, 1, chosen)
         return
-    # before there is a group: its functions hold the one they find as their default argument, which then outlives its end,
-    # and threads of gloo's that are alive when Python ends abort the process now and then
+    # before there is a group: as a default argument its functions keep the group that they find, and threads of gloo's
+    # that are alive when Python ends abort the process now and then
     import_module("torch.distributed.nn.functional")
     if chosen.type == "cuda":
         dist.init_process_group("nccl", timeout=PATIENCE, device_id=chosen)

@@ -416,8 +416,39 @@ def from_benchmarks() -> Claims:
     yield "docs/images-data.md", f"cost {folder:.1f} µs of CPU per image from a folder and {zipped:.0f} µs"
 
 
+def from_gpu() -> Claims:
+    path = ROOT / "benchmarks/results/gpu-h100-80gb-hbm3.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["found"]
+    ours, half, theirs = (found[name]["images/s"] for name in (
+        "cifar10-uncond: bf16, channels-last", "cifar10-uncond: fp16, channels-last", "NVIDIA edm: fp16"
+    ))  # fmt: skip
+    large, pair, toy = (found[name] for name in (
+        "imagenet64-edm2-s: bf16, channels-last", "sampling, cifar10-tiny", "toy ensembles"
+    ))  # fmt: skip
+    part = 100 * found["cifar10-uncond: bf16, channels-last"]["share of bf16"]
+    yield (
+        "docs/gpu.md",
+        f"{ours:,.0f} images/s in bf16, channels-last; {half:.0f} in fp16",
+        f"on the same images and card: {theirs:,.0f}. **Ours is at {ours / theirs:.2f} of it**, at {part:.0f} %",
+        f"bf16 products ({found['ceilings']['bf16 TFLOP/s']:.0f} TFLOP/s)",
+        f"{large['images/s']:.0f} images/s, {100 * large['share of bf16']:.0f} %",
+        f"{pair['full']:.2f} times the base's time, {pair['held over 1 step']:.2f} held over one step",
+        f"take {pair['base, CUDA graph']:.2f} of the time of either",
+    )
+    card, numba, torch = (toy[f"{name} net-steps/s"] for name in ("card", "a core, numba", "a core, torch"))
+    yield (
+        "docs/gpu.md",
+        f"{card / 1e6:.2f} million net-steps per second, {card / numba:.0f} times",
+        f"{card / torch:.0f} times",
+    )
+    yield "docs/networks.md", f"{card / numba:.0f} times one core of that machine with numba"
+    yield "docs/images-sims.md", f"In full that is {pair['full']:.2f} there, overlapped {pair['full, overlapped']:.2f}"
+    yield "README.md", f"at {ours / theirs:.2f} of the speed of NVIDIA's code"
+
+
 SECTIONS = (
     from_sweeps,
+    from_gpu,
     from_images,
     from_retraining,
     from_collapse,

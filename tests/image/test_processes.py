@@ -67,7 +67,7 @@ print(sum("gloo" in name for name in names))
 
 
 def test_nothing_of_gloo_s_outlives_its_group():
-    """Threads of its that are alive when Python ends may abort the process: "terminate called without an active ..."."""
+    """Its threads, if alive when Python ends, may abort the process: "terminate called without an active ..."."""
     assert finish(launch(["-c", LEAVES], 2)) == ["0\n", "0\n"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import asdict, fields, replace
@@ -97,6 +98,18 @@ def test_ways_are_those_that_were_asked_for_and_that_the_device_has(monkeypatch)
     assert [str(w) for w in ways.ways(cpu, "auto", "auto")] == ["float32, contiguous", "float32, channels-last"]
     assert ways.ways(cpu, "fp16", "auto") == [ways.Way("fp16", False), ways.Way("fp16", True)]
     assert ways.ways(cpu, "auto", False) == [ways.Way("float32", False)]
+
+
+@pytest.mark.parametrize("steps", [10, 9])
+def test_cudnn_times_its_kernels_in_long_runs_alone(data, steps, monkeypatch):
+    """It takes longer than a short run gains."""
+    assert session.TUNED_FROM > 1000
+    monkeypatch.setattr(session, "TUNED_FROM", 10)
+    found = []
+    monkeypatch.setattr(session._Session, "run", lambda self: found.append(torch.backends.cudnn.benchmark))
+    with contextlib.suppress(FileNotFoundError):  # nothing was trained
+        train(start(data, budget=f"{steps * tiny.recipe().batch / 1000}k"))
+    assert found == [steps == 10]
 
 
 @pytest.mark.parametrize("config", [tiny.EDM, tiny.EDM2], ids=["edm", "edm2"])

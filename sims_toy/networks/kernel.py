@@ -86,6 +86,8 @@ _E0, _E1, _E2, _E3, _E4, _E5 = _fit(np.exp2, 5, -0.5, 0.5)
 _S0, _S1, _S2, _S3, _S4 = _fit(lambda z: np.pi * np.sinc(np.sqrt(np.abs(z))), 4, 0, 0.25)
 _C0, _C1, _C2, _C3, _C4, _C5 = _fit(lambda z: np.cos(np.pi * np.sqrt(np.abs(z))), 5, 0, 0.25)
 _A0, _A1, _A2, _A3, _A4 = (np.float32(2 / (2 * i + 1)) for i in range(5))  # 2 artanh(s) / s
+_FLOOR = np.float32(60)  # weights of the posterior are at least 2^-60.5 of their own point's
+_W0, _W1, _W2, _W3, _W4, _W5 = _fit(lambda f: np.exp2(f - 0.5 - 60), 5, 0, 1)
 _HALF, _ONE, _TWO, _ZERO = np.float32(0.5), np.float32(1), np.float32(2), np.float32(0)
 _LOG2E, _LN2, _ROOT2 = np.float32(math.log2(math.e)), np.float32(math.log(2)), np.float32(math.sqrt(2))
 _TOP, _SCALE, _TINY = np.float32(86), np.float32(2.0**-32), np.float32(1e-12)
@@ -254,32 +256,49 @@ def _apply(layers, silu, params, rows, out, work):  # type: ignore[no-untyped-de
 
 
 @njit(forceinline=True, fastmath=_sums, error_model="numpy")
-def _posterior(x, at, sigma, points, dim, near, mean):  # type: ignore[no-untyped-def]
-    """mean[:, at] = E[y | x[:, at]] over ``points``; a first pass finds the nearest, whose weight is then 1."""
-    count, least, bits = points.shape[1], np.int32(0x7FFFFFFF), near.view(np.int32)
-    for c in range(0, dim, 2):
-        x0, x1, y0, y1 = x[c, at], x[c + 1, at], points[c], points[c + 1]
+def _posterior(own, at, sigma, noise, points, dim, near, shift):  # type: ignore[no-untyped-def]
+    """shift[:, at] = E[y | x] - y_own over ``points``, where x = y_own + sigma noise[:, at].
+
+    Weights are relative to that of y_own: no other point can be so much nearer that they overflow (by exp(z^2 / 2), z a
+    standard normal), so one pass does. Where sigma is small the shift is 0 and not what is left of a difference.
+    """
+    count, more, square = points.shape[1], dim > 2, _ZERO
+    for c in range(dim):
+        square += noise[c, at] * noise[c, at]
+    scale, start = -_HALF * _LOG2E / max(sigma, _TINY) ** np.int32(2), _HALF * _LOG2E * square + (_FLOOR + _HALF)
+    for c in range(2, dim, 2):
+        one, two, y0, y1 = points[c, own], points[c + 1, own], points[c], points[c + 1]
+        e0, e1 = sigma * noise[c, at], sigma * noise[c + 1, at] if c + 1 < dim else _ZERO
         for j in range(count):
-            d = (x0 - y0[j]) * (x0 - y0[j]) + (x1 - y1[j]) * (x1 - y1[j])
-            near[j] = d if c == 0 else near[j] + d
+            d0, d1 = e0 - (y0[j] - one), e1 - (y1[j] - two)
+            near[j] = d0 * d0 + d1 * d1 if c == 2 else near[j] + d0 * d0 + d1 * d1
+    one, two, y0, y1 = points[0, own], points[1, own], points[0], points[1]
+    e0, e1 = sigma * noise[0, at], sigma * noise[1, at] if dim > 1 else _ZERO
+    total, sum0, sum1 = _ZERO, _ZERO, _ZERO
     for j in range(count):
-        least = min(least, bits[j])  # positive floats are in the order of their bits
-    nearest, scale = np.int32(least).view(np.float32), -_HALF / max(sigma, _TINY) ** np.int32(2)
-    y0, y1, total, sum0, sum1 = points[0], points[1], _ZERO, _ZERO, _ZERO
-    for j in range(count):
-        w = _exp((near[j] - nearest) * scale)
-        near[j] = w
+        s0, s1 = y0[j] - one, y1[j] - two
+        d = (e0 - s0) * (e0 - s0) + (e1 - s1) * (e1 - s1)
+        if more:
+            d += near[j]
+        t = d * scale + start  # of 2^(t - _FLOOR - 1/2)
+        t = _ZERO if t < _ZERO else t
+        n = np.int32(t)
+        f = t - np.float32(n)
+        p = _W0 + f * (_W1 + f * (_W2 + f * (_W3 + f * (_W4 + f * _W5))))
+        w = np.int32(np.float32(p).view(np.int32) + (n << np.int32(23))).view(np.float32)
+        if more:
+            near[j] = w
         total += w
-        sum0 += w * y0[j]
-        sum1 += w * y1[j]
-    mean[0, at] = sum0 / total
+        sum0 += w * s0
+        sum1 += w * s1
+    shift[0, at] = sum0 / total
     if dim > 1:
-        mean[1, at] = sum1 / total
+        shift[1, at] = sum1 / total
     for c in range(2, dim):
-        y, more = points[c], _ZERO
+        y, one, rest = points[c], points[c, own], _ZERO
         for j in range(count):
-            more += near[j] * y[j]
-        mean[c, at] = more / total
+            rest += near[j] * (y[j] - one)
+        shift[c, at] = rest / total
 
 
 @njit(forceinline=True, fastmath=_fast, error_model="numpy")
@@ -319,7 +338,7 @@ def _draw(t, first, size, key, points, table, numbers, stratified, where, rows5,
 
 
 @njit(forceinline=True, fastmath=_fast, error_model="numpy")
-def _batch(size, real, dim, posterior, source, rows5, clean, noise, x, near, into, target):  # type: ignore[no-untyped-def]
+def _batch(size, real, dim, posterior, source, at, rows5, clean, noise, x, near, into, target):  # type: ignore[no-untyped-def]
     """The network's inputs and regression targets for drawn rows."""
     sigma, c_in, time, p, q = rows5[0], rows5[1], rows5[2], rows5[3], rows5[4]
     for c in range(len(clean)):
@@ -327,11 +346,11 @@ def _batch(size, real, dim, posterior, source, rows5, clean, noise, x, near, int
             x[c, b] = clean[c, b] + sigma[b] * noise[c, b] if c < dim else _ZERO
     if posterior:
         for b in range(real):
-            _posterior(x, b, sigma[b], source, dim, near, target)
+            _posterior(at[b], b, sigma[b], noise, source, dim, near, target)
         for c in range(dim):
             for b in range(real):
-                noise[c, b] += (clean[c, b] - target[c, b]) / max(sigma[b], _TINY)
-                clean[c, b] = target[c, b]
+                noise[c, b] -= target[c, b] / max(sigma[b], _TINY)
+                clean[c, b] += target[c, b]
     for c in range(dim):
         for b in range(size):
             into[c, b] = c_in[b] * x[c, b]
@@ -361,7 +380,7 @@ def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, ad
             size = min(BLOCK, padded - begin)
             real = min(size, rows - begin)
             _draw(t, begin, size, key, points, table, numbers, stratified, where, rows5, clean, noise, subset)
-            _batch(size, real, dim, posterior, source, rows5, clean, noise, x, near, inputs[0], target)
+            _batch(size, real, dim, posterior, source, where[1], rows5, clean, noise, x, near, inputs[0], target)
             for i in range(depth):
                 _layer(layers, silu, i, p, inputs, slopes, size)
             for c in range(dim):

@@ -26,8 +26,9 @@ from torch import Tensor
 from sims_core.diffusion import EDM
 from sims_core.errors import InputError
 from sims_core.sampling import Sampler
-from sims_toy.estimators import Estimator, training_levels
+from sims_toy.estimators import Estimator
 from sims_toy.exact import numerical
+from sims_toy.linear import training_levels
 
 Array = NDArray[np.float64]
 Gain = Callable[[Tensor], Tensor]

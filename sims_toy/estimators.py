@@ -16,6 +16,8 @@ early:T:warm trains an auxiliary from the base, early:T:cold from 0 as the base 
   levels together: the least denoising loss in a family that does not hold the optimum. In F the loss weighs a mode at
   sigma by v, so that the normal equations (c A_1 + A_0) a = c b_1 + b_0 are linear in c. It is not
   trained beyond EDM's levels, and a sampler 'exact', which begins far above them, is refused.
+
+No heavy imports: the help of commands lists `KINDS`.
 """
 
 from __future__ import annotations
@@ -23,17 +25,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from scipy.linalg import eigh
-from torch import Tensor
-
-from sims_core.diffusion import EDM, LogNormal
 from sims_core.errors import InputError, choose
-from sims_core.sampling import Sampler
-from sims_toy.gaussian import Gaussian, Rows, product, row_sum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sims_core.diffusion import EDM
+    from sims_core.sampling import Sampler
+    from sims_toy.gaussian import Gaussian
+    from sims_toy.linear import LinearDenoiser
 
 
 @dataclass(frozen=True)
@@ -55,44 +57,19 @@ class Kind:
 
 def _leading(values: Tensor, count: float) -> Tensor:
     ranks = values.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return torch.where(ranks < count, values, torch.zeros_like(values))
+    return values.where(ranks < count, values.new_zeros(()))
 
 
 def _shrunk(values: Tensor, rho: float) -> Tensor:
+    from sims_toy.gaussian import row_sum
+
     return values + rho * (row_sum(values).unsqueeze(-1) / values.shape[-1] - values)
 
 
-@lru_cache
-def _normal_equations(count: int, edm: EDM) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What diagonalises c A_1 + A_0: U (K, K), theta, U^T b_1 and U^T b_0 (K,), with U^T A_0 U = I."""
-    nodes, weights = training_levels()
-    powers = _powers(nodes, count)
-    skip, seen = edm.c_skip(nodes), edm.c_in(nodes)
-    a1 = torch.einsum("s,si,sj->ij", weights * seen**2, powers, powers)
-    a0 = torch.einsum("s,si,sj->ij", weights * (seen * nodes) ** 2, powers, powers)
-    theta, turned = eigh(a1.numpy(), a0.numpy())
-    u = torch.from_numpy(turned)
-    out = weights * seen / edm.c_out(nodes)
-    return u, torch.from_numpy(theta), u.T @ powers.T @ (out * (1 - skip)), -u.T @ powers.T @ (out * skip * nodes**2)
-
-
 def _polynomial(values: Tensor, sigma: Tensor, count: float, edm: EDM) -> Tensor:
-    u, theta, b1, b0 = _normal_equations(int(count), edm)
-    features = _powers(sigma.double().reshape(1), int(count))[0] @ u
-    each = values.unsqueeze(-1)
-    return row_sum((features * b1 * each + features * b0) / (1 + theta * each))
+    from sims_toy.linear import least_loss
 
-
-def _powers(sigma: Tensor, count: int) -> Tensor:
-    """Powers 0, 1, ... (..., count) of (ln sigma - mean) / std of EDM's training levels."""
-    level = (sigma.log() - LogNormal.mean) / LogNormal.std
-    return torch.stack([level**k for k in range(count)], -1)
-
-
-def training_levels(points: int = 64) -> tuple[Tensor, Tensor]:
-    """Noise levels and weights (points,) that integrate over EDM's training distribution (Gauss-Hermite)."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(points)
-    return LogNormal().from_normal(torch.from_numpy(nodes)), torch.from_numpy(weights / weights.sum())
+    return least_loss(values, sigma, int(count), edm)
 
 
 #: Estimators by name; one from outside is one more line.
@@ -103,7 +80,7 @@ KINDS: dict[str, Kind] = {
     "rank": Kind("rank:K", low=1, whole=True, variances=_leading),
     "decay": Kind("decay:L", share=lambda v, strength: v / (v + strength)),
     "capacity": Kind("capacity:K", low=1, high=12, whole=True, network=_polynomial),
-    "early": Kind("early:T[:warm|cold]", share=lambda v, time: -torch.expm1(-v * time)),
+    "early": Kind("early:T[:warm|cold]", share=lambda v, time: -(-v * time).expm1()),
 }
 
 
@@ -199,12 +176,15 @@ class Estimator:
 
         start: what an early stop trains from, None for 0. trained: the share of its time, a number or (R,).
         """
+        from sims_toy.gaussian import Gaussian, product
+        from sims_toy.linear import LinearDenoiser
+
         values = likeliest.eigen[0]
         if self.name == "mle":
             return likeliest
         if self.gaussian:
             return Gaussian(likeliest.mean, likeliest.spectral(self.variances(values)))
-        time = trained[:, None] if isinstance(trained, Tensor) else trained
+        time = trained if isinstance(trained, (int, float)) else trained[:, None]
 
         def gain(sigma: Tensor) -> Tensor:
             if start is None:
@@ -214,39 +194,3 @@ class Estimator:
             return likeliest.spectral(best) + product(likeliest.spectral(1 - share), start.gain(sigma))
 
         return LinearDenoiser(likeliest.mean, gain)
-
-
-@dataclass(frozen=True, eq=False)
-class LinearDenoiser(Rows):
-    """R models D(x, sigma) = m + (x - m) W(sigma), x in rows: a linear map at every noise level, no Gaussian's.
-
-    mean: (R, d). gain: ``sigma -> W`` (R, d, d), sigma zero-dim.
-    """
-
-    gain: Callable[[Tensor], Tensor]
-
-    def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """D(x, sigma) for x (R, points, d), sigma zero-dim."""
-        mean = self.mean.unsqueeze(1)
-        return mean + product(x - mean, self.gain(sigma))
-
-    def at(self, levels: list[float]) -> LinearDenoiser:
-        """The same model at these noise levels only, without what it was made from; other levels raise `InputError`."""
-        kept = {level: self.gain(torch.tensor(level, dtype=torch.float64)) for level in levels}
-
-        def gain(sigma: Tensor) -> Tensor:
-            if float(sigma) not in kept:
-                raise InputError(
-                    "sigma", float(sigma), "a model that others start from is kept at its sampler's levels"
-                )
-            return kept[float(sigma)]
-
-        return LinearDenoiser(self.mean, gain)
-
-
-def between(a: Gaussian | LinearDenoiser, b: Gaussian | LinearDenoiser, share: Tensor) -> LinearDenoiser:
-    """The model at ``share`` (R,) of the way from a to b, in means and denoisers; beyond them outside [0, 1]."""
-    return LinearDenoiser(
-        a.mean + share[:, None] * (b.mean - a.mean),
-        lambda sigma: a.gain(sigma) + share[:, None, None] * (b.gain(sigma) - a.gain(sigma)),
-    )

@@ -25,8 +25,9 @@ from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_toy import gaussian
 from sims_toy.datasets import Distribution
-from sims_toy.estimators import Estimator, LinearDenoiser, between
+from sims_toy.estimators import Estimator
 from sims_toy.gaussian import Gaussian, Statistics
+from sims_toy.linear import LinearDenoiser, between
 from sims_toy.theory import Mode
 
 #: The flow of a guided 'exact' sampler has no closed form where the covariances do not commute: it is integrated

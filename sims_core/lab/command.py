@@ -16,7 +16,7 @@ import threading
 import typing
 import unicodedata
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 
@@ -154,15 +154,16 @@ def _metavar(kind: Any) -> str:
 
 def _help(cls: type, name: str) -> str:
     """The docstring of a field, in one line."""
+    return next((told[name] for parent in cls.__mro__[:-1] if name in (told := _told(parent))), "")
+
+
+@cache
+def _told(cls: type) -> dict[str, str]:
+    """The docstrings of a class's own fields. Its source is parsed, which takes most of the time of a help."""
     import docstring_parser
 
-    lines = (
-        parameter.description or ""
-        for parent in cls.__mro__[:-1]
-        for parameter in docstring_parser.parse_from_object(parent).params
-        if parameter.arg_name == name
-    )
-    return " ".join(next(lines, "").split())
+    told = docstring_parser.parse_from_object(cls).params
+    return {one.arg_name: " ".join((one.description or "").split()) for one in reversed(told)}
 
 
 @contextlib.contextmanager

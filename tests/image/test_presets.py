@@ -129,7 +129,8 @@ def test_every_published_recipe_has_a_price(verb, name, capsys, monkeypatch):
         ]
     )
     assert capsys.readouterr().out != said, "what is given besides wins"
-    assert one.trust in "PSU" and re.search(r"arXiv|DDO|the same", one.source) and one.hours > 0
+    assert one.trust in "PSU" and re.search(r"arXiv|DDO|the same", one.source)
+    assert one.hours == pytest.approx(one.priced(), abs=0.051)
     if verb == "evaluate":
         nfe = Sampler.parse(PRESETS[one.options["base"]].sampler).nfe
         assert f" {nfe * (2 if 'guide' in one.options else 1)} evaluations per image" in said

@@ -13,9 +13,10 @@ from sims_core.diffusion import EDM
 from sims_core.loop import parse_policy
 from sims_toy import theory
 from sims_toy.correction import power_law
-from sims_toy.estimators import Estimator, LinearDenoiser
+from sims_toy.estimators import Estimator
 from sims_toy.exact import ExactLearner, sampler_modes
 from sims_toy.gaussian import Gaussian, Statistics
+from sims_toy.linear import LinearDenoiser
 
 REAL = Gaussian.single([1.0, -0.5], [[2, 1], [1, 2]])
 WIDE = EDM(math.sqrt(2))

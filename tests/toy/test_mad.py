@@ -211,14 +211,8 @@ def test_a_mixed_piece_keeps_its_initial_sizes():
     assert together["mean_sq"][2, :, 0].mean() < together["mean_sq"][1, :, 0].mean() / 4
 
 
-def test_presets_and_help_are_cheap():
+def test_presets_and_help():
     assert plan(PRESETS["paper"]).settings["dimension"] == 100
-    code = (
-        "import sys, sims_toy.mad, sims_toy.sampling_cost;"
-        "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'ot') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
     for module in ("mad", "sampling_cost"):
         done = subprocess.run(
             [sys.executable, "-m", f"sims_toy.{module}", "--help"], capture_output=True, text=True, cwd=ROOT, check=True

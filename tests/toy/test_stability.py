@@ -3,8 +3,6 @@
 import dataclasses
 import io
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -345,12 +343,3 @@ def test_plans():
     assert not [(a, b) for a in names for b in names if a != b and b.startswith(f"{a}-")]
     both = plan(dataclasses.replace(SMALL, data="mixture:0.7,0.3,moons", real_size=100))
     assert both.settings["real"] == ["mixture:0.7,0.3", "moons"]
-
-
-def test_import_is_cheap():
-    code = (
-        "import sys, sims_toy.stability;"
-        "print([m for m in ('torch', 'pandas', 'scipy', 'matplotlib', 'numpy', 'ot') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"

@@ -4,7 +4,7 @@
 #     scripts/gpu_check.sh [--stages tests,benchmarks,cifar10] [--minutes 9] [--data PICTURES] [--peer DIR]...
 #                          [--out DIR] [--work DIR] [--device cuda|cpu]
 #
-# Stages have their shares of the minutes (2 : 2 : 5); what one leaves goes to the next. One that fails, or is
+# Stages have their shares of the minutes (3 : 2 : 4); what one leaves goes to the next. One that fails, or is
 # stopped at its limit, does not stop the next, and each writes to DIR as it goes (default $OUT, else runs/gpu/out: eight
 # files at most). PICTURES: an archive or folder with train/CLASS/* and test/CLASS/*, for cifar10. DIR of --peer: a
 # checkout of NVIDIA's edm or edm2. --device cpu is a dry run at toy size. docs/gpu.md says more.
@@ -33,7 +33,7 @@ failed=0
 
 say() { echo "$*" | tee -a "$out/summary.txt"; }
 
-share() { case $1 in tests | benchmarks) echo 2 ;; cifar10) echo 5 ;; esac; }
+share() { case $1 in tests) echo 3 ;; benchmarks) echo 2 ;; cifar10) echo 4 ;; esac; }
 
 stage() { # NAME COMMAND...: run it within its share of the time that is left, and say how it ended
   local name=$1 total=0 later=0 began=$SECONDS code other limit
@@ -60,7 +60,7 @@ stage() { # NAME COMMAND...: run it within its share of the time that is left, a
 tests() {
   local words=(-m gpu --gpu-device "$device" -v -W default -p no:cacheprovider)
   words+=(--timeout 60 --timeout-method thread) # a signal does not end a call of CUDA's that hangs
-  local workers=$(($(nproc) / 2 < 6 ? $(nproc) / 2 : 6)) # of one card
+  local workers=$(($(nproc) / 2 < 8 ? $(nproc) / 2 : 8)) # of one card
   [[ $device == cuda ]] && "$PYTHON" -c "import xdist" 2>/dev/null && words+=(-n "$workers")
   stage tests "$PYTHON" -m pytest "${words[@]}" tests/gpu/test_{networks,engines,training,modules,toy,commands}.py
   local word counts=()

@@ -57,7 +57,7 @@ def test_killed_after_a_state_it_goes_on_bit_for_bit_and_its_loss_falls(device, 
     words = ["-c", LAUNCH, "train", "--preset", "tiny", "--data", str(data.path), "--device", device.type]
     words += ["--budget", "0.48k", "--log-every", "8", "--state-every", "160", "--snapshot-every", "240"]
     words += ["--raw", "always", "--sheet", "1", "--precision", precision, "--deterministic", "--lr", "3e-3", "--out"]
-    whole = launch([*words, str(tmp_path / "whole")])
+    whole = launch([*words, str(tmp_path / "whole")], fresh=True)
     broken = subprocess.Popen([sys.executable, *words, str(tmp_path / "broken")], env=environment())
     until = time.monotonic() + 300
     while time.monotonic() < until and broken.poll() is None and not (tmp_path / "broken/state.pt").exists():
@@ -66,7 +66,7 @@ def test_killed_after_a_state_it_goes_on_bit_for_bit_and_its_loss_falls(device, 
     broken.wait()
     finish(whole)
     assert not (tmp_path / "broken/finished.json").exists(), "it was not killed in time"
-    finish(launch([*words, str(tmp_path / "broken")]))
+    finish(launch([*words, str(tmp_path / "broken")], fresh=True))
     assert_same_run(tmp_path / "whole", tmp_path / "broken")
     found = np.array([line["loss"] for line in log(tmp_path / "whole")])
     early, late = found[:20], found[-20:]

@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -26,6 +24,7 @@ from sims_image.data import writing
 from sims_image.data.dataset import open_dataset
 from sims_image.data.options import Prepare
 from sims_image.data.prepare import prepare
+from tests.image.ranks import launch
 from tests.image.synthetic import cifar_members, cifar_tar, edm_zip, folder, idx, imagenet, pixels, png, python2_batch
 
 IMAGES = pixels(12)
@@ -590,9 +589,9 @@ def test_a_real_limit_of_the_system_is_reported(tmp_path):
     )
     source = folder(tmp_path / "in", pixels(300, side=12))
     words = ["prepare", str(source), "--out", str(tmp_path / "d")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and "the disk is full (File too large)" in done.stderr
+    [process] = launch(["-c", code, *words])
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 2 and "the disk is full (File too large)" in error
     assert not (tmp_path / "d").exists() and len(prepare(Prepare(source=str(source), out=str(tmp_path / "d")))) == 300
 
 

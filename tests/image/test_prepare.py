@@ -24,7 +24,7 @@ from sims_image.data.dataset import open_dataset
 from sims_image.data.options import Prepare
 from sims_image.data.plan import plan
 from sims_image.data.prepare import prepare
-from tests.image.ranks import PEAK
+from tests.image.ranks import PEAK, launch
 from tests.image.synthetic import CIFAR_NAMES, cifar_members, cifar_tar, edm_zip, folder, idx, imagenet, pixels, png
 
 
@@ -361,9 +361,9 @@ def test_killed_anywhere_the_same_command_goes_on(tmp_path, where, count, option
     source = folder(tmp_path / "in", pixels(300, side=12), np.arange(300) % 3)
     name = "out.zip" if "--format" in options else "out"
     command = [str(source), *options, "--out", str(tmp_path / "a" / name)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", KILL, where, str(count), *command], env=environment)
-    assert done.returncode == -signal.SIGKILL
+    [process] = launch(["-c", KILL, where, str(count), *command])
+    process.communicate(timeout=300)
+    assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "a" / name).exists() and (tmp_path / "a" / (name + ".preparing")).exists()
     with pytest.raises(InputError, match="half made"):
         open_dataset(tmp_path / "a" / name)

@@ -68,7 +68,7 @@ print(sum("gloo" in name for name in names))
 
 def test_nothing_of_gloo_s_outlives_its_group():
     """Its threads, if alive when Python ends, may abort the process: "terminate called without an active ..."."""
-    assert finish(launch(["-c", LEAVES], 2)) == ["0\n", "0\n"]
+    assert finish(launch(["-c", LEAVES], 2, fresh=True)) == ["0\n", "0\n"]
 
 
 def test_processes_of_one_machine_do_not_share_a_gpu(one_gpu, monkeypatch):

@@ -1,7 +1,7 @@
 """Killed and gone on, alone and in two processes: the same weights, log and order of data, bit for bit.
 
-The subject runs as users run it, in processes of its own; torchrun's environment is set by hand in the quick tests and
-by torchrun itself in a slow one.
+The subject runs in processes of its own; torchrun's environment is set by hand in the quick tests and by torchrun
+itself in a slow one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
     return str(tiny.write_data(tmp_path_factory.mktemp("data") / "tiny.zip").path)
 
 
-def launch(data: str, out: Path, world: int = 1, settings=SETTINGS) -> list[subprocess.Popen[str]]:
+def launch(data: str, out: Path, world: int = 1, settings=SETTINGS) -> list[ranks.Started]:
     """Start the processes of one run, as torchrun would."""
     words = ["-c", LAUNCH, "train", "--preset", "tiny", "--data", data, "--out", str(out), *settings]
     return ranks.launch(words, world)

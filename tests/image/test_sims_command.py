@@ -7,12 +7,10 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,9 +28,8 @@ from sims_image.metrics.report import collect
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from tests.image import tiny
-from tests.image.ranks import finish, launch
+from tests.image.ranks import finish, kill, launch
 
-ROOT = Path(__file__).resolve().parents[2]
 #: the tiny preset, for commands in other processes
 LAUNCH = (
     "import sys; from tests.image import tiny; from sims_image.models.presets import PRESETS; "
@@ -223,17 +220,11 @@ def test_a_full_disk_and_a_kill_lose_nothing(run, tmp_path, monkeypatch):
     cells = tmp_path / "out/cells"
     first = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
     assert len(first) == 2
-    process = subprocess.Popen(
-        [sys.executable, "-c", LAUNCH, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    [process] = launch(["-c", LAUNCH, *words])
     until = time.monotonic() + 300
     while time.monotonic() < until and process.poll() is None and len(list(cells.glob("*.json"))) < 5:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    kill([process])
     assert not (tmp_path / "out/report").exists() and len(list(cells.glob("*.json"))) >= 5
     with monkeypatch.context() as patch:  # now the report finds no room
         patch.setattr(

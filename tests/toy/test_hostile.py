@@ -3,9 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,9 +12,9 @@ from sims_core.errors import InputError
 from sims_core.lab.command import main_with_errors
 from sims_toy import datasets
 from sims_toy.studies import STUDIES, command
+from tests.image.ranks import finish, launch
 
 sweep, stability, mad, pollution, control, sampling_cost, bias = map(command, STUDIES)
-ROOT = Path(__file__).resolve().parents[2]
 LONG = "9" * 5000
 
 COMMANDS = [
@@ -243,18 +240,11 @@ DAMAGE = {"empty": b"", "half": None, "a list": b"[]", "text": b"PK\x03\x04 no z
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
-    words = [sys.executable, "-m", "sims_toy.sweep", *SMALL]
-    subprocess.run(words, cwd=folder, check=True, env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    finish(launch(["-m", "sims_toy.sweep", *SMALL[:-1], str(folder / "run")]))
     return folder / "run"
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Figures take seconds, and are not what is damaged here."""
-    monkeypatch.setattr("sims_toy.sweep.report.draw", lambda *_: [])
-
-
-def test_damaged_pieces_are_made_again(finished, tmp_path, monkeypatch, capsys, drawn):
+def test_damaged_pieces_are_made_again(finished, tmp_path, monkeypatch, capsys, undrawn):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, "run")
     (tmp_path / "run" / "finished.json").unlink()
@@ -273,7 +263,7 @@ def test_damaged_pieces_are_made_again(finished, tmp_path, monkeypatch, capsys, 
 
 @pytest.mark.parametrize("name", ["finished.json", "sweep.parquet", "regimes.parquet"])
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_end_is_made_again(finished, tmp_path, monkeypatch, capsys, drawn, name, damage):
+def test_a_damaged_end_is_made_again(finished, tmp_path, monkeypatch, capsys, undrawn, name, damage):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished, "run")
     path = tmp_path / "run" / name
@@ -298,7 +288,7 @@ def test_damaged_settings_are_named(finished, tmp_path, monkeypatch, capsys, con
     assert (tmp_path / "run" / "settings.json").read_text() == content
 
 
-def test_a_link_is_followed(tmp_path, monkeypatch, finished, drawn):
+def test_a_link_is_followed(tmp_path, monkeypatch, finished, undrawn):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "far").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "far")

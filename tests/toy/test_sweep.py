@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ from sims_toy import studies
 from sims_toy.grid import measure as measuring
 from sims_toy.grid import run as experiment
 from sims_toy.sweep import PRESETS, NetworkSettings, Sweep, plan, report
+from tests.image.ranks import kill, launch
 
 ROOT = Path(__file__).resolve().parents[2]
 COLUMNS = [
@@ -145,7 +144,7 @@ def standard_row(result):
     return r[r["method"] == "standard"].iloc[:1]
 
 
-def test_table_8_by_the_command(tmp_path):
+def test_table_8_by_the_command(tmp_path, undrawn):
     trials = 200
     options = Sweep(learner="exact", omega="0:5:1", trials=trials, generations=60, retuned="none", workers=1)
     result = studies.run(dataclasses.replace(options, out=str(tmp_path / "run")))
@@ -167,7 +166,7 @@ def test_table_8_by_the_command(tmp_path):
     assert regimes[1000][0.0] == "MAD" and regimes[1000][1.0] == "weak"
 
 
-def test_table_7_by_the_command(tmp_path):
+def test_table_7_by_the_command(tmp_path, undrawn):
     trials = 200
 
     def found(budget, **changes):
@@ -248,7 +247,7 @@ def test_standard_training_alone(tmp_path):
     assert "standard training ends at" in report.conclusion(result.tables)
 
 
-def test_each_sampler_has_its_own_control(tmp_path):
+def test_each_sampler_has_its_own_control(tmp_path, undrawn):
     sweep = dataclasses.replace(SMALL, sampler="ddim:20,ddim:10", synthetic="500", out=str(tmp_path / "run"))
     result = studies.run(sweep)
     regimes = result.tables["regimes"]
@@ -275,7 +274,7 @@ def test_the_retuned_control_never_costs_more_than_sims():
     assert names[:10] == 2 * ["standard", "equal-cost", "sims", "sims", "sims"] and names[10:] == 2 * ["retuned"]
 
 
-def test_paired_differences_from_the_controls(small):
+def test_paired_differences_from_the_controls(small, undrawn):
     """SIMS less each control, trial by trial, from the trials that the run keeps; the better retuned sampler counts."""
     trials, regimes = small.tables["trials"], small.tables["regimes"]
     assert len(trials) == 12 * 9 and trials["trial"].nunique() == 9
@@ -331,24 +330,17 @@ NETWORK_RUN = (
 
 
 @pytest.mark.parametrize("words", [EXACT_RUN, NETWORK_RUN], ids=["exact", "network"])
-def test_killed_and_resumed_by_the_same_command(tmp_path, words, capsys):
+def test_killed_and_resumed_by_the_same_command(tmp_path, words, capsys, undrawn):
     """Killed in a process of its own at any moment; the results are those of this process, byte for byte."""
     words, whole, out = [*words.split(), "--workers", "1"], tmp_path / "whole", tmp_path / "killed"
 
     assert sweep_here(*words, "--out", whole) == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "sims_toy.sweep", *words, "--out", str(out)],
-        cwd=ROOT,
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    started = launch(["-m", "sims_toy.sweep", *words, "--out", str(out)])
     deadline = time.monotonic() + 90
     while not list(out.glob("shards/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(float(np.random.default_rng().uniform(0, 0.3)))  # any moment will do
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill(started)
     kept = {p.name: p.stat().st_mtime_ns for p in out.glob("shards/*.npz") if not p.name.startswith(".")}
     assert kept and not (out / "finished.json").exists()
     assert sweep_here(*words, "--out", out, "--chunk", "7") == 0
@@ -397,7 +389,7 @@ def _threads(pid):
     return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
-def test_networks_beside_the_exact_learner(tmp_path):
+def test_networks_beside_the_exact_learner(tmp_path, undrawn):
     """The default learner: its rows first, the exact learner's beneath; chunks and workers do not change a bit."""
     tiny = Sweep(
         omega="0:2:1",
@@ -530,22 +522,33 @@ def test_presets_are_defaults_that_options_override(capsys):
         assert describe(plan(preset), estimate=False)
 
 
-def test_every_axis_takes_a_grid(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "MOST_FACETS", 2)
+AXES = {
+    "method": "standard,sims,neon", "loop": "augmentation,fully-synthetic", "sampler": "ddim:5,exact",
+    "auxiliary_data": "synthetic,train+synthetic", "real_size": "100,200", "synthetic": "50:100:50",
+    "auxiliary_size": "30,60", "budget": "0:1:1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("half", "facets", "pictures"), [(slice(None, 4), 1, 3), (slice(4, None), 2, 4)])
+def test_every_axis_takes_a_grid(tmp_path, monkeypatch, half, facets, pictures):
+    """The cells are those of all axes at once; a run and its report take a half of them each."""
+    monkeypatch.setattr(report, "MOST_FACETS", facets)
     sweep = Sweep(
-        learner="exact", omega="0,1", real_size="100,200", synthetic="50:100:50", auxiliary_size="30,60",
-        budget="0:1:1",
-        method="standard,sims,neon", loop="augmentation,fully-synthetic", sampler="ddim:5,exact",
-        auxiliary_data="synthetic,train+synthetic", generations=2, trials=3, workers=1, out=str(tmp_path / "run"),
-    )  # fmt: skip
-    result = studies.run(sweep)
-    axes = ["method", "loop", "sampler", "real_size", "synthetic_size", "auxiliary_size", "budget", "auxiliary_data"]
+        learner="exact", omega="0,1", synthetic="50", generations=2, trials=3, workers=1, out=str(tmp_path / "run")
+    )
+    columns = [{"synthetic": "synthetic_size"}.get(name, name) for name in AXES]
+    guided = [c for c in plan(dataclasses.replace(sweep, **AXES)).experiment.cells if c.method in ("sims", "neon")]
+    values = [tuple(str(getattr(cell, axis)) for axis in (*columns, "omega")) for cell in guided]
+    assert len(set(values)) == len(values) == 2 ** (len(AXES) + 1)
+    assert all(len(set(axis)) == 2 for axis in zip(*values, strict=True))
+    result = studies.run(dataclasses.replace(sweep, **dict([*AXES.items()][half])))
+    axes = columns[half]
     regimes = result.tables["regimes"]
     guided = regimes[regimes["method"].isin(["sims", "neon"])]
     assert [guided[a].nunique() for a in axes] == [2] * len(axes)
     assert len(guided) == 2 ** (len(axes) + 1) and not guided.duplicated([*axes, "omega"]).any()
     assert (regimes["regime"][regimes["diverged"] == 0] == "undecided").all()  # three trials decide nothing
-    assert len([p for p in result.figures if p.suffix == ".png"]) == 2 * report.MOST_FACETS + 1  # and the comparison
+    assert len([p for p in result.figures if p.suffix == ".png"]) == pictures  # two a facet, and methods compared
 
 
 def test_settings_record(small):

@@ -80,11 +80,13 @@ def moved(made: np.ndarray, held: np.ndarray) -> tuple[float, float]:
 
     def alone(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         wide = np.pad(other, ((2, 2), (2, 2), (0, 0)), mode="edge")
-        height, width = one.shape[:2]
-        nearest = np.full((height, width), 255, np.int16)
+        rows, columns = np.nonzero(abs(one - other).max(-1) > 60)
         for i, j in np.ndindex(5, 5):
-            np.minimum(nearest, abs(one - wide[i : i + height, j : j + width]).max(-1), out=nearest)
-        return nearest > 60
+            left = abs(one[rows, columns] - wide[rows + i, columns + j]).max(-1) > 60
+            rows, columns = rows[left], columns[left]
+        found = np.zeros(one.shape[:2], bool)
+        found[rows, columns] = True
+        return found
 
     lost = alone(made, held), alone(held, made)
     coloured = [picture.max(-1) - picture.min(-1) > 40 for picture in (made, held)]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
 
+from sims_core.forecast import rank_correlation
 from sims_core.lab.style import METHOD, footnote, style
 from sims_core.seeds import Seed
 from sims_image.data.stores import Images
@@ -20,8 +19,6 @@ from sims_image.metrics.compare import METRICS
 
 #: columns of an arm that do not depend on the trial's images
 COSTS = ("nfe", "megaflops", "parameters", "seen", "drawn", "chosen")
-#: draws of the bootstrap of a rank correlation
-_DRAWS = 2000
 
 
 def tables(rows: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -64,16 +61,15 @@ def leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlation of what was foretold with what was found, over auxiliaries (mean over trials) and over all rows.
-
-    The interval is a bootstrap's over rows.
-    """
+    """Rank correlation of foretold with found gains: over auxiliaries (means over trials) and over all rows."""
     found = []
-    mean = predictions.groupby("variant", sort=False).mean(numeric_only=True)
+    index = {"index": "variant", "columns": "trial"}
+    mean = predictions.groupby("variant", sort=False, as_index=False).mean(numeric_only=True).assign(trial=0)
     for over, table in (("auxiliaries", mean), ("auxiliaries and trials", predictions)):
         for predicted, (share, gain, _) in _foretold(table).items():
-            pair = pd.DataFrame({"x": share, "y": table[gain]}).dropna()
-            rank, low, high = rank_correlation(pair["x"].to_numpy(), pair["y"].to_numpy())
+            pair = table[["variant", "trial"]].assign(x=share, y=table[gain]).dropna()
+            x, y = (pair.pivot(**index, values=side).to_numpy() for side in ("x", "y"))
+            rank, low, high = rank_correlation(x, y, Seed(0).child("ranks"))
             found.append({"over": over, "predicted": predicted, "found": gain, "rows": len(pair), "spearman": rank,
                           "spearman_low": low, "spearman_high": high})  # fmt: skip
     return pd.DataFrame(found)
@@ -85,16 +81,6 @@ def _foretold(table: pd.DataFrame) -> dict[str, tuple[pd.Series, str, str]]:
         "removable": (table["removable"], "gain_found", "at the best"),
         "foretold_at_fixed": (1 - table["left_at_fixed"], "gain_fixed", "at the fixed omega"),
     }
-
-
-def rank_correlation(x: Any, y: Any) -> tuple[float, float, float]:
-    """(Spearman's, low, high): a bootstrap's 95 % interval over rows; nan for fewer than four rows."""
-    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan"), float("nan"), float("nan")
-    chosen = Seed(0).child("ranks").numpy().integers(0, len(x), (_DRAWS, len(x)))
-    drawn = [stats.spearmanr(x[some], y[some]).statistic for some in chosen if np.ptp(x[some]) and np.ptp(y[some])]
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return float(stats.spearmanr(x, y).statistic), float(low), float(high)
 
 
 def figures(found: dict[str, pd.DataFrame], lab: Lab, samples: dict[str, Images]) -> dict[str, Figure]:

@@ -12,7 +12,7 @@ import pandas as pd
 from sims_core.lab.style import KINDS, METHOD, band, footnote, save, style, subplots
 from sims_core.seeds import Seed
 from sims_toy.bias.separation import SAMPLERS
-from sims_toy.bias.tables import CONTROLS, rank_correlation
+from sims_toy.bias.tables import CONTROLS, foreseen
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,7 +161,7 @@ def _predictions(rows: pd.DataFrame, settings: Mapping[str, Any], stem: Path) ->
                     told = label(kind, name).replace("\n", ", ")
                     look = {"textcoords": "offset points", "fontsize": 6, "color": "#555555"}
                     axis.annotate(told, (a, b), (-5, -9 if kind == "networks" else 3), ha="right", **look)
-    rho, low, high = rank_correlation(rows, Seed(settings["seed"]))
+    rho, low, high = foreseen(rows, Seed(settings["seed"]))
     axis.set_xlabel("predicted: share of the squared error left at ω = 1")
     axis.set_ylabel("found")
     title = "Before SIMS is sampled: drift and error say what it will leave"

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
 
+from sims_core.forecast import rank_correlation
 from sims_core.seeds import Seed
 from sims_toy import phase
 from sims_toy.bias.cells import HELD_OUT, HELPS, TOLERANCE
@@ -177,16 +177,10 @@ def _held_out(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def rank_correlation(rows: pd.DataFrame, seed: Seed) -> tuple[float, float, float]:
-    """Spearman's correlation of predicted and found shares over rows, and its interval: rows are resampled."""
+def foreseen(rows: pd.DataFrame, seed: Seed) -> tuple[float, float, float]:
+    """Spearman's correlation of predicted and found shares over rows, and its interval."""
     x, y = (np.nan_to_num(rows[c].to_numpy(np.float64), nan=1.0) for c in ("predicted_left", "left"))
-    n = len(x)
-    if n < 4:
-        return np.nan, np.nan, np.nan
-    draws = seed.child("rows").numpy().integers(n, size=(2000, n))
-    found = [stats.spearmanr(x[d], y[d]).statistic for d in draws if len(set(x[d])) > 1 and len(set(y[d])) > 1]
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(stats.spearmanr(x, y).statistic), float(low), float(high)
+    return rank_correlation(x, y, seed.child("rows"))
 
 
 def words(frames: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> str:
@@ -212,7 +206,7 @@ def words(frames: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> st
     if len(networks):
         rises, bases = int(networks["loss_rises"].sum()), int(networks["bases"].sum())
         found.append(f"the denoising loss rises in {rises} of {bases} trained bases")
-    rho, low, high = rank_correlation(rows, Seed(settings["seed"]))
+    rho, low, high = foreseen(rows, Seed(settings["seed"]))
     if np.isfinite(rho):
         found.append(
             f"rank correlation of predicted and found over {len(rows)} rows: {rho:.2f} ({low:.2f} .. {high:.2f})"

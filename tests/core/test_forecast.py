@@ -4,10 +4,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.special import ndtr
 
 from sims_core import InputError, forecast, outlook
-from sims_core.forecast import Angle
+from sims_core.forecast import Angle, rank_correlation
+from sims_core.seeds import Seed
 from sims_core.slices import SlicedCdf, directions
 
 #: (name, error, drift, scale of the base, of the auxiliary)
@@ -242,3 +244,17 @@ R = np.random.default_rng(12).normal(size=(30, 2))
 def test_bad_input(samples, words):
     with pytest.raises(InputError, match=words):
         outlook(*samples)
+
+
+def test_a_rank_correlation_has_an_interval_and_repeats_tell_nothing_new():
+    x = np.arange(12.0)
+    y = x + 3 * np.sin(5 * x)
+    value, low, high = rank_correlation(x, y, Seed(0))
+    assert 0.4 < low < value < high <= 1 and value == pytest.approx(stats.spearmanr(x, y).statistic)
+    repeated = [np.tile(side[:, None], 5) for side in (x, y)]
+    assert rank_correlation(*repeated, Seed(0)) == pytest.approx((value, low, high))
+    repeated[0][0, 1:] = np.nan  # what is not there is left out
+    assert rank_correlation(*repeated, Seed(0))[0] == pytest.approx(value, abs=0.03)
+    assert (
+        np.isnan(rank_correlation(x[:3], x[:3], Seed(0))).all() and np.isnan(rank_correlation(x, 0 * x, Seed(0))).all()
+    )

@@ -17,7 +17,7 @@ from sims_core.seeds import Seed
 from sims_image.commands import run as command
 from sims_image.data.dataset import to_unit
 from sims_image.experiments.leaderboard import ARMS, describe, plan
-from sims_image.experiments.leaderboard_report import agreement, leaderboard, markdown, rank_correlation
+from sims_image.experiments.leaderboard_report import agreement, leaderboard, markdown
 from sims_image.experiments.options import Leaderboard
 from sims_image.metrics.loss import heldout_loss
 from sims_image.metrics.mind import mind
@@ -109,12 +109,6 @@ def test_predictions_are_made_before_and_compared(made):
     kept = told[["left_at_fixed", "gain_fixed"]].dropna()
     direct = stats.spearmanr(1 - kept["left_at_fixed"], kept["gain_fixed"]).statistic
     assert over.loc[("auxiliaries and trials", "foretold_at_fixed"), "spearman"] == pytest.approx(direct, nan_ok=True)
-
-
-def test_a_rank_correlation_has_an_interval():
-    x = np.arange(12.0)
-    value, low, high = rank_correlation(x, x + 3 * np.sin(5 * x))
-    assert 0.5 < low < value < high <= 1 and np.isnan(rank_correlation(x[:3], x[:3])).all()
 
 
 def test_an_equal_run_finds_all_that_is_there(folder, made, capsys):

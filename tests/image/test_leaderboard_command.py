@@ -16,6 +16,7 @@ from sims_core.errors import InputError
 from sims_core.seeds import Seed
 from sims_image.commands import run as command
 from sims_image.data.dataset import to_unit
+from sims_image.experiments import halving
 from sims_image.experiments.leaderboard import ARMS, describe, plan
 from sims_image.experiments.leaderboard_report import agreement, leaderboard, markdown
 from sims_image.experiments.options import Leaderboard
@@ -37,6 +38,8 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("data")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "tiny", tiny.preset(tiny.EDM, tiny.recipe(budget="0.04k", lr=1e-2)))
+        patch.setattr(halving, "RHOS", (5.0,))  # few samplers to retune over, for speed
+        patch.setattr(halving, "TOPS", (1.0,))
         tiny.write_data(place / "tiny.zip", count=48)
         tiny.write_data(place / "held.zip", count=40, seed=1)
         yield place

@@ -22,7 +22,7 @@ TINY = Sweep(
     synthetic="50",
     real_size="80",
     trials=12,
-    generations=4,
+    generations=2,
     network=NetworkSettings(steps=60, batch=16, width=8, backend="torch"),
 )
 

@@ -1,5 +1,6 @@
 """What the project says of itself: versions, requirements, and the scripts that start it elsewhere."""
 
+import ast
 import os
 import re
 import subprocess
@@ -31,6 +32,31 @@ def test_changelog_and_citation_know_the_version():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {__version__}\n" in citation
     assert all(f'name: "{author["name"]}"' in citation for author in PROJECT["authors"])
+
+
+def _anchors(page: Path) -> set[str]:
+    """What GitHub calls the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_no_link_of_a_page_that_is_not_on_the_site_leads_nowhere(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text)
+    assert links
+    for target, anchor in links:
+        page = (ROOT / name).parent / target if target else ROOT / name
+        assert page.exists(), target
+        assert page.suffix != ".md" or not anchor or anchor in _anchors(page), f"{target}#{anchor}"
+
+
+def test_readme_leads_to_the_lines_of_algorithm_1():
+    path = "sims_core/algorithm.py"
+    named = {node.name: node for node in ast.parse((ROOT / path).read_text()).body if isinstance(node, ast.FunctionDef)}
+    lines = named["sims"].body[1:]  # without the docstring
+    assert f"]({path}#L{lines[0].lineno}-L{lines[-1].end_lineno}), five lines" in (ROOT / "README.md").read_text()
+    assert len(lines) == 5 and all(line.lineno == line.end_lineno for line in lines)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bash")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sims_toy import phase
 from sims_toy.flows.settings import flow_words
 from sims_toy.grid.parse import law_text
 from sims_toy.networks.settings import unusual
@@ -61,7 +62,8 @@ def caption(facet: dict[str, Any], settings: dict[str, Any], *, shown: str = "")
     beside = f" ({settings['beside_trials']} of the other readings)" if settings.get("beside_trials") else ""
     last = reading = ""
     if settings["generations"] > 1:
-        last = "; d_T is the mean of the last ten"
+        kept = len(range(settings["generations"])[phase.last_generations(settings["generations"])])
+        last = f"; d_T is the mean of the last {'ten' if kept == phase.LAST else kept}"
         reading = (
             "Regimes, |D_r|, the real Gaussian, the sampler, what the auxiliary is trained on and how long are our "
             "reading; the paper does not state them."

@@ -43,7 +43,8 @@ _MISSING: dict[str, Any] = {"temperature": 1.0, "pollution": 0, "real": "gaussia
 POINTS = 200
 #: What a sweep's words mean, besides those of every page.
 TERMS = {
-    "d_t(ω), d_T": "mean distance at generation t with guidance ω; d_T is the mean of the last ten generations",
+    "d_t(ω), d_T": "mean distance at generation t with guidance ω; d_T is the mean of the last ten generations, or of "
+    "the last half of fewer than twenty",
     "MAD": "d_T(ω) ≥ d_T(0): SIMS ends no nearer to the data than the loop without it",
     "weak, strong mitigation": "it ends nearer; and within 5 % of d_1(0), the first generation without SIMS",
     "prevention": "and within 5 % of d_1(ω), its own first generation: the loop costs nothing",

@@ -214,12 +214,11 @@ def summary(frames: dict[str, pd.DataFrame]) -> str:
         best = part.loc[part["standard"].idxmin()]
         standard, controls = _companions(regimes, best.to_dict())
         equal, retuned = (f"{controls[n]:.2f}" if n in controls else "" for n in ("equal-cost", "retuned"))
-        regime = best["regime"] if best["regime"] != "undecided" else f"undecided ({best['candidates']})"
         settings = "".join(f"{best[a]!s:>16} " for a in axes)
         lines.append(
             f"{best['synthetic_size']:>7} {settings}{standard:>9.2f} {equal:>10} {retuned:>8} {best['omega']:>7g} "
             f"{best['first']:>8.4f} {best['own']:>11.2f} {best['standard']:>11.2f} "
-            f"{f'{best.standard_low:.2f} .. {best.standard_high:.2f}':>15} {_less(best, controls):>24}  {regime}"
+            f"{f'{best.standard_low:.2f} .. {best.standard_high:.2f}':>15} {_less(best, controls):>24}  {_regime(best)}"
         )
     return "\n".join(lines)
 
@@ -265,6 +264,13 @@ def ahead(row: dict[str, Any]) -> list[str]:
     return [name for name in RESAMPLED if row.get(f"minus_{name.replace('-', '_')}_low", math.nan) > 0]
 
 
+def _regime(cell: pd.Series[Any]) -> str:
+    """A cell's regime in words, or those between which it is undecided."""
+    names = [figures.LABEL.get(name, name) for name in cell["candidates"].split(" or ")]
+    told = " or ".join(names).replace(" or too few trials", "; too few trials")
+    return f"undecided ({told})" if cell["regime"] == "undecided" else told
+
+
 def _elsewhere(regimes: pd.DataFrame, guided: pd.DataFrame) -> str:
     """The other |D_s| at which a control without SIMS is ahead of every omega, in a sentence each."""
     told = []
@@ -298,10 +304,8 @@ def conclusion(frames: dict[str, pd.DataFrame]) -> str:
         )
     verb = "drifts to" if standard > theory.TOLERANCE else "stays at"
     better = [f"{name} holds it at {value:.2f}x" for name, value in controls.items() if value < best["standard"]]
-    rival = f"; no more evaluations without SIMS: {', '.join(better)}" if better else ""
-    label = {"strong": "strong mitigation", "weak": "weak mitigation"}.get(best["regime"], best["regime"])
-    if best["regime"] == "undecided":
-        label = f"undecided between {best['candidates'].replace(' or ', ' and ')}; more trials decide"
+    rival = f"; without SIMS, at no more evaluations, {', '.join(better)}" if better else ""
+    label = _regime(best) + "; more trials decide" * (best["regime"] == "undecided")
     effect = f"ω = {best['omega']:g} holds it at {best['standard']:.2f}x" if best["omega"] else "no ω > 0 does better"
     course = f"{verb} {standard:.2f}x of generation 1" if math.isfinite(standard) else "diverges"
     start = f"|D_s| = {best['synthetic_size']}: standard training {course}"

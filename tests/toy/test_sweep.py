@@ -557,6 +557,18 @@ def test_settings_record(small):
     assert record["provenance"]["version"] and "torch" in record["provenance"]["libraries"]
 
 
+@pytest.mark.parametrize(
+    ("regime", "candidates", "words"),
+    [
+        ("strong", "strong", "strong mitigation"),
+        ("undecided", "prevention or strong", "undecided (prevention or strong mitigation)"),
+        ("undecided", "prevention or too few trials", "undecided (prevention; too few trials)"),
+    ],
+)
+def test_regimes_in_words(regime, candidates, words):
+    assert report._regime(pd.Series({"regime": regime, "candidates": candidates})) == words
+
+
 def test_a_sweep_of_one_generation_has_a_figure_of_its_own(tmp_path):
     """A line a reading and a panel a budget, with standard training across; nothing is said of convergence."""
     sweep = Sweep(

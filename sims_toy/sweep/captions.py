@@ -63,7 +63,8 @@ def caption(facet: dict[str, Any], settings: dict[str, Any], *, shown: str = "")
     last = reading = ""
     if settings["generations"] > 1:
         kept = len(range(settings["generations"])[phase.last_generations(settings["generations"])])
-        last = f"; d_T is the mean of the last {'ten' if kept == phase.LAST else kept}"
+        named = {1: "the last d_t", phase.LAST: "the mean of the last ten"}
+        last = f"; d_T is {named.get(kept, f'the mean of the last {kept}')}"
         reading = (
             "Regimes, |D_r|, the real Gaussian, the sampler, what the auxiliary is trained on and how long are our "
             "reading; the paper does not state them."

@@ -192,12 +192,21 @@ def from_the_leaderboard() -> Claims:
     """Both tables row by row, and what SIMS was foretold to gain against what it gained."""
     document, board = "docs/leaderboard.md", table("leaderboard")
     yield document, *markdown(board, "FD-classifier", ["pixels"]).splitlines()
-    for row in rows_of(table("leaderboard_foretold")):
+    told = table("leaderboard_foretold")
+    for row in rows_of(told[told["variant"] == "main"]):
         cosine, foretold = f"{row['distributions_cosine']:.2f}", around(row, "omega", 2)
         gains = f"{1 - row['left_at_fixed']:.2f} | {row['gain_fixed']:.2f} | {row['removable']:.2f}"
         found = f"{row['gain_found']:.2f} | {row['found_omega']:g} | {row['expected_over_half_interval']:.1f}"
         yield document, line(f"{row['trial'] + 1}", cosine, foretold, gains, found)
-    wide = table("leaderboard_models").pivot(index="trial", columns="arm", values="frechet")
+    for _, part in told.groupby("variant"):
+        cosines, mean = part["distributions_cosine"], part.mean(numeric_only=True)
+        shares = (1 - mean["left_at_fixed"], mean["gain_fixed"], mean["removable"], mean["gain_found"])
+        yield document, line(f"{cosines.min():.2f} .. {cosines.max():.2f}", *(f"{share:.2f}" for share in shares))
+    ranks = rows_of(table("leaderboard_agreement"))
+    yield document, *(around(row, "spearman", 2) for row in ranks)
+    yield document, f"all {ranks[-1]['rows']} of them"
+    models = table("leaderboard_models")
+    wide = models[models["method"] != "variant"].pivot(index="trial", columns="arm", values="frechet")
     fixed, wider = "SIMS, omega = 1", "wider, equal training cost"
     pairs = [("SIMS", "autoguidance"), (fixed, "autoguidance"), (fixed, "Neon"), (fixed, wider)]
     pairs += [(f"SIMS{kind}", fixed) for kind in (" held:2", ", second step", ", cold auxiliary")]

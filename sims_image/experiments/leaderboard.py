@@ -19,9 +19,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from sims_core.algorithm import AUXILIARY_DATA, GUIDE_SHARE, METHODS, Given
-from sims_core.errors import InputError, choose
+from sims_core.errors import InputError, choose, reason
 from sims_core.forecast import Angle, outlook
 from sims_core.guidance import GuidanceSchedule
+from sims_core.lab.runs import parse_json
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
 from sims_image.data.stores import Images
@@ -73,7 +74,7 @@ class Variant:
 @dataclass(frozen=True)
 class Planned:
     """A checked comparison. also: further features and of how many images. wide: settings of the wider base's network,
-    and the images that it sees; None without.
+    and the images that it sees; None without. beside: tables 'models' and 'predictions' of other runs, by folder.
     """
 
     checked: Checked
@@ -84,6 +85,31 @@ class Planned:
     variants: tuple[Variant, ...]
     wide: tuple[dict[str, Any], int] | None
     arms: frozenset[str]
+    beside: Mapping[str, tuple[pd.DataFrame, pd.DataFrame]]
+
+    def joined(self, rows: pd.DataFrame, predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The tables of this run with those of the runs beside it, in the order of trials.
+
+        Raises `InputError` for one that measured other arms, or real images at another distance: with other features.
+        """
+        mine = _compared(rows, predictions)
+        for folder, tables in self.beside.items():
+            theirs = _compared(*tables)
+            if strange := sorted(mine ^ theirs):
+                expected = f"one of the runs alone has '{strange[0]}'; give both the same settings"
+                raise InputError("beside", folder, expected)
+            here, there = (table.loc[table["method"] == "real", "frechet"].mean() for table in (rows, tables[0]))
+            if not np.isclose(here, there, rtol=1e-3, equal_nan=True):
+                expected = f"real images are at {there:.4g} there and {here:.4g} here: measured with other features"
+                raise InputError("beside", folder, expected)
+        every = [(rows, predictions), *self.beside.values()]
+        one, two = (pd.concat(parts).sort_values("trial", kind="stable") for parts in zip(*every, strict=True))
+        return one.reset_index(drop=True), two.reset_index(drop=True)
+
+
+def _compared(models: pd.DataFrame, predictions: pd.DataFrame) -> set[str]:
+    """Arms and auxiliaries of a run's tables."""
+    return {*models.loc[models["method"] != "variant", "arm"], *predictions["variant"]}
 
 
 @dataclass(frozen=True)
@@ -128,7 +154,7 @@ def plan(settings: Leaderboard) -> Planned:
     )
     also = {}
     for part in filter(None, (part.strip() for part in settings.also.split(","))):
-        name, _, count = part.partition(":")
+        name, count = _features(part)
         data = None if checked.real is None else checked.real.seen.data
         if data is not None:
             try:
@@ -143,7 +169,47 @@ def plan(settings: Leaderboard) -> Planned:
         *(_variant(part, main, mi) for part in filter(None, map(str.strip, settings.variants.split(";")))),
     )
     return Planned(checked, tuple(omegas_of(settings.omega)), search, cheaper, also, variants,
-                   _wide(settings, checked, "wider" in arms), arms)  # fmt: skip
+                   _wide(settings, checked, "wider" in arms), arms, _beside(settings))  # fmt: skip
+
+
+#: settings in which runs of one comparison may differ
+_FREE = {"out", "dry_run", "device", "workers", "scheduler", "compile", "trials", "first_trial", "beside", "data",
+         "heldout"}  # fmt: skip
+
+
+def _beside(settings: Leaderboard) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
+    """'models' and 'predictions' of the runs that ``--beside`` names, by folder. Raises `InputError`."""
+    found: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
+    mine = set(range(settings.first_trial, settings.first_trial + settings.trials))
+    for name in filter(None, (part.strip() for part in settings.beside.split(","))):
+        try:
+            models, told = (pd.read_csv(Path(name, f"{table}.csv"), engine="python")
+                            for table in ("models", "predictions"))  # fmt: skip
+            theirs = {int(trial) for trial in models["trial"]}
+            if not {"arm", "method", "frechet"} <= set(models) or not {"variant", "trial"} <= set(told):
+                raise ValueError("columns are missing")
+        except (OSError, ValueError, KeyError) as error:
+            expected = f"give the report folder of a leaderboard, with models.csv and predictions.csv ({reason(error)})"
+            raise InputError("beside", name, expected) from None
+        if both := mine & theirs:
+            expected = f"it has trial {min(both)} too: say with `first_trial` where this run begins"
+            raise InputError("beside", name, expected)
+        record = Path(name, "results.json")
+        there = parse_json("beside", str(record), record.read_bytes()) if record.exists() else {}
+        for key, value in there.get("settings", {}).items():
+            if key not in _FREE and value != getattr(settings, key, value):
+                raise InputError("beside", name, f"its {key} is {value!r} and not {getattr(settings, key)!r}")
+        mine |= theirs
+        found[name] = (models, told)
+    return found
+
+
+def _features(part: str) -> tuple[str, str]:
+    """(name, count or '') of NAME, NAME:N, lite0:SIDE or lite0:SIDE:N: a side is a number below 1025 without unit."""
+    kind, *rest = part.split(":")
+    if kind == "lite0" and rest and rest[0].isdigit() and int(rest[0]) <= 1024:
+        kind = f"{kind}:{rest.pop(0)}"
+    return kind, ":".join(rest)
 
 
 def _variant(text: str, main: Variant, mi: int) -> Variant:
@@ -279,7 +345,7 @@ class Board(Lab):
                 "parameters": sum(p.numel() for n in held for p in n.parameters())}  # fmt: skip
         row = self.quality(arm.model, trial, how=how, arm=arm.name)
         row |= told
-        if trial == 0:
+        if trial == self.asked.first_trial:
             self.seconds.append({"arm": arm.name, "seconds_a_thousand": self._timed(arm)})
             self._show(arm)
         return row
@@ -321,11 +387,11 @@ def conduct(settings: Leaderboard, processes: Processes) -> tuple[Path, Sequence
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     board = Board(planned, processes)
-    for trial in range(settings.trials):
+    for trial in range(settings.first_trial, settings.first_trial + settings.trials):
         run_trial(board, trial)
     if not processes.first:
         return None
-    tables = leaderboard_report.tables(pd.DataFrame(board.rows), pd.DataFrame(board.predictions))
+    tables = leaderboard_report.tables(*planned.joined(pd.DataFrame(board.rows), pd.DataFrame(board.predictions)))
     words = leaderboard_report.words(tables, board)
     figures = leaderboard_report.figures(tables, board, board.samples)
     metric = board.bench.reference.extractor.metric

@@ -85,7 +85,7 @@ def _foretold(table: pd.DataFrame) -> dict[str, tuple[pd.Series, str, str]]:
 
 def figures(found: dict[str, pd.DataFrame], lab: Lab, samples: dict[str, Images]) -> dict[str, Figure]:
     """'leaderboard', 'predictions' and, where there are pictures, 'samples': those of the first base, by arm."""
-    made = {"leaderboard": _board(found, lab), "predictions": _predictions(found["predictions"], lab)}
+    made = {"leaderboard": _board(found, lab), "predictions": _predictions(found, lab)}
     if not samples:
         return made
     rows, metric = arms(found["leaderboard"]), lab.bench.reference.extractor.metric
@@ -125,7 +125,7 @@ def _board(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
         left.set_xlim(left=0)
         left.set_xlabel(f"{metric}, n = {lab.sizes.n:,}; dotted: real images; at the right, evaluations per image")
         right.set_xlabel("minus the best control of equal cost")
-        made.suptitle(_title(lab), fontsize=9)
+        made.suptitle(_title(found, lab), fontsize=9)
         footnote(made, settings_line(lab.settings), 150)
     return made
 
@@ -136,7 +136,8 @@ def _span(axes: Any, row: Any, name: str, place: int, colour: str) -> None:
     axes.errorbar([value], [-place], xerr=bars, fmt="D", ms=4, color=colour, capsize=3)
 
 
-def _predictions(table: pd.DataFrame, lab: Lab) -> Figure:
+def _predictions(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
+    table = found["predictions"]
     with style():
         made = Figure(figsize=(8.4, 3.8), layout="constrained")
         for axes, (share, gain, words) in zip(made.subplots(1, 2)[::-1], _foretold(table).values(), strict=True):
@@ -148,12 +149,12 @@ def _predictions(table: pd.DataFrame, lab: Lab) -> Figure:
             axes.set_ylabel(f"share of {lab.bench.reference.extractor.metric} gone")
             axes.set_title(words, fontsize=8)
         axes.legend(fontsize=7)
-        made.suptitle(_title(lab), fontsize=9)
+        made.suptitle(_title(found, lab), fontsize=9)
     return made
 
 
-def _title(lab: Lab) -> str:
-    trials, sizes = lab.settings.trials, lab.sizes
+def _title(found: dict[str, pd.DataFrame], lab: Lab) -> str:
+    trials, sizes = int(found["leaderboard"]["trials"].max()), lab.sizes
     return (
         f"{lab.data.open().name}, |D_r| = {sizes.real:,}, |D_s| = {sizes.auxiliary:,}: {trials} independently trained "
         f"base{'s' * (trials != 1)}, 95 % intervals over them"

@@ -291,6 +291,10 @@ class Leaderboard(AuxiliaryData, Extrapolating, Searching, Laboratory):
     """|D_s|, samples that an auxiliary is made from; default as many as there are real images."""
     omega: str = "0.25,0.5,1,1.5,2,3,4,6"
     """Grid that SIMS, Neon and autoguidance choose from, each by the search seeds."""
+    first_trial: Annotated[int, at_least(0)] = 0
+    """Number of the first of the trials: several machines can share the bases of one comparison (--beside)."""
+    beside: str = ""
+    """Report folders of runs of other trials with the same settings, A/report,B/report: the tables hold theirs too."""
     fixed: float = 1.0
     """Strength that is confirmed whatever the search finds; 1 is what theory says beforehand."""
     search: str = "2k"
@@ -298,7 +302,7 @@ class Leaderboard(AuxiliaryData, Extrapolating, Searching, Laboratory):
     cheaper: str = "held:2"
     """Guidance that evaluates the auxiliary less often, each with an omega of its own: held:2, interval:0.3:3, ..."""
     also: str = ""
-    """Further features to measure in, NAME or NAME:N for the first N images: pixels, lite0:1k, ..."""
+    """Further features to measure in, NAME or NAME:N for the first N images: pixels, lite0:1k, lite0:96:1k, ..."""
     variants: str = ""
     """Other auxiliaries, each with its outlook and SIMS at both strengths: size=5k; budget=20k; weights=ema;
     data=train+synthetic; cold. One thing changed in each."""

@@ -17,7 +17,7 @@ from sims_core.seeds import Seed
 from sims_image.commands import run as command
 from sims_image.data.dataset import to_unit
 from sims_image.experiments import halving
-from sims_image.experiments.leaderboard import ARMS, describe, plan
+from sims_image.experiments.leaderboard import ARMS, _features, describe, plan
 from sims_image.experiments.leaderboard_report import agreement, leaderboard, markdown
 from sims_image.experiments.options import Leaderboard
 from sims_image.metrics.loss import heldout_loss
@@ -126,6 +126,47 @@ def test_an_equal_run_finds_all_that_is_there(folder, made, capsys):
     command(["leaderboard", *(f"--{k.replace('_', '-')}={v}" for k, v in vars(settings(folder)).items() if v)])
     assert content() == before
     assert sorted((folder / "out" / "cells").iterdir()) == cells and "FD-pixels of the base" in capsys.readouterr().out
+
+
+def test_bases_of_several_runs_make_one_comparison(folder, made, capsys):
+    """Each on its own, and the second with the first one's report beside it: the table of both in one run."""
+    _, whole = made
+    places = [folder / f"part{trial}" for trial in (0, 1)]
+    for trial, place in enumerate(places):
+        asked = {**SETTINGS, "trials": 1, "first_trial": trial, "out": place, "data": folder / "tiny.zip",
+                 "heldout": folder / "held.zip", "beside": places[0] / "report" if trial else ""}  # fmt: skip
+        command(["leaderboard", *(f"--{name.replace('_', '-')}={value}" for name, value in asked.items())])
+    for name in ("leaderboard", "models", "predictions", "agreement"):
+        found = pd.read_parquet(places[1] / "report" / f"{name}.parquet")
+        pd.testing.assert_frame_equal(found, whole[name], check_dtype=False, rtol=1e-12)
+    # what is no other run of this comparison is refused, before anything is trained
+    place = str(places[0] / "report")
+    for changes, words in {
+        (("first_trial", 0),): "it has trial 0 too",
+        (("budget", "17"),): "its budget is '16' and not '17'",
+        (("beside", str(folder / "nowhere")),): "give the report folder",
+    }.items():
+        with pytest.raises(InputError, match=words):
+            plan(settings(folder, **{"trials": 1, "first_trial": 1, "beside": place, **dict(changes)}))
+    asked = plan(settings(folder, trials=1, first_trial=1, beside=place))
+    rows, told = (whole[name][whole[name]["trial"] == 1] for name in ("models", "predictions"))
+    with pytest.raises(InputError, match="one of the runs alone has 'cold'"):
+        asked.joined(rows, told[told["variant"] != "cold"])
+    with pytest.raises(InputError, match="other features"):
+        asked.joined(rows.assign(frechet=2 * rows["frechet"]), told)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("pixels", ("pixels", "")),
+        ("lite0:1k", ("lite0", "1k")),
+        ("lite0:96", ("lite0:96", "")),
+        ("lite0:96:2k", ("lite0:96", "2k")),
+    ],
+)
+def test_a_further_feature_space_may_have_a_size_and_a_count(text, read):
+    assert _features(text) == read
 
 
 def test_a_dry_run_prices_it(folder):

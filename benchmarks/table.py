@@ -121,6 +121,20 @@ def _collapse(found: Any) -> Rows:
         yield f"networks against theory at their η, budget {budget:,}", f"at most {worst:.1f} standard errors apart"
 
 
+def _figure4(found: Any) -> Rows:
+    for row in found["fits"]:
+        yield (
+            f"fit: {row['steps']} steps of {row['rows']} rows, posterior over {row['reference']}",
+            f"{row['ms']:.1f} ms per network, {row['distance']:.4f} ± {row['se']:.4f} from the fit",
+        )
+    for row in found["looks"]:
+        yield (
+            f"stopping decided cells at {row['looks']} trials",
+            f"{row['loops']:.0%} of the loops, {row['undecided']} of {row['cells']} cells undecided, "
+            f"{row['contradicted']} against all 48 trials",
+        )
+
+
 #: by the name of its file in `results`. Seconds on two cores at 100 to 160 GFLOP/s each
 BENCHMARKS = {
     "ensemble": Bench("ensemble.py", 100, _ensemble),
@@ -145,6 +159,7 @@ BENCHMARKS = {
     "pages": Bench("pages.py", 150, _pages),
     "prepare": Bench("prepare.py", 90, _prepare),
     "linear_response": Bench("linear_response.py --trials 500", 60, _response),
+    "figure4": Bench("figure4.py", 90, _figure4),
     "eta_collapse": Bench("eta_collapse.py", 60, _collapse),
 }
 

@@ -63,26 +63,26 @@ def steadied(weights: Array, values: Array, twin: Array, expected: Array) -> Arr
     return np.where(good, v.mean(0) + mean_v - slope * (mean_t - (mu - centre)), mean)
 
 
-def levels(trials: int) -> tuple[float, float]:
-    """The quantiles of a bootstrap over ``trials`` that bound its interval at `LEVEL`: expanded percentiles.
+def levels(trials: int, level: float = LEVEL) -> tuple[float, float]:
+    """The quantiles of a bootstrap over ``trials`` that bound its interval at ``level``: expanded percentiles.
 
     A bootstrap's spread lacks the factor sqrt((n - 1) / n) and its percentiles Student's tails (Hesterberg 2015, The
     American Statistician 69). n - 2 degrees of freedom, since ratios and control variates fit two numbers: plain
     percentiles of 8 trials cover .88 to .90, these .96 to .98 (tests/toy/test_phase.py); beyond 50 they are the same.
     """
     freedom = max(trials - 2, 1)
-    reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(max(trials, 2) / freedom)
+    reach = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(max(trials, 2) / freedom)
     tail = float(stats.norm.sf(reach))
     return tail, 1 - tail
 
 
-def interval(resampled: Array, trials: int) -> tuple[Array, Array]:
+def interval(resampled: Array, trials: int, level: float = LEVEL) -> tuple[Array, Array]:
     """Expanded percentile interval (`levels`) over the first axis of a bootstrap over ``trials``.
 
     (inf, inf) where the resampled values are not finite.
     """
     bad = ~np.isfinite(resampled).all(0)
-    low, high = np.quantile(np.where(bad, 0.0, resampled), levels(trials), axis=0)
+    low, high = np.quantile(np.where(bad, 0.0, resampled), levels(trials, level), axis=0)
     return np.where(bad, np.inf, low), np.where(bad, np.inf, high)
 
 

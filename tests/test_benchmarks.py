@@ -32,6 +32,7 @@ TABLE = _module("table")
         ("linear_response.py", ["--trials", "8", "--workers", "1"]),
         ("eta_collapse.py", ["--trials", "2", "--exact-trials", "100"]),
         ("ensemble.py", ["--networks", "2", "--rounds", "1"]),
+        ("figure4.py", ["--networks", "2"]),
         ("prepare.py", ["--images", "400"]),
         ("networks.py", ["--preset", "digits", "--rounds", "1"]),
         ("metrics.py", ["--n", "300", "--widths", "16", "--streamed", "digits", "--images", "24"]),

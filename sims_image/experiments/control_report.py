@@ -85,7 +85,7 @@ class Outcome:
 
     def floor(self, n: int, classes: pd.DataFrame) -> float:
         """The mean total variation of as many images drawn in the target's own shares."""
-        one = classes[(classes["arm"] == "base") & (classes["trial"] == 0)]
+        one = classes[(classes["arm"] == "base") & (classes["trial"] == classes["trial"].min())]
         target = one["target"].to_numpy()
         drawn = Seed(0).child("floor").numpy().multinomial(n, target / target.sum(), size=2000)
         errors = self.judging.errors

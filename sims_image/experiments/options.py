@@ -172,6 +172,9 @@ class Laboratory(Experiment):
 
     trials: int = 3
     """Repetitions with other seeds of everything: training, sampling, measuring."""
+    first_trial: Annotated[int, at_least(0)] = 0
+    """Number of the first of them. Processes that share --out and have trials of their own make what the command for
+    all trials then finds."""
     fit_budget: str = ""
     """Images that a model trained from scratch sees; default the preset's."""
     fit_lr: float | None = None
@@ -291,8 +294,6 @@ class Leaderboard(AuxiliaryData, Extrapolating, Searching, Laboratory):
     """|D_s|, samples that an auxiliary is made from; default as many as there are real images."""
     omega: str = "0.25,0.5,1,1.5,2,3,4,6"
     """Grid that SIMS, Neon and autoguidance choose from, each by the search seeds."""
-    first_trial: Annotated[int, at_least(0)] = 0
-    """Number of the first of the trials: several machines can share the bases of one comparison (--beside)."""
     beside: str = ""
     """Report folders of runs of other trials with the same settings, A/report,B/report: the tables hold theirs too."""
     fixed: float = 1.0

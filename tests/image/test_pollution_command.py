@@ -41,8 +41,21 @@ def data(tmp_path_factory):
 def polluted(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("pollution") / "out"
     words = ["pollution", "--data", str(data), "--out", str(out), *GIVEN, "--pollution", "0.5,1", "--omega", "0.5,1"]
-    command([*words, "--auxiliary-size", "16", "--budget", "16"])
-    return out, {name: pd.read_parquet(out / f"report/{name}.parquet") for name in ("models", "curves", "best")}
+    words += ["--auxiliary-size", "16", "--budget", "16"]
+    command([*words, "--trials", "1", "--first-trial", "1"])
+    alone = pd.read_parquet(out / "report/models.parquet"), {path.name for path in out.glob("fit-*")}
+    command(words)
+    found = {name: pd.read_parquet(out / f"report/{name}.parquet") for name in ("models", "curves", "best")}
+    return out, found | {"alone": alone}
+
+
+def test_a_trial_made_alone_is_that_of_all(polluted):
+    """And is found by the run of all: another process may make it."""
+    out, found = polluted
+    alone, folders = found["alone"]
+    mine = found["models"][found["models"]["trial"] == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, mine)
+    assert len(list(out.glob("fit-*"))) == 2 * len(folders)
 
 
 def test_four_curves(polluted):

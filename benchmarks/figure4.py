@@ -35,9 +35,12 @@ from sims_toy.networks.training import train
 
 #: points of a base's training set in Figure 4: 1,000 real ones, and as many samples
 POINTS = 2000
-#: steps, rows and points of the posterior's random subset (None: all)
-WAYS = ((400, 64, None), (300, 64, None), (200, 64, None), (400, 32, None), (400, 64, 512), (400, 64, 256),
-        (400, 128, 256))  # fmt: skip
+#: steps, rows, points of the posterior's random subset (None: all) and draws
+WAYS = (
+    (400, 64, None, "random"), (300, 64, None, "random"), (200, 64, None, "random"), (400, 32, None, "random"),
+    (400, 64, 512, "random"), (400, 64, 256, "random"), (400, 128, 256, "random"), (400, 64, None, "quasi"),
+    (250, 64, None, "quasi"), (200, 64, None, "quasi"), (400, 32, None, "quasi"),
+)  # fmt: skip
 LOOKS: tuple[tuple[tuple[int, float], ...], ...] = (
     ((48, 0.05),), ((16, 0.01), (32, 0.01), (48, 0.03)), ((8, 0.01), (16, 0.01), (24, 0.01), (48, 0.02)),
 )  # fmt: skip
@@ -51,8 +54,8 @@ def fits(networks: int) -> list[dict[str, Any]]:
     fitted, found = fit(Statistics.of_points(data.double())), []
     sampler, seeds = replace(UNBIASED, sigma_data=SIGMA_DATA), [Seed(1).child(i) for i in range(networks)]
     start = NetworkLearner(sampler, range(networks)).untrained(data, seed=Seed(0)).base
-    for steps, rows, reference in (WAYS[0], *WAYS):  # once to warm up
-        settings = NetworkSettings(steps=steps, batch=rows).training(POINTS)
+    for steps, rows, reference, draws in (WAYS[0], *WAYS):  # once to warm up
+        settings = NetworkSettings(steps=steps, batch=rows, draws=draws).training(POINTS)
         before = time.process_time()
         trained = train(start, data, seeds, replace(settings, reference=reference))
         spent = 1000 * (time.process_time() - before) / networks
@@ -60,8 +63,8 @@ def fits(networks: int) -> list[dict[str, Any]]:
         squares = w2_squared(NetworkModel(trained.ema, sampler).output, fitted).numpy()
         distance = float(np.sqrt(squares.mean()))
         error = float(squares.std()) / len(squares) ** 0.5 / 2 / distance
-        found.append({"steps": steps, "rows": rows, "reference": reference or f"all {POINTS}", "ms": spent,
-                      "distance": distance, "se": error})  # fmt: skip
+        found.append({"steps": steps, "rows": rows, "reference": reference or f"all {POINTS}", "draws": draws,
+                      "ms": spent, "distance": distance, "se": error})  # fmt: skip
     return found[1:]
 
 

@@ -124,7 +124,7 @@ def _collapse(found: Any) -> Rows:
 def _figure4(found: Any) -> Rows:
     for row in found["fits"]:
         yield (
-            f"fit: {row['steps']} steps of {row['rows']} rows, posterior over {row['reference']}",
+            f"{row['steps']} steps of {row['rows']} {row['draws']} rows, posterior over {row['reference']}",
             f"{row['ms']:.1f} ms per network, {row['distance']:.4f} ± {row['se']:.4f} from the fit",
         )
     for row in found["looks"]:

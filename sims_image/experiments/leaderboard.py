@@ -91,10 +91,10 @@ class Planned:
         """The tables of this run with those of the runs beside it, in the order of trials.
 
         Raises `InputError` for one that measured other arms, or real images at another distance: with other features.
+        Other auxiliaries (`variants`) need not be the same.
         """
-        mine = _compared(rows, predictions)
         for folder, tables in self.beside.items():
-            theirs = _compared(*tables)
+            mine, theirs = (set(table.loc[table["method"] != "variant", "arm"]) for table in (rows, tables[0]))
             if strange := sorted(mine ^ theirs):
                 expected = f"one of the runs alone has '{strange[0]}'; give both the same settings"
                 raise InputError("beside", folder, expected)
@@ -105,11 +105,6 @@ class Planned:
         every = [(rows, predictions), *self.beside.values()]
         one, two = (pd.concat(parts).sort_values("trial", kind="stable") for parts in zip(*every, strict=True))
         return one.reset_index(drop=True), two.reset_index(drop=True)
-
-
-def _compared(models: pd.DataFrame, predictions: pd.DataFrame) -> set[str]:
-    """Arms and auxiliaries of a run's tables."""
-    return {*models.loc[models["method"] != "variant", "arm"], *predictions["variant"]}
 
 
 @dataclass(frozen=True)
@@ -174,7 +169,7 @@ def plan(settings: Leaderboard) -> Planned:
 
 #: settings in which runs of one comparison may differ
 _FREE = {"out", "dry_run", "device", "workers", "scheduler", "compile", "trials", "first_trial", "beside", "data",
-         "heldout"}  # fmt: skip
+         "heldout", "variants"}  # fmt: skip
 
 
 def _beside(settings: Leaderboard) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:

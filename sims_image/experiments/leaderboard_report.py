@@ -61,8 +61,13 @@ def leaderboard(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlation of foretold with found gains: over auxiliaries (means over trials) and over all rows."""
-    found = []
+    """Rank correlation of foretold with found gains: over auxiliaries (means over trials) and over all rows.
+
+    Of the trials that have every auxiliary.
+    """
+    found, variants = [], predictions["variant"].nunique()
+    whole = predictions.groupby("trial")["variant"].nunique() == variants
+    predictions = predictions[predictions["trial"].isin(whole.index[whole])]
     index = {"index": "variant", "columns": "trial"}
     mean = predictions.groupby("variant", sort=False, as_index=False).mean(numeric_only=True).assign(trial=0)
     for over, table in (("auxiliaries", mean), ("auxiliaries and trials", predictions)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from sims_core.errors import InputError
@@ -95,7 +95,7 @@ def plan(options: Bias) -> BiasStudy:
         "omega": omegas,
         "trials": options.trials,
         "points": options.points,
-        "network": asdict(trained),
+        "network": trained.record(),
         "seed": options.seed,
     }
     return BiasStudy("bias", settings, draw=figures.draw, words=tables.words, bulky=("values",))

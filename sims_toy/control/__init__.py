@@ -61,7 +61,6 @@ PRESETS = {
 
 def plan(options: Control) -> GridStudy:
     """What a `Control` would run, without running it. Raises `InputError` for bad input."""
-    from dataclasses import asdict
     from itertools import product
 
     from sims_core.control import COMPLEMENTS, complement
@@ -127,7 +126,7 @@ def plan(options: Control) -> GridStudy:
         "trials": options.trials,
         "points": options.points,
         "seed": options.seed,
-        "network": asdict(network),
+        "network": network.record(),
     }
     return GridStudy(
         "control",

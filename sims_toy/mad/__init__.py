@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sims_core.errors import InputError, choose, whole
@@ -175,7 +175,7 @@ def plan(options: Mad) -> GridStudy:
         "seed": options.seed,
     }
     if network is not None:
-        settings["network"] = asdict(network)
+        settings["network"] = network.record()
     return GridStudy(
         "mad",
         settings,

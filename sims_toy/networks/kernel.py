@@ -28,6 +28,8 @@ from numba import njit
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
 
+from sims_toy.networks import targets
+
 if TYPE_CHECKING:
     from sims_toy.networks.mlp import Mlp
     from sims_toy.networks.schedule import Training
@@ -90,6 +92,7 @@ _FLOOR = np.float32(60)  # weights of the posterior are at least 2^-60.5 of thei
 _W0, _W1, _W2, _W3, _W4, _W5 = _fit(lambda f: np.exp2(f - 0.5 - float(_FLOOR)), 5, 0, 1)
 _HALF, _ONE, _TWO, _ZERO = np.float32(0.5), np.float32(1), np.float32(2), np.float32(0)
 _LOG2E, _LN2, _ROOT2 = np.float32(math.log2(math.e)), np.float32(math.log(2)), np.float32(math.sqrt(2))
+_TURN = np.uint64(targets.TURN)
 _TOP, _SCALE, _TINY = np.float32(86), np.float32(2.0**-32), np.float32(1e-12)
 
 _fast = {"contract", "nsz", "arcp"}  # NaN stays NaN: divergence must show
@@ -302,17 +305,38 @@ def _posterior(own, at, sigma, noise, points, dim, near, shift):  # type: ignore
 
 
 @njit(forceinline=True, fastmath=_fast, error_model="numpy")
-def _draw(t, first, size, key, points, table, numbers, stratified, where, rows5, clean, noise, subset):  # type: ignore[no-untyped-def]
-    """Rows first, ..., first + size of step t: table entries, clean points, noise (`targets.Layout.draw`)."""
+def _spread(index, dim, numbers, turn):  # type: ignore[no-untyped-def]
+    """Coordinate ``dim`` of the shifted Sobol point ``index`` (`targets.sobol`)."""
+    found, bit = turn[dim], 0
+    while index:
+        if index & 1:
+            found ^= numbers[dim, bit]
+        index >>= 1
+        bit += 1
+    return found
+
+
+@njit(forceinline=True, fastmath=_fast, error_model="numpy")
+def _draw(t, first, size, key, points, table, numbers, stratified, sobol, where, rows5, clean, noise, subset):  # type: ignore[no-untyped-def]
+    """Rows first, ..., first + size of step t: table entries, clean points, noise (`targets.Layout.draw`).
+
+    sobol: direction numbers (none for random draws), their shifts, the first 32 points, room for those of a block.
+    """
     rows, padded, pairs, levels, reference, words = numbers
     start, count, mask, half = t * words, points.shape[1], np.uint64(0xFFFFFFFF), np.uint64(32)
-    stratum, turn = np.uint64(2**32 // rows), _word(key, start + words - 1) >> half
-    level, at = where[0], where[1]
+    stratum, moved, quasi = np.uint64(2**32 // rows), _word(key, start + words - 1) >> half, len(sobol[0]) > 0
+    level, at, spread = where[0], where[1], sobol[3]
+    if quasi:
+        for begin in range(0, size, 32):
+            for c in range(len(spread)):
+                far = _spread(t * padded + first + begin, c, sobol[0], sobol[1])
+                for b in range(32):
+                    spread[c, begin + b] = far ^ sobol[2][c, b]
     for b in range(size):
-        word = _word(key, start + first + b)
+        word = (spread[0, b] << half) | spread[1, b] if quasi else _word(key, start + first + b)
         low = word & mask
-        if stratified:
-            low = (np.uint64(first + b) * stratum + ((low * stratum) >> half) + turn) & mask
+        if stratified and not quasi:
+            low = (np.uint64(first + b) * stratum + ((low * stratum) >> half) + moved) & mask
         level[b] = np.int64((low * np.uint64(levels)) >> half)
         at[b] = np.int64(((word >> half) * np.uint64(count)) >> half)
     if reference:
@@ -333,8 +357,12 @@ def _draw(t, first, size, key, points, table, numbers, stratified, where, rows5,
             clean[c, b] = source[c, at[b]]
     for c in range(pairs):
         one, two, begin = noise[2 * c], noise[2 * c + 1], start + padded * (1 + c) + first
-        for b in range(size):
-            one[b], two[b] = _normals(_word(key, begin + b))
+        if quasi:
+            for b in range(size):
+                one[b], two[b] = _normals((spread[2 * c + 2, b] << half) | spread[2 * c + 3, b])
+        else:
+            for b in range(size):
+                one[b], two[b] = _normals(_word(key, begin + b))
 
 
 @njit(forceinline=True, fastmath=_fast, error_model="numpy")
@@ -360,7 +388,7 @@ def _batch(size, real, dim, posterior, source, at, rows5, clean, noise, x, near,
 
 
 @_kept(nogil=True, fastmath=_sums, error_model="numpy")
-def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, adam, loss, work):  # type: ignore[no-untyped-def]
+def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, adam, loss, work, directions):  # type: ignore[no-untyped-def]
     rows, padded, pairs, _, reference, _ = numbers
     stratified, posterior = flags
     dim, depth = layers[-1, 1], len(layers)
@@ -370,6 +398,12 @@ def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, ad
     where, near = np.empty((2, stride), np.int64), np.empty(points.shape[1], np.float32)
     subset = np.zeros((2 * pairs, reference), np.float32)
     source = subset if reference else points
+    dims, unturned = len(directions), np.zeros(len(directions), np.uint64)
+    sobol = (directions, np.zeros_like(unturned), np.zeros((dims, 32), np.uint64), np.zeros((dims, stride), np.uint64))
+    for c in range(dims):
+        sobol[1][c] = _word(key, _TURN + np.uint64(c)) >> np.uint64(32)
+        for b in range(32):
+            sobol[2][c, b] = _spread(b, c, sobol[0], unturned)
     gradient, first, second = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
     beta1, beta2, eps = adam
     share = np.float32(1 / (rows * dim))
@@ -379,7 +413,7 @@ def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, ad
         for begin in range(0, padded, BLOCK):
             size = min(BLOCK, padded - begin)
             real = min(size, rows - begin)
-            _draw(t, begin, size, key, points, table, numbers, stratified, where, rows5, clean, noise, subset)
+            _draw(t, begin, size, key, points, table, numbers, stratified, sobol, where, rows5, clean, noise, subset)
             _batch(size, real, dim, posterior, source, where[1], rows5, clean, noise, x, near, inputs[0], target)
             for i in range(depth):
                 _layer(layers, silu, i, p, inputs, slopes, size)
@@ -440,6 +474,8 @@ def train(
     layers = _layers(mlp)
     columns = min(settings.layout(mlp.dim, int(counts.max())).padded, BLOCK)
     work = _work(mlp, 3, columns)
+    dims = 2 + mlp.dim + mlp.dim % 2 if settings.quasi else 0
+    sobol = targets.directions(dims).numpy().astype(np.uint64) if dims else np.zeros((0, 30), np.uint64)
     adam = tuple(np.float32(v) for v in (settings.beta1, settings.beta2, settings.eps))
     scalars = {
         rows: settings.scalars(rows).numpy().astype(np.float32) for rows in counts.clamp(max=settings.batch).tolist()
@@ -454,7 +490,7 @@ def train(
         key, entries, silu = np.uint64(int(keys[k]) % 2**64), table[k].numpy(), mlp.activation == "silu"
         _train(
             layers, silu, params[k].numpy(), average, points, key, entries, numbers, flags, scalars[plan.rows], adam,
-            loss[k].numpy(), work,
+            loss[k].numpy(), work, sobol,
         )  # fmt: skip
 
 

@@ -47,9 +47,10 @@ class Training:
     2302.00482); reference: points of the random subset for 'posterior' (None: the whole data set;
     what each costs is in `sims_toy.networks.targets`). noise: training noise levels, represented by ``levels``
     quantiles. stratified: spread a step's levels evenly over the distribution (a lower-variance draw of the same
-    distribution). beta1, beta2, eps: Adam (Kingma & Ba 2015). ema_halflife: in samples seen (EDM's convention), None
-    for no average; ema_rampup: the half-life is at most this fraction of the samples seen so far (EDM: 0.05), None for
-    no ramp.
+    distribution). quasi: rows of all steps from one randomly shifted Sobol sequence, the data sorted along their
+    principal axis: fewer of them reach the same distance (`benchmarks/figure4.py`). beta1, beta2, eps: Adam (Kingma &
+    Ba 2015). ema_halflife: in samples seen (EDM's convention), None for no average; ema_rampup: the half-life is at
+    most this fraction of the samples seen so far (EDM: 0.05), None for no ramp.
 
     The defaults suit small data sets: on 192 sets of 1,000 points from an anisotropic Gaussian in the plane, widths
     (32, 32), the trained networks' mean W2 is 1.03 (standard error .01) times the maximum-likelihood fit's, and 1.08
@@ -64,6 +65,7 @@ class Training:
     noise: NoiseLevels = field(default_factory=UniformAngle)
     levels: int = 1024
     stratified: bool = True
+    quasi: bool = False
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -88,7 +90,7 @@ class Training:
         """Where a network with ``count`` points finds its draws."""
         subset = self.reference if self.reference is not None and self.reference < count else 0
         levels = self.noise.steps if isinstance(self.noise, CosineSteps) else self.levels
-        return Layout(min(self.batch, count), dim, count, levels, subset, self.stratified)
+        return Layout(min(self.batch, count), dim, count, levels, subset, self.stratified, self.quasi)
 
     def scalars(self, rows: int) -> Tensor:
         """What each step needs besides draws [steps, 3], float64.

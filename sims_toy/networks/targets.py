@@ -177,6 +177,32 @@ def level_table(parametrisation: Parametrisation, levels: Tensor, sigma_data: Te
 # ------------------------------------------------------------ reproducible draws
 
 PAD = 32
+#: counters of a stream's words beyond those of every training step: the shifts of its Sobol points
+TURN = 2**62
+
+
+def directions(dims: int) -> Tensor:
+    """Direction numbers of the first ``dims`` Sobol sequences (Joe & Kuo 2008, as torch has them), int64 [dims, 30].
+
+    Point i has the coordinates XOR_j V_j over the bits j of i, in 32 bits.
+    """
+    numbers: Tensor = torch.quasirandom.SobolEngine(dims).sobolstate  # type: ignore[no-untyped-call]
+    return numbers << 2
+
+
+def sobol(index: Tensor, dims: int) -> Tensor:
+    """Coordinates [..., dims] of the Sobol points ``index`` below 2^30, as whole numbers of 32 bits."""
+    found, numbers = torch.zeros(*index.shape, dims, dtype=torch.int64, device=index.device), directions(dims)
+    for bit in range(int(index.max()).bit_length()):
+        found.bitwise_xor_(((index >> bit) & 1)[..., None] * numbers[:, bit].to(index.device))
+    return found
+
+
+def along(data: Tensor) -> Tensor:
+    """Data [N, d] in the order of their principal coordinate, so that near numbers are near points."""
+    centred = (data - data.mean(0)).double()
+    axis = torch.linalg.eigh(centred.T @ centred)[1][:, -1]
+    return data[(centred @ axis).argsort(stable=True)]
 
 
 @dataclass(frozen=True)
@@ -185,6 +211,7 @@ class Layout:
 
     rows: B, the rows of a step. dim: of the data. count: n, the data points. levels: T. reference: points in the random
     subset, 0 for none. stratified: one level in each of B equally probable strata, turned by one random shift a step.
+    quasi: the steps' rows are successive points of a Sobol sequence in data point, level and noise, shifted at random.
     Rows are drawn up to a multiple of 32 (``padded``): whole vector registers give a network the same bits anywhere.
     """
 
@@ -194,6 +221,7 @@ class Layout:
     levels: int
     reference: int
     stratified: bool
+    quasi: bool = False
 
     @property
     def padded(self) -> int:
@@ -219,6 +247,8 @@ class Layout:
         b = self.padded
         slots = torch.arange(self.words, device=keys.device)
         words = random_words(keys[:, None, None], steps[:, None] * self.words + slots)
+        if self.quasi:
+            words[..., : b * (1 + self.pairs)] = self._spread(keys, steps)
         high, low = shift(words[..., :b], 32), words[..., :b] & 0xFFFFFFFF
         subset = shift(shift(words[..., b * (1 + self.pairs) : -1], 32) * self.count, 32)
         row = torch.arange(b, device=keys.device)
@@ -228,7 +258,7 @@ class Layout:
             points = (row % self.count).expand(high.shape)
         else:
             points = shift(high * self.count, 32)
-        if self.stratified:
+        if self.stratified and not self.quasi:
             stratum = 2**32 // self.rows
             low = (row * stratum + shift(low * stratum, 32) + shift(words[..., -1:], 32)) & 0xFFFFFFFF
         levels = shift(low * self.levels, 32)
@@ -236,6 +266,16 @@ class Layout:
         first, second = normals(words[..., b : b * (1 + self.pairs)].reshape(shape), dtype)
         noise = torch.stack([first, second], dim=3).flatten(2, 3)[:, :, : self.dim]
         return points, levels, noise, subset
+
+    def _spread(self, keys: Tensor, steps: Tensor) -> Tensor:
+        """The words [K, S, B' (1 + pairs)] of all rows, two coordinates of a shifted Sobol point in each."""
+        b, dims = self.padded, 2 * (1 + self.pairs)
+        points = sobol(steps[:, None] * b + torch.arange(b, device=keys.device), dims)
+        turn = shift(random_words(keys[:, None], TURN + torch.arange(dims, device=keys.device)), 32)
+        high, low = (
+            (points ^ turn[:, None, None]).transpose(2, 3).flatten(2).view(len(keys), len(steps), -1, 2, b).unbind(3)
+        )
+        return ((high << 32) | low).flatten(2)
 
 
 # ----------------------------------------------------------------------- targets

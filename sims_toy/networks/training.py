@@ -22,7 +22,7 @@ from sims_core.seeds import Seed
 from sims_toy.networks.ensemble import Ensemble, chunks, use_numba
 from sims_toy.networks.mlp import Mlp, Stacked
 from sims_toy.networks.schedule import Training
-from sims_toy.networks.targets import level_table, posterior_mean, training_levels
+from sims_toy.networks.targets import along, level_table, posterior_mean, training_levels
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def train(
     ema = params.clone() if settings.ema_halflife is not None else None
     loss = params.new_empty(k, settings.steps)
     data = data.to(params)
+    if settings.quasi:
+        data = torch.stack([torch.cat([along(own[:n]), own[n:]]) for own, n in zip(data, sizes.tolist(), strict=True)])
 
     def table(part: Tensor) -> Tensor:
         std, which = torch.unique(ensemble.sigma_data[part.to(ensemble.sigma_data.device)], return_inverse=True)

@@ -79,8 +79,6 @@ _DEFAULTS = {
 
 def plan(options: Pollution) -> GridStudy:
     """What a `Pollution` would run, without running it. Raises `InputError` for bad input."""
-    from dataclasses import asdict
-
     from sims_core.algorithm import AUXILIARY_DATA
     from sims_core.lab.grids import parse_grid
     from sims_core.sampling import Sampler
@@ -152,7 +150,7 @@ def plan(options: Pollution) -> GridStudy:
         "seed": options.seed,
     }
     if learner == "network":
-        settings["network"] = asdict(options.network)
+        settings["network"] = options.network.record()
         settings["overlay_trials"] = OVERLAY_TRIALS if "overlay" in parts else 0
     return GridStudy(
         "pollution",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from sims_core.errors import InputError, choose
@@ -139,7 +139,7 @@ def plan(options: SamplingCost) -> GridStudy:
             "synthetic_size": options.synthetic,
         }
     if network is not None:
-        settings["network"] = asdict(network)
+        settings["network"] = network.record()
     return GridStudy(
         "sampling_cost",
         settings,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from sims_core.errors import InputError, choose
@@ -169,10 +169,10 @@ def plan(options: Stability) -> GridStudy:
         "collapse_generations": options.collapse_generations,
         "collapse_trials": options.collapse_trials,
         "seed": options.seed,
-        "network": asdict(models.get("network") or settle(options.network)),
+        "network": (models.get("network") or settle(options.network)).record(),
     }
     if learners != ["network"]:
-        settings |= {"learner": learners, "models": {k: m and asdict(m) for k, m in models.items() if k != "network"}}
+        settings |= {"learner": learners, "models": {k: m and m.record() for k, m in models.items() if k != "network"}}
         settings["samplers"] = {name: samplers[name] for name in learners}
     if digests:
         settings["real_sha256"] = digests

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -149,7 +149,7 @@ def make_plan(sweep: Sweep) -> GridStudy:
     if any("pollution" in p.needs for p in policies):
         settings["pollution"] = sizes("pollution", sweep.pollution)
     if own is not None:
-        settings["flow" if learner == "flow" else "network"] = asdict(own)
+        settings["flow" if learner == "flow" else "network"] = own.record()
         settings["overlay_trials"] = sweep.overlay_trials if "overlay" in parts else 0
     if beside:
         settings["beside_trials"] = sweep.beside_trials

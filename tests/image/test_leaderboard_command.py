@@ -150,8 +150,12 @@ def test_bases_of_several_runs_make_one_comparison(folder, made, capsys):
             plan(settings(folder, **{"trials": 1, "first_trial": 1, "beside": place, **dict(changes)}))
     asked = plan(settings(folder, trials=1, first_trial=1, beside=place))
     rows, told = (whole[name][whole[name]["trial"] == 1] for name in ("models", "predictions"))
-    with pytest.raises(InputError, match="one of the runs alone has 'cold'"):
-        asked.joined(rows, told[told["variant"] != "cold"])
+    with pytest.raises(InputError, match="one of the runs alone has 'Neon'"):
+        asked.joined(rows[rows["arm"] != "Neon"], told)
+    # an auxiliary that one of them has not made is compared over the trials that have all
+    _, fewer = asked.joined(rows, told[told["variant"] != "cold"])
+    assert len(fewer) == 7
+    pd.testing.assert_frame_equal(agreement(fewer), agreement(fewer[fewer["trial"] == 0]))
     with pytest.raises(InputError, match="other features"):
         asked.joined(rows.assign(frechet=2 * rows["frechet"]), told)
 

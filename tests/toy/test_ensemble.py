@@ -37,7 +37,9 @@ from sims_toy.networks.targets import (
     UniformAngle,
     UniformTime,
     VelocityParametrisation,
+    along,
     posterior_mean,
+    sobol,
     training_levels,
 )
 from sims_toy.networks.training import Trained, train
@@ -184,6 +186,7 @@ SETTINGS = Training(steps=12, batch=40, schedule=Schedule(1e-2, 2), ema_halflife
         (SETTINGS, Mlp()),
         (replace(SETTINGS, target="plain", batch=300), Mlp(2, (19, 7), "relu")),
         (replace(SETTINGS, reference=33), Mlp(3, (20,))),
+        (replace(SETTINGS, quasi=True), Mlp()),
     ],
 )
 def test_a_network_trained_alone_equals_itself_among_32(backend, settings, mlp):
@@ -218,6 +221,8 @@ def test_a_network_trained_alone_equals_itself_among_32(backend, settings, mlp):
         (Training(target="plain", noise=CosineSteps()), NEON, EpsilonParametrisation()),
         (Training(noise=CosineSteps()), NEON, EpsilonParametrisation()),
         (Training(noise=UniformTime()), Mlp(2, (24, 24)), VelocityParametrisation()),
+        (Training(quasi=True, batch=300), Mlp(2, (24, 24)), EdmParametrisation()),
+        (Training(quasi=True, reference=50, target="posterior"), Mlp(3, (9,)), EdmParametrisation()),
     ],
 )
 def test_the_compiled_kernel_equals_torch(settings, mlp, parametrisation):
@@ -342,13 +347,18 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.mean(1), centred.mT @ centred / x.shape[1]
 
 
-def generated(e: Ensemble, n: int = 2**13) -> Tensor:
-    """W2 of each network's samples: a bias-free sampler, and even, whitened normal points that have no moment noise."""
+def samples(e: Ensemble, n: int = 2**13) -> Tensor:
+    """Each network's samples: a bias-free sampler, and even, whitened normal points that have no moment noise."""
     z = stats.norm.ppf(qmc.Sobol(2, seed=0).random(n))
     z = z - z.mean(0)
     z = torch.from_numpy(z @ np.linalg.inv(np.linalg.cholesky(z.T @ z / len(z))).T)
     sampler = Sampler.parse("rk4:4", sigma_data=float(e.sigma_data[0]))
-    return distance(*moments(sampler(e.denoiser(), z.expand(len(e), -1, -1))))
+    return sampler(e.denoiser(), z.expand(len(e), -1, -1))
+
+
+def generated(e: Ensemble) -> Tensor:
+    """W2 of each network's samples."""
+    return distance(*moments(samples(e)))
 
 
 def test_200_adam_steps_reach_the_maximum_likelihood_fit():
@@ -364,6 +374,57 @@ def test_200_adam_steps_reach_the_maximum_likelihood_fit():
     assert untrained > 10 * reached
     noisy = train(e, data.float(), seeds(64, 1), Training(target="plain"))
     assert float(generated(noisy.ensemble).mean()) > 1.15 * floor  # what the posterior target is for
+
+
+# ------------------------------------------------------------------- quasi-random
+
+
+def test_sobol_points_are_scipys():
+    mine = sobol(torch.arange(256), 6)
+    theirs = (qmc.Sobol(6, scramble=False).random(256) * 2**32).astype(np.int64)
+    assert {tuple(row) for row in mine.tolist()} == {tuple(row) for row in theirs.tolist()}
+    assert torch.equal(sobol(torch.tensor([[3], [200]]), 6)[:, 0], mine[[3, 200]])
+
+
+def test_quasi_rows_are_spread_in_every_step_and_of_the_right_distribution():
+    layout = Training(batch=64, quasi=True).layout(2, 1000)
+    keys = torch.tensor([5, -7])
+    points, levels, noise, _ = layout.draw(keys, torch.arange(400), torch.float64)
+    for values, top in ((points, 1000), (levels, 1024)):
+        strata = (values * 64 // top).sort(-1).values - torch.arange(64)
+        assert int(strata.abs().max()) <= 1  # one in each of 64, but for a bound that a whole number shares
+        assert not torch.equal(values[0], values[1])  # each network turns the sequence its own way
+    flat = noise.transpose(1, 2).flatten(2)  # [2, dim, rows]
+    for row in flat.flatten(0, 1):
+        assert stats.kstest(row.numpy(), "norm").pvalue > 1e-3
+    together = torch.stack([points[0].flatten() / 1000, levels[0].flatten() / 1024, *flat[0]]).numpy()
+    assert float(np.abs(np.corrcoef(together) - np.eye(4)).max()) < 0.01
+
+
+def test_along_sorts_by_the_principal_coordinate():
+    data = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 9.0])
+    moved = along(data)
+    assert torch.equal(moved[:, 1].sort().values, data[:, 1].sort().values)
+    assert abs(stats.spearmanr(np.arange(50), moved[:, 1]).statistic) > 0.99
+
+
+def test_quasi_draws_come_nearer_to_the_fit_in_as_many_steps():
+    """Squared distances between trained networks and the fit of their own points, paired: by more than a quarter."""
+    data = gaussian(64, 1000) - MEAN
+    e, fit = Ensemble.initial(Mlp(), seeds(64), sigma_data=math.sqrt(2)), moments(data)
+    squares = []
+    for draws in ("random", "quasi"):
+        settings = NetworkSettings(steps=200, draws=draws).training(1000)  # type: ignore[arg-type]
+        trained = train(e, data.float(), seeds(64, 1), settings).ema
+        mean, cov = moments(samples(trained))
+        gap = (mean - fit[0]).square().sum(1) + (cov - fit[1]).square().sum((1, 2))
+        squares.append(gap.numpy())
+    gain = 0.75 * squares[0] - squares[1]
+    assert gain.mean() > 2 * gain.std() / 8
+
+
+def test_random_draws_go_unsaid_in_a_record():
+    assert "draws" not in NetworkSettings().record() and NetworkSettings(draws="quasi").record()["draws"] == "quasi"
 
 
 # -------------------------------------------------------------------- divergence

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import ot
@@ -129,18 +130,22 @@ def test_an_equal_run_finds_all_that_is_there(folder, made, capsys):
 
 
 def test_bases_of_several_runs_make_one_comparison(folder, made, capsys):
-    """Each on its own, and the second with the first one's report beside it: the table of both in one run."""
-    _, whole = made
-    places = [folder / f"part{trial}" for trial in (0, 1)]
-    for trial, place in enumerate(places):
-        asked = {**SETTINGS, "trials": 1, "first_trial": trial, "out": place, "data": folder / "tiny.zip",
-                 "heldout": folder / "held.zip", "beside": places[0] / "report" if trial else ""}  # fmt: skip
-        command(["leaderboard", *(f"--{name.replace('_', '-')}={value}" for name, value in asked.items())])
+    """The second base alone, with a report of the first one beside it: the tables of both in one run."""
+    report, whole = made
+    first, second = folder / "first/report", folder / "second"
+    first.mkdir(parents=True)
+    for name in ("models", "predictions"):
+        whole[name][whole[name]["trial"] == 0].to_csv(first / f"{name}.csv", index=False)
+    shutil.copy(report / "results.json", first)
+    shutil.copytree(report.parent, second)  # so that its base is found
+    asked = {**SETTINGS, "trials": 1, "first_trial": 1, "out": second, "data": folder / "tiny.zip",
+             "heldout": folder / "held.zip", "beside": first}  # fmt: skip
+    command(["leaderboard", *(f"--{name.replace('_', '-')}={value}" for name, value in asked.items())])
     for name in ("leaderboard", "models", "predictions", "agreement"):
-        found = pd.read_parquet(places[1] / "report" / f"{name}.parquet")
+        found = pd.read_parquet(second / "report" / f"{name}.parquet")
         pd.testing.assert_frame_equal(found, whole[name], check_dtype=False, rtol=1e-12)
     # what is no other run of this comparison is refused, before anything is trained
-    place = str(places[0] / "report")
+    place = str(first)
     for changes, words in {
         (("first_trial", 0),): "it has trial 0 too",
         (("budget", "17"),): "its budget is '16' and not '17'",

@@ -191,7 +191,7 @@ def _beside(settings: Leaderboard) -> dict[str, tuple[pd.DataFrame, pd.DataFrame
             raise InputError("beside", name, expected)
         record = Path(name, "results.json")
         there = parse_json("beside", str(record), record.read_bytes()) if record.exists() else {}
-        for key, value in there.get("settings", {}).items():
+        for key, value in dict(there.get("settings") or {}).items():
             if key not in _FREE and value != getattr(settings, key, value):
                 raise InputError("beside", name, f"its {key} is {value!r} and not {getattr(settings, key)!r}")
         mine |= theirs

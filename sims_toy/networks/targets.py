@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, TypeAlias
 
 import torch
@@ -181,20 +182,24 @@ PAD = 32
 TURN = 2**62
 
 
-def directions(dims: int) -> Tensor:
+@lru_cache
+def directions(dims: int, device: torch.device | str = "cpu") -> Tensor:
     """Direction numbers of the first ``dims`` Sobol sequences (Joe & Kuo 2008, as torch has them), int64 [dims, 30].
 
-    Point i has the coordinates XOR_j V_j over the bits j of i, in 32 bits.
+    Point i has the coordinates XOR_j V_j over the bits j of i, in 32 bits. Kept: CUDA graphs copy nothing from hosts.
     """
     numbers: Tensor = torch.quasirandom.SobolEngine(dims).sobolstate  # type: ignore[no-untyped-call]
-    return numbers << 2
+    return (numbers << 2).to(device)
 
 
 def sobol(index: Tensor, dims: int) -> Tensor:
     """Coordinates [..., dims] of the Sobol points ``index`` below 2^30, as whole numbers of 32 bits."""
-    found, numbers = torch.zeros(*index.shape, dims, dtype=torch.int64, device=index.device), directions(dims)
-    for bit in range(int(index.max()).bit_length()):
-        found.bitwise_xor_(((index >> bit) & 1)[..., None] * numbers[:, bit].to(index.device))
+    found, numbers = (
+        torch.zeros(*index.shape, dims, dtype=torch.int64, device=index.device),
+        directions(dims, index.device),
+    )
+    for bit in range(numbers.shape[1]):
+        found.bitwise_xor_(((index >> bit) & 1)[..., None] * numbers[:, bit])
     return found
 
 
@@ -202,6 +207,7 @@ def along(data: Tensor) -> Tensor:
     """Data [N, d] in the order of their principal coordinate, so that near numbers are near points."""
     centred = (data - data.mean(0)).double()
     axis = torch.linalg.eigh(centred.T @ centred)[1][:, -1]
+    axis = axis * axis[axis.abs().argmax()].sign()  # the same way round on every device
     return data[(centred @ axis).argsort(stable=True)]
 
 

@@ -61,6 +61,7 @@ WAYS = {
     "posterior": (Training(steps=10, batch=8, eps=1e-2, ema_halflife=40.0, ema_rampup=0.05), None),
     "subset": (Training(steps=10, batch=8, eps=1e-2, reference=4), None),
     "plain": (Training(steps=10, batch=32, eps=1e-2, target="plain", stratified=False), None),
+    "quasi": (Training(steps=10, batch=8, eps=1e-2, quasi=True), None),
     "epsilon": (Training(steps=10, batch=8, eps=1e-2, noise=CosineSteps()), EpsilonParametrisation()),
 }
 SEEDS = [Seed(k) for k in range(3)]

@@ -159,7 +159,7 @@ BENCHMARKS = {
     "pages": Bench("pages.py", 150, _pages),
     "prepare": Bench("prepare.py", 90, _prepare),
     "linear_response": Bench("linear_response.py --trials 500", 60, _response),
-    "figure4": Bench("figure4.py", 90, _figure4),
+    "figure4": Bench("figure4.py", 45, _figure4),
     "eta_collapse": Bench("eta_collapse.py", 60, _collapse),
 }
 

@@ -252,7 +252,7 @@ def rank_correlation(foretold: Any, found: Any, seed: Seed, *, draws: int = 2000
     in a column, depend on each other, so whole rows and whole columns are drawn (Owen 2007; the interval errs to the
     wide side). NaN for fewer than four entries, or where one side does not vary.
     """
-    x, y = (np.asarray(side, float).reshape(len(side), -1) for side in (foretold, found))
+    x, y = (side if side.ndim == 2 else side[:, None] for side in (np.asarray(s, float) for s in (foretold, found)))
 
     def correlation(rows: NDArray[np.int64], columns: NDArray[np.int64]) -> float:
         a, b = (side[np.ix_(rows, columns)].ravel() for side in (x, y))

@@ -256,5 +256,6 @@ def test_a_rank_correlation_has_an_interval_and_repeats_tell_nothing_new():
     assert rank_correlation(*repeated, seed) == pytest.approx((value, low, high))
     repeated[0][0, 1:] = np.nan  # what is not there is left out
     assert rank_correlation(*repeated, seed)[0] == pytest.approx(value, abs=0.03)
-    for few in ((x[:3], x[:3]), (x, 0 * x)):
+    nothing = np.empty((0, 0))
+    for few in ((x[:3], x[:3]), (x, 0 * x), (x[:0], x[:0]), (nothing, nothing)):
         assert np.isnan(rank_correlation(*few, seed)).all()

@@ -113,7 +113,7 @@ def conduct(settings: Control, processes: Processes) -> tuple[Path, Sequence[str
 
     judging = Judging(lab, processes.together(make) or make())
     outcome = control_report.Outcome(lab, judging)
-    for trial in lab.trials:
+    for trial in settings.numbers:
         run_trial(lab, judging, outcome, omegas, trial)
     if not processes.first:
         return None
@@ -162,7 +162,7 @@ def run_trial(lab: Lab, judging: Judging, outcome: Any, omegas: Sequence[float],
         for name, given in parts.items()
     }
     add = outcome.adder(trial, known)
-    if trial == lab.trials[0]:
+    if trial == lab.settings.numbers[0]:
         lab.grid(made.base, "base", "base", "what all start from")
     add("base", 0.0, judging.measure(made.base, trial))
     add("equal-cost", 0.0, judging.measure(made.base, trial, doubled=True))
@@ -172,7 +172,7 @@ def run_trial(lab: Lab, judging: Judging, outcome: Any, omegas: Sequence[float],
             model = learner.extrapolate(made.base, auxiliary, omega)
             add(name, omega, judging.measure(model, trial))
             lab.note(f"{name} {omega:g}", trial, 0, {"model": model})
-            if trial == lab.trials[0] and name == "control":
+            if trial == lab.settings.numbers[0] and name == "control":
                 lab.grid(model, f"control-{omega:g}", f"ω = {omega:g}", "Algorithm 2")
 
 

@@ -208,11 +208,6 @@ class Lab:
             return data
         return self.learner.subset(data, np.arange(len(opened)), labelled=False)
 
-    @property
-    def trials(self) -> range:
-        """The numbers of this run's trials."""
-        return trials_of(self.settings)
-
     def trial(self, number: int) -> Seed:
         """The seed of a trial."""
         return Seed(self.settings.seed).child("trial", number)
@@ -303,11 +298,6 @@ class Lab:
             terms={},
         )
         return self.report
-
-
-def trials_of(settings: Laboratory) -> range:
-    """The numbers of a run's trials."""
-    return range(settings.first_trial, settings.first_trial + settings.trials)
 
 
 def plain(content: Any) -> Any:

@@ -31,7 +31,7 @@ from sims_image.experiments.bench import Bench
 from sims_image.experiments.checks import omegas_of
 from sims_image.experiments.costs import ledger
 from sims_image.experiments.halving import chosen, in_words, planned, retunings, rounds
-from sims_image.experiments.laboratory import Checked, Lab, check, trials_of
+from sims_image.experiments.laboratory import Checked, Lab, check
 from sims_image.experiments.loop import bound
 from sims_image.experiments.options import Leaderboard
 from sims_image.experiments.sims_report import grids
@@ -175,7 +175,7 @@ _FREE = {"out", "dry_run", "device", "workers", "scheduler", "compile", "trials"
 def _beside(settings: Leaderboard) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:
     """'models' and 'predictions' of the runs that ``--beside`` names, by folder. Raises `InputError`."""
     found: dict[str, tuple[pd.DataFrame, pd.DataFrame]] = {}
-    mine = set(trials_of(settings))
+    mine = set(settings.numbers)
     for name in filter(None, (part.strip() for part in settings.beside.split(","))):
         try:
             models, told = (pd.read_csv(Path(name, f"{table}.csv"), engine="python")
@@ -340,7 +340,7 @@ class Board(Lab):
                 "parameters": sum(p.numel() for n in held for p in n.parameters())}  # fmt: skip
         row = self.quality(arm.model, trial, how=how, arm=arm.name)
         row |= told
-        if trial == self.trials[0]:
+        if trial == self.settings.numbers[0]:
             self.seconds.append({"arm": arm.name, "seconds_a_thousand": self._timed(arm)})
             self._show(arm)
         return row
@@ -382,7 +382,7 @@ def conduct(settings: Leaderboard, processes: Processes) -> tuple[Path, Sequence
     """The whole experiment. Returns the report's folder and its words in the first process. Raises `InputError`."""
     planned = processes.together(lambda: plan(settings)) or plan(settings)
     board = Board(planned, processes)
-    for trial in board.trials:
+    for trial in settings.numbers:
         run_trial(board, trial)
     if not processes.first:
         return None

@@ -128,7 +128,7 @@ def conduct(settings: Loop | Retrain, processes: Processes) -> tuple[Path, Seque
     checked, arms = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
     more = None if checked.more is None else lab.fitting(ImageData.of(checked.more))
-    for trial in lab.trials:
+    for trial in settings.numbers:
         for arm in arms:
             run_arm(lab, arm, trial, more)
     if not processes.first:
@@ -163,7 +163,7 @@ def run_arm(lab: Lab, arm: Arm, trial: int, more: ImageData | None = None) -> No
         row = lab.quality(turn.model, trial, doubled=twice, **told, generation=turn.index, train=len(turn.train))
         parts = {"model": turn.model, "base": turn.trained.base, "auxiliary": turn.trained.auxiliary}
         lab.note(arm.place, trial, turn.index, parts, train=turn.train.path.name, quality=row)
-        if trial == lab.trials[0]:
+        if trial == lab.settings.numbers[0]:
             frame = f"{'round' if isinstance(settings, Retrain) else 'generation'} {turn.index}"
             name = f"{arm.place.replace(' ', '-').replace('=', '')}-{turn.index:02d}"
             lab.grid(turn.model, name, frame, arm.place, doubled=twice)

@@ -186,6 +186,11 @@ class Laboratory(Experiment):
     images: int = 0
     """Real images, for a --dry-run where --data does not exist."""
 
+    @property
+    def numbers(self) -> range:
+        """The numbers of the trials."""
+        return range(self.first_trial, self.first_trial + self.trials)
+
 
 @dataclass(frozen=True)
 class Extrapolating(FineTuning):

@@ -49,7 +49,7 @@ def conduct(settings: Pollution, processes: Processes) -> tuple[Path, Sequence[s
     checked, doses, omegas = processes.together(lambda: plan(settings)) or plan(settings)
     lab = Lab(checked, processes)
     ideal = None if checked.more is None else lab.fitting(ImageData.of(checked.more))
-    for trial in lab.trials:
+    for trial in settings.numbers:
         run_trial(lab, doses, omegas, ideal, trial)
     if not processes.first:
         return None
@@ -95,9 +95,9 @@ def run_dose(
     for omega in omegas:
         model = learner.extrapolate(made.base, made.auxiliary, omega)
         lab.quality(model, trial, scenario=f"SIMS-{scenario}", omega=omega, **known)
-        if trial == lab.trials[0] and scenario == "P":
+        if trial == lab.settings.numbers[0] and scenario == "P":
             lab.grid(model, f"SIMS-P-{dose:g}-omega{omega:g}", frame, f"SIMS-P, ω = {omega:g}")
-    if trial == lab.trials[0]:
+    if trial == lab.settings.numbers[0]:
         lab.grid(made.base, f"ST-{scenario}-{dose:g}", frame, f"ST-{scenario}")
 
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import llvmlite.binding
 import numba
 import numpy as np
+import torch
 from numba import njit
 from numpy.polynomial import Chebyshev, Polynomial
 from torch import Tensor
@@ -92,7 +93,6 @@ _FLOOR = np.float32(60)  # weights of the posterior are at least 2^-60.5 of thei
 _W0, _W1, _W2, _W3, _W4, _W5 = _fit(lambda f: np.exp2(f - 0.5 - float(_FLOOR)), 5, 0, 1)
 _HALF, _ONE, _TWO, _ZERO = np.float32(0.5), np.float32(1), np.float32(2), np.float32(0)
 _LOG2E, _LN2, _ROOT2 = np.float32(math.log2(math.e)), np.float32(math.log(2)), np.float32(math.sqrt(2))
-_TURN = np.uint64(targets.TURN)
 _TOP, _SCALE, _TINY = np.float32(86), np.float32(2.0**-32), np.float32(1e-12)
 
 _fast = {"contract", "nsz", "arcp"}  # NaN stays NaN: divergence must show
@@ -335,7 +335,7 @@ def _draw(t, first, size, key, points, table, numbers, stratified, sobol, where,
     for b in range(size):
         word = (spread[0, b] << half) | spread[1, b] if quasi else _word(key, start + first + b)
         low = word & mask
-        if stratified and not quasi:
+        if stratified:
             low = (np.uint64(first + b) * stratum + ((low * stratum) >> half) + moved) & mask
         level[b] = np.int64((low * np.uint64(levels)) >> half)
         at[b] = np.int64(((word >> half) * np.uint64(count)) >> half)
@@ -388,7 +388,7 @@ def _batch(size, real, dim, posterior, source, at, rows5, clean, noise, x, near,
 
 
 @_kept(nogil=True, fastmath=_sums, error_model="numpy")
-def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, adam, loss, work, directions):  # type: ignore[no-untyped-def]
+def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, adam, loss, work, sobol):  # type: ignore[no-untyped-def]
     rows, padded, pairs, _, reference, _ = numbers
     stratified, posterior = flags
     dim, depth = layers[-1, 1], len(layers)
@@ -398,12 +398,7 @@ def _train(layers, silu, p, ema, points, key, table, numbers, flags, scalars, ad
     where, near = np.empty((2, stride), np.int64), np.empty(points.shape[1], np.float32)
     subset = np.zeros((2 * pairs, reference), np.float32)
     source = subset if reference else points
-    dims, unturned = len(directions), np.zeros(len(directions), np.uint64)
-    sobol = (directions, np.zeros_like(unturned), np.zeros((dims, 32), np.uint64), np.zeros((dims, stride), np.uint64))
-    for c in range(dims):
-        sobol[1][c] = _word(key, _TURN + np.uint64(c)) >> np.uint64(32)
-        for b in range(32):
-            sobol[2][c, b] = _spread(b, c, sobol[0], unturned)
+    sobol = (*sobol, np.zeros((len(sobol[0]), stride), np.uint64))
     gradient, first, second = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
     beta1, beta2, eps = adam
     share = np.float32(1 / (rows * dim))
@@ -474,8 +469,7 @@ def train(
     layers = _layers(mlp)
     columns = min(settings.layout(mlp.dim, int(counts.max())).padded, BLOCK)
     work = _work(mlp, 3, columns)
-    dims = 2 + mlp.dim + mlp.dim % 2 if settings.quasi else 0
-    sobol = targets.directions(dims).numpy().astype(np.uint64) if dims else np.zeros((0, 30), np.uint64)
+    sobol = _sobol(keys, 2 + mlp.dim + mlp.dim % 2 if settings.quasi else 0)
     adam = tuple(np.float32(v) for v in (settings.beta1, settings.beta2, settings.eps))
     scalars = {
         rows: settings.scalars(rows).numpy().astype(np.float32) for rows in counts.clamp(max=settings.batch).tolist()
@@ -490,8 +484,16 @@ def train(
         key, entries, silu = np.uint64(int(keys[k]) % 2**64), table[k].numpy(), mlp.activation == "silu"
         _train(
             layers, silu, params[k].numpy(), average, points, key, entries, numbers, flags, scalars[plan.rows], adam,
-            loss[k].numpy(), work, sobol,
+            loss[k].numpy(), work, (sobol[0], sobol[1][k], sobol[2]),
         )  # fmt: skip
+
+
+def _sobol(keys: Tensor, dims: int) -> list[Any]:
+    """Direction numbers, every network's shifts and the first 32 points, uint64; nothing of no dimensions."""
+    if not dims:
+        return [np.zeros(shape, np.uint64) for shape in ((0, 30), (len(keys), 0), (0, 32))]
+    near = targets.sobol(torch.arange(32), dims).T
+    return [part.numpy().astype(np.uint64) for part in (targets.directions(dims), targets.turns(keys, dims), near)]
 
 
 def forward(mlp: Mlp, params: Tensor, rows: Tensor) -> Tensor:

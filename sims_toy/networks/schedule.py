@@ -90,7 +90,9 @@ class Training:
         """Where a network with ``count`` points finds its draws."""
         subset = self.reference if self.reference is not None and self.reference < count else 0
         levels = self.noise.steps if isinstance(self.noise, CosineSteps) else self.levels
-        return Layout(min(self.batch, count), dim, count, levels, subset, self.stratified, self.quasi)
+        return Layout(
+            min(self.batch, count), dim, count, levels, subset, self.stratified and not self.quasi, self.quasi
+        )
 
     def scalars(self, rows: int) -> Tensor:
         """What each step needs besides draws [steps, 3], float64.

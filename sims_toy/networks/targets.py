@@ -179,7 +179,7 @@ def level_table(parametrisation: Parametrisation, levels: Tensor, sigma_data: Te
 
 PAD = 32
 #: counters of a stream's words beyond those of every training step: the shifts of its Sobol points
-TURN = 2**62
+_TURN = 2**62
 
 
 @lru_cache
@@ -194,13 +194,16 @@ def directions(dims: int, device: torch.device | str = "cpu") -> Tensor:
 
 def sobol(index: Tensor, dims: int) -> Tensor:
     """Coordinates [..., dims] of the Sobol points ``index`` below 2^30, as whole numbers of 32 bits."""
-    found, numbers = (
-        torch.zeros(*index.shape, dims, dtype=torch.int64, device=index.device),
-        directions(dims, index.device),
-    )
+    numbers = directions(dims, index.device)
+    found = numbers.new_zeros(*index.shape, dims)
     for bit in range(numbers.shape[1]):
         found.bitwise_xor_(((index >> bit) & 1)[..., None] * numbers[:, bit])
     return found
+
+
+def turns(keys: Tensor, dims: int) -> Tensor:
+    """What is XORed to the points' coordinates of networks with ``keys`` [K]: 32 bits each, [K, dims]."""
+    return shift(random_words(keys[:, None], _TURN + torch.arange(dims, device=keys.device)), 32)
 
 
 def along(data: Tensor) -> Tensor:
@@ -251,10 +254,10 @@ class Layout:
         [K, S, reference], with B' = ``padded``.
         """
         b = self.padded
-        slots = torch.arange(self.words, device=keys.device)
+        slots = torch.arange(b * (1 + self.pairs) if self.quasi else 0, self.words, device=keys.device)
         words = random_words(keys[:, None, None], steps[:, None] * self.words + slots)
         if self.quasi:
-            words[..., : b * (1 + self.pairs)] = self._spread(keys, steps)
+            words = torch.cat([self._spread(keys, steps), words], 2)
         high, low = shift(words[..., :b], 32), words[..., :b] & 0xFFFFFFFF
         subset = shift(shift(words[..., b * (1 + self.pairs) : -1], 32) * self.count, 32)
         row = torch.arange(b, device=keys.device)
@@ -264,7 +267,7 @@ class Layout:
             points = (row % self.count).expand(high.shape)
         else:
             points = shift(high * self.count, 32)
-        if self.stratified and not self.quasi:
+        if self.stratified:
             stratum = 2**32 // self.rows
             low = (row * stratum + shift(low * stratum, 32) + shift(words[..., -1:], 32)) & 0xFFFFFFFF
         levels = shift(low * self.levels, 32)
@@ -276,12 +279,12 @@ class Layout:
     def _spread(self, keys: Tensor, steps: Tensor) -> Tensor:
         """The words [K, S, B' (1 + pairs)] of all rows, two coordinates of a shifted Sobol point in each."""
         b, dims = self.padded, 2 * (1 + self.pairs)
-        points = sobol(steps[:, None] * b + torch.arange(b, device=keys.device), dims)
-        turn = shift(random_words(keys[:, None], TURN + torch.arange(dims, device=keys.device)), 32)
-        high, low = (
-            (points ^ turn[:, None, None]).transpose(2, 3).flatten(2).view(len(keys), len(steps), -1, 2, b).unbind(3)
+        points = (
+            sobol(steps[:, None] * b + torch.arange(b, device=keys.device), dims) ^ turns(keys, dims)[:, None, None]
         )
-        return ((high << 32) | low).flatten(2)
+        high, low = points.transpose(2, 3).unflatten(2, (-1, 2)).unbind(3)  # type: ignore[no-untyped-call]
+        words: Tensor = ((high << 32) | low).flatten(2)
+        return words
 
 
 # ----------------------------------------------------------------------- targets

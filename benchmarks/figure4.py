@@ -90,8 +90,7 @@ class Replay:
 
         def triple(above: list[Any], column: int, below: list[Any], other: int) -> tuple[float, float, float]:
             value, resampled = (phase.ratio(a[:, column], b[:, other]) for a, b in zip(above, below, strict=True))
-            low, high = phase.interval(resampled[:, None], trials, level)
-            return float(value[0]), float(low[0]), float(high[0])
+            return phase.bounded(value[0], resampled, trials, level)
 
         found = {}
         for key, mine in means.items():
@@ -105,7 +104,7 @@ class Replay:
 def _by_cell(trials: pd.DataFrame) -> dict[tuple[Any, ...], NDArray[np.float64]]:
     """(trials, 2) of every cell: d_1 and d_T."""
     return {
-        key if isinstance(key, tuple) else (key,): part.sort_values("trial")[["first", "last"]].to_numpy(np.float64)
+        tuple(key): part.sort_values("trial")[["first", "last"]].to_numpy(np.float64)
         for key, part in trials.groupby(_CELL)
     }
 
@@ -113,12 +112,12 @@ def _by_cell(trials: pd.DataFrame) -> dict[tuple[Any, ...], NDArray[np.float64]]
 def looks(replay: Replay) -> list[dict[str, Any]]:
     """What each plan of looks would have run, decided and contradicted. A loop of SIMS counts as two of training."""
     found, whole = [], None
+    weight = {key: 2.0 if key[0] == "sims" else 1.0 for key in replay.values["network"]}
+    always = {key for key in weight if key[0] != "sims"}  # which all cells are compared with
     for plan in LOOKS:
-        open_cells, regimes, cost, before = set(replay.values["network"]), dict[Any, str](), 0.0, 0
-        weight = {key: 2.0 if key[0] == "sims" else 1.0 for key in open_cells}
+        open_cells, regimes, cost, before = set(weight), dict[Any, str](), 0.0, 0
         for trials, alpha in plan:
-            guided = {key for key in weight if key[0] == "sims"}
-            run = (open_cells & guided) | (set(weight) - guided)  # all cells are compared with those without omega
+            run = open_cells | always
             cost += (trials - before) * sum(weight[key] for key in run)
             seen = replay.regimes(trials, 1 - alpha)
             regimes |= {key: seen[key] for key in open_cells}

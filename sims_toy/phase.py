@@ -86,6 +86,12 @@ def interval(resampled: Array, trials: int, level: float = LEVEL) -> tuple[Array
     return np.where(bad, np.inf, low), np.where(bad, np.inf, high)
 
 
+def bounded(value: float | Array, resampled: Array, trials: int, level: float = LEVEL) -> tuple[float, float, float]:
+    """(value, low, high) of a number and its bootstrap (resamples,) over ``trials``."""
+    low, high = interval(resampled, trials, level)
+    return float(value), float(low), float(high)
+
+
 def mean_row(name: str, values: Array, weights: Array) -> dict[str, float]:
     """Mean of values (trials,) with its interval: ``name``, ``name_low`` and ``name_high``; inf where one diverged."""
     low, high = interval(weighted(weights, values), len(values))

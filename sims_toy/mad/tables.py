@@ -263,8 +263,7 @@ def _collapse(part: Experiment, values: Values, settings: dict[str, Any]) -> pd.
             ("mean_growth", wander, mean_sq[:, -1].mean() / mean_sq[:, 0].mean()),
             ("growth", growth, (values["w2"][i, :, -1] ** 2).mean() / (values["w2"][i, :, 0] ** 2).mean()),
         ):
-            low, high = phase.interval(resampled[:, None], part.trials)
-            row |= {name: float(point), f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
+            row[name], row[f"{name}_low"], row[f"{name}_high"] = phase.bounded(point, resampled, part.trials)
         row["mean_growth_theory"] = float(theory[-1].mean / theory[0].mean)
         first, last = (mad_theory.w2_squared(m, _identity(settings)) for m in (theory[0], theory[-1]))
         row["growth_theory"] = float(last / first)

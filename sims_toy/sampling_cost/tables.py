@@ -63,12 +63,12 @@ def best(values: Array, omegas: Sequence[float], weights: Array) -> dict[str, fl
     vertex, _ = _vertex(w, phase.finite_mean(values))
     resampled = np.array([_vertex(w, row)[0] for row in phase.weighted(weights, values.T)])
     held = phase.held_out(values)
-    low, high = phase.interval(resampled[:, None], values.shape[1])
+    omega, low, high = phase.bounded(vertex, resampled, values.shape[1])
     at = int(np.argmin(phase.finite_mean(values)))
     return {
-        "omega": float(vertex),
-        "omega_low": float(low[0]),
-        "omega_high": float(high[0]),
+        "omega": omega,
+        "omega_low": low,
+        "omega_high": high,
         "omega_grid": float(w[at]),
         "edge": float(len(w) > 1 and at == len(w) - 1),
         **_summary(held, weights),
@@ -116,8 +116,7 @@ def make(parts: Mapping[str, Experiment], values: dict[str, Values]) -> dict[str
             if anchor is not None:  # paired: trials share their draws
                 mine = phase.weighted(weights, phase.held_out(w2[rows])[:, None])[:, 0]
                 ratios = phase.ratio(mine, phase.weighted(weights, anchor[:, None])[:, 0])
-                against = float(found["w2"] / anchor.mean())
-                low, high = (float(v[0]) for v in phase.interval(ratios[:, None], part.trials))
+                against, low, high = phase.bounded(found["w2"] / anchor.mean(), ratios, part.trials)
             identity: dict[str, Any] = {"measured": name, "sampler": reference, "way": label, "method": cell.method}
             costs.append(
                 identity

@@ -171,8 +171,7 @@ def _against(
                 if np.isfinite(own[..., last]).all() and np.isfinite(other[..., last]).all()
             ]
             if len(ends) == 2:
-                value = float(ends[1])
-                low, high = (float(v[0]) for v in phase.interval(ends[0][:, None], trials))
+                value, low, high = phase.bounded(ends[1], ends[0], trials)
         stem = f"minus_{name.replace('-', '_')}"
         row |= {stem: value, f"{stem}_low": low, f"{stem}_high": high}
     return row
@@ -228,8 +227,7 @@ def _regime(
         ("standard", phase.ratio(top, standard_mean[0]), phase.ratio(d_t, standard[:, 0])),
         ("gain", phase.ratio(top, top_standard), phase.ratio(d_t, d_t_standard)),
     ):
-        low, high = phase.interval(samples[:, None], len(w2))
-        triples[name] = (float(value), float(low[0]), float(high[0]))
+        triples[name] = phase.bounded(value, samples, len(w2))
         row[name], row[f"{name}_low"], row[f"{name}_high"] = triples[name]
     verdict = phase.classify(triples["own"], triples["standard"], triples["gain"], diverged=diverged > 0)
     if verdict.regime == "divergent":

@@ -107,8 +107,9 @@ class Running:
     """Threads that read data ahead; 0 reads when asked. Does not change the result."""
     compile: bool = False
     """torch.compile the network."""
-    channels_last: bool | Literal["auto"] = True
-    """Keep images and convolutions channels-last; changes rounding only. auto: where that is faster, as precision."""
+    channels_last: bool | Literal["auto"] | None = None
+    """Keep images and convolutions channels-last; changes rounding only. auto: where that is faster, as precision.
+    Default: yes, but on a GPU only in networks without group normalisation."""
     deterministic: bool = False
     """On a GPU: kernels that repeat themselves bit for bit, so that a resumed run is the same run; slower."""
     track: str = ""

@@ -46,7 +46,7 @@ from sims_image.training.plan import STATE, Plan, plan
 from sims_image.training.schedules import shares
 from sims_image.training.trackers import TRACKERS, Tracker
 from sims_image.training.trainer import BODIES, Options, Report, Trainer
-from sims_image.training.ways import Way, chosen, read, ways
+from sims_image.training.ways import Way, chosen, has_group_norm, read, ways
 
 FORMAT = 1
 MEASURED = "measured.json"
@@ -195,7 +195,8 @@ class _Session:
     def _way(self, network: Preconditioned, feed: Feed, settings: Train) -> Way:
         """How the network computes: as asked, or as the run's record says, or else as is measured now. `InputError`."""
         path, recipe = self.out / MEASURED, self.plan.recipe
-        among = ways(feed.device, settings.precision or recipe.precision, settings.channels_last)
+        precision, normalised = settings.precision or recipe.precision, has_group_norm(network)
+        among = ways(feed.device, precision, settings.channels_last, normalised=normalised)
         self.measured = AUTO in (settings.precision, settings.channels_last)
         if not self.measured:
             return among[0]

@@ -99,6 +99,22 @@ def test_ways_are_those_that_were_asked_for_and_that_the_device_has(monkeypatch)
     assert ways.ways(cpu, "auto", False) == [ways.Way("float32", False)]
 
 
+def test_networks_with_group_normalisation_are_known():
+    assert ways.has_group_norm(tiny.network()) and not ways.has_group_norm(build(**tiny.EDM2))
+    assert ways.has_group_norm(torch.nn.Sequential(torch.nn.GroupNorm(2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("device", "normalised", "last"), [("cpu", True, True), ("cuda", True, False), ("cuda", False, True)]
+)
+def test_the_default_layout_is_the_faster_one_on_the_device(device, normalised, last):
+    """What the benchmarks measured: benchmarks/results/training-digits.json and gpu-h200.json."""
+    found = ways.ways(torch.device(device), "bf16", None, normalised=normalised)
+    assert found == [ways.Way("bf16", last)]
+    asked = ways.ways(torch.device(device), "bf16", not last, normalised=normalised)
+    assert asked == [ways.Way("bf16", not last)]
+
+
 @pytest.mark.parametrize("steps", [10, 9])
 def test_cudnn_times_its_kernels_in_long_runs_alone(data, steps, monkeypatch):
     """It takes longer than a short run gains."""

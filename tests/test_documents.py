@@ -431,34 +431,61 @@ def from_benchmarks() -> Claims:
 
 
 def from_gpu() -> Claims:
-    path = ROOT / "benchmarks/results/gpu-h100-80gb-hbm3.json"
-    found = json.loads(path.read_text(encoding="utf-8"))["found"]
-    ours, half, theirs = (found[name]["images/s"] for name in (
-        "cifar10-uncond: bf16, channels-last", "cifar10-uncond: fp16, channels-last", "NVIDIA edm: fp16"
-    ))  # fmt: skip
-    large, pair, toy = (found[name] for name in (
-        "imagenet64-edm2-s: bf16, channels-last", "sampling, cifar10-tiny", "toy ensembles"
-    ))  # fmt: skip
-    part = 100 * found["cifar10-uncond: bf16, channels-last"]["share of bf16"]
-    yield (
-        "docs/gpu.md",
-        f"{ours:,.0f} images/s in bf16, channels-last; {half:.0f} in fp16",
-        f"on the same images and card: {theirs:,.0f}. **Ours is at {ours / theirs:.2f} of it**, at {part:.0f} %",
-        f"bf16 products ({found['ceilings']['bf16 TFLOP/s']:.0f} TFLOP/s)",
-        f"{large['images/s']:.0f} images/s, {100 * large['share of bf16']:.0f} %",
-        f"{pair['full']:.2f} times the base's time, {pair['held over 1 step']:.2f} held over one step",
-        f"take {pair['base, CUDA graph']:.2f} of the time of either",
+    old, new = (
+        json.loads((ROOT / "benchmarks/results" / name).read_text(encoding="utf-8"))["found"]
+        for name in ("gpu-h100-80gb-hbm3.json", "gpu-h200.json")
     )
-    card, numba, torch = (toy[f"{name} net-steps/s"] for name in ("card", "a core, numba", "a core, torch"))
+    small, large = "cifar10-uncond", "imagenet64-edm2-s"
+
+    def rate(name: str, found: dict[str, Any] = new) -> float:
+        return float(found[name]["images/s"])
+
+    bf16, fp16, single = (rate(f"{small}: {way}") for way in ("bf16", "fp16", "float32"))
+    theirs, theirs_large, theirs_single = (
+        rate(f"NVIDIA {name}") for name in ("edm: fp16", "edm2: fp16", "edm: float32")
+    )
+    last, large16 = rate(f"{large}: bf16, channels-last"), rate(f"{large}: fp16")
+    ratio, ratio_large = fp16 / theirs, large16 / theirs_large
+    parts = [100 * new[f"{name}: fp16"]["share of bf16"] for name in (small, large)]
+    slow = rate(f"{small}: bf16, channels-last", old)
+    pair, newer = (found["sampling, cifar10-tiny"] for found in (old, new))
+    held = [one["held over 2 steps"] for one in (pair, newer)]
     yield (
         "docs/gpu.md",
-        f"{card / 1e6:.2f} million net-steps per second, {card / numba:.0f} times",
+        f"| `{small}`, 127 GFLOP per image | {bf16:,.0f} | {fp16:,.0f} | {theirs:,.0f} | **{ratio:.2f}** | "
+        f"{single:.0f}, {theirs_single:.0f} |",
+        f"| `{large}` | {last:.0f} | {large16:.0f} | {theirs_large:.0f} | **{ratio_large:.2f}** | |",
+        f"{ratio:.2f} times edm's and {ratio_large:.2f} times edm2's in fp16, at {parts[0]:.0f} % and {parts[1]:.0f} %",
+        f"bf16 products ({new['ceilings']['bf16 TFLOP/s']:.0f} TFLOP/s)",
+        f"takes {rate(f'{small}: bf16, channels-last'):,.0f} images/s in bf16, so",
+        f"where it is {last / rate(f'{large}: bf16'):.2f} times as fast",
+        f"at {slow / rate('NVIDIA edm: fp16', old):.2f} of NVIDIA's ({slow:,.0f} images/s in bf16)",
+        f"{pair['full']:.2f} times the base's time on the H100, {newer['full']:.2f} on the H200; "
+        f"held over two steps {held[0]:.2f} and {held[1]:.2f}",
+        f"CUDA graphs take {pair['base, CUDA graph']:.2f} of the time",
+        f"{newer['base, CUDA graph']:.2f} beside a faster one",
+        f"gain nothing and {100 * (1 - newer['full, overlapped'] / newer['full']):.0f} %",
+    )
+    card, numba, torch = (
+        old["toy ensembles"][f"{name} net-steps/s"] for name in ("card", "a core, numba", "a core, torch")
+    )
+    there = new["toy ensembles"]
+    yield (
+        "docs/gpu.md",
+        f"{card / 1e6:.2f} million net-steps per second on the H100, {card / numba:.0f} times",
         f"{card / torch:.0f} times",
+        f"{there['card net-steps/s'] / 1e6:.2f} million, "
+        f"{there['card net-steps/s'] / there['a core, numba net-steps/s']:.0f} times a faster core",
     )
     yield "docs/networks.md", f"{card / numba:.0f} times one core of that machine with numba"
-    yield "docs/images-sims.md", f"In full that is {pair['full']:.2f} there, overlapped {pair['full, overlapped']:.2f}"
-    yield "README.md", f"at {ours / theirs:.2f} of the speed of NVIDIA's code"
-    hours = f"{ours:,.0f} images/s in bf16: the published 200 million images are {2e8 / ours / 3600:.0f} hours"
+    yield (
+        "docs/images-sims.md",
+        f"In full that is {pair['full']:.2f} there, overlapped {pair['full, overlapped']:.2f}",
+        f"{newer['full']:.2f} and {newer['full, overlapped']:.2f}",
+    )
+    yield "README.md", f"at {ratio:.2f} times the speed of NVIDIA's code"
+    yield "docs/findings.md", f"at {ratio:.2f} and {ratio_large:.2f} times the speed of NVIDIA's code"
+    hours = f"{bf16:,.0f} images/s in bf16: the published 200 million images are {2e8 / bf16 / 3600:.0f} hours"
     yield "notebooks/08_scaling_to_gpus.ipynb", hours
 
 

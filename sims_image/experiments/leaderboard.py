@@ -41,7 +41,7 @@ from sims_image.metrics.features import check_features
 from sims_image.metrics.loss import heldout_loss
 from sims_image.models import checkpoints
 from sims_image.models.autoencoders import encoded
-from sims_image.models.cost import evaluation_flops
+from sims_image.models.cost import evaluation_bytes, evaluation_flops
 from sims_image.models.denoiser import parse_sampler
 from sims_image.models.presets import PRESETS
 from sims_image.processes import Processes
@@ -329,14 +329,16 @@ class Board(Lab):
         loaded = model if arm.schedule is None else replace(model, schedule=arm.schedule)
         sampler = arm.sampler or self.bench.sampler(model)
         first, second = loaded.evaluations(sampler)
-        flops = [0.0 if path is None else evaluation_flops(checkpoints.summary(path).config)
-                 for path in (arm.model.base, arm.model.auxiliary if loaded.other is not None else None)]  # fmt: skip
+        paths = [arm.model.base, *([arm.model.auxiliary] if loaded.other is not None else [])]
+        configs = [checkpoints.summary(path).config for path in paths if path is not None]
+        flops = [*map(evaluation_flops, configs), 0.0]
         held = [n for n in (model.network, model.other) if n is not None]
         losses = self._losses(arm.model, model)
         told: dict[str, Any] = {"method": arm.method, "omega": arm.omega, "sampler": in_words(sampler),
                 "seen": arm.seen, "drawn": arm.drawn, "chosen": arm.chosen, "equal": arm.equal,
                 "megaflops": (first * flops[0] + second * flops[1]) / 1e6, "loss": float(losses.mean()),
                 "loss_se": float(losses.std(ddof=1) / len(losses) ** 0.5),
+                "megabytes": evaluation_bytes(configs, self.settings.batch) / 1e6,
                 "parameters": sum(p.numel() for n in held for p in n.parameters())}  # fmt: skip
         row = self.quality(arm.model, trial, how=how, arm=arm.name)
         row |= told

@@ -18,7 +18,7 @@ from sims_image.experiments.sims_report import samples_figure
 from sims_image.metrics.compare import METRICS
 
 #: columns of an arm that do not depend on the trial's images
-COSTS = ("nfe", "megaflops", "parameters", "seen", "drawn", "chosen")
+COSTS = ("nfe", "megaflops", "parameters", "megabytes", "seen", "drawn", "chosen")
 
 
 def tables(rows: pd.DataFrame, predictions: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -208,6 +208,7 @@ _COSTS: Sequence[tuple[str, str, str]] = (
     ("nfe", "evaluations", "{:.0f}"),
     ("megaflops", "MFLOP per image", "{:,.0f}"),
     ("parameters", "parameters", "{:,.0f}"),
+    ("megabytes", "MB", "{:,.0f}"),
     ("seen", "images seen", "{:,.0f}"),
     ("drawn", "drawn", "{:,.0f}"),
 )

@@ -1,16 +1,23 @@
-"""What networks cost: operations of an evaluation, and operations, bytes and seconds in words.
+"""What networks cost: operations and memory of an evaluation, and operations and seconds in words.
 
-Operations are counted exactly, by tracing images through the network on torch's meta device, which computes shapes and
-allocates nothing; hours on a GPU are operations over an assumed rate.
+Both are counted by tracing images through the network on torch's meta device, which computes shapes and allocates
+nothing: operations exactly, memory without what a kernel takes for itself. Hours on a GPU are operations over an
+assumed rate.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from sims_core.lab.runs import duration
@@ -30,14 +37,56 @@ def evaluation_flops(config: dict[str, Any]) -> float:
 
 @functools.lru_cache(maxsize=16)
 def _evaluation_flops(known: str) -> float:
-    config = json.loads(known)
-    with torch.device("meta"), torch.no_grad():
-        network = build(**config).eval()
-        side, labels = network.img_resolution, network.label_dim
-        x = torch.zeros(TRACED, network.img_channels, side, side)
-        with FlopCounterMode(display=False) as counter:
-            network(x, torch.ones(TRACED), torch.zeros(TRACED, labels) if labels else None)
+    counter = FlopCounterMode(display=False)
+    _trace(known, TRACED, counter)
     return float(counter.get_total_flops()) / TRACED
+
+
+@functools.lru_cache(maxsize=64)
+def _evaluation_bytes(known: str, images: int) -> tuple[int, int]:
+    counter = LiveBytes()
+    network = _trace(known, images, counter)
+    return int(sum(t.nbytes for t in (*network.parameters(), *network.buffers()))), counter.peak
+
+
+def evaluation_bytes(configs: Sequence[dict[str, Any]], images: int) -> int:
+    """Bytes at the peak of evaluating networks in turn on a batch of images, float32: all weights, the images, what one
+    network makes on its way and, of two, what the first has put out. A sampler's own few batches are not counted.
+    """
+    found = [_evaluation_bytes(json.dumps(one, sort_keys=True), images) for one in configs]
+    batch = 4 * images * configs[0]["img_channels"] * configs[0]["img_resolution"] ** 2
+    return sum(weights for weights, _ in found) + max(made for _, made in found) + int(len(configs) * batch)
+
+
+def _trace(known: str, images: int, counter: AbstractContextManager[Any]) -> nn.Module:
+    with torch.device("meta"), torch.no_grad():
+        network = build(**json.loads(known)).eval()
+        side, labels = network.img_resolution, network.label_dim
+        x = torch.zeros(images, network.img_channels, side, side)
+        given = x, torch.ones(images), torch.zeros(images, labels) if labels else None
+        with counter:
+            network(*given)
+    return network
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that torch's operations make while it is on. peak: the most alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._alive: dict[int, tuple[Any, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        known = {one.untyped_storage()._cdata for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        for one in tree_leaves(made):
+            if isinstance(one, Tensor) and (storage := one.untyped_storage())._cdata not in known:
+                kept: Any = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                self._alive.setdefault(storage._cdata, (kept, storage.nbytes()))
+        self._alive = {key: kept for key, kept in self._alive.items() if not kept[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return made
 
 
 def gpu_hours(flops: float, precision: str = "float32") -> float:

@@ -70,6 +70,9 @@ def test_every_arm_is_measured_from_every_base(made):
     assert row.loc["2x steps", "nfe"] == 7 and row.loc["SIMS", "nfe"] == 6 and row.loc["Neon", "nfe"] == 3
     assert row.loc["SIMS, second step", "seen"] == 2 * row.loc["SIMS", "seen"] == 32
     assert row.loc["SIMS", "parameters"] == 2 * row.loc["Neon", "parameters"]
+    weights = 4e-6 * row.loc["base", "parameters"]  # and the images that the other network put out
+    more = row.loc["SIMS", "megabytes"] - row.loc["base", "megabytes"]
+    assert 0.99 * weights < more < 1.1 * weights + 0.1
     assert row.loc["SIMS", "megaflops"] == pytest.approx(2 * row.loc["base", "megaflops"])
     assert row.loc["wider, equal training cost", "seen"] < 40 and {"pixels_frechet", "mind", "loss"} <= set(board)
     assert (report / "seconds.csv").exists() and (report / "predictions.png").stat().st_size > 10_000
@@ -85,7 +88,7 @@ def test_choices_are_confirmed_on_other_seeds(made):
 
 
 def test_differences_are_paired_and_the_control_is_not_chosen_on_what_it_is_compared_by():
-    costs = dict.fromkeys(("nfe", "megaflops", "parameters", "seen", "drawn", "chosen"), 0)
+    costs = dict.fromkeys(("nfe", "megaflops", "parameters", "megabytes", "seen", "drawn", "chosen"), 0)
     rows = pd.DataFrame(
         [
             {"arm": arm, "method": "x", "trial": t, "frechet": value, "equal": arm in ("a", "b"), "omega": None} | costs

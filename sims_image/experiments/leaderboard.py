@@ -420,12 +420,12 @@ def run_trial(board: Board, trial: int) -> None:
             best, at_best, at_fixed = rows["SIMS"]["omega"], rows["SIMS"], rows[f"SIMS, omega = {asked.fixed:g}"]
         else:
             best = board.strength(guided, trial)[0]
-            pair = [Arm(f"SIMS, {variant.name}, omega = {omega:g}", guided(omega), "sims", omega=omega)
-                    for omega in (best, asked.fixed)]  # fmt: skip
-            at_best, at_fixed = (board.quality(
-                    arm.model, trial, how={"floor": False}, arm=arm.name, method="variant", omega=arm.omega
-                )
-                                 for arm in pair)  # fmt: skip
+            what: dict[str, Any] = {"how": {"floor": False}, "method": "variant"}
+            found = {
+                w: board.quality(guided(w), trial, arm=f"SIMS, {variant.name}, omega = {w:g}", omega=w, **what)
+                for w in dict.fromkeys((best, asked.fixed))
+            }
+            at_best, at_fixed = found[best], found[asked.fixed]
         zero = rows["base"]["frechet"]
         row |= {"found_omega": best, "base": zero, "at_found": at_best["frechet"], "at_fixed": at_fixed["frechet"]}
         row |= {"gain_found": 1 - at_best["frechet"] / zero, "gain_fixed": 1 - at_fixed["frechet"] / zero}

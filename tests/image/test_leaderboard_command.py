@@ -110,6 +110,7 @@ def test_predictions_are_made_before_and_compared(made):
     assert list(told["variant"].unique()) == ["main", "budget=24", "weights=ema", "cold"] and len(told) == 8
     main = told[(told["variant"] == "main") & (told["trial"] == 1)].iloc[0]
     models = tables["models"].set_index(["arm", "trial"])["frechet"]
+    assert models.index.is_unique
     assert main["base"] == models["base", 1] and main["at_fixed"] == models["SIMS, omega = 1", 1]
     assert main["gain_fixed"] == pytest.approx(1 - main["at_fixed"] / main["base"])
     over = agreement(told).set_index(["over", "predicted"])

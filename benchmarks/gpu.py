@@ -394,6 +394,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=600, help="pass over what does not fit into so many")
     parser.add_argument("--peer", type=Path, action="append", default=[], help="a checkout of NVIDIA's edm or edm2")
+    parser.add_argument("--only", default="", help="measure what has this in its name, such as compiled")
     parser.add_argument("--json", type=Path, help="where the figures go; a folder takes gpu-CARD.json")
     options = parser.parse_args()
     device = choose_device(options.device)
@@ -406,7 +407,8 @@ def main() -> None:
     bench.path = path if path.suffix == ".json" else path / f"gpu-{name}.json"
     print(f"{bench.card}, torch {torch.__version__}, numpy {np.__version__}", flush=True)
     for what in plan(bench):
-        bench.take(*what)
+        if options.only in what[0]:
+            bench.take(*what)
     done = sum("skipped" not in row and "failed" not in row for row in bench.found.values())
     print(f"{done} of {len(bench.found)} measured, {bench.failed} failed: {bench.path}")
     sys.exit(1 if bench.failed else 0)

@@ -41,6 +41,14 @@ UNNAMED = ("data", "from_", "out", "device", "workers", "track")
 LATER = ("lora", "fresh", "time", "coupling", "clip", "adam")
 
 
+def named(options: Train) -> dict[str, Any]:
+    """The options that decide a training folder's name. What an earlier version trained must be found by it again."""
+    known = {
+        k: v for k, v in asdict(options).items() if k not in UNNAMED and (k not in LATER or v != getattr(Train, k))
+    }
+    return known | ({"channels_last": True} if options.channels_last is None else {})  # the default that was
+
+
 @dataclass(frozen=True)
 class ImageModel:
     """A model as files: a checkpoint, or one guided by another. kind: as `sims_image.sampling.guided.KINDS`.
@@ -177,9 +185,7 @@ class ImageLearner(Derived):
         return PRESETS[choose("preset", self.training.preset, PRESETS)].recipe.budget
 
     def _train(self, kind: str, options: Train, data: ImageData, parent: ImageModel | None) -> Result:
-        known = {k: v for k, v in asdict(options).items() if k not in UNNAMED}
-        known |= {"data": data.sha256}
-        known = {k: v for k, v in known.items() if k not in LATER or v != getattr(Train, k)}
+        known = named(options) | {"data": data.sha256}
         known |= {"from": None if parent is None else checkpoints.summary(parent.base).sha256}
         options = replace(options, out=str(self._folder(kind, known)))
         with _among(self.processes, options.device) as processes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from sims_core.errors import InputError
 from sims_core.learner import Learner, Mergeable, Perturbable, Rebuildable, Scalable
 from sims_core.loop import POLICIES, parse_policy, self_consuming_loop
 from sims_core.seeds import Seed
-from sims_image.learner import ImageData, ImageLearner, ImageModel, budgets_of
+from sims_image.learner import ImageData, ImageLearner, ImageModel, budgets_of, named
 from sims_image.models import checkpoints
 from sims_image.models.presets import PRESETS
 from sims_image.training.options import Train
@@ -216,3 +218,11 @@ def test_budget_lists():
     for bad in ("", "0", "1,x"):
         with pytest.raises(InputError, match="--budget"):
             budgets_of("--budget", bad, 10**6)
+
+
+def test_a_training_s_folder_has_the_name_that_it_always_had():
+    """A new option of training must not hide what earlier versions trained: see `learner.LATER`."""
+    known = json.dumps(named(Train(preset="digits", data="x", out="y", seed=3)), sort_keys=True)
+    assert hashlib.sha256(known.encode()).hexdigest()[:16] == "1f5652dfbf745d87"
+    other = named(Train(preset="digits", data="x", out="y", seed=3, channels_last=False))
+    assert json.loads(known) | {"channels_last": False} == other

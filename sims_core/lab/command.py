@@ -256,9 +256,10 @@ def _renamed(cls: type, argv: Sequence[str]) -> list[str]:
 
 
 def _valued(cls: type, argv: Sequence[str]) -> list[str]:
-    """The words with a value after flags that can also be more than on and off (``bool | Literal["auto"]``)."""
+    """The words with a value after flags that can also be more than on and off (``bool | Literal["auto"] | None``)."""
     kinds = {name: typing.get_args(hint) for name, hint in typing.get_type_hints(cls).items()}
-    more = {"--" + name.replace("_", "-") for name, kind in kinds.items() if bool in kind and type(None) not in kind}
+    other = {name for name, kind in kinds.items() if bool in kind and {*kind} - {bool, type(None)}}
+    more = {"--" + name.replace("_", "-") for name in other}
     words: list[str] = []
     for word, after in zip(argv, [*argv[1:], "--"], strict=False):
         name = "--" + word[5:] if word.startswith("--no-") else word

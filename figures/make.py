@@ -86,7 +86,7 @@ def main() -> int:
         took = time.monotonic() - started
         if took > 0.2 * figure.seconds:  # not one that was finished before: this machine's pace
             pace = took / figure.seconds
-    if options.to.resolve() == here:
+    if options.digests or options.to.resolve() == here:
         DIGESTS.write_text(digests(here), encoding="utf-8")
     if failed:
         print(f"failed: {', '.join(failed)}; the same command tries again", file=sys.stderr)

@@ -43,10 +43,10 @@ def _evaluation_flops(known: str) -> float:
 
 
 @functools.lru_cache(maxsize=64)
-def _evaluation_bytes(known: str, images: int) -> tuple[int, int]:
+def _evaluation_bytes(known: str, images: int) -> tuple[int, int, int]:
     counter = LiveBytes()
-    network = _trace(known, images, counter)
-    return int(sum(t.nbytes for t in (*network.parameters(), *network.buffers()))), counter.peak
+    network, x = _trace(known, images, counter)
+    return int(sum(t.nbytes for t in (*network.parameters(), *network.buffers()))), counter.peak, int(x.nbytes)
 
 
 def evaluation_bytes(configs: Sequence[dict[str, Any]], images: int) -> int:
@@ -54,11 +54,11 @@ def evaluation_bytes(configs: Sequence[dict[str, Any]], images: int) -> int:
     network makes on its way and, of two, what the first has put out. A sampler's own few batches are not counted.
     """
     found = [_evaluation_bytes(json.dumps(one, sort_keys=True), images) for one in configs]
-    batch = 4 * images * configs[0]["img_channels"] * configs[0]["img_resolution"] ** 2
-    return sum(weights for weights, _ in found) + max(made for _, made in found) + int(len(configs) * batch)
+    return sum(weights + batch for weights, _, batch in found) + max(made for _, made, _ in found)
 
 
-def _trace(known: str, images: int, counter: AbstractContextManager[Any]) -> nn.Module:
+def _trace(known: str, images: int, counter: AbstractContextManager[Any]) -> tuple[nn.Module, Tensor]:
+    """The network and the images that were traced through it."""
     with torch.device("meta"), torch.no_grad():
         network = build(**json.loads(known)).eval()
         side, labels = network.img_resolution, network.label_dim
@@ -66,7 +66,7 @@ def _trace(known: str, images: int, counter: AbstractContextManager[Any]) -> nn.
         given = x, torch.ones(images), torch.zeros(images, labels) if labels else None
         with counter:
             network(*given)
-    return network
+    return network, x
 
 
 class LiveBytes(TorchDispatchMode):

@@ -150,6 +150,45 @@ def speed(widths: tuple[int, ...], batch: int, networks: int, rounds: int, sgemm
     ]
 
 
+def products(mlp: Mlp, batch: int, rounds: int) -> float:
+    """CPU-seconds that a step's matrix products take by themselves, in the cache, by the library that torch calls."""
+    work = []
+    for i, (_, out, columns) in enumerate(mlp.layers):
+        shapes = [(out, columns, batch), (out, batch, columns), (columns - 1, out, batch)][: 3 if i else 2]
+        work += [(torch.randn(m, k), torch.randn(k, n), torch.empty(m, n)) for m, k, n in shapes]
+
+    def run() -> None:
+        for _ in range(100):
+            for a, b, c in work:
+                torch.mm(a, b, out=c)
+
+    run()
+    return min(cpu_seconds(run) for _ in range(rounds)) / 100
+
+
+def roofline(widths: tuple[int, ...], batch: int, networks: int, rounds: int) -> dict[str, Any]:
+    """What a compiled step is made of, microseconds: its products by the library, its SiLU (less ReLU), and what does
+    not grow with the rows (Adam, the average, the start of a step), from as many steps of an eighth of them.
+    """
+    data, steps, seeds = gaussian(networks), 200, [Seed(1).child(i) for i in range(networks)]
+
+    def step(activation: str, rows: int) -> float:
+        mlp = Mlp(2, widths, activation=activation)
+        e = Ensemble.initial(mlp, [Seed(0).child(i) for i in range(networks)], sigma_data=SIGMA_DATA)
+        run = lambda: train(e, data, seeds, Training(steps, rows, target="plain"), backend="numba")  # noqa: E731
+        run()
+        return min(cpu_seconds(run) for _ in range(rounds)) / networks / steps
+
+    whole, few = step("silu", batch), step("silu", batch // 8)
+    parts = {
+        "step": whole,
+        "products": products(Mlp(2, widths), batch, rounds),
+        "silu": whole - step("relu", batch),
+        "fixed": few - (whole - few) / 7,
+    }
+    return {"widths": list(widths), "batch": batch} | {f"{name}_us": 1e6 * value for name, value in parts.items()}
+
+
 def targets(networks: int, rounds: int) -> list[dict[str, Any]]:
     data, rows = gaussian(networks), []
     e = Ensemble.initial(Mlp(), [Seed(0).child(i) for i in range(networks)], sigma_data=SIGMA_DATA)
@@ -249,6 +288,11 @@ def main() -> None:
     table("Net-steps (plain target)", result["speed"])
     result["targets"] = targets(min(options.networks, 16), options.rounds)
     table("Cost of each target, widths 32, 32, N = 1000", result["targets"])
+    if numba_available():
+        result["roofline"] = [
+            roofline(widths, 256, min(options.networks, 16), options.rounds) for widths in ((32, 32), (64, 64, 64))
+        ]
+        table("What a compiled step is made of", result["roofline"])
     sets = min(options.networks, 32)
     result["quality"] = time_to_quality(sets)
     table(f"CPU time to W2 <= 1.1 x the maximum-likelihood fit's, {sets} data sets of 1,000 points", result["quality"])

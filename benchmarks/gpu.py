@@ -409,6 +409,8 @@ def main() -> None:
     for what in plan(bench):
         if options.only in what[0]:
             bench.take(*what)
+    if not bench.found:
+        parser.error(f"--only: got {options.only!r}; nothing that is measured has it in its name")
     done = sum("skipped" not in row and "failed" not in row for row in bench.found.values())
     print(f"{done} of {len(bench.found)} measured, {bench.failed} failed: {bench.path}")
     sys.exit(1 if bench.failed else 0)

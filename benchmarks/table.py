@@ -39,10 +39,20 @@ class Bench(NamedTuple):
     rows: Callable[[Any], Rows]
 
 
+#: of a step, as `ensemble.roofline` has them
+_PARTS = {"products": "its products by the library alone", "silu": "SiLU", "fixed": "Adam and what no row needs"}
+
+
 def _ensemble(found: Any) -> Rows:
     for row in found["speed"]:
         widths, share = " x ".join(map(str, row["widths"])), row["share_of_sgemm"]
         yield f"{row['loop']}, widths {widths}", f"{row['ratio']:.1f}x the usual loop, {share:.0%} of SGEMM"
+    for row in found.get("roofline", ()):
+        of = [f"{name} {row[f'{part}_us']:.1f}" for part, name in _PARTS.items()]
+        yield (
+            f"of a compiled step of {row['step_us']:.1f} µs, widths {' x '.join(map(str, row['widths']))}",
+            ", ".join(of),
+        )
     for row in found["quality"]:
         if row["steps"]:
             yield f"to 1.1 x the fit's W2: {row['loop']}", f"{row['cpu_ms_per_network']:.3g} ms per network"

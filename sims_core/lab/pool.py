@@ -13,6 +13,9 @@ from sims_core.errors import InputError, extra
 P = TypeVar("P")
 T = TypeVar("T")
 
+PATIENCE = 60.0
+"""Seconds that a run waits for a scheduler, and then for its workers, to be there."""
+
 
 def each(work: Callable[[P], T], pieces: Sequence[P], workers: int, scheduler: str = "") -> Iterator[T]:
     """``work`` of every piece, in whatever order they finish, on one thread each: in ``workers`` processes, or by the
@@ -24,7 +27,7 @@ def each(work: Callable[[P], T], pieces: Sequence[P], workers: int, scheduler: s
     import joblib
 
     if scheduler:
-        with connect(scheduler, patience=60), joblib.parallel_config("dask", wait_for_workers_timeout=30):
+        with connect(scheduler, patience=PATIENCE), joblib.parallel_config("dask", wait_for_workers_timeout=30):
             parallel = joblib.Parallel(return_as="generator_unordered", pre_dispatch="all")
             yield from parallel(joblib.delayed(_alone)(work, piece) for piece in pieces)
         return

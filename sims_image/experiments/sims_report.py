@@ -134,7 +134,8 @@ def conclusion(plan: Plan, bench: Bench, found: Search, confirmed: Sequence[Arm]
 
 
 def _pm(value: float, half: float) -> str:
-    return f"{value:.3g} ± {half:.2g}"
+    """A value and half its interval, where it has one."""
+    return f"{value:.3g}" + (f" ± {half:.2g}" if np.isfinite(half) else "")
 
 
 def _row(arm: Arm, base: Arm) -> dict[str, Any]:
@@ -258,7 +259,7 @@ def arms_figure(rows: Sequence[dict[str, Any]], metric: str, title: str) -> Figu
             colour = shades.get(str(row["arm"]), "#000000")
             axes.errorbar([row["mean"]], [-place], xerr=[[row["half_interval"]]] * 2, fmt="o", ms=5, color=colour,
                           capsize=3)  # fmt: skip
-            text = f"{row['mean']:.2f} ± {row['half_interval']:.2f}, {row['nfe']} evaluations"
+            text = f"{_pm(row['mean'], row['half_interval'])}, {row['nfe']} evaluations"
             axes.annotate(text, (row["mean"] + row["half_interval"], -place), xytext=(6, 0),
                           textcoords="offset points", va="center", fontsize=7, color=colour)  # fmt: skip
         axes.axvline(rows[0]["mean"], color=METHOD["standard"], lw=0.8, ls="--")
@@ -285,7 +286,7 @@ def samples_figure(
         for place, (name, sheet) in zip(axes, sheets.items(), strict=True):
             place.imshow(np.asarray(sheet), cmap="gray", interpolation="none")
             row = known[name]
-            words = f"{name}: {metric} {row['mean']:.2f} ± {row['half_interval']:.2f}, {row['nfe']} evaluations"
+            words = f"{name}: {metric} {_pm(row['mean'], row['half_interval'])}, {row['nfe']} evaluations"
             place.set_title(words, fontsize=8, loc="left")
             place.axis("off")
         figure.suptitle(f"{title}: the same seeds in every strip", fontsize=8)
@@ -305,7 +306,7 @@ def grids(
     rows: Sequence[dict[str, Any]], samples: dict[str, NDArray[np.uint8]], metric: str
 ) -> dict[str, dict[str, Path | bytes]]:
     """Images (N, C, H, W) of some arms from the same seeds as sheets, each with its distance: base and SIMS first."""
-    known = {row["arm"]: f"{metric} {row['mean']:.4g} ± {row['half_interval']:.2g}" for row in rows}
+    known = {row["arm"]: f"{metric} {_pm(row['mean'], row['half_interval'])}" for row in rows}
     order = sorted(samples, key=lambda name: ("base", "SIMS").index(name) if name in ("base", "SIMS") else 2)
     return {name: {known[name]: sheet_png(samples[name], 6)} for name in order}
 
@@ -320,7 +321,7 @@ def sections(
             arm["arm"],
             arm["what"],
             arm["nfe"],
-            f"{arm['mean']:.4g} ± {arm['half_interval']:.2g}",
+            _pm(arm["mean"], arm["half_interval"]),
             f"{arm['minimum']:.4g}",
             f"{arm['minus_base']:+.3g} ± {arm['minus_base_half_interval']:.2g}",
         ]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sims_core import InputError
+from sims_core.lab import pool
 from sims_toy.grid import run as experiment
 from sims_toy.networks.settings import NetworkSettings
 from sims_toy.sweep import plan
@@ -50,7 +51,8 @@ def test_a_killed_worker_does_not_change_the_table():
     np.testing.assert_array_equal(found, reference)
 
 
-def test_no_scheduler_is_one_clear_line():
+def test_no_scheduler_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(pool, "PATIENCE", 2)
     with pytest.raises(InputError, match=r"scheduler.*no Dask scheduler answers") as error:
         experiment.run(plan(TINY).experiment, scheduler="tcp://127.0.0.1:9")
     assert "\n" not in str(error.value)

@@ -52,13 +52,14 @@ def main() -> None:
     whole = plan(sweep).experiment
     cells = [cell for cell in whole.cells if cell.method == "sims"]
     experiment = replace(whole, cells=tuple(cells))
-    best = {}
+    best, own = {}, {}  # seconds; share of a core that this process takes, where client and scheduler are
 
     def take(name: str, **how: object) -> None:
         nonlocal reference
         for turn in range(args.rounds + 1):  # the first one warms up
-            start = time.perf_counter()
+            start, busy = time.perf_counter(), time.process_time()
             found = run(experiment, chunk=4, **how)["w2"]
+            own[name] = (time.process_time() - busy) / (time.perf_counter() - start)
             reference = found if reference is None else reference
             np.testing.assert_array_equal(found, reference)
             if turn:
@@ -79,6 +80,7 @@ def main() -> None:
     figures |= {"scaling": best["1 worker"] / best["2 workers"]}
     figures |= {"dask_overhead": best["2 Dask workers"] / best["2 workers"] - 1}
     figures |= {"dask_overhead_set": best["2 Dask workers, set"] / best["2 workers"] - 1}
+    figures |= {"scheduler_cores": own["2 Dask workers, set"]}
     print(f"{len(cells)} pieces of {piece:.2f} s, best of {args.rounds}")
     for name, seconds in best.items():
         print(f"  {name:<16} {seconds:7.2f} s   x{best['1 worker'] / seconds:.2f}")

@@ -429,6 +429,18 @@ def from_benchmarks() -> Claims:
     ways = ("numba, posterior, batch 64 (default)", "torch, posterior, batch 64 (default)", "usual loop, batch 256")
     cells = [f"{times[depth, 'numba']}, {times[depth, 'torch']}" for depth in (2, 3)]
     cost = "{:.1f}, {:.0f}, {:.0f} ms per network".format(*(until[way] for way in ways))
+    parts = ("step", "products", "silu", "fixed")
+    small, large = ([row[f"{part}_us"] for part in parts] for row in found["roofline"])
+    limits = [ratio * step / products for ratio, (step, products, *_) in zip(
+        (r["ratio"] for r in found["speed"] if r["loop"] == "numba"), (small, large), strict=True)]  # fmt: skip
+    assert sum(small[1:]) > small[0]  # the document says so
+    yield (
+        "docs/networks.md",
+        "takes {:.1f} µs. Its matrix products alone take {:.1f} µs".format(*small),
+        "SiLU {:.1f} and what no row needs (Adam, the average) {:.1f}".format(*small[2:]),
+        "it is {:.1f} µs, with {:.1f}, {:.1f} and {:.1f}".format(*large),
+        "would be {:.1f} and {:.1f}".format(*limits),
+    )
     found = measured("scaling")
     plain, set_up = (f"{100 * found[f'dask_overhead{end}']:.0f} %" for end in ("", "_set"))
     yield (

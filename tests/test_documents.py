@@ -438,7 +438,7 @@ def from_benchmarks() -> Claims:
         "docs/networks.md",
         "takes {:.1f} µs. Its matrix products alone take {:.1f} µs".format(*small),
         "SiLU {:.1f} and what no row needs (Adam, the average) {:.1f}".format(*small[2:]),
-        "it is {:.1f} µs, with {:.1f}, {:.1f} and {:.1f}".format(*large),
+        "it takes {:.1f} µs, and they {:.1f}, {:.1f} and {:.1f}".format(*large),
         "would be {:.1f} and {:.1f}".format(*limits),
     )
     found = measured("scaling")

@@ -13,8 +13,8 @@ from sims_core.errors import InputError, extra
 P = TypeVar("P")
 T = TypeVar("T")
 
-PATIENCE = 60.0
-"""Seconds that a run waits for a scheduler, and then for its workers, to be there."""
+PROMPT, PATIENCE = 10.0, 60.0
+"""Seconds that a command, before it begins, and a run wait for a scheduler, and then for its workers, to be there."""
 
 
 def each(work: Callable[[P], T], pieces: Sequence[P], workers: int, scheduler: str = "") -> Iterator[T]:
@@ -35,11 +35,12 @@ def each(work: Callable[[P], T], pieces: Sequence[P], workers: int, scheduler: s
     yield from parallel(joblib.delayed(_worker)(os.getpid(), work, piece) for piece in pieces)
 
 
-def connect(address: str, *, patience: float = 10) -> Any:
+def connect(address: str, *, patience: float | None = None) -> Any:
     """A Dask client with at least one worker. Raises `InputError` naming `scheduler` where there is none.
 
-    patience: seconds until a scheduler, and then a worker, is taken not to be there.
+    patience: seconds until a scheduler, and then a worker, is taken not to be there; `PROMPT` by default.
     """
+    patience = PROMPT if patience is None else patience
     try:
         from distributed import Client
     except ImportError:

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from sims_core.errors import InputError
+from sims_core.lab import pool
 from sims_image.commands import run as command
 from sims_image.data.dataset import open_dataset
 from sims_image.experiments import bench, halving, sims_report
@@ -322,7 +323,8 @@ def test_a_cluster_that_loses_a_worker_measures_the_same_models(run, tmp_path):
         assert not thread.is_alive()
 
 
-def test_no_scheduler_is_one_clear_line(run, tmp_path):
+def test_no_scheduler_is_one_clear_line(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "PROMPT", 2)
     with pytest.raises(InputError, match=r"^scheduler.*no Dask scheduler answers"):
         conduct(Sims(data=run[1][2], base="tiny", out=str(tmp_path), scheduler="tcp://127.0.0.1:9"), tiny.ALONE)
     assert not any(tmp_path.iterdir())

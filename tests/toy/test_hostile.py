@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from sims_core.errors import InputError
+from sims_core.lab import pool
 from sims_core.lab.command import main_with_errors
 from sims_toy import datasets
 from sims_toy.studies import STUDIES, command
@@ -147,6 +148,7 @@ for study, cases in NAMED.items():
 @pytest.mark.parametrize(("command", "words", "match"), COMMANDS)
 def test_what_no_run_can_have_is_one_line(tmp_path, monkeypatch, capsys, command, words, match):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pool, "PROMPT", 2)
     assert main_with_errors(command, words.split(" ")) == 2
     line = capsys.readouterr().err
     assert line.startswith("error: ") and match in line

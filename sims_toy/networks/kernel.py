@@ -328,10 +328,15 @@ def _draw(t, first, size, key, points, table, numbers, stratified, sobol, where,
     level, at, spread = where[0], where[1], sobol[3]
     if quasi:
         for begin in range(0, size, 32):
+            number = t * rows + first + begin
             for c in range(len(spread)):
-                far = _spread(t * padded + first + begin, c, sobol[0], sobol[1])
-                for b in range(32):
-                    spread[c, begin + b] = far ^ sobol[2][c, b]
+                if number % 32:
+                    for b in range(32):
+                        spread[c, begin + b] = _spread(number + b, c, sobol[0], sobol[1])
+                else:
+                    far = _spread(number, c, sobol[0], sobol[1])
+                    for b in range(32):
+                        spread[c, begin + b] = far ^ sobol[2][c, b]
     for b in range(size):
         word = (spread[0, b] << half) | spread[1, b] if quasi else _word(key, start + first + b)
         low = word & mask

@@ -192,8 +192,12 @@ def directions(dims: int, device: torch.device | str = "cpu") -> Tensor:
     return (numbers << 2).to(device)
 
 
+SOBOL = 2**30
+"""Points of a Sobol sequence here."""
+
+
 def sobol(index: Tensor, dims: int) -> Tensor:
-    """Coordinates [..., dims] of the Sobol points ``index`` below 2^30, as whole numbers of 32 bits."""
+    """Coordinates [..., dims] of the Sobol points ``index`` below `SOBOL`, as whole numbers of 32 bits."""
     numbers = directions(dims, index.device)
     found = numbers.new_zeros(*index.shape, dims)
     for bit in range(numbers.shape[1]):
@@ -277,11 +281,13 @@ class Layout:
         return points, levels, noise, subset
 
     def _spread(self, keys: Tensor, steps: Tensor) -> Tensor:
-        """The words [K, S, B' (1 + pairs)] of all rows, two coordinates of a shifted Sobol point in each."""
+        """The words [K, S, B' (1 + pairs)] of all rows, two coordinates of a shifted Sobol point in each.
+
+        Points are numbered by the rows that count: were those of the padding passed over, a share of the data would be.
+        """
         b, dims = self.padded, 2 * (1 + self.pairs)
-        points = (
-            sobol(steps[:, None] * b + torch.arange(b, device=keys.device), dims) ^ turns(keys, dims)[:, None, None]
-        )
+        number = steps[:, None] * self.rows + torch.arange(b, device=keys.device)
+        points = sobol(number, dims) ^ turns(keys, dims)[:, None, None]
         high, low = points.transpose(2, 3).unflatten(2, (-1, 2)).unbind(3)  # type: ignore[no-untyped-call]
         words: Tensor = ((high << 32) | low).flatten(2)
         return words

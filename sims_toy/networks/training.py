@@ -22,7 +22,7 @@ from sims_core.seeds import Seed
 from sims_toy.networks.ensemble import Ensemble, chunks, use_numba
 from sims_toy.networks.mlp import Mlp, Stacked
 from sims_toy.networks.schedule import Training
-from sims_toy.networks.targets import along, level_table, posterior_mean, training_levels
+from sims_toy.networks.targets import SOBOL, along, level_table, posterior_mean, training_levels
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def train(
     chunk: networks stacked at a time in the torch backend; by default what fits the cache. Networks with different
     counts are never stacked together, so many different counts are slow in torch (not in numba).
     cuda_graph: replay each step as a CUDA graph; needs a GPU.
-    Raises `InputError` for shapes that do not fit, non-finite data or counts out of range, and for target 'ot' anywhere
+    Raises `InputError` for shapes that do not fit, non-finite data, counts out of range, more quasi rows than a Sobol
+    sequence has, and for target 'ot' anywhere
     but in the plain torch backend.
     """
     k, d = len(ensemble), ensemble.mlp.dim
@@ -73,6 +74,9 @@ def train(
     own = torch.arange(data.shape[1]) < sizes[:, None]
     if not bool(data.isfinite().all(2).cpu()[own].all()):
         raise InputError("data", "non-finite values", "every data point must be finite")
+    if settings.quasi and settings.steps * (most := min(settings.batch, int(sizes.max()))) > SOBOL:
+        expected = f"a quasi-random sequence has {SOBOL:,} points, enough for {SOBOL // most:,} steps of {most} rows"
+        raise InputError("steps", settings.steps, expected)
     if cuda_graph and ensemble.params.device.type != "cuda":
         raise InputError("cuda_graph", True, f"needs networks on a CUDA device; these are on {ensemble.params.device}")
     compiled = not cuda_graph and use_numba(backend, ensemble)

@@ -223,6 +223,7 @@ def test_a_network_trained_alone_equals_itself_among_32(backend, settings, mlp):
         (Training(noise=UniformTime()), Mlp(2, (24, 24)), VelocityParametrisation()),
         (Training(quasi=True, batch=300), Mlp(2, (24, 24)), EdmParametrisation()),
         (Training(quasi=True, reference=50, target="posterior"), Mlp(3, (9,)), EdmParametrisation()),
+        (Training(quasi=True, batch=50), Mlp(), EdmParametrisation()),
     ],
 )
 def test_the_compiled_kernel_equals_torch(settings, mlp, parametrisation):
@@ -399,6 +400,27 @@ def test_quasi_rows_are_spread_in_every_step_and_of_the_right_distribution():
         assert stats.kstest(row.numpy(), "norm").pvalue > 1e-3
     together = torch.stack([points[0].flatten() / 1000, levels[0].flatten() / 1024, *flat[0]]).numpy()
     assert float(np.abs(np.corrcoef(together) - np.eye(4)).max()) < 0.01
+
+
+@pytest.mark.parametrize("rows", [8, 33, 50, 64, 100, 200])
+def test_quasi_rows_visit_all_the_data_whatever_the_batch(rows):
+    """Numbered with the padding's rows, those of 50 would never see 210 of 1,000 points."""
+    points = Training(batch=rows, quasi=True).layout(2, 1000).draw(torch.tensor([5]), torch.arange(400), torch.float64)
+    counts = torch.bincount(points[0][0, :, :rows].flatten(), minlength=1000)
+    assert int(counts.min()) >= 0.6 * rows * 0.4 and int(counts.max()) <= 1.5 * rows * 0.4 + 1
+
+
+def test_the_noise_of_every_point_of_a_full_quasi_batch_is_of_variance_one():
+    layout = Training(batch=200, quasi=True).layout(2, 200)
+    noise = layout.draw(torch.tensor([5]), torch.arange(300), torch.float64)[2][0, :, :, :200]
+    assert float((noise.square().mean((0, 1)) - 1).square().mean().sqrt()) < 0.08  # random draws: .06
+
+
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_a_quasi_sequence_that_is_too_short_is_one_clear_line(backend):
+    settings = Training(steps=20_000_000, quasi=True)
+    with pytest.raises(InputError, match=r"^steps: got '20000000'; .* 1,073,741,824"):
+        train(Ensemble.initial(Mlp(), seeds(1)), gaussian(1, 100).float(), seeds(1, 1), settings, backend=backend)
 
 
 def test_along_sorts_by_the_principal_coordinate():

@@ -13,6 +13,7 @@ pictures=$1 run=${2:-runs/cifar10} seconds=${3:-290}
 : "${PROBE:=25k}" "${SYNTHETIC:=3k}" "${BUDGETS:=25k,50k}" "${OMEGA:=0.5,1,2}" "${FIRST:=250}" "${SAMPLER:=heun:18}"
 : "${FEATURES:=classifier}" "${COMPUTE:=125}" "${KEEP:=$run/results}" "${PYTHON:=python3}"
 mkdir -p "$run" "$KEEP"
+KEEP=$(realpath "$KEEP")
 
 sims_image() { "$PYTHON" -m sims_image "$@"; }
 

@@ -84,6 +84,16 @@ def test_a_stage_that_is_stopped_leaves_what_it_had_and_the_others_go_on(tmp_pat
     assert "not everything passed" in said.splitlines()[-1]
 
 
+def test_the_pipeline_alone_keeps_what_it_has_in_a_relative_folder(tmp_path):
+    (tmp_path / "run/base").mkdir(parents=True)
+    (tmp_path / "run/base/log.jsonl").write_text("{}")
+    script, env = ROOT / "scripts/cifar10_h100.sh", {**os.environ, "PYTHON": "false"}  # it stops at its first command
+    done = subprocess.run([str(script), "absent", "run"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stderr
+    with tarfile.open(tmp_path / "run/results/cifar10-tables.tar.gz") as archive:
+        assert archive.getnames() == ["./base/log.jsonl"]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_machine_without_a_card_passes_nothing(tmp_path):
     code, said, printed = check("--device", "cuda", out=tmp_path / "out")

@@ -39,6 +39,7 @@ from sims_image.experiments.options import (
     Consuming,
     Extrapolating,
     Laboratory,
+    Leaderboard,
     Loop,
     Retrain,
     Retraining,
@@ -171,7 +172,7 @@ class Lab:
     def __init__(self, checked: Checked, processes: Processes) -> None:
         settings, sizes = checked.settings, checked.sizes
         self.checked, self.settings, self.sizes, self.processes = checked, settings, sizes, processes
-        guide = settings.guide_network if isinstance(settings, Loop) else ""
+        guide = settings.guide_network if isinstance(settings, Loop | Leaderboard) else ""
         self.learner: ImageLearner = make_learner(
             settings,
             checked.preset,

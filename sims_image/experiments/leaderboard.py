@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from sims_core.algorithm import AUXILIARY_DATA, GUIDE_SHARE, METHODS, Given
 from sims_core.errors import InputError, choose, reason
 from sims_core.forecast import Angle, outlook
-from sims_core.guidance import GuidanceSchedule
+from sims_core.guidance import FULL, GuidanceSchedule
 from sims_core.lab.runs import parse_json
 from sims_core.sampling import Sampler
 from sims_core.seeds import Seed
@@ -144,9 +144,8 @@ def plan(settings: Leaderboard) -> Planned:
         raise InputError("fixed", settings.fixed, "give an omega above 0")
     names = [part.strip() for part in settings.arms.split(",")] if settings.arms else list(ARMS)
     arms = frozenset(choose("arms", name, ARMS) for name in names)
-    cheaper = tuple(
-        GuidanceSchedule.parse(part.strip(), argument="cheaper") for part in settings.cheaper.split(",") if part.strip()
-    )
+    parts = filter(None, map(str.strip, settings.cheaper.split(",")))
+    cheaper = tuple(dict.fromkeys(GuidanceSchedule.parse(part, argument="cheaper") for part in parts))
     also = {}
     for part in filter(None, (part.strip() for part in settings.also.split(","))):
         name, count = _features(part)
@@ -156,6 +155,8 @@ def plan(settings: Leaderboard) -> Planned:
                 check_features(name, dataset=data)
             except InputError as error:
                 raise InputError("also", error.value, error.expected) from None
+        if name in also:
+            raise InputError("also", settings.also, f"it names {name} twice: give one number of images")
         also[name] = images_of("also", count, mi) if count else 0
     main = Variant("main", checked.sizes.auxiliary, checked.sizes.budget, settings.auxiliary_data,
                    settings.auxiliary_weights)  # fmt: skip
@@ -223,8 +224,14 @@ def _variant(text: str, main: Variant, mi: int) -> Variant:
 
 def _wide(settings: Leaderboard, checked: Checked, asked: bool) -> tuple[dict[str, Any], int] | None:
     """Another network, and images that cost as many operations as training the base, drawing D_s and fine-tuning."""
-    if not asked or not settings.wide_network or checked.checkpoint:
+    if not settings.wide_network:
+        if settings.arms and asked:
+            raise InputError("wide_network", "", "the arm 'wider' needs its arguments, such as model_channels=16")
         return None
+    if not asked:
+        raise InputError("wide_network", settings.wide_network, "`arms` leaves 'wider' out: leave this out too")
+    if checked.checkpoint:
+        raise InputError("wide_network", settings.wide_network, "a wider base needs a preset as `base`: leave this out")
     network = ",".join(filter(None, (settings.network, settings.wide_network)))
     data = "" if checked.real is None else settings.data
     train = replace(checked.training, network=network, data=data, dry_run=True)
@@ -278,7 +285,8 @@ class Board(Lab):
         omegas = list(self.planned.omegas)
         if schedule is not None and schedule.interval is not None:
             omegas = [2 * omega for omega in omegas]
-        nfe = networks * self.bench.sampler(make(omegas[0]).load()).nfe
+        sampler = self.bench.sampler(make(omegas[0]).load())
+        nfe = sampler.nfe if networks == 1 else sum(sampler.evaluations(schedule or FULL))
         return self.best(omegas, lambda w: (make(w), {"schedule": schedule, "floor": False}), trial, nfe)
 
     # ------------------------------------------------------------------ making
@@ -334,6 +342,8 @@ class Board(Lab):
         flops = [*map(evaluation_flops, configs), 0.0]
         held = [n for n in (model.network, model.other) if n is not None]
         losses = self._losses(arm.model, model)
+        if arm.schedule is not None:  # which is no denoiser of its own
+            losses = np.full_like(losses, np.nan)
         told: dict[str, Any] = {"method": arm.method, "omega": arm.omega, "sampler": in_words(sampler),
                 "seen": arm.seen, "drawn": arm.drawn, "chosen": arm.chosen, "equal": arm.equal,
                 "megaflops": (first * flops[0] + second * flops[1]) / 1e6, "loss": float(losses.mean()),
@@ -359,12 +369,13 @@ class Board(Lab):
         """Real images measured as if they were generated, as many as of a model or as there are: what is best."""
         held = self.bench.target == "against_heldout"
         row: dict[str, Any] = {"arm": "real images", "method": "real", "equal": False, "trial": trial}
-        for name, of in {"": self.bench.reference, **{name: one for name, (one, _) in self.bench.also.items()}}.items():
-            floor = of.heldout_floor(self.sizes.n) if held else of.floor(self.sizes.n)
+        for name, (of, most) in {"": (self.bench.reference, 0), **self.bench.also}.items():
+            count = min(most or self.sizes.n, self.sizes.n)
+            floor = of.heldout_floor(count) if held else of.floor(count)
             if floor is not None:
                 kept = METRICS if not name else METRICS[:3]
                 row |= {f"{name}_{key}".lstrip("_"): floor.metrics[key].value for key in kept if key in floor.metrics}
-                row["n"] = floor.n
+                row.setdefault("n", floor.n)
         self.rows.append(row)
 
     def _show(self, arm: Arm) -> None:
@@ -501,7 +512,8 @@ def _iterated(board: Board, base: ImageModel, auxiliary: ImageModel, first: Imag
     learner, sizes, omega = board.learner, board.sizes, board.asked.fixed
     again = seed.child("iterated")
     samples = learner.sample(first, sizes.auxiliary, seed=again.child("auxiliary-data"))
-    second = learner.finetune(base, samples, sizes.budget, seed=again.child("finetune"))
+    seen = AUXILIARY_DATA[board.asked.auxiliary_data](learner, board.data, board.data, samples)
+    second = learner.finetune(base, seen, sizes.budget, seed=again.child("finetune"))
     model = learner.extrapolate(base, learner.merge(auxiliary, second, -0.5), 2 * omega)
     return Arm("SIMS, second step", model, "sims", omega=2 * omega, seen=2 * sizes.budget, drawn=2 * sizes.auxiliary)
 
@@ -511,7 +523,8 @@ def describe(settings: Leaderboard) -> str:
     asked = plan(settings)
     sizes, trials, told = asked.checked.sizes, settings.trials, ledger(asked.checked)
     wanted, others = asked.arms, len(asked.variants) - 1
-    told.say("trials", f"{trials}, search {asked.search:,} images, confirmation {sizes.n:,}")
+    of = " of one base" * bool(asked.checked.checkpoint)
+    told.say("trials", f"{trials}{of}, search {asked.search:,} images, confirmation {sizes.n:,}")
     if not asked.checked.checkpoint:
         told.train("bases", sizes.fit, trials)
     if asked.wide is not None:
@@ -533,16 +546,15 @@ def describe(settings: Leaderboard) -> str:
     told.train("cold auxiliary", sizes.fit, trials * ("rebuilt" in wanted))
     turns = rounds(len(asked.omegas), Seeds.span(0, asked.search))
     one = planned(len(asked.omegas), turns, 1)[0]
+    sampler = parse_sampler(settings.sampler or PRESETS[asked.checked.preset].sampler)
+    less = sum(sum(sampler.evaluations(schedule)) for schedule in asked.cheaper) / sampler.nfe
     paired = 1 + others + sum(name in wanted for name in ("autoguidance", "rebuilt"))
-    paired += len(asked.cheaper) * ("cheaper" in wanted)
-    told.draw("search of omega", one, trials, 2 * paired + ("neon" in wanted))
+    told.draw("search of omega", one, trials, 2 * paired + less * ("cheaper" in wanted) + ("neon" in wanted))
     if "retuned" in wanted:
-        name = settings.sampler or PRESETS[asked.checked.preset].sampler
-        sampler = parse_sampler(name)
         count = len(retunings(sampler, 2 * sampler.nfe))
         told.draw("search of a sampler", planned(count, rounds(count, Seeds.span(0, asked.search)), 1)[0], trials, 2)
     units = {"2x": 2, "4x": 4, "retuned": 2, "continued": 3, "iterated": 2, "neon": 1, "autoguidance": 2,
-             "rebuilt": 2, "random": 2, "cheaper": 2 * len(asked.cheaper)}  # fmt: skip
+             "rebuilt": 2, "random": 2, "cheaper": less}  # fmt: skip
     weight = 6 + 4 * others + sum(count for name, count in units.items() if name in wanted)
     told.draw("confirmations", sizes.n, trials, weight)
     told.say("out", settings.out)

@@ -160,10 +160,11 @@ def _predictions(found: dict[str, pd.DataFrame], lab: Lab) -> Figure:
 
 def _title(found: dict[str, pd.DataFrame], lab: Lab) -> str:
     trials, sizes = int(found["leaderboard"]["trials"].max()), lab.sizes
-    return (
-        f"{lab.data.open().name}, |D_r| = {sizes.real:,}, |D_s| = {sizes.auxiliary:,}: {trials} independently trained "
-        f"base{'s' * (trials != 1)}, 95 % intervals over them"
-    )
+    bases = f"{trials} independently trained base{'s' * (trials != 1)}"
+    if lab.checked.checkpoint:
+        bases = f"one base, {trials} trial{'s' * (trials != 1)}"
+    over = ", 95 % intervals over them" if trials > 1 else ""
+    return f"{lab.data.open().name}, |D_r| = {sizes.real:,}, |D_s| = {sizes.auxiliary:,}: {bases}{over}"
 
 
 def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
@@ -181,7 +182,8 @@ def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
                     f", {_side(row, 'minus_control')} the best control of equal cost ({said(row, 'minus_control')})"
                 )
             told.append(words + ".")
-    told.append(f"Each of the {2 * (len(table) - 1)} comparisons is at 95 % by itself, not corrected for their number.")
+    if count := comparisons(found["leaderboard"]):
+        told.append(f"Each of the {count} comparisons is at 95 % by itself, not corrected for their number.")
     for _, row in found["agreement"].iterrows():
         if row["spearman"] == row["spearman"]:
             told.append(
@@ -189,6 +191,13 @@ def words(found: dict[str, pd.DataFrame], lab: Lab) -> list[str]:
                 f"{said(row, 'spearman')}."
             )
     return told
+
+
+def comparisons(board: pd.DataFrame) -> int:
+    """How many differences between models have an interval."""
+    mine = board[board["method"] != "real"]
+    sides = [name for name in ("minus_base", "minus_control") if name in mine]
+    return int(sum((mine[f"{name}_low"] < mine[f"{name}_high"]).sum() for name in sides))
 
 
 def _side(row: Any, name: str) -> str:

@@ -19,7 +19,7 @@ from sims_image.commands import run as command
 from sims_image.data.dataset import to_unit
 from sims_image.experiments import halving
 from sims_image.experiments.leaderboard import ARMS, _features, describe, plan
-from sims_image.experiments.leaderboard_report import agreement, leaderboard, markdown
+from sims_image.experiments.leaderboard_report import agreement, comparisons, leaderboard, markdown
 from sims_image.experiments.options import Leaderboard
 from sims_image.metrics.loss import heldout_loss
 from sims_image.metrics.mind import mind
@@ -30,7 +30,8 @@ from tests.image import tiny
 SETTINGS = {
     **{"base": "tiny", "auxiliary_size": "24", "budget": "16", "n": "30", "search": "40", "omega": "0.5,1"},
     **{"features": "pixels", "also": "pixels:20", "sampler": "heun:2", "auxiliary_weights": "raw", "trials": 2},
-    **{"device": "cpu", "wide_network": "model_channels=16", "variants": "budget=24; weights=ema; cold"},
+    **{"device": "cpu", "wide_network": "model_channels=16", "guide_network": "model_channels=16"},
+    **{"variants": "budget=24; weights=ema; cold"},
 }
 
 
@@ -74,6 +75,12 @@ def test_every_arm_is_measured_from_every_base(made):
     more = row.loc["SIMS", "megabytes"] - row.loc["base", "megabytes"]
     assert 0.99 * weights < more < 1.1 * weights + 0.1
     assert row.loc["SIMS", "megaflops"] == pytest.approx(2 * row.loc["base", "megaflops"])
+    assert row.loc["autoguidance", "parameters"] > 3 * row.loc["base", "parameters"]  # the guide's is another network
+    assert np.isnan(row.loc["SIMS held:2", "loss"]) and row.loc["SIMS", "loss"] > 0
+    dear = row.loc["SIMS held:2", "chosen"] / row.loc["SIMS", "chosen"]
+    assert dear == pytest.approx(row.loc["SIMS held:2", "nfe"] / row.loc["SIMS", "nfe"]) and dear < 1
+    real = models[models["arm"] == "real images"].iloc[0]
+    assert real["n"] == 30 and real["pixels_frechet"] != real["frechet"]  # of 20 images, as every arm's
     assert row.loc["wider, equal training cost", "seen"] < 40 and {"pixels_frechet", "mind", "loss"} <= set(board)
     assert (report / "seconds.csv").exists() and (report / "predictions.png").stat().st_size > 10_000
     assert models.loc[models["arm"] == "base", "loss"].nunique() == 2  # independently trained
@@ -102,6 +109,8 @@ def test_differences_are_paired_and_the_control_is_not_chosen_on_what_it_is_comp
     assert row["minus_base_high"] - row["minus_base"] == pytest.approx(half)
     assert row["minus_control"] == pytest.approx(np.mean([2 - 4, 4 - 4, 3 - 4]))  # b, by the others, though a wins once
     assert "| SIMS |" in markdown(leaderboard(rows), "FD-x")
+    assert comparisons(leaderboard(rows)) == 6  # to the base and to the control, which is b throughout
+    assert comparisons(leaderboard(rows[rows["trial"] == 0])) == 0
 
 
 def test_predictions_are_made_before_and_compared(made):
@@ -199,6 +208,9 @@ def test_a_dry_run_prices_it(folder):
         ({"cheaper": "held:0"}, "cheaper: got"),
         ({"also": "lite1"}, "also: got 'lite1'"),
         ({"wide_network": "model_channels"}, "write name=value"),
+        ({"arms": "2x"}, "`arms` leaves 'wider' out"),
+        ({"arms": "wider", "wide_network": ""}, "the arm 'wider' needs its arguments"),
+        ({"also": "pixels,pixels:20"}, "it names pixels twice"),
     ],
 )
 def test_what_makes_no_sense_is_refused(folder, changes, words):

@@ -302,8 +302,8 @@ def from_retraining() -> Claims:
         yield document, line(name, *(around(row, "to_first", 2) for row in (alone, gone)), f"{gone['recall']:.2f}")
         far[objective, weights] = f"{gone['to_first']:.2f}"
     flow = f"flow matching {far['flow matching', 'raw']} and {far['flow matching', 'ema']}"
-    yield FINDINGS, f"are {far['EDM', 'raw']} times as far from the data by their raw weights"
-    yield FINDINGS, f"and {far['EDM', 'ema']} times by their averages ({flow})"
+    yield FINDINGS, f"are {far['EDM', 'raw']} times as far from the data with their raw weights"
+    yield FINDINGS, f"and {far['EDM', 'ema']} times with their averages ({flow})"
     share = averages["share"]
     yield document, f"holds {share.min():.2f} to {share.max():.2f} of the raw weights' way"
 
@@ -405,7 +405,7 @@ def from_bias() -> Claims:
     assert ((off > 0.01) & (off < 0.05)).sum() == 4 and len(rows) == 13
     left = 1 - (rows["sims"] / rows["base"])[off.nlargest(2).index[::-1]]
     steps = verdicts.loc[("twice the steps", "1")]
-    yield FINDINGS, f"take off 1 % or less in {few} and {100 * most:.0f} % at most"
+    yield FINDINGS, f"reduce it by 1 % or less in {few} and by {100 * most:.0f} % at most"
     yield (
         document,
         f"Twice the steps take 1 % or less off the distance in {few} of 13 rows, up to 5 % in 4",

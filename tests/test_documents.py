@@ -238,7 +238,7 @@ def from_the_leaderboard() -> Claims:
         yield document, line(f"{cosines.min():.2f} .. {cosines.max():.2f}", *(f"{share:.2f}" for share in shares))
     ranks = rows_of(table("leaderboard_agreement"))
     yield document, *(around(row, "spearman", 2) for row in ranks)
-    yield document, f"all {ranks[-1]['rows']} of them"
+    yield document, f"all {ranks[-1]['rows']} pairs of base and auxiliary"
     models = table("leaderboard_models")
     wide = models[models["method"] != "variant"].pivot(index="trial", columns="arm", values="frechet")
     fixed, wider = "SIMS, omega = 1", "wider, equal training cost"
@@ -408,7 +408,7 @@ def from_bias() -> Claims:
     yield FINDINGS, f"reduce it by 1 % or less in {few} and by {100 * most:.0f} % at most"
     yield (
         document,
-        f"Twice the steps take 1 % or less off the distance in {few} of 13 rows, up to 5 % in 4",
+        f"Twice the steps reduce the distance by 1 % or less in {few} of 13 rows, by up to 5 % in 4",
         f"(`tree`, `spiral`: SIMS {' and '.join(f'{100 * v:.0f}' for v in left)} %)",
         f"against more steps ({', '.join(f'{steps[v]} {v}' for v in ('ahead', 'level', 'behind'))})",
     )
@@ -437,8 +437,8 @@ def from_benchmarks() -> Claims:
     yield (
         "docs/networks.md",
         "takes {:.1f} µs. Its matrix products alone take {:.1f} µs".format(*small),
-        "SiLU {:.1f} and what no row needs (Adam, the average) {:.1f}".format(*small[2:]),
-        "it takes {:.1f} µs, and they {:.1f}, {:.1f} and {:.1f}".format(*large),
+        "SiLU takes {:.1f} and the work that does not grow with rows (Adam, the average) {:.1f}".format(*small[2:]),
+        "the step takes {:.1f} µs, and the parts {:.1f}, {:.1f} and {:.1f}".format(*large),
         "would be {:.1f} and {:.1f}".format(*limits),
     )
     found = measured("scaling")
@@ -527,7 +527,7 @@ def from_gpu() -> Claims:
         f"{there['card net-steps/s'] / 1e6:.2f} million, "
         f"{there['card net-steps/s'] / there['a core, numba net-steps/s']:.0f} times a faster core",
     )
-    yield "docs/networks.md", f"{card / numba:.0f} times one core of that machine with numba"
+    yield "docs/networks.md", f"{card / numba:.0f} times the speed of one core of that machine with numba"
     yield (
         "docs/images-sims.md",
         f"In full that is {pair['full']:.2f} there, overlapped {pair['full, overlapped']:.2f}",

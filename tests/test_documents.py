@@ -305,7 +305,7 @@ def from_retraining() -> Claims:
     yield FINDINGS, f"are {far['EDM', 'raw']} times as far from the data with their raw weights"
     yield FINDINGS, f"and {far['EDM', 'ema']} times with their averages ({flow})"
     share = averages["share"]
-    yield document, f"holds {share.min():.2f} to {share.max():.2f} of the raw weights' way"
+    yield document, f"contains {share.min():.2f} to {share.max():.2f} of the raw weights' movement"
 
 
 # -------------------------------------------------------------- laboratory

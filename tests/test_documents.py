@@ -507,13 +507,13 @@ def from_gpu() -> Claims:
         f"| `{large}` | {last:.0f} | {large16:.0f} | {theirs_large:.0f} | **{ratio_large:.2f}** | |",
         f"{ratio:.2f} times edm's and {ratio_large:.2f} times edm2's in fp16, at {parts[0]:.0f} % and {parts[1]:.0f} %",
         f"bf16 products ({new['ceilings']['bf16 TFLOP/s']:.0f} TFLOP/s)",
-        f"takes {rate(f'{small}: bf16, channels-last'):,.0f} images/s in bf16, so",
+        f"reaches {rate(f'{small}: bf16, channels-last'):,.0f} images/s in bf16, so",
         f"where it is {last / rate(f'{large}: bf16'):.2f} times as fast",
         f"at {slow / rate('NVIDIA edm: fp16', old):.2f} of NVIDIA's ({slow:,.0f} images/s in bf16)",
         f"{pair['full']:.2f} times the base's time on the H100, {newer['full']:.2f} on the H200; "
         f"held over two steps {held[0]:.2f} and {held[1]:.2f}",
         f"CUDA graphs take {pair['base, CUDA graph']:.2f} of the time",
-        f"{newer['base, CUDA graph']:.2f} beside a faster one",
+        f"{newer['base, CUDA graph']:.2f} with a faster one",
         f"gain nothing and {100 * (1 - newer['full, overlapped'] / newer['full']):.0f} %",
     )
     card, numba, torch = (

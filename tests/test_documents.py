@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sims_image.experiments.leaderboard_report import markdown
+from sims_image.experiments.leaderboard_report import comparisons, markdown
 from sims_toy.control.tables import law_errors
 from sims_toy.phase import TOLERANCE
 from sims_toy.sweep import plan
@@ -225,6 +225,7 @@ def from_the_leaderboard() -> Claims:
     took = [f"{word} {seconds[arm]:.1f}" for word, arm in names.items()]
     yield document, f"{took[0]} s, {', '.join(took[1:])}, Neon {seconds['Neon']:.1f}"
     small = table("leaderboard_cifar10")
+    yield document, f"and {comparisons(board)} and {comparisons(small)} comparisons at 95 % each"
     yield document, *markdown(small, "FD-classifier", ["pixels", "lite0:64"]).splitlines()
     told = pd.concat([table("leaderboard_foretold"), table("leaderboard_cifar10_foretold")])
     for row in rows_of(told[told["variant"] == "main"]):

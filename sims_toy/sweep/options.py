@@ -11,7 +11,7 @@ from sims_core.lab.options import RunOptions
 from sims_toy.flows.settings import FlowSettings
 from sims_toy.networks.settings import NetworkSettings
 
-#: As near to the fit as the usual 400 random steps, for less (docs/networks.md)
+#: As near to the data as 400 random steps, for less (docs/networks.md); `replace` it for other networks in Python
 NETWORK = NetworkSettings(steps=280, draws="quasi")
 
 

@@ -15,15 +15,12 @@ from sims_toy.exact import sampler_modes
 from sims_toy.gaussian import Gaussian
 from sims_toy.grid import run as experiments
 from sims_toy.grid.measure import spread
+from sims_toy.phase import last_generations
 from sims_toy.sweep import plan
 from sims_toy.sweep.options import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-#: Generations that make a loop's end.
-_LAST = 10
 
 
 def optima(rho: Sequence[float], shares: Sequence[float] = (0.125, 0.25, 0.5, 1.0)) -> pd.DataFrame:
@@ -72,7 +69,8 @@ def error_parts(sweep: Sweep) -> pd.DataFrame:
     )
     omegas = np.array(sorted({*np.linspace(min(asked), max(asked), 101).round(10), *asked}))
     frames = []
-    for name, generation, found in (("1", 1.0, squares[:, :, 0]), ("limit", math.inf, squares[:, :, -_LAST:].mean(2))):
+    late = squares[:, :, last_generations(squares.shape[2])].mean(2)
+    for name, generation, found in (("1", 1.0, squares[:, :, 0]), ("limit", math.inf, late)):
         parts, at_rest = theory.response(setting, omegas, generation), theory.response(setting, 0.0, generation)
         means = dict(zip(asked, found.mean(1), strict=True))
         errors = dict(zip(asked, found.std(1, ddof=1) / math.sqrt(found.shape[1]), strict=True))

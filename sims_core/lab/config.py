@@ -23,17 +23,20 @@ GIVE = "give the folder of a run or data set, or its settings.json"
 
 
 def recorded(options: Any) -> dict[str, Any]:
-    """``{"of": class, "options": {"--omega": "0:5", ...}}``: all options, or without a preset what is no default."""
-    return {"of": type(options).__name__, "options": dict(_flags(options, type(options)()))}
+    """``{"of": class, "options": {"--omega": "0:5", ...}}``: all options but those left to the command.
+
+    Defaults too, which may be others in a later version; without a preset, none that is empty.
+    """
+    return {"of": type(options).__name__, "options": dict(_flags(options))}
 
 
-def _flags(options: Any, default: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
+def _flags(options: Any, prefix: str = "--") -> Iterator[tuple[str, Any]]:
     whole: bool = prefix != "--" or bool(getattr(options, "preset", ""))
     for field in dataclasses.fields(options):
         name, value = prefix + field.name.rstrip("_").replace("_", "-"), getattr(options, field.name)
         if dataclasses.is_dataclass(value):
-            yield from _flags(value, value, f"{name}.")
-        elif field.name not in _ONCE and (whole or value != getattr(default, field.name)):
+            yield from _flags(value, f"{name}.")
+        elif field.name not in _ONCE and (whole or value not in (None, "", ())):
             yield name, list(value) if isinstance(value, tuple) else value
 
 

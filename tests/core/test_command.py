@@ -272,6 +272,15 @@ def test_a_record_gives_the_same_options_back(options, presets, tmp_path):
     assert read == dataclasses.replace(options, seed=77)
 
 
+def test_a_record_holds_defaults_too_which_a_later_version_may_have_otherwise():
+    from sims_core.lab.config import recorded
+    from sims_toy.sweep.options import Sweep
+
+    options = recorded(Sweep())["options"]
+    assert options["--omega"] == "0:5" and options["--network.draws"] == "quasi" and options["--overlay-trials"] == 400
+    assert not {"--generations", "--budget", "--out"} & set(options)  # left to the learner, or of one run
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [

@@ -216,6 +216,25 @@ def from_sims() -> Claims:
         yield "docs/images-digits.md", f"{name} {rows['minus_base'][arm]:.2f} ± {half:.2f}"
 
 
+def from_longer_training() -> Claims:
+    models, board = table("leaderboard_long_models"), table("leaderboard_long").set_index("arm")["frechet"]
+    sims = "SIMS, omega = 1"
+
+    def each(arm: str, column: str = "frechet") -> str:
+        return "{:.3f} and {:.3f}".format(*models[models["arm"] == arm].sort_values("trial")[column])
+
+    yield (
+        "docs/leaderboard.md",
+        f"are at {each('base')}",
+        f"go to {each(sims)} (standard errors over samples {each(sims, 'frechet_se')})",
+        f"twice the steps give {each('2x steps')}, and training further gives {each('continued')}",
+        f"{each(sims, 'pixels_frechet')} against {each('base', 'pixels_frechet')}",
+    )
+    yield GALLERY, f"base {each('base')}, SIMS at ω = 1 {each(sims)}"
+    for document in ("README.md", FINDINGS):
+        yield document, f"takes a base to {board['base']:.3f}, and SIMS takes that to {board[sims]:.3f} (two bases)"
+
+
 def from_the_leaderboard() -> Claims:
     """Both tables row by row, and what SIMS was foretold to gain against what it gained."""
     document, board = "docs/leaderboard.md", table("leaderboard")
@@ -227,6 +246,7 @@ def from_the_leaderboard() -> Claims:
     small = table("leaderboard_cifar10")
     yield document, f"and {comparisons(board)} and {comparisons(small)} comparisons at 95 % each"
     yield document, *markdown(small, "FD-classifier", ["pixels", "lite0:64"]).splitlines()
+    yield from from_longer_training()
     told = pd.concat([table("leaderboard_foretold"), table("leaderboard_cifar10_foretold")])
     for row in rows_of(told[told["variant"] == "main"]):
         cosine, foretold = f"{row['distributions_cosine']:.2f}", around(row, "omega", 2)

@@ -1,14 +1,18 @@
 """Run folders keep their names: what was run before is found again. New settings carry their new name here."""
 
+from dataclasses import replace
+
 import pytest
 
 from sims_toy import control, mad, pollution, sampling_cost, stability, sweep
 from sims_toy.networks.settings import NetworkSettings
+from sims_toy.sweep.options import NETWORK
 
 TORCH = NetworkSettings(backend="torch")
 FOLDERS = [
     (sweep, sweep.Sweep(learner="exact", omega="0:3:1", trials=8, generations=4), "runs/sweep-e5b2bfa6"),
-    (sweep, sweep.Sweep(network=TORCH), "runs/sweep-f9611221"),
+    (sweep, sweep.Sweep(network=TORCH, generations=20), "runs/sweep-f9611221"),
+    (sweep, sweep.Sweep(network=replace(NETWORK, backend="torch")), "runs/sweep-683a43b2"),
     (sweep, sweep.Sweep(learner="exact", estimator="smooth:0.3", omega="0:3:1", trials=8, generations=4),
      "runs/sweep-cabd143f"),
     (mad, mad.Mad(dimension=3, trials=4, grid_trials=4, calibration_trials=8, generations=8, loop_generations=8),

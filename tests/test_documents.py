@@ -217,22 +217,29 @@ def from_sims() -> Claims:
 
 
 def from_longer_training() -> Claims:
-    models, board = table("leaderboard_long_models"), table("leaderboard_long").set_index("arm")["frechet"]
+    models, whole = table("leaderboard_long_models"), table("leaderboard_long").set_index("arm")
+    board = whole["frechet"]
     sims = "SIMS, omega = 1"
 
     def each(arm: str, column: str = "frechet") -> str:
-        return "{:.3f} and {:.3f}".format(*models[models["arm"] == arm].sort_values("trial")[column])
+        *most, last = (f"{v:.3f}" for v in models[models["arm"] == arm].sort_values("trial")[column])
+        return f"{', '.join(most)} and {last}"
+
+    def less(other: str) -> str:
+        row = whole.loc[sims]
+        return f"{row[other]:+.3f} ± {(row[f'{other}_high'] - row[f'{other}_low']) / 2:.3f}"
 
     yield (
         "docs/leaderboard.md",
         f"are at {each('base')}",
         f"go to {each(sims)} (standard errors over samples {each(sims, 'frechet_se')})",
         f"twice the steps give {each('2x steps')}, and training further gives {each('continued')}",
+        f"less the base: {less('minus_base')}; less the best control of equal cost: {less('minus_control')}",
         f"{each(sims, 'pixels_frechet')} against {each('base', 'pixels_frechet')}",
     )
     yield GALLERY, f"base {each('base')}, SIMS at ω = 1 {each(sims)}"
     for document in ("README.md", FINDINGS):
-        yield document, f"takes a base to {board['base']:.3f}, and SIMS takes that to {board[sims]:.3f} (two bases)"
+        yield document, f"takes a base to {board['base']:.3f}, and SIMS takes that to {board[sims]:.3f} (three bases)"
 
 
 def from_the_leaderboard() -> Claims:

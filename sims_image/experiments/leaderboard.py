@@ -341,9 +341,8 @@ class Board(Lab):
         configs = [checkpoints.summary(path).config for path in paths if path is not None]
         flops = [*map(evaluation_flops, configs), 0.0]
         held = [n for n in (model.network, model.other) if n is not None]
-        losses = self._losses(arm.model, model)
-        if arm.schedule is not None:  # which is no denoiser of its own
-            losses = np.full_like(losses, np.nan)
+        # a schedule is no denoiser of its own: it has no loss
+        losses = self._losses(arm.model, model) if arm.schedule is None else np.full(2, np.nan)
         told: dict[str, Any] = {"method": arm.method, "omega": arm.omega, "sampler": in_words(sampler),
                 "seen": arm.seen, "drawn": arm.drawn, "chosen": arm.chosen, "equal": arm.equal,
                 "megaflops": (first * flops[0] + second * flops[1]) / 1e6, "loss": float(losses.mean()),
